@@ -1,0 +1,30 @@
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+# A configuration given with --configfile replaces the default one as a whole.
+if "methods" not in config:
+
+    configfile: workflow.source_path("config.yaml")
+
+
+include: "workflow/rules/common.smk"
+
+
+if not SCORES_FROM:
+
+    include: "workflow/rules/models.smk"
+    include: "workflow/rules/merges.smk"
+    include: "workflow/rules/evaluation.smk"
+
+
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{OUT}/report.html",
+        f"{OUT}/tables/manifest.json",
+        f"{OUT}/figures/manifest.json",
+    localrule: True

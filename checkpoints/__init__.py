@@ -1,0 +1,1 @@
+"""Models on disk: reading them, checking that they belong together, writing them."""

@@ -1,0 +1,33 @@
+"""What a parameter of a decoder is, told from its name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["embedding", "norm", "linear", "other"]
+
+
+def kind(name: str) -> Kind:
+    """Classify a parameter of a Llama-like model.
+
+    Args:
+        name: The parameter's name in the checkpoint, such as
+            ``model.layers.0.self_attn.q_proj.weight``.
+
+    Returns:
+        ``linear`` for projections and the output head with their biases, ``embedding`` for the
+        input embedding, ``norm`` for normalisation gains, ``other`` for what is none of these.
+    """
+    module = name.rsplit(".", 1)[0]
+    if module.endswith("_proj") or module == "lm_head" or module.endswith(".lm_head"):
+        return "linear"
+    if module.endswith("embed_tokens"):
+        return "embedding"
+    if module.endswith("norm"):
+        return "norm"
+    return "other"
+
+
+def is_linear(name: str) -> bool:
+    """Tell whether a parameter belongs to a linear layer (the output head included)."""
+    return kind(name) == "linear"

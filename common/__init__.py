@@ -1,0 +1,1 @@
+"""What every stage shares: errors, whole files, manifests, cost, progress, command lines."""

@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or a full disk: one line that says what is wrong, where, and the mend."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Suggest the valid name nearest to a mistyped one.
+
+    Args:
+        name: What was given.
+        valid: The names that would have been accepted.
+
+    Returns:
+        `` (did you mean 'x'?)``, or a list of the valid names where none is near.
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (valid: {', '.join(names)})" if names else ""

@@ -1,0 +1,186 @@
+"""Files and folders that are either whole or absent: written aside, fsynced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hash a file's bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The sha256 as 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        UserError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it first, or correct the path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); make the file again") from None
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read a file of JSON lines.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One value a line.
+
+    Raises:
+        UserError: The file is missing or a line is not JSON.
+    """
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}: not valid JSON ({error}); make the file again"
+                    ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it first, or correct the path") from None
+    return rows
+
+
+@contextlib.contextmanager
+def _telling_a_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # safetensors wraps the operating system's error in one of its own and keeps only its text.
+        full = (
+            error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if isinstance(error, OSError)
+            else "No space left on device" in str(error)
+        )
+        if not full:
+            raise
+        raise UserError(
+            f"the disk is full while writing {path}; nothing was left half-written: "
+            "free some space and run the same command again"
+        ) from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one.
+
+    Args:
+        path: Where; missing folders are made.
+        content: The bytes.
+
+    Raises:
+        UserError: The disk is full; the old file, if any, is untouched.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _telling_a_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all; see `write_bytes`."""
+    write_text(path, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, whole or not at all; see `write_bytes`."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@contextlib.contextmanager
+def staged_directory(final: Path | str) -> Iterator[Path]:
+    """Fill a folder aside and put it in its place only when it is complete.
+
+    Args:
+        final: The folder to make or replace.
+
+    Yields:
+        A new empty folder beside it, to be filled.
+
+    Raises:
+        UserError: The disk is full; what stood at `final` is untouched.
+    """
+    final = Path(final)
+    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    old = final.with_name(f".{final.name}.{os.getpid()}.replaced")
+    with _telling_a_full_disk(final):
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            for folder, _, files in os.walk(aside):
+                for name in files:
+                    _sync(Path(folder) / name)
+                _sync(Path(folder))
+            if final.exists():
+                os.replace(final, old)
+            os.replace(aside, final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)

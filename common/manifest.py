@@ -1,0 +1,110 @@
+"""Manifests: what an artefact was made from, how, and with which code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, sha256_file, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "manifest.json"
+# The libraries that determine the numbers; the lock pins all others.
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "lm_eval", "cmaes")
+
+
+@functools.cache
+def code_version(packages: tuple[str, ...]) -> str:
+    """Hash the sources of the project's packages.
+
+    Args:
+        packages: Names of top-level folders, or paths below the project's root.
+
+    Returns:
+        The first 16 hexadecimal digits of a sha256 over every Python and YAML file's path
+        and bytes.
+    """
+    digest = hashlib.sha256()
+    for package in packages:
+        top = ROOT / package
+        files = [top] if top.is_file() else sorted(top.rglob("*"))
+        for path in files:
+            if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(ROOT)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that determine the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hash_of(path: Path | str) -> str:
+    """Hash an artefact: a file by its bytes, a folder by its manifest's."""
+    path = Path(path)
+    return sha256_file(path / NAME if path.is_dir() else path)
+
+
+def write_manifest(
+    path: Path | str,
+    *,
+    kind: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path | str] | None = None,
+    outputs: Mapping[str, Path] | None = None,
+    seed: int | None = None,
+    packages: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write an artefact's manifest, the last file of the artefact to appear.
+
+    Holds no time and no absolute path, so that equal work gives equal bytes.
+
+    Args:
+        path: The manifest's path, `manifest.json` in the artefact's folder by habit.
+        kind: What the artefact is: data, base, expert, merge, scores, table ...
+        parameters: The resolved parameters of the step.
+        inputs: By name, what was read: a file or folder to hash, or a ready hash as text.
+        outputs: By name, the files that were written.
+        seed: The seed of the step, None where nothing is drawn.
+        packages: The project's packages whose code made it.
+        extra: Anything else that belongs to the record.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = {
+        "kind": kind,
+        "parameters": dict(parameters),
+        "inputs": {
+            name: hash_of(item) if isinstance(item, Path) else item
+            for name, item in (inputs or {}).items()
+        },
+        "outputs": {name: sha256_file(item) for name, item in (outputs or {}).items()},
+        "seed": seed,
+        "versions": library_versions(),
+        "code": code_version(("common", *packages)),
+    }
+    if extra:
+        manifest["extra"] = dict(extra)
+    write_json(path, manifest)
+    return manifest
+
+
+def read_manifest(path: Path | str) -> dict[str, Any]:
+    """Read a manifest from its path or from its artefact's folder."""
+    path = Path(path)
+    return read_json(path / NAME if path.is_dir() else path)

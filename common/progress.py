@@ -1,0 +1,43 @@
+"""Progress of long steps: one line now and then, in a terminal and in a log alike."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_SILENCE_S = 10.0  # steps shorter than this need no line, and logs stay short
+
+
+class Progress:
+    """Tells on standard error how far a long step is.
+
+    Args:
+        total: Number of steps to do.
+        what: What is being done, as it should be read: ``case1/ja: training``.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total = total
+        self._what = what
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        """Count `n` more steps as done and tell so if the last line is ten seconds old.
+
+        Args:
+            n: Steps done since the last call.
+            note: A figure worth seeing, such as ``loss 0.12``.
+        """
+        self._done += n
+        now = time.monotonic()
+        if now - self._last < _SILENCE_S:
+            return
+        self._last = now
+        left = (now - self._start) / max(self._done, 1) * max(self._total - self._done, 0)
+        print(
+            f"{self._what}: {self._done}/{self._total}{', ' + note if note else ''}, "
+            f"about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )

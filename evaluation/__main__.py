@@ -1,0 +1,5 @@
+"""Entry point of `python -m evaluation`."""
+
+from common.cli import run
+
+run("evaluation.cli")

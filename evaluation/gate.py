@@ -1,0 +1,84 @@
+"""The gate behind training: every expert must clearly beat its base in its own domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import UserError, nearest
+
+CLEARLY = 2.0  # standard errors of the difference
+
+
+def _entry(scores: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    if task not in scores["tasks"]:
+        raise UserError(
+            f"the scores of {scores['model']} hold no task {task!r}{nearest(task, scores['tasks'])}"
+        )
+    return scores["tasks"][task]
+
+
+def _compare(
+    base: Mapping[str, Any], expert: Mapping[str, Any], domain: Sequence[str]
+) -> dict[str, Any]:
+    tasks = {}
+    variance = 0.0
+    for task in domain:
+        before, after = _entry(base, task), _entry(expert, task)
+        stderr = math.hypot(before["stderr"], after["stderr"])
+        variance += stderr**2
+        tasks[task] = {
+            "base": before["value"],
+            "expert": after["value"],
+            "learned": after["value"] - before["value"] > CLEARLY * stderr,
+        }
+    return {
+        "domain": list(domain),
+        "base": math.fsum(task["base"] for task in tasks.values()) / len(tasks),
+        "expert": math.fsum(task["expert"] for task in tasks.values()) / len(tasks),
+        "stderr": math.sqrt(variance) / len(tasks),
+        "tasks": tasks,
+    }
+
+
+def check(
+    base: Mapping[str, Any], experts: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]]
+) -> dict[str, Any]:
+    """Compare every expert with the base on the average of its domain's tasks.
+
+    The difference must exceed two standard errors. The tasks' items are independent, so the
+    average of T differences has the standard error sqrt(sum of their variances) / T. (Base and
+    expert answer the same items; taking them as independent errs on the strict side.)
+
+    Args:
+        base: The base's scores, as in scores.json.
+        experts: By name, the expert's scores and the names of its domain's tasks.
+
+    Returns:
+        By expert under ``experts``: domain, base and expert averages, standard error of their
+        difference, and per task whether it was learned.
+
+    Raises:
+        UserError: An expert does not clearly beat the base, or a score is missing.
+    """
+    result = {}
+    for name, (scores, domain) in experts.items():
+        if not domain:
+            raise UserError(f"expert {name} has no task to be judged by; name its domain's tasks")
+        if scores["split"] != base["split"]:
+            raise UserError(
+                f"the scores of {scores['model']} are of the split {scores['split']!r}, the base's "
+                f"of {base['split']!r}; evaluate both on one split"
+            )
+        result[name] = _compare(base, scores, domain)
+    for name, judged in result.items():
+        gain = judged["expert"] - judged["base"]
+        if not gain > CLEARLY * judged["stderr"]:
+            raise UserError(
+                f"expert {name} did not learn its domain: average {judged['expert']:.3f} against "
+                f"the base's {judged['base']:.3f}, a gain of {gain:+.3f} where more than "
+                f"{CLEARLY * judged['stderr']:.3f} (2 standard errors) is needed; "
+                "train it longer or with another learning rate"
+            )
+    return {"experts": result}

@@ -1,0 +1,5 @@
+"""`python -m merges`."""
+
+from common.cli import run
+
+run("merges.cli")

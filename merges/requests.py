@@ -1,0 +1,81 @@
+"""What the engine hands to a merge method, and what a whole-model method hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from checkpoints.reading import Checkpoint
+
+EmbeddingsAndNorms = Literal["merged", "base"]
+
+
+@dataclass(frozen=True)
+class TensorContext:
+    """What a method may know about the parameter that it merges, besides its values.
+
+    Attributes:
+        tensor: The parameter's name in the checkpoint.
+        experts: The experts' names, in the order of the tensors that the method is given.
+        seed: Seed of the merge; only stochastic methods look at it.
+    """
+
+    tensor: str
+    experts: tuple[str, ...]
+    seed: int
+
+    def keep_mask(self, expert: str, shape: torch.Size, density: float) -> torch.Tensor:
+        """Draw the Bernoulli mask of one expert's parameter; see `merges.masks.keep_mask`."""
+        from merges.masks import keep_mask
+
+        return keep_mask(shape, density, seed=self.seed, expert=expert, tensor=self.tensor)
+
+
+@dataclass(frozen=True)
+class WholeModelRequest:
+    """The order to a method that needs whole models, and data, at once.
+
+    Attributes:
+        base: The common ancestor; configuration and tokenizer of the result come from it.
+        experts: The fine-tuned checkpoints by name, in the order given; all compatible with the
+            base (the engine has checked names, shapes and tokenizers).
+        calibration: Files of JSON lines by expert name, each drawn from that expert's own
+            training distribution.
+        teachers: Folder of precomputed teacher signals, None to compute what is needed.
+        seed: Seed of data draw, order and initial values.
+        embeddings_and_norms: ``base``: the result has the base's; ``merged``: the average of the
+            experts'.
+        threads: Number of CPU threads.
+    """
+
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    calibration: dict[str, Path]
+    teachers: Path | None
+    seed: int
+    embeddings_and_norms: EmbeddingsAndNorms
+    threads: int
+
+
+@dataclass(frozen=True)
+class WholeModelResult:
+    """A merged model in memory.
+
+    Attributes:
+        tensors: Every parameter of the base by name, in the base's shapes and stored types.
+        extra_tensors: What else the method learnt, such as merge coefficients; saved as
+            ``extra/coefficients.safetensors`` in the model's folder.
+        log: One row per training step with the same keys in each, saved as ``training.csv``;
+            deterministic, so without measured times.
+        counted: Amounts for the cost: tokens forward and backward, FLOPs, optimiser steps.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    extra_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    log: list[Mapping[str, Any]] = field(default_factory=list)
+    counted: dict[str, float] = field(default_factory=dict)

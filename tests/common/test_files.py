@@ -1,0 +1,72 @@
+"""Files and folders appear whole or not at all."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from common.errors import UserError, nearest
+from common.files import (
+    read_json,
+    read_jsonl,
+    sha256_file,
+    sha256_json,
+    staged_directory,
+    write_json,
+    write_jsonl,
+)
+
+
+def test_json_is_written_with_sorted_keys_and_replaces_the_old_file(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"b": 1})
+    write_json(path, {"b": 2, "a": "ä"})
+    assert path.read_text(encoding="utf-8") == '{\n "a": "ä",\n "b": 2\n}\n'
+    assert [item.name for item in path.parent.iterdir()] == ["a.json"]
+
+
+def test_jsonl_round_trip_and_the_line_of_a_fault(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": "日本"}])
+    assert read_jsonl(path) == [{"a": 1}, {"a": "日本"}]
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(UserError, match="line 2"):
+        read_jsonl(path)
+
+
+def test_missing_and_broken_json_name_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json"):
+        read_json(tmp_path / "gone.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match=r"broken\.json"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_hashes_equal_those_of_hashlib(tmp_path):
+    content = os.urandom(3 << 20)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    text = json.dumps({"a": [1, "é"], "b": 2}, ensure_ascii=False, separators=(",", ":"))
+    assert sha256_json({"b": 2, "a": [1, "é"]}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_staged_directory_replaces_the_old_one_only_when_complete(tmp_path):
+    final = tmp_path / "model"
+    with staged_directory(final) as folder:
+        (folder / "old").write_text("1")
+    with pytest.raises(RuntimeError), staged_directory(final) as folder:
+        (folder / "new").write_text("2")
+        raise RuntimeError
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+    assert [item.name for item in final.iterdir()] == ["old"]
+    with staged_directory(final) as folder:
+        (folder / "new").write_text("2")
+    assert [item.name for item in final.iterdir()] == ["new"]
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
+def test_nearest_suggests_or_lists():
+    assert nearest("densty", ["density", "scale"]) == " (did you mean 'density'?)"
+    assert nearest("xyz", ["b", "a"]) == " (valid: a, b)"
+    assert nearest("xyz", []) == ""

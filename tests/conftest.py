@@ -1,0 +1,72 @@
+"""Fixtures that several packages share: tiny models on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def tiny_tokenizer(folder: Path, size: int) -> None:
+    """Write a word-level tokenizer with `size` entries: four special ones, then w4, w5 ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+    words = special | {f"w{i}": i for i in range(4, size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+
+
+def tiny_model(
+    folder: Path, architecture: str = "llama", seed: int = 0, vocabulary: int = 48, **changes
+) -> Path:
+    """Write a complete random model folder: 2 layers, width 32, grouped-query attention.
+
+    Args:
+        folder: Where.
+        architecture: llama or mistral.
+        seed: Of the weights.
+        vocabulary: Entries of the tokenizer and rows of the embedding.
+        changes: Other values of the configuration.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }[architecture]
+    values = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config_class(**(values | changes)))
+    model.save_pretrained(folder)
+    tiny_tokenizer(folder, vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """The function that writes a tiny model folder; see `tiny_model`."""
+    return tiny_model

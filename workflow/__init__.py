@@ -1,0 +1,1 @@
+"""The workflow: its configuration, its rules and the command that runs it whole."""

@@ -1,0 +1,132 @@
+"""The whole experiment with one command: locked, resumable, with the tables at its end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from common.warm import Worker, die_with_parent
+from workflow import configuration
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = Path("results") / ".lock"
+
+
+@contextlib.contextmanager
+def only_run_here() -> Iterator[None]:
+    """Hold the kernel's lock on this folder's results, so that two runs never meet.
+
+    The kernel gives it back however the run ends, kill -9 included.
+
+    Raises:
+        UserError: Another run holds it.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    with open(LOCK, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another run (process {lock.read().strip() or 'unknown'}) is working in this "
+                "folder; wait for it, stop it, or work in another clone"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _snakemake(arguments: Sequence[str]) -> int:
+    """Run Snakemake so that it cannot outlive this process."""
+    parent = os.getpid()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments],
+        preexec_fn=lambda: die_with_parent(parent),
+    )
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # Ctrl-C reached Snakemake as well; it stops its jobs and then ends by itself.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
+    """Run an experiment to its end, or go on where an earlier run stopped.
+
+    Args:
+        config: The experiment's configuration.
+        cores: How many jobs of one thread run at a time.
+        extra: More arguments for Snakemake.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The configuration is wrong, or another run is at work in this folder.
+    """
+    resolved = configuration.load(config)
+    out = Path("results") / resolved["name"]
+    with only_run_here():
+        start = time.monotonic()
+        common = ["--configfile", str(config), "--cores", str(cores)]
+        # Whoever holds the kernel's lock knows that Snakemake's own is left over from a kill.
+        if any(Path(".snakemake/locks").glob("*")):
+            _snakemake([*common, "--unlock", "--quiet", "all"])
+        with Worker():
+            code = _snakemake(
+                [*common, "--rerun-incomplete", "--quiet", "host", "reason", "rules", *extra]
+            )
+        if code != 0:
+            print(
+                f"\nstopped before the end (exit code {code}); the lines that begin with 'error:' "
+                f"say why, and the logs are in {out}/logs. Finished steps are kept: the same "
+                "command goes on from there. `snakemake tables figures` shows what there is.",
+                file=sys.stderr,
+            )
+            return code
+        shown = subprocess.run(
+            [
+                *(sys.executable, "-m", "report", "show"),
+                *("--config", str(out / "config.json")),
+                *("--results", str(resolved.get("scores_from", out)), "--out", str(out)),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        ).returncode
+        print(f"\n{time.monotonic() - start:.0f} s in all, install aside.")
+        return shown
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; see `python -m workflow --help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow",
+        description="Run a whole experiment: merges, evaluations, tables, figures, page. A run "
+        "that was stopped, even by kill -9, goes on where it was when started again.",
+        epilog="examples:\n"
+        "  python -m workflow reproduce\n"
+        "  python -m workflow reproduce --config my.yaml --cores 8\n"
+        "  python -m workflow check --config my.yaml\n"
+        "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["reproduce", "check"])
+    parser.add_argument("--config", type=Path, default=ROOT / "config.yaml")
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    given, extra = parser.parse_known_args(arguments)
+    if given.command == "check":
+        configuration.load(given.config)
+        print(f"{given.config}: in order")
+        return 0
+    return reproduce(given.config, given.cores, extra)

@@ -1,0 +1,193 @@
+"""The experiment's configuration: read, checked whole before anything runs, defaults filled in.
+
+Light on purpose: the Snakefile imports this at every parse, so torch stays out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from common.errors import UserError, nearest
+from evaluation.suites import load_suites
+from merges import registry
+
+SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
+
+
+def _filling_defaults(validator: type) -> type:
+    """Extend a validator so that it writes the schema's defaults into what it checks."""
+    check = validator.VALIDATORS["properties"]
+
+    def properties(
+        self: Any, subschemas: Mapping, instance: Any, schema: Mapping
+    ) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(instance, dict):
+            for name, subschema in subschemas.items():
+                if "default" in subschema:
+                    instance.setdefault(name, copy.deepcopy(subschema["default"]))
+        yield from check(self, subschemas, instance, schema)
+
+    return jsonschema.validators.extend(validator, {"properties": properties})
+
+
+_VALIDATOR = _filling_defaults(jsonschema.Draft202012Validator)
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    where = ".".join(str(part) for part in error.absolute_path) or "the top level"
+    if error.validator == "additionalProperties" and error.schema.get("properties"):
+        valid = error.schema["properties"]
+        unknown = next(name for name in error.instance if name not in valid)
+        return f"unknown key {unknown!r} at {where}{nearest(unknown, valid)}"
+    if error.validator == "required":
+        lacking = next(name for name in error.validator_value if name not in error.instance)
+        return f"{where} lacks the key {lacking!r}"
+    return f"{where}: {error.message}"
+
+
+def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> dict[str, Any]:
+    """Check a configuration and fill in its defaults.
+
+    Args:
+        config: The configuration as read.
+        source: The file it came from, for messages.
+
+    Returns:
+        A new configuration with every default filled in, the methods' parameters included.
+
+    Raises:
+        UserError: Anything is unknown, missing or out of range; one line with the place and,
+            where there is one, the nearest valid name.
+    """
+    config = copy.deepcopy(dict(config))
+    try:
+        error = jsonschema.exceptions.best_match(
+            _VALIDATOR(yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))).iter_errors(config)
+        )
+        if error is not None:
+            raise UserError(_explain(error))
+        for case in config["cases"]:
+            _check_case(config, case)
+        for row in config["methods"]:
+            _check_row(config, row)
+        if "ablation" in config:
+            _check_ablation(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return config
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """Read, check and resolve a configuration file; see `resolve`."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration; correct the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a configuration (a mapping of keys is expected)")
+    return resolve(config, str(path))
+
+
+def tasks_of(case: Mapping[str, Any]) -> list[str]:
+    """Return all of a case's tasks (``suite/task``), in the order of its columns."""
+    columns = [*case["columns"], *case["beside"]]
+    return list(dict.fromkeys(task for column in columns for task in column["tasks"]))
+
+
+def suites_of(case: Mapping[str, Any]) -> list[str]:
+    """Return the suites that hold a case's tasks, in the order of its columns."""
+    return list(dict.fromkeys(task.split("/")[0] for task in tasks_of(case)))
+
+
+def rows_of(config: Mapping[str, Any], case: str) -> list[str]:
+    """Return the method rows of a case, in the order of the configuration."""
+    return [row for row, entry in config["methods"].items() if case in entry.get("cases", [case])]
+
+
+def _check_case(config: Mapping[str, Any], name: str) -> None:
+    suites = load_suites()
+    case = config["cases"][name]
+    for suite in suites_of(case):
+        if suite not in suites:
+            raise UserError(f"cases.{name}: unknown suite {suite!r}{nearest(suite, suites)}")
+    expected = tasks_of(case)
+    expected += [task for expert in case["experts"].values() for task in expert["domain"]]
+    for task in expected:
+        suite, short = task.split("/")
+        if suite not in suites or short not in suites[suite].tasks:
+            known = [f"{s}/{t}" for s in suites for t in suites[s].tasks]
+            raise UserError(f"cases.{name}: unknown task {task!r}{nearest(task, known)}")
+    for expert, entry in case["experts"].items():
+        for task in entry["domain"]:
+            if task not in tasks_of(case):
+                raise UserError(
+                    f"cases.{name}.experts.{expert}: task {task} is not among the case's columns"
+                )
+    if "base" in case["experts"]:
+        raise UserError(f"cases.{name}.experts: no expert can be called 'base'")
+
+
+def _check_row(config: Mapping[str, Any], name: str) -> None:
+    row, where = config["methods"][name], f"methods.{name}"
+    methods = registry.describe()
+    if row["method"] not in methods:
+        raise UserError(
+            f"{where}: unknown method {row['method']!r}{nearest(row['method'], methods)}"
+        )
+    if "tune" in row and "evolve" in row:
+        raise UserError(f"{where} has both 'tune' and 'evolve'; keep one")
+    for case in row.get("cases", []):
+        if case not in config["cases"]:
+            raise UserError(f"{where}: unknown case {case!r}{nearest(case, config['cases'])}")
+    for case in row.get("cases", config["cases"]):
+        experts = config["cases"][case]["experts"]
+        if name in experts or name == "base":
+            raise UserError(f"{where}: {name!r} is the name of a model of {case}; choose another")
+        for expert in row.get("experts", []):
+            if expert not in experts:
+                raise UserError(
+                    f"{where}: {case} has no expert {expert!r}{nearest(expert, experts)}"
+                )
+    if "tune" in row and len(row["tune"]) != config["tuning"]["evaluations"]:
+        raise UserError(
+            f"{where}: {len(row['tune'])} candidates under 'tune', but tuning.evaluations gives "
+            f"every method {config['tuning']['evaluations']}"
+        )
+    for candidate in row.get("tune", [{}]):
+        try:
+            registry.validate(row["method"], {**row["set"], **candidate})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+def _check_ablation(config: Mapping[str, Any]) -> None:
+    ablation = config["ablation"]
+    if ablation["case"] not in config["cases"]:
+        raise UserError(
+            f"ablation.case: unknown case {ablation['case']!r}"
+            f"{nearest(ablation['case'], config['cases'])}"
+        )
+    if ablation["row"] not in config["methods"]:
+        raise UserError(
+            f"ablation.row: unknown row {ablation['row']!r}"
+            f"{nearest(ablation['row'], config['methods'])}"
+        )
+    row = config["methods"][ablation["row"]]
+    if "tune" in row or "evolve" in row:
+        raise UserError(f"ablation.row: {ablation['row']} is searched for; name a fixed row")
+    for name, entry in ablation["objectives"].items():
+        try:
+            registry.validate(
+                row["method"],
+                {**row["set"], **ablation["set"], "objective": entry["objective"]},
+            )
+        except UserError as error:
+            raise UserError(f"ablation.objectives.{name}: {error}") from None

@@ -1,0 +1,98 @@
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.snakefile).resolve().parent
+if ROOT.name == "workflow":
+    ROOT = ROOT.parent
+sys.path.insert(0, str(ROOT))
+
+from common.errors import UserError
+from common.manifest import code_version, library_versions
+from merges import registry
+from workflow import configuration
+
+try:
+    CONFIG = configuration.resolve(config)
+except UserError as error:
+    raise WorkflowError(f"error: {error}") from None
+
+OUT = f"results/{CONFIG['name']}"
+SCORES_FROM = CONFIG.get("scores_from")
+CASES = CONFIG["cases"]
+ABLATION = CONFIG.get("ablation")
+
+# Jobs run this project's packages with the interpreter that runs Snakemake, from any folder.
+shell.prefix(
+    f"export PYTHONPATH={shlex.quote(str(ROOT))} "
+    f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
+    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS={threads}; "
+)
+
+
+def any_of(names):
+    """A wildcard constraint that matches exactly these names, or nothing where there are none."""
+    return "|".join(sorted(set(names), key=len, reverse=True)) or "(?!)"
+
+
+ROWS = {case: configuration.rows_of(CONFIG, case) for case in CASES}
+PARENTS = {case: ["base", *CASES[case]["experts"]] for case in CASES}
+SEARCHED = {
+    kind: [row for row, entry in CONFIG["methods"].items() if kind in entry]
+    for kind in ("tune", "evolve")
+}
+PLAIN = [row for row in CONFIG["methods"] if row not in SEARCHED["tune"] + SEARCHED["evolve"]]
+
+
+wildcard_constraints:
+    case=any_of(CASES),
+    expert=any_of(expert for case in CASES for expert in CASES[case]["experts"]),
+    parent=any_of(parent for case in CASES for parent in PARENTS[case]),
+    row=any_of(CONFIG["methods"]),
+    model=any_of(model for case in CASES for model in PARENTS[case] + ROWS[case]),
+    split="dev|test",
+    objective=any_of(ABLATION["objectives"] if ABLATION else []),
+    seed=r"\d+",
+
+
+def code(*packages):
+    """Hash of the sources (and library versions) that determine a job's result.
+
+    As a parameter it makes Snakemake run exactly the jobs whose code has changed.
+    """
+    return code_version(("common", "checkpoints", *packages)) + json.dumps(library_versions())
+
+
+def method_code(method):
+    """Sources of one merge method: a new method's file leaves the others' results alone."""
+    return code(*registry.sources(method))
+
+
+def folder_of(path):
+    return str(Path(path).parent)
+
+
+def output_folder(wildcards, output):
+    return folder_of(output[0])
+
+
+def options(values):
+    """Command line options from a mapping: {learning_rate: 0.1} becomes --learning-rate 0.1."""
+    return " ".join(
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in values.items()
+    )
+
+
+def settings(values):
+    """--set options of a method's parameters."""
+    return " ".join(
+        f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in values.items()
+    )
+
+
+def suites(wildcards):
+    return ",".join(configuration.suites_of(CASES[wildcards.case]))

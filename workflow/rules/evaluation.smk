@@ -1,0 +1,84 @@
+# One checkpoint in, scores out; and the gate that every expert has to pass.
+
+
+def model_manifest(wildcards):
+    kind = "models" if wildcards.model in PARENTS[wildcards.case] else "merges"
+    return f"{OUT}/{wildcards.case}/{kind}/{wildcards.model}/manifest.json"
+
+
+def ablation_suites(wildcards):
+    return ",".join(configuration.suites_of(CASES[ABLATION["case"]]))
+
+
+def gate_options(wildcards):
+    scores = f"{OUT}/{wildcards.case}/scores/dev"
+    return f"--base {scores}/base.json --expert " + " ".join(
+        f"{expert}={scores}/{expert}.json:{','.join(entry['domain'])}"
+        for expert, entry in CASES[wildcards.case]["experts"].items()
+    )
+
+
+rule evaluate:
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        model=model_manifest,
+    output:
+        f"{OUT}/{{case}}/scores/{{split}}/{{model}}.json",
+    log:
+        f"{OUT}/logs/{{case}}/scores/{{split}}/{{model}}.log",
+    priority: 30
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        model=lambda wildcards, input: folder_of(input.model),
+        suites=suites,
+        backend=CONFIG["evaluation"]["backend"],
+        batch=CONFIG["evaluation"]["batch_size"],
+        seed=CONFIG["seed"],
+        code=code("evaluation"),
+    shell:
+        "python -m evaluation --model {params.model} --suites {params.suites}"
+        " --data {params.data} --split {wildcards.split} --backend {params.backend}"
+        " --batch-size {params.batch} --seed {params.seed} --out {output}"
+        " --threads {threads} 2>&1 | tee {log}"
+
+
+rule gate:
+    """No table is made from experts that learned nothing."""
+    input:
+        lambda wildcards: expand(
+            f"{OUT}/{wildcards.case}/scores/dev/{{parent}}.json", parent=PARENTS[wildcards.case]
+        ),
+    output:
+        f"{OUT}/{{case}}/gate.json",
+    log:
+        f"{OUT}/logs/{{case}}/gate.log",
+    localrule: True
+    priority: 100
+    params:
+        parents=gate_options,
+        code=code("evaluation"),
+    shell:
+        "python -m evaluation gate {params.parents} --out {output} 2>&1 | tee {log}"
+
+
+rule ablation_evaluate:
+    input:
+        data=lambda wildcards: f"{OUT}/{ABLATION['case']}/data/manifest.json",
+        model=f"{OUT}/ablation/{{objective}}/seed{{seed}}/model/manifest.json",
+    output:
+        f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.json",
+    log:
+        f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.scores.log",
+    priority: 30
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        model=lambda wildcards, input: folder_of(input.model),
+        suites=ablation_suites,
+        backend=CONFIG["evaluation"]["backend"],
+        batch=CONFIG["evaluation"]["batch_size"],
+        code=code("evaluation"),
+    shell:
+        "python -m evaluation --model {params.model} --suites {params.suites}"
+        " --data {params.data} --split test --backend {params.backend}"
+        " --batch-size {params.batch} --seed {wildcards.seed} --out {output}"
+        " --threads {threads} 2>&1 | tee {log}"

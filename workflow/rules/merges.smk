@@ -1,0 +1,208 @@
+# N checkpoints in, one out: plain merges, tuned ones, searched ones, and DAM's shared teachers.
+
+
+def experts_of(wildcards):
+    """A row's experts; the ablation's rows have their case and row in the configuration."""
+    case = wildcards.get("case", ABLATION and ABLATION["case"])
+    row = CONFIG["methods"][wildcards.get("row", ABLATION and ABLATION["row"])]
+    return case, row.get("experts", list(CASES[case]["experts"]))
+
+
+def needs_data(wildcards):
+    row = wildcards.get("row", ABLATION and ABLATION["row"])
+    return "data" in registry.describe()[CONFIG["methods"][row]["method"]].needs
+
+
+def merge_inputs(wildcards):
+    case, experts = experts_of(wildcards)
+    inputs = {
+        "gate": f"{OUT}/{case}/gate.json",
+        "base": f"{OUT}/{case}/models/base/manifest.json",
+        "experts": [f"{OUT}/{case}/models/{expert}/manifest.json" for expert in experts],
+    }
+    if needs_data(wildcards):
+        inputs["data"] = f"{OUT}/{case}/data/manifest.json"
+        inputs["teachers"] = f"{OUT}/{case}/teachers/manifest.json"
+    return inputs
+
+
+def search_inputs(wildcards):
+    """A search also reads the dev items."""
+    return merge_inputs(wildcards) | {"data": f"{OUT}/{wildcards.case}/data/manifest.json"}
+
+
+def parent_options(wildcards):
+    case, experts = experts_of(wildcards)
+    models = f"{OUT}/{case}/models"
+    given = [f"--base {models}/base --experts"]
+    given += [f"{expert}={models}/{expert}" for expert in experts]
+    if needs_data(wildcards):
+        given.append("--calibration")
+        given += [f"{expert}={OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
+        given.append(f"--teachers {OUT}/{case}/teachers")
+    return " ".join(given)
+
+
+def method_of(wildcards):
+    return CONFIG["methods"][wildcards.row]["method"]
+
+
+def row_options(wildcards):
+    row = CONFIG["methods"][wildcards.row]
+    return f"--embeddings-and-norms {row['embeddings_and_norms']} {settings(row['set'])}"
+
+
+def row_code(wildcards):
+    return method_code(method_of(wildcards))
+
+
+def search_code(wildcards):
+    return code("search", "evaluation", *registry.sources(method_of(wildcards)))
+
+
+def average_groups(wildcards):
+    """The table's average, for a search on dev: the mean over columns of their tasks' means."""
+    return shlex.quote(
+        json.dumps([column["tasks"] for column in CASES[wildcards.case]["columns"]])
+    )
+
+
+rule teachers:
+    """The experts' own predictions on their calibration data, shared by all runs of DAM."""
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        base=f"{OUT}/{{case}}/models/base/manifest.json",
+        experts=lambda wildcards: [
+            f"{OUT}/{wildcards.case}/models/{expert}/manifest.json"
+            for expert in CASES[wildcards.case]["experts"]
+        ],
+    output:
+        f"{OUT}/{{case}}/teachers/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/teachers.log",
+    priority: 80
+    params:
+        folder=output_folder,
+        models=lambda wildcards: f"{OUT}/{wildcards.case}/models",
+        experts=lambda wildcards: " ".join(
+            f"{expert}={OUT}/{wildcards.case}/models/{expert}"
+            for expert in CASES[wildcards.case]["experts"]
+        ),
+        calibration=lambda wildcards: " ".join(
+            f"{expert}={OUT}/{wildcards.case}/data/calibration/{expert}.jsonl"
+            for expert in CASES[wildcards.case]["experts"]
+        ),
+        code=method_code("dam"),
+    shell:
+        "python -m merges teachers --base {params.models}/base --experts {params.experts}"
+        " --calibration {params.calibration} --out {params.folder}"
+        " --threads {threads} 2>&1 | tee {log}"
+
+
+rule merge:
+    input:
+        unpack(merge_inputs),
+    output:
+        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
+    wildcard_constraints:
+        row=any_of(PLAIN),
+    priority: 50
+    params:
+        folder=output_folder,
+        method=lambda wildcards: method_of(wildcards),
+        parents=parent_options,
+        row=row_options,
+        seed=CONFIG["seed"],
+        code=row_code,
+    shell:
+        "python -m merges --method {params.method} {params.parents} {params.row}"
+        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+
+
+rule tune:
+    """A method with the best of K candidate settings, by the dev average."""
+    input:
+        unpack(search_inputs),
+    output:
+        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
+    wildcard_constraints:
+        row=any_of(SEARCHED["tune"]),
+    priority: 70
+    params:
+        folder=output_folder,
+        data=lambda wildcards, input: folder_of(input.data),
+        method=lambda wildcards: method_of(wildcards),
+        parents=parent_options,
+        row=row_options,
+        candidates=lambda wildcards: shlex.quote(
+            json.dumps(CONFIG["methods"][wildcards.row]["tune"])
+        ),
+        suites=suites,
+        average=average_groups,
+        seed=CONFIG["seed"],
+        batch=CONFIG["evaluation"]["batch_size"],
+        code=search_code,
+    shell:
+        "python -m search tune --method {params.method} {params.parents} {params.row}"
+        " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
+        " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
+        " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+
+
+rule evolve:
+    """A method whose coefficients an evolution strategy searches for, by the dev average."""
+    input:
+        unpack(search_inputs),
+    output:
+        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
+    wildcard_constraints:
+        row=any_of(SEARCHED["evolve"]),
+    priority: 70
+    params:
+        folder=output_folder,
+        data=lambda wildcards, input: folder_of(input.data),
+        method=lambda wildcards: method_of(wildcards),
+        parents=parent_options,
+        row=row_options,
+        search=lambda wildcards: options(CONFIG["methods"][wildcards.row]["evolve"]),
+        suites=suites,
+        average=average_groups,
+        seed=CONFIG["seed"],
+        batch=CONFIG["evaluation"]["batch_size"],
+        code=search_code,
+    shell:
+        "python -m search evolve --method {params.method} {params.parents} {params.row}"
+        " {params.search} --data {params.data} --suites {params.suites}"
+        " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
+        " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+
+
+rule ablation_merge:
+    input:
+        unpack(merge_inputs),
+    output:
+        f"{OUT}/ablation/{{objective}}/seed{{seed}}/model/manifest.json",
+    log:
+        f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.log",
+    priority: 60
+    params:
+        folder=output_folder,
+        method=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["method"],
+        parents=parent_options,
+        policy=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["embeddings_and_norms"],
+        settings=lambda wildcards: settings(
+            CONFIG["methods"][ABLATION["row"]]["set"]
+            | ABLATION["set"]
+            | {"objective": ABLATION["objectives"][wildcards.objective]["objective"]}
+        ),
+        code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
+    shell:
+        "python -m merges --method {params.method} {params.parents}"
+        " --embeddings-and-norms {params.policy} {params.settings}"
+        " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"

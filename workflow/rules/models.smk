@@ -1,0 +1,76 @@
+# The bottle's own world: text, tokenizer, base and experts.
+
+
+def model_options(wildcards):
+    return options(CASES[wildcards.case]["model"])
+
+
+def train_options(wildcards):
+    case = CASES[wildcards.case]
+    parent = wildcards.get("expert", "base")
+    return options((case["base"] if parent == "base" else case["experts"][parent])["train"])
+
+
+rule bottle_data:
+    output:
+        f"{OUT}/{{case}}/data/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/data.log",
+    priority: 100
+    params:
+        folder=output_folder,
+        world=lambda wildcards: CASES[wildcards.case]["world"],
+        seed=CONFIG["seed"],
+        test_items=CONFIG["evaluation"]["test_items"],
+        dev_items=CONFIG["evaluation"]["dev_items"],
+        rows=CONFIG["calibration"]["rows"],
+        code=code("bottle"),
+    shell:
+        "python -m bottle data --case {params.world} --seed {params.seed}"
+        " --test-items {params.test_items} --dev-items {params.dev_items}"
+        " --calibration-rows {params.rows} --out {params.folder} 2>&1 | tee {log}"
+
+
+rule bottle_base:
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+    output:
+        f"{OUT}/{{case}}/models/base/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/models/base.log",
+    priority: 100
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        folder=output_folder,
+        world=lambda wildcards: CASES[wildcards.case]["world"],
+        seed=CONFIG["seed"],
+        model=model_options,
+        train=train_options,
+        code=code("bottle"),
+    shell:
+        "python -m bottle train --case {params.world} --role base --data {params.data}"
+        " --out {params.folder} --seed {params.seed} --threads {threads}"
+        " {params.model} {params.train} 2>&1 | tee {log}"
+
+
+rule bottle_expert:
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        base=f"{OUT}/{{case}}/models/base/manifest.json",
+    output:
+        f"{OUT}/{{case}}/models/{{expert}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/models/{{expert}}.log",
+    priority: 90
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        base=lambda wildcards, input: folder_of(input.base),
+        folder=output_folder,
+        world=lambda wildcards: CASES[wildcards.case]["world"],
+        seed=CONFIG["seed"],
+        train=train_options,
+        code=code("bottle"),
+    shell:
+        "python -m bottle train --case {params.world} --role {wildcards.expert}"
+        " --data {params.data} --init {params.base} --out {params.folder}"
+        " --seed {params.seed} --threads {threads} {params.train} 2>&1 | tee {log}"

@@ -1,0 +1,115 @@
+# Tables, figures and the page, from scores.
+
+RESULTS = SCORES_FROM or OUT
+
+
+def all_scores():
+    """Every score that the tables hold; none where they come from a folder dropped in."""
+    if SCORES_FROM:
+        return []
+    scores = [f"{OUT}/{case}/gate.json" for case in CASES]
+    scores += [
+        f"{OUT}/{case}/scores/test/{model}.json"
+        for case in CASES
+        for model in PARENTS[case] + ROWS[case]
+    ]
+    if ABLATION:
+        scores += [
+            f"{OUT}/ablation/{objective}/seed{seed}/scores.json"
+            for objective in ABLATION["objectives"]
+            for seed in ABLATION["seeds"]
+        ]
+    return scores
+
+
+rule resolved_config:
+    """The configuration with every default filled in, as the report reads it."""
+    output:
+        f"{OUT}/config.json",
+    localrule: True
+    params:
+        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+    shell:
+        "printf '%s\\n' {params.text:q} > {output}"
+
+
+rule make_tables:
+    input:
+        scores=all_scores(),
+        config=f"{OUT}/config.json",
+    output:
+        f"{OUT}/tables/manifest.json",
+    log:
+        f"{OUT}/logs/tables.log",
+    localrule: True
+    params:
+        results=RESULTS,
+        folder=output_folder,
+        code=code("report"),
+    shell:
+        "python -m report tables --config {input.config} --results {params.results}"
+        " --out {params.folder} 2>&1 | tee {log}"
+
+
+rule make_figures:
+    input:
+        scores=all_scores(),
+        config=f"{OUT}/config.json",
+    output:
+        f"{OUT}/figures/manifest.json",
+    log:
+        f"{OUT}/logs/figures.log",
+    localrule: True
+    params:
+        results=RESULTS,
+        folder=output_folder,
+        code=code("report"),
+    shell:
+        "python -m report figures --config {input.config} --results {params.results}"
+        " --out {params.folder} 2>&1 | tee {log}"
+
+
+rule make_page:
+    input:
+        tables=f"{OUT}/tables/manifest.json",
+        figures=f"{OUT}/figures/manifest.json",
+        config=f"{OUT}/config.json",
+    output:
+        f"{OUT}/report.html",
+    log:
+        f"{OUT}/logs/page.log",
+    localrule: True
+    params:
+        results=RESULTS,
+        tables=lambda wildcards, input: folder_of(input.tables),
+        figures=lambda wildcards, input: folder_of(input.figures),
+        code=code("report", "published"),
+    shell:
+        "python -m report page --config {input.config} --results {params.results}"
+        " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"
+
+
+rule tables:
+    """Tables from the scores that exist. Without inputs, so that nothing is ever run for them."""
+    localrule: True
+    params:
+        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+        results=RESULTS,
+        out=OUT,
+    shell:
+        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/config.json"
+        " && python -m report tables --config {params.out}/config.json"
+        " --results {params.results} --out {params.out}/tables"
+
+
+rule figures:
+    """Figures from the scores that exist, like `tables`."""
+    localrule: True
+    params:
+        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+        results=RESULTS,
+        out=OUT,
+    shell:
+        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/config.json"
+        " && python -m report figures --config {params.out}/config.json"
+        " --results {params.results} --out {params.out}/figures"
