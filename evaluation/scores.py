@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -27,8 +28,7 @@ def last_integer(answer: str, target: str) -> float:
     """Compare the last integer of a calculation with the expected one.
 
     Only the first line counts, and it must hold an equals sign: a bare number is a guess, not
-    a calculation. The minus sign of "7-3" counts as a sign, which matters only before an equals
-    sign and thus never for the last integer of a finished calculation.
+    a calculation.
 
     Args:
         answer: What the model wrote, such as ``3+4=7``.
@@ -64,8 +64,8 @@ def rouge2(answer: Sequence[int | str], target: Sequence[int | str]) -> float:
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", with clipped
     counts as in the package rouge_score.
     """
-    written = Counter(zip(answer, answer[1:], strict=False))
-    expected = Counter(zip(target, target[1:], strict=False))
+    written = Counter(itertools.pairwise(answer))
+    expected = Counter(itertools.pairwise(target))
     shared = (written & expected).total()
     if not shared:
         return 0.0

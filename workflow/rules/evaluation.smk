@@ -12,8 +12,8 @@ def ablation_suites(wildcards):
 
 def gate_options(wildcards):
     scores = f"{OUT}/{wildcards.case}/scores/dev"
-    return f"--base {scores}/base.json --expert " + " ".join(
-        f"{expert}={scores}/{expert}.json:{','.join(entry['domain'])}"
+    return f"--base {scores}/base.json " + " ".join(
+        f"--expert {expert}={scores}/{expert}.json:{','.join(entry['domain'])}"
         for expert, entry in CASES[wildcards.case]["experts"].items()
     )
 
@@ -56,9 +56,11 @@ rule gate:
     priority: 100
     params:
         parents=gate_options,
+        standard_errors=CONFIG["gate"]["standard_errors"],
         code=code("evaluation"),
     shell:
-        "python -m evaluation gate {params.parents} --out {output} 2>&1 | tee {log}"
+        "python -m evaluation gate {params.parents} --standard-errors {params.standard_errors}"
+        " --out {output} 2>&1 | tee {log}"
 
 
 rule ablation_evaluate:
@@ -78,7 +80,7 @@ rule ablation_evaluate:
         batch=CONFIG["evaluation"]["batch_size"],
         code=code("evaluation"),
     shell:
-        "python -m evaluation --model {params.model} --suites {params.suites}"
-        " --data {params.data} --split test --backend {params.backend}"
+        "python -m evaluation --model {wildcards.objective}={params.model}"
+        " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
         " --batch-size {params.batch} --seed {wildcards.seed} --out {output}"
         " --threads {threads} 2>&1 | tee {log}"

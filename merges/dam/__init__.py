@@ -1,0 +1,1 @@
+"""Differentiable Adaptive Merging: column coefficients learnt on the experts' own data."""

@@ -1,0 +1,99 @@
+"""The output head and the output loss in one, without logits of the whole vocabulary at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merges.dam.objective import Objective
+
+# Tokens whose logits exist at a time: few enough that two fp32 copies of a 128k vocabulary stay
+# below 300 MB, many enough that a step of a tiny model is one matrix product per dataset.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The loss tokens of one dataset in a step.
+
+    Attributes:
+        start: Where they begin among the step's loss tokens.
+        stop: Where they end.
+        hidden: The teacher's final hidden states at these tokens (tokens, hidden), or None where
+            the objective has no need of a teacher.
+        head: The teacher's output matrix (vocabulary, hidden), or None.
+    """
+
+    start: int
+    stop: int
+    hidden: Tensor | None = None
+    head: Tensor | None = None
+
+
+class OutputLoss(torch.autograd.Function):
+    """Weighted output terms of the merged model as a function of hidden states and output matrix.
+
+    The gradients are formed together with the logits, chunk by chunk, and only scaled in the
+    backward: logits, the largest tensors of a step, never exist for a whole batch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, segments: Sequence[Segment], objective: Objective
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss and, where asked for, its gradients.
+
+        Args:
+            ctx: What autograd hands to the backward.
+            hidden: The merged model's final hidden states (loss tokens, hidden).
+            weight: The merged output matrix (vocabulary, hidden).
+            segments: The datasets' shares of the loss tokens.
+            objective: The terms and their weights.
+
+        Returns:
+            The weighted sum, and the unweighted terms (output terms,) without gradient: each the
+            mean over a dataset's tokens, summed over the datasets.
+        """
+        names = objective.output_terms
+        terms = [objective.output_term(name) for name in names]
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        values = hidden.new_zeros(len(names), dtype=dtype)
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
+        for segment in segments:
+            tokens = segment.stop - segment.start
+            for start in range(segment.start, segment.stop, CHUNK):
+                chunk = slice(start, min(start + CHUNK, segment.stop))
+                inputs = hidden[chunk]
+                logits = (inputs @ weight.T).to(dtype)
+                teacher = None
+                if segment.hidden is not None:
+                    own = segment.hidden[start - segment.start : chunk.stop - segment.start]
+                    teacher = (own @ segment.head.T).to(dtype)
+                gradient = None
+                for index, (name, term) in enumerate(zip(names, terms, strict=True)):
+                    value, part = term(logits, teacher)
+                    values[index] += value / tokens
+                    part.mul_(objective.weights[name] / tokens)
+                    gradient = part if gradient is None else gradient.add_(part)
+                gradient = gradient.to(hidden.dtype)
+                torch.mm(gradient, weight, out=hidden_gradient[chunk])
+                if weight_gradient is not None:
+                    weight_gradient += gradient.T @ inputs
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        weights = values.new_tensor([objective.weights[name] for name in names])
+        total = torch.dot(values, weights)
+        ctx.mark_non_differentiable(values)
+        return total, values
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients formed in the forward by dL/dloss."""
+        hidden, weight = ctx.saved_tensors
+        scaled = None if weight is None else weight * gradient.to(weight.dtype)
+        return hidden * gradient.to(hidden.dtype), scaled, None, None

@@ -1,0 +1,89 @@
+"""Command line of the teachers' signal: `python -m merges teachers --help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+
+_DESCRIPTION = """\
+Compute each expert's final hidden states on its own calibration data once, for all DAM trainings
+that merge these experts. Logits follow exactly from them and the expert's output head. DAM
+refuses the signal of another expert or of other data."""
+
+_EPILOG = """\
+examples:
+  python -m merges teachers --base models/base --experts ja=models/ja math=models/math \\
+      --calibration ja=data/calibration/ja.jsonl math=data/calibration/math.jsonl --out teachers
+  python -m merges --method dam --base models/base --experts ja=models/ja math=models/math \\
+      --calibration ja=data/calibration/ja.jsonl math=data/calibration/math.jsonl \\
+      --teachers teachers --out merged/dam
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m merges teachers",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--base", type=Path, required=True, help="common ancestor, a model folder")
+    parser.add_argument(
+        "--experts", nargs="+", required=True, metavar="NAME=DIR", help="the experts"
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        required=True,
+        metavar="NAME=FILE",
+        help="JSON lines from each expert's training distribution",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+    return parser
+
+
+def _pairs(items: Sequence[str], option: str) -> dict[str, Path]:
+    pairs: dict[str, Path] = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        if not separator or not name or not path:
+            raise UserError(f"{option} {item}: give NAME=PATH")
+        if name in pairs:
+            raise UserError(f"{option} {item}: {name!r} is given twice; choose another name")
+        pairs[name] = Path(path)
+    return pairs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments after ``teachers``.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: What the user can mend.
+    """
+    arguments = build_parser().parse_args(argv)
+    experts = _pairs(arguments.experts, "--experts")
+    calibration = _pairs(arguments.calibration, "--calibration")
+    import torch
+
+    from checkpoints.checking import check_compatible
+    from checkpoints.reading import Checkpoint
+    from merges.dam.states import write_teachers
+
+    torch.set_num_threads(arguments.threads)
+    base = Checkpoint(arguments.base)
+    models = {name: Checkpoint(path) for name, path in experts.items()}
+    check_compatible(base, models)
+    write_teachers(base, models, calibration, arguments.out)
+    print(f"wrote the teachers' signal of {', '.join(experts)} to {arguments.out}")
+    return 0

@@ -1,0 +1,328 @@
+"""The registry of merge methods, read from their source files without running them.
+
+A method is a function with the `method` decorator in a file of this folder, or in `__init__.py`
+or `method.py` of a sub-folder. Its name is the function's; its keyword-only parameters are what
+a configuration can set. Knowing all this must not cost an import of torch: a workflow reads it
+at every start.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, nearest
+from merges import parameters
+
+FOLDER = Path(__file__).resolve().parent
+NEEDS = ("base", "data", "evaluation")
+# What every merge runs through; a change here changes every method's results.
+_SHARED = ("engine", "layers", "parameters", "registry", "requests")
+_PER_TENSOR = ["base", "experts", "context"]
+_WHOLE_MODEL = ["request"]
+
+
+def method(
+    *,
+    title: str,
+    paper: str,
+    needs: Collection[str] = (),
+    whole_model: bool = False,
+    ordered: bool = False,
+    experts: int | None = None,
+) -> Callable[[Callable], Callable]:
+    """Register a merge method.
+
+    Without `whole_model` the function merges one parameter at a time:
+    ``f(base, experts, context, *, ...) -> Tensor`` with `base` (Tensor, or None where the method
+    does not need it), `experts` (a list of tensors of the same shape) and a
+    `merges.requests.TensorContext`. All tensors are float32, or float64 where an input is stored
+    so; they may be the caller's own and must not be changed in place. The engine rounds the
+    result to the stored type.
+
+    With `whole_model` it is ``f(request, *, ...)`` from a `merges.requests.WholeModelRequest` to a
+    `merges.requests.WholeModelResult`. A number per expert reaches it as a mapping by expert name,
+    the other kind of method as a list in the order of `experts`.
+
+    Args:
+        title: The name shown in tables.
+        paper: Where it comes from: ``arXiv:2306.01708`` or the like.
+        needs: Of ``base``, ``data`` (calibration files), ``evaluation``.
+        whole_model: Whether it takes whole models instead of single parameters.
+        ordered: Whether the order of the experts matters; without it the engine sorts them by
+            name, so that no rounding depends on the order given.
+        experts: How many experts it takes, None for any number.
+
+    Returns:
+        The decorator; it leaves the function as it is.
+    """
+    return lambda function: function
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of a method: its name, source annotation, kind of value and default."""
+
+    name: str
+    annotation: str
+    kind: parameters.Kind
+    default: Any
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What the registry knows of a method; see `method` for the meaning of the fields."""
+
+    name: str
+    title: str
+    paper: str
+    needs: frozenset[str]
+    whole_model: bool
+    ordered: bool
+    experts: int | None
+    summary: str
+    doc: str
+    parameters: dict[str, ParameterInfo]
+    module: str
+    path: Path
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [*folder.glob("*.py"), *folder.glob("*/__init__.py"), *folder.glob("*/method.py")]
+    return sorted(path for path in files if path != FOLDER / "registry.py")
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    constants = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                constants[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return constants
+
+
+def _parameter(
+    argument: ast.arg, default: ast.expr | None, constants: Mapping[str, Any]
+) -> ParameterInfo:
+    if argument.annotation is None or default is None:
+        raise UserError(f"parameter {argument.arg} needs a type annotation and a default")
+    if isinstance(default, ast.Name) and default.id in constants:
+        value = constants[default.id]
+    else:
+        try:
+            value = ast.literal_eval(default)
+        except ValueError:
+            raise UserError(
+                f"parameter {argument.arg}: the default must be a literal, or the name of a "
+                "literal constant of the same file"
+            ) from None
+    annotation = ast.unparse(argument.annotation)
+    kind = parameters.resolve(annotation)
+    try:
+        kind.check(value)
+    except ValueError as error:
+        raise UserError(f"parameter {argument.arg}: default {error}") from None
+    return ParameterInfo(argument.arg, annotation, kind, value)
+
+
+def _info(
+    function: ast.FunctionDef, decorator: ast.Call, path: Path, constants: Mapping[str, Any]
+) -> MethodInfo:
+    given = {item.arg: ast.literal_eval(item.value) for item in decorator.keywords}
+    doc = ast.get_docstring(function)
+    if not doc or not given.get("title") or not given.get("paper"):
+        raise UserError("a method needs a title, a paper and a docstring")
+    needs = frozenset(given.get("needs", ()))
+    if unknown := needs - set(NEEDS):
+        raise UserError(f"unknown need {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], NEEDS)}")
+    whole_model = bool(given.get("whole_model", False))
+    expected = _WHOLE_MODEL if whole_model else _PER_TENSOR
+    if [argument.arg for argument in function.args.args] != expected:
+        raise UserError(f"the positional arguments must be ({', '.join(expected)})")
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    found = [_parameter(argument, default, constants) for argument, default in pairs]
+    parts = path.relative_to(path.parents[1] if path.parent == FOLDER else path.parents[2])
+    module = ".".join(parts.with_suffix("").parts).removesuffix(".__init__")
+    return MethodInfo(
+        name=function.name,
+        title=given["title"],
+        paper=given["paper"],
+        needs=needs,
+        whole_model=whole_model,
+        ordered=bool(given.get("ordered", False)),
+        experts=given.get("experts"),
+        summary=doc.splitlines()[0],
+        doc=doc,
+        parameters={parameter.name: parameter for parameter in found},
+        module=module,
+        path=path,
+    )
+
+
+def _is_method(decorator: ast.expr) -> bool:
+    return (
+        isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Name)
+        and decorator.func.id == "method"
+    )
+
+
+@functools.cache
+def describe() -> dict[str, MethodInfo]:
+    """Describe every method, without importing any.
+
+    Returns:
+        The methods by name, sorted.
+
+    Raises:
+        UserError: A method's file does not follow the rules of `method`.
+    """
+    found: dict[str, MethodInfo] = {}
+    for path in _files(FOLDER):
+        source = path.read_text(encoding="utf-8")
+        if "@method(" not in source:
+            continue
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            raise UserError(f"{path}: {error}; mend the file") from None
+        for node in tree.body:
+            for decorator in getattr(node, "decorator_list", []):
+                if not _is_method(decorator):
+                    continue
+                try:
+                    info = _info(node, decorator, path, _constants(tree))
+                except (UserError, ValueError) as error:
+                    raise UserError(f"{path}, method {node.name}: {error}") from None
+                if info.name in found:
+                    raise UserError(
+                        f"{path}: {found[info.name].path} has a method {info.name} already; "
+                        "rename one"
+                    )
+                found[info.name] = info
+    return dict(sorted(found.items()))
+
+
+def info(name: str) -> MethodInfo:
+    """Describe one method.
+
+    Raises:
+        UserError: No method has this name.
+    """
+    methods = describe()
+    if name not in methods:
+        raise UserError(f"unknown method {name!r}{nearest(name, methods)}")
+    return methods[name]
+
+
+def load(name: str) -> Callable:
+    """Import a method's file and return its function.
+
+    Raises:
+        UserError: No method has this name.
+    """
+    return getattr(importlib.import_module(info(name).module), name)
+
+
+def check(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check values for some of a method's parameters.
+
+    Args:
+        name: The method.
+        given: Values by parameter name.
+
+    Returns:
+        The same parameters with values in their proper types.
+
+    Raises:
+        UserError: The method or a parameter is unknown, or a value is out of its range.
+    """
+    known = info(name).parameters
+    checked = {}
+    for parameter, value in given.items():
+        if parameter not in known:
+            hint = nearest(parameter, known) if known else " (it has none)"
+            raise UserError(f"method {name} has no parameter {parameter!r}{hint}")
+        kind = known[parameter].kind
+        try:
+            checked[parameter] = kind.check(value)
+        except ValueError as error:
+            raise UserError(
+                f"method {name}, parameter {parameter}: {error}; give {kind.describe()}"
+            ) from None
+    return checked
+
+
+def validate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a method's parameters: check what is given, fill in defaults.
+
+    Args:
+        name: The method.
+        given: Values by parameter name.
+
+    Returns:
+        Every parameter of the method, in the order of its signature.
+
+    Raises:
+        UserError: The method or a parameter is unknown, or a value is out of its range.
+    """
+    checked = check(name, given)
+    defaults = {item.name: item.kind.check(item.default) for item in info(name).parameters.values()}
+    return {**defaults, **checked}
+
+
+def _imports(path: Path, root: Path) -> set[Path]:
+    """Find the files of this package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [item.name for item in node.names]
+        for name in names:
+            if name.startswith("merges."):
+                target = root.joinpath(*name.split("."))
+                found |= {
+                    item
+                    for item in (target.with_suffix(".py"), target / "__init__.py")
+                    if item.is_file()
+                }
+    return found
+
+
+@functools.cache
+def sources(name: str) -> tuple[str, ...]:
+    """List the source files that determine a method's results.
+
+    They are the engine's, the method's own file, and what it imports of this package. A new
+    method's file is in nobody else's list, so it leaves their results valid.
+
+    Args:
+        name: The method.
+
+    Returns:
+        Paths relative to the project's root, sorted, as `common.manifest.code_version` takes
+        them.
+
+    Raises:
+        UserError: No method has this name.
+    """
+    root = FOLDER.parent
+    path = info(name).path
+    own = path.parent.glob("*.py") if path.parent != FOLDER else [path]
+    pending = [*own, *(FOLDER / f"{shared}.py" for shared in _SHARED)]
+    done: set[Path] = set()
+    while pending:
+        current = pending.pop()
+        if current not in done:
+            done.add(current)
+            pending += _imports(current, root)
+    return tuple(sorted(str(path.relative_to(root)) for path in done))

@@ -1,0 +1,1 @@
+"""Tables, figures and the page, from the scores, manifests and costs of a results folder."""

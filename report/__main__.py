@@ -1,0 +1,5 @@
+"""Entry point of `python -m report`."""
+
+from common.cli import run
+
+run("report.cli")

@@ -1,0 +1,67 @@
+"""Table 3: DAM's training objectives, mean and deviation over seeds."""
+
+from __future__ import annotations
+
+from report import fields
+from report.averages import spread
+from report.case_table import what_is_shown
+from report.grid import Cell, Grid, Row, number
+from report.load import Ablation
+
+
+def ablation_csv(ablation: Ablation) -> str:
+    """Write Table 3 for programs: mean and sample deviation over seeds, each seed's average."""
+    case = ablation.case
+    counted = fields.counted_names(run for entry in ablation.objectives for run in entry.runs)
+    header = ["id", "label", "seeds", "runs", "Avg mean", "Avg sd", "Avg item stderr"]
+    header += [f"Avg seed {seed}" for seed in ablation.seeds]
+    for column in case.columns:
+        header += [f"{column.label} mean", f"{column.label} sd"]
+    rows = [[*header, *(f"counted {name} (all seeds)" for name in counted)]]
+    seeds = " ".join(map(str, ablation.seeds))
+    for entry in ablation.objectives:
+        averages = [case.average(run) for run in entry.runs]
+        total = spread([score and score.value for score in averages])
+        done = [score for score in averages if score is not None]
+        items = sum(score.stderr for score in done) / len(done) if done else None
+        row = [entry.id, entry.label, seeds, str(len(done))]
+        row += [fields.decimals(total and total.mean), fields.decimals(total and total.deviation)]
+        row += [fields.decimals(items), *(fields.decimals(score and score.value) for score in averages)]
+        for column in case.columns:
+            one = spread([(s := run.column(column)) and s.value for run in entry.runs])
+            row += [fields.decimals(one and one.mean), fields.decimals(one and one.deviation)]
+        totals = [sum(run.counted.get(name, 0) for run in entry.runs) for name in counted]
+        rows.append(row + [f"{amount:.0f}" for amount in totals])
+    return fields.text(rows)
+
+
+def ablation_grid(ablation: Ablation) -> Grid:
+    """Lay out Table 3 for people: mean and standard deviation over seeds, and every seed."""
+    case = ablation.case
+    table = [[case.average(run) for run in entry.runs] for entry in ablation.objectives]
+    totals = [spread([score and score.value for score in scores]) for scores in table]
+    top = max((total.mean for total in totals if total), default=0.0)
+    rows, notes = [], []
+    for entry, scores, total in zip(ablation.objectives, table, totals, strict=True):
+        deviation = number(total.deviation) if total and total.deviation is not None else ""
+        strong = total is not None and total.mean >= top - 1e-12
+        cells = [Cell(entry.label), Cell(number(total and total.mean), deviation, strong)]
+        cells += [Cell(number(score and score.value)) for score in scores]
+        rows.append(Row(tuple(cells)))
+        for run in entry.runs:
+            if run.status != "ok":
+                notes.append(f"{entry.label}, seed {run.seed}: {run.status}.")
+    done = [score.stderr for scores in table for score in scores if score is not None]
+    items = number(sum(done) / len(done)) if done else "unknown"
+    seeds = ", ".join(map(str, ablation.seeds))
+    caption = (
+        f"DAM's training objectives compared by the average over {len(case.averaged)} columns. "
+        f"{case.title}. {what_is_shown(case)} Mean ± sample standard deviation over the seeds {seeds}, which change DAM's data "
+        "draw and order while the experts stay. The standard error over test items of one run's "
+        f"average is about {items}; it is not in the deviation, because all runs answer the same "
+        "items. Bold: the highest mean."
+    )
+    header = ("Objective", "Mean", *(f"Seed {seed}" for seed in ablation.seeds))
+    return Grid("table3", "Table 3", caption, header, tuple(rows), tuple(notes))
+
+

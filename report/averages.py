@@ -1,0 +1,82 @@
+"""Means of scores with their standard errors, and of runs over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score in [0, 1], of one task or of a mean over tasks.
+
+    Attributes:
+        value: The score.
+        stderr: Its standard error over items.
+        items: Number of test items behind it.
+        chance: Expected score of a uniform random choice.
+    """
+
+    value: float
+    stderr: float
+    items: int
+    chance: float = 0.0
+
+
+def mean(scores: Sequence[Score | None]) -> Score | None:
+    """Average the scores of independent tasks (or of columns that share no task).
+
+    Args:
+        scores: At least one score; None stands for one that is missing.
+
+    Returns:
+        Their unweighted mean, with the standard error sqrt(sum of squared errors) / k, all items,
+        and the mean chance level; None where any is missing, because a mean over fewer tasks
+        would not compare with the other rows'.
+    """
+    if not scores or any(score is None for score in scores):
+        return None
+    count = len(scores)
+    return Score(
+        value=math.fsum(score.value for score in scores) / count,
+        stderr=math.sqrt(math.fsum(score.stderr**2 for score in scores)) / count,
+        items=sum(score.items for score in scores),
+        chance=math.fsum(score.chance for score in scores) / count,
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of one quantity over runs that differ in their seed.
+
+    Attributes:
+        mean: Mean over the runs.
+        deviation: Sample standard deviation (divisor n - 1), None for a single run.
+        runs: Number of runs, n.
+    """
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Summarise runs over seeds.
+
+    Args:
+        values: One value a run; None stands for a run without a score.
+
+    Returns:
+        Mean and sample standard deviation over the runs that have a value; None without any.
+    """
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    centre = math.fsum(present) / len(present)
+    deviation = None
+    if len(present) > 1:
+        deviation = math.sqrt(
+            math.fsum((value - centre) ** 2 for value in present) / (len(present) - 1)
+        )
+    return Spread(centre, deviation, len(present))

@@ -1,0 +1,189 @@
+"""Tables 1 and 2: one row per model, one column per task or group of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from report import fields
+from report.averages import Score
+from report.grid import Cell, Grid, Row, number, score_cell
+from report.load import Case, Model
+
+
+def table_title(name: str) -> str:
+    """Turn the file name ``table1`` into the title ``Table 1``."""
+    return f"Table {name[5:]}" if name.startswith("table") and name[5:].isdigit() else name
+
+
+def _rows(case: Case) -> list[Model]:
+    return [case.chance(), *case.models]
+
+
+def case_csv(case: Case) -> str:
+    """Write a case's table for programs.
+
+    Args:
+        case: The case.
+
+    Returns:
+        CSV: one row per model; value, standard error and items per column, then the average,
+        then the columns beside it, then counted amounts. Nothing measured is in it.
+    """
+    about = ("id", "label", "kind", "status", "best_of", "data", "embeddings_and_norms", "seed")
+    counted = fields.counted_names(case.models)
+    beside = [column for column in case.columns if not column.in_average]
+    header = [*about]
+    for label in [*(c.label for c in case.averaged), "Avg", *(c.label for c in beside)]:
+        header += fields.score_titles(label)
+    rows = [[*header, *(f"counted {name}" for name in counted)]]
+    for model in _rows(case):
+        row = [str("" if (v := getattr(model, key)) is None else v) for key in about]
+        scores = [model.column(column) for column in case.averaged]
+        scores += [case.average(model), *(model.column(column) for column in beside)]
+        for score in scores:
+            row += fields.score_fields(score)
+        rows.append(row + [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted])
+    return fields.text(rows)
+
+
+def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
+    """Find the models with the highest score among the merges that take part in the marks.
+
+    Args:
+        models: The rows.
+        scores: Their scores in one column.
+
+    Returns:
+        Ids of the winners, several where they are equal.
+    """
+    values = {
+        model.id: score.value
+        for model, score in zip(models, scores, strict=True)
+        if score is not None and model.kind == "merge" and model.best_of
+    }
+    top = max(values.values(), default=0.0)
+    return {id for id, value in values.items() if value >= top - 1e-12}
+
+
+def _items(case: Case) -> str:
+    counts = sorted({score.items for m in case.models for score in m.tasks.values()})
+    if not counts:
+        return "no items"
+    return f"{counts[0]} items" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} items"
+
+
+def what_is_shown(case: Case) -> str:
+    """Say what the tasks of a case are and how many items they have."""
+    own = any(task.startswith("bottle_") for task in case.tasks)
+    tasks = (
+        "the bottle's own generated tasks, shaped after the named benchmarks and not those "
+        "benchmarks themselves"
+        if own
+        else "the named tasks"
+    )
+    return f"Test scores on {tasks}; {_items(case)} per task."
+
+
+def _marks(case: Case, tasks: Sequence[str]) -> str:
+    dagger = "†" if any(task in case.not_learned() for task in tasks) else ""
+    return dagger + ("‡" if all(task in case.held_out() for task in tasks) else "")
+
+
+def footnotes(case: Case) -> list[str]:
+    """Explain the marks of a case's tables, and the rows without scores."""
+    notes = []
+    if missed := case.not_learned():
+        named = "; ".join(
+            f"{case.task_label(task)} ({', '.join(experts)})" for task, experts in missed.items()
+        )
+        notes.append(
+            f"† Not learned: its own expert does not clearly beat the base on dev items: {named}."
+        )
+    if held_out := case.held_out():
+        named = ", ".join(map(case.task_label, held_out))
+        notes.append(f"‡ In no expert's domain: {named}.")
+    if any(model.kind == "merge" and not model.best_of for model in case.models):
+        notes.append("° Takes no part in the marks for the best merge.")
+    notes += [f"{m.label}: {m.status}." for m in case.models if m.status != "ok"]
+    return notes
+
+
+def _label(model: Model) -> str:
+    label = model.label + ("°" if model.kind == "merge" and not model.best_of else "")
+    return label if model.status == "ok" else f"{label} ({model.status.split(':')[0]})"
+
+
+def _scores_grid(
+    case: Case, name: str, title: str, caption: str, columns: Sequence[tuple[str, list]]
+) -> Grid:
+    winners = [best(_rows(case), scores) for _, scores in columns]
+    rows = []
+    for place, model in enumerate(_rows(case)):
+        cells = [Cell(_label(model)), Cell(model.data), Cell(model.embeddings_and_norms)]
+        for (_, scores), won in zip(columns, winners, strict=True):
+            score = scores[place]
+            plain = model.kind == "chance" and score is not None
+            strong = model.id in won
+            cells.append(Cell(number(score.value)) if plain else score_cell(score, strong))
+        group = "merge" if model.kind == "merge" else "reference"
+        rows.append(Row(tuple(cells), group))
+    header = ("Model", "Data seen", "Embeddings, norms", *(label for label, _ in columns))
+    return Grid(name, title, caption, header, tuple(rows), tuple(footnotes(case)), texts=3)
+
+
+def case_grid(case: Case, seed: int) -> Grid:
+    """Lay out Table 1 or Table 2 for people.
+
+    Args:
+        case: The case.
+        seed: The experiment's seed.
+
+    Returns:
+        The table: random choice, base, experts, merges; averaged columns, Avg, columns beside.
+    """
+    models = _rows(case)
+    columns = [
+        (column.label + _marks(case, column.tasks), [model.column(column) for model in models])
+        for column in case.columns
+    ]
+    count = len(case.averaged)
+    columns.insert(count, ("Avg", [case.average(model) for model in models]))
+    caption = (
+        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the {count} columns before "
+        "it; a column of several tasks is their mean. ± is the standard error over test items; "
+        "a mean of k independent scores has √(Σ SE²)/k. It does not cover what another seed "
+        "would change. Bold: the highest among the merges; the smaller a lead is beside the "
+        "standard errors, the less it means."
+    )
+    return _scores_grid(case, case.table, table_title(case.table), caption, columns)
+
+
+def has_groups(case: Case) -> bool:
+    """Tell whether a column of the case holds several tasks, so that a table by task is due."""
+    return any(len(column.tasks) > 1 for column in case.columns)
+
+
+def tasks_grid(case: Case, seed: int) -> Grid:
+    """Lay out a case's scores task by task, where its columns are means over tasks."""
+    columns = [
+        (case.task_label(task) + _marks(case, [task]), [m.tasks.get(task) for m in _rows(case)])
+        for task in case.tasks
+    ]
+    title = f"{table_title(case.table)}, task by task"
+    caption = f"{case.title}. {what_is_shown(case)} Seed {seed}. ± is the standard error over test items."
+    return _scores_grid(case, f"{case.table}_tasks", title, caption, columns)
+
+
+def tasks_csv(case: Case) -> str:
+    """Write every task's score for programs: one row per model and task."""
+    rows = [["id", "label", "kind", "column", "task", "value", "stderr", "items", "chance"]]
+    for model in case.models:
+        for column in case.columns:
+            for task in column.tasks:
+                score = model.tasks.get(task)
+                chance = "" if score is None else fields.decimals(score.chance)
+                start = [model.id, model.label, model.kind, column.label, task]
+                rows.append([*start, *fields.score_fields(score), chance])
+    return fields.text(rows)
+
+

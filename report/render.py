@@ -1,0 +1,168 @@
+"""Writes a readable table as Markdown, LaTeX, HTML or aligned text."""
+
+from __future__ import annotations
+
+import html as html_escapes
+import unicodedata
+from itertools import pairwise
+
+from report.grid import Cell, Grid
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "√": r"$\surd$",
+    "Σ": r"$\Sigma$",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "°": r"$^\circ$",
+    "²": r"$^2$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+}
+
+
+def latex_text(text: str) -> str:
+    """Escape a text for LaTeX, the report's few signs included."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
+def markdown(grid: Grid) -> str:
+    """Render a table as GitHub Markdown, with its caption above and its notes below."""
+
+    def cell(item: Cell) -> str:
+        text = _markdown_text(item.text)
+        text = f"**{text}**" if item.strong else text
+        return f"{text} ±{item.error}" if item.error else text
+
+    rule = ["---"] * grid.texts + ["---:"] * (len(grid.header) - grid.texts)
+    lines = [f"**{grid.title}.** {_markdown_text(grid.caption)}", ""]
+    lines += [f"| {' | '.join(map(_markdown_text, grid.header))} |", f"|{'|'.join(rule)}|"]
+    lines += [f"| {' | '.join(map(cell, row.cells))} |" for row in grid.rows]
+    for note in grid.notes:
+        lines += ["", _markdown_text(note)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(grid: Grid) -> str:
+    """Render a table as LaTeX that needs the packages booktabs and graphicx."""
+
+    def cell(item: Cell) -> str:
+        text = latex_text(item.text)
+        text = rf"\textbf{{{text}}}" if item.strong else text
+        return rf"{text} {{\scriptsize$\pm${item.error}}}" if item.error else text
+
+    columns = "l" * grid.texts + "r" * (len(grid.header) - grid.texts)
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{latex_text(grid.caption)}}}",
+        rf"\label{{tab:{grid.name}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(latex_text, grid.header)) + r" \\",
+        r"\midrule",
+    ]
+    group = grid.rows[0].group if grid.rows else ""
+    for row in grid.rows:
+        if row.group != group:
+            lines.append(r"\midrule")
+            group = row.group
+        lines.append(" & ".join(map(cell, row.cells)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    lines += [rf"\par\smallskip\raggedright\footnotesize {latex_text(n)}" for n in grid.notes]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def html(grid: Grid) -> str:
+    """Render a table as an HTML figure."""
+    escape = html_escapes.escape
+
+    def cell(item: Cell, place: int) -> str:
+        text = escape(item.text)
+        text = f"<b>{text}</b>" if item.strong else text
+        error = f' <span class="e">±{escape(item.error)}</span>' if item.error else ""
+        tag = "th" if place == 0 else "td"
+        kind = ' class="t"' if place < grid.texts else ""
+        return f"<{tag}{kind}>{text}{error}</{tag}>"
+
+    head = "".join(
+        f"<th{' class=t' if place < grid.texts else ''}>{escape(title)}</th>"
+        for place, title in enumerate(grid.header)
+    )
+    body, group = [], grid.rows[0].group if grid.rows else ""
+    for row in grid.rows:
+        start = ' class="g"' if row.group != group else ""
+        group = row.group
+        cells = "".join(cell(item, place) for place, item in enumerate(row.cells))
+        body.append(f"<tr{start}>{cells}</tr>")
+    notes = "".join(f"<p>{escape(note)}</p>" for note in grid.notes)
+    return (
+        f'<figure id="{escape(grid.name)}"><figcaption><b>{escape(grid.title)}.</b> '
+        f'{escape(grid.caption)}</figcaption><div class="scroll"><table><thead><tr>{head}</tr>'
+        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="notes">{notes}</div></figure>\n'
+    )
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
+
+
+def plain(grid: Grid, errors_in: tuple[str, ...] = ("Avg", "Mean")) -> str:
+    """Render a table as aligned text for a terminal.
+
+    Args:
+        grid: The table.
+        errors_in: Titles of the columns that show their uncertainty; the others leave it out
+            so that a row fits a line.
+
+    Returns:
+        Header, rows and notes; the best marked with an asterisk.
+    """
+
+    def cell(item: Cell, title: str) -> str:
+        text = item.text + ("*" if item.strong else " ")
+        error = f"±{item.error}" if item.error and title in errors_in else ""
+        return f"{text}{error}".rstrip() if error or not item.error else text
+
+    table = [list(grid.header)]
+    table += [
+        [cell(item, title) for item, title in zip(row.cells, grid.header, strict=True)]
+        for row in grid.rows
+    ]
+    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        padded = []
+        for place, (text, width) in enumerate(zip(cells, widths, strict=True)):
+            space = " " * (width - _width(text))
+            padded.append(text + space if place < grid.texts else space + text)
+        return "  ".join(padded).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [line(table[0]), rule]
+    groups = [row.group for row in grid.rows]
+    breaks = [False, *(before != after for before, after in pairwise(groups))]
+    for cells, new_group in zip(table[1:], breaks, strict=True):
+        if new_group:
+            lines.append(rule)
+        lines.append(line(cells))
+    return "\n".join([*lines, *grid.notes]) + "\n"

@@ -1,0 +1,61 @@
+"""All tables of an experiment, for programs (CSV) and for people (Markdown, LaTeX)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.files import write_text
+from common.manifest import NAME, write_manifest
+from report import render
+from report.ablation_table import ablation_csv, ablation_grid
+from report.case_table import case_csv, case_grid, has_groups, tasks_csv, tasks_grid
+from report.expert_table import experts_csv, experts_grid
+from report.grid import Grid
+from report.load import Experiment, score_files
+
+_FORMS = {"md": render.markdown, "tex": render.latex}
+
+
+def grids(experiment: Experiment) -> list[Grid]:
+    """Lay out every table of the experiment, in the order in which the report shows them."""
+    seed = experiment.seed
+    made = [case_grid(case, seed) for case in experiment.cases]
+    if experiment.ablation:
+        made.append(ablation_grid(experiment.ablation))
+    made += [tasks_grid(case, seed) for case in experiment.cases if has_groups(case)]
+    return [*made, experts_grid(experiment.cases, seed)]
+
+
+def write(experiment: Experiment, out: Path) -> list[Path]:
+    """Write all tables and, last, their manifest.
+
+    Args:
+        experiment: The experiment.
+        out: Folder of the tables; other files in it are left alone.
+
+    Returns:
+        The files, the manifest excepted.
+    """
+    (out / NAME).unlink(missing_ok=True)
+    texts = {f"{case.table}.csv": case_csv(case) for case in experiment.cases}
+    for case in experiment.cases:
+        if has_groups(case):
+            texts[f"{case.table}_tasks.csv"] = tasks_csv(case)
+    if experiment.ablation:
+        texts["table3.csv"] = ablation_csv(experiment.ablation)
+    texts["experts.csv"] = experts_csv(experiment.cases)
+    for grid in grids(experiment):
+        for form, renderer in _FORMS.items():
+            texts[f"{grid.name}.{form}"] = renderer(grid)
+    for name, text in texts.items():
+        write_text(out / name, text)
+    write_manifest(
+        out / NAME,
+        kind="tables",
+        parameters={"experiment": experiment.name},
+        inputs=dict(score_files(experiment.config, experiment.results)),
+        outputs={name: out / name for name in texts},
+        seed=experiment.seed,
+        packages=("report",),
+    )
+    return [out / name for name in texts]

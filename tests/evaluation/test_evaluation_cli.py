@@ -1,0 +1,93 @@
+"""The command line: files, repetition, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from evaluation.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(world, *more: str) -> list[str]:
+    suites = "bottle_ja8/jcomqa,bottle_ja8/mgsm,bottle_sql_eval"
+    return ["--data", str(world / "data"), "--suites", suites, *more]
+
+
+def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
+    models = [f"--model={name}={world / name}" for name in "ab"]
+    home = tmp_path / "home"
+    home.mkdir()
+    # A home of its own shows that nothing is cached there.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation", *arguments(world, *models, "--out-dir", "first")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "bottle_ja8/jcomqa" in done.stdout and "±" in done.stdout
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+    # The same again, in this process: the same bytes, but for what was measured.
+    main(arguments(world, *models, "--out-dir", str(tmp_path / "second")))
+    capsys.readouterr()
+    first, second = tmp_path / "first", tmp_path / "second"
+    names = {f"{m}{end}" for m in "ab" for end in (".json", ".items.jsonl", ".manifest.json")}
+    measured = {f"{m}.cost.json" for m in "ab"}
+    assert {path.name for path in first.iterdir()} == names | measured
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    scores = json.loads((first / "b.json").read_text())
+    assert scores["weights"] and scores["weights"] != json.loads((first / "a.json").read_text())
+    items = [json.loads(line) for line in (first / "b.items.jsonl").read_text().splitlines()]
+    assert len(items) == sum(task["items"] for task in scores["tasks"].values())
+    cost = json.loads((first / "b.cost.json").read_text())
+    assert cost["counted"] == scores["counted"]
+
+
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        (["--model", "{world}/none", "--out", "s.json"], "not a model folder"),
+        (["--model", "{world}/tokenizer", "--out", "s.json"], "not a model folder"),
+        (["--model", "{world}/a", "--model", "{world}/b", "--out", "s.json"], "--out-dir"),
+        (["--model", "{world}/a", "--model", "{world}/a", "--out-dir", "s"], "are called 'a'"),
+        (["--model", "{world}/a"], "say where"),
+        (["--out", "s.json"], "no --model"),
+        (["--model", "{world}/a", "--out", "s.json", "--suites", "bottle_ja9"], "did you mean"),
+    ],
+)
+def test_refusals_leave_nothing(world, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(arguments(world, *(text.format(world=world) for text in more)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_and_help_need_no_torch(capsys):
+    code = (
+        "import sys, evaluation.cli as c; c.main(['--list']); "
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bottle_kobest/wic" in done.stdout
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    assert "python -m evaluation gate" in capsys.readouterr().out

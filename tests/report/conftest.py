@@ -1,0 +1,134 @@
+"""A made-up results folder with known scores, as the stages before the report leave it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def score(value: float, items: int = 200, chance: float = 0.25) -> dict:
+    """An entry of scores.json with the binomial standard error."""
+    stderr = math.sqrt(value * (1 - value) / (items - 1))
+    return {"metric": "acc", "value": value, "stderr": stderr, "items": items, "chance": chance}
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_scores(path: Path, tasks: dict, seed: int = 0) -> None:
+    content = {"model": path.stem, "weights": "0" * 64, "split": "test", "backend": "hf"}
+    write(path, content | {"dtype": "float32", "seed": seed, "tasks": tasks, "counted": {}})
+
+
+def write_cost(path: Path, cpu_s: float, **counted: float) -> None:
+    content = {"wall_s": cpu_s * 1.25, "cpu_s": cpu_s, "peak_rss_mb": 512, "counted": counted}
+    write(path, content)
+
+
+def tasks_of(case: dict) -> list[str]:
+    return [task for column in case["columns"] + case["beside"] for task in column["tasks"]]
+
+
+def fill(folder: Path, config: dict) -> None:
+    """Write scores, manifests, costs and gates for everything that a configuration names."""
+    draw = random.Random(1)
+    for name, case in config["cases"].items():
+        place = folder / name
+        write_cost(place / "data/cost.json", 3.0)
+        write_cost(place / "teachers/cost.json", 4.0, forward_tokens=1e5)
+        models = dict.fromkeys(["base", *case["experts"]], "models")
+        for row, about in config["methods"].items():
+            if name in about.get("cases", [name]):
+                models[row] = "merges"
+        for model, kind in models.items():
+            level = {"base": 0.3}.get(model, draw.uniform(0.35, 0.9))
+            tasks = {}
+            for task in tasks_of(case):
+                value = round(200 * min(1.0, max(0.0, draw.gauss(level, 0.15)))) / 200
+                tasks[task] = score(value)
+            write_scores(place / f"scores/test/{model}.json", tasks)
+            write_cost(place / f"scores/test/{model}.cost.json", 2.0, requests=1600)
+            inputs = {}
+            if config["methods"].get(model, {}).get("method") == "dam":
+                inputs = {f"calibration/{expert}": "0" * 64 for expert in case["experts"]}
+            manifest = {"kind": kind, "inputs": inputs, "parameters": {"samples": 1729}}
+            write(place / kind / model / "manifest.json", manifest)
+            write_cost(place / kind / model / "cost.json", 10.0, forward_tokens=2e6, flops=3e12)
+        experts = {}
+        for expert, about in case["experts"].items():
+            judged = {
+                task: {"base": 0.25, "expert": 0.9, "learned": not task.endswith("/jsquad")}
+                for task in about["domain"]
+            }
+            experts[expert] = {"domain": about["domain"], "base": 0.25, "expert": 0.9}
+            experts[expert] |= {"stderr": 0.02, "tasks": judged}
+        write(place / "gate.json", {"experts": experts})
+    ablation = config["ablation"]
+    for objective in ablation["objectives"]:
+        level = draw.uniform(0.5, 0.7)
+        for seed in ablation["seeds"]:
+            run = folder / "ablation" / objective / f"seed{seed}"
+            tasks = tasks_of(config["cases"][ablation["case"]])
+            values = {task: score(round(200 * draw.gauss(level, 0.02)) / 200) for task in tasks}
+            write_scores(run / "scores.json", values, seed)
+            write_cost(run / "scores.cost.json", 2.0)
+            write_cost(run / "model/cost.json", 20.0, backward_tokens=1e5)
+
+
+SMALL = {
+    "name": "small",
+    "seed": 7,
+    "cases": {
+        "case1": {
+            "table": "table1",
+            "title": "Case study 1: two experts",
+            "experts": {
+                "ja": {"label": "Japanese expert", "domain": ["bottle_ja8/a", "bottle_ja8/jsquad"]},
+                "math_a": {"label": "Maths & logic", "domain": ["bottle_gsm_en/gsm_en"]},
+            },
+            "columns": [
+                {"label": "A_1", "tasks": ["bottle_ja8/a"]},
+                {"label": "Pair", "tasks": ["bottle_ja8/jsquad", "bottle_ja8/c"]},
+            ],
+            "beside": [{"label": "GSM", "tasks": ["bottle_gsm_en/gsm_en"]}],
+        }
+    },
+    "methods": {
+        "soup": {"label": "Model Soups", "method": "linear"},
+        "ties_tuned": {"label": "TIES (tuned)", "method": "ties", "tune": [{}, {}, {}]},
+        "slerp": {"label": "SLERP", "method": "slerp", "best_of": False},
+        "dam": {"label": "DAM", "method": "dam", "embeddings_and_norms": "base"},
+    },
+    "ablation": {
+        "case": "case1",
+        "seeds": [0, 1, 2],
+        "objectives": {"kl": {"label": "KL"}, "mse": {"label": "MSE"}},
+    },
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Path, dict]:
+    """Paths of a small configuration and its results folder, and the configuration."""
+    write(tmp_path / "config.json", SMALL)
+    fill(tmp_path / "results", SMALL)
+    return tmp_path / "config.json", tmp_path / "results", json.loads(json.dumps(SMALL))
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Paths of the default configuration and of a results folder with made-up scores."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    folder = tmp_path_factory.mktemp("full")
+    write(folder / "config.json", config)
+    fill(folder / "results", config)
+    return folder / "config.json", folder / "results"

@@ -1,0 +1,129 @@
+"""A copy of the project in an empty folder, and a tiny experiment that runs there for real."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny(config: dict) -> dict:
+    """Shrink the default experiment until it takes seconds; its models learn nothing."""
+    config = copy.deepcopy(config)
+    config["name"] = "tiny"
+    config["evaluation"] |= {"test_items": 8, "dev_items": 6}
+    config["tuning"]["evaluations"] = 2
+    config["calibration"]["rows"] = 24
+    config["gate"] = {"standard_errors": -1000.0}
+    for case in config["cases"].values():
+        for parent in [case["base"], *case["experts"].values()]:
+            parent["train"]["steps"] = 2
+    keep = ("soup", "ties", "dare_ties", "ties_tuned", "evolutionary", "dam_paper")
+    config["methods"] = {row: config["methods"][row] for row in keep}
+    config["methods"]["ties_tuned"]["tune"] = [{"density": 0.2}, {"density": 0.5}]
+    config["methods"]["evolutionary"]["evolve"] = {"budget": 5}
+    config["methods"]["evolutionary"]["cases"] = ["case1"]
+    config["methods"]["dam_paper"]["set"] |= {"samples": 8}
+    ablation = config["ablation"]
+    ablation["seeds"] = [0, 1]
+    ablation["objectives"] = {name: ablation["objectives"][name] for name in ("kl", "entropy")}
+    return config
+
+
+class Project:
+    """A copy of the project's files and the commands that a user would type in it.
+
+    Args:
+        folder: An empty folder.
+        config: The experiment to run.
+    """
+
+    def __init__(self, folder: Path, config: dict) -> None:
+        self.folder = folder
+        ignore = shutil.ignore_patterns(".*", "results", "__pycache__", "tests", "docs")
+        shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
+        self.config = config
+        self.write()
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results" / self.config["name"]
+
+    def write(self) -> None:
+        text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
+        (self.folder / "tiny.yaml").write_text(text, encoding="utf-8")
+
+    def start(self, *command: str, **options) -> subprocess.Popen:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def run(self, *command: str) -> tuple[int, str]:
+        process = self.start(*command)
+        output = process.communicate()[0]
+        return process.returncode, output
+
+    def reproduce(self) -> str:
+        code, output = self.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
+        assert code == 0, output[-4000:]
+        return output
+
+    def snakemake(self, *arguments: str) -> str:
+        code, output = self.run("snakemake", *arguments, "--configfile", "tiny.yaml")
+        assert code == 0, output[-4000:]
+        return output
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Return how many jobs of each rule a dry run lists."""
+        output = self.snakemake("-n", "--quiet", "rules", *arguments)
+        jobs, counting = {}, False
+        for line in output.splitlines():
+            words = line.split()
+            if words[:2] == ["job", "count"]:
+                counting = True
+            elif counting and len(words) == 2 and words[1].isdigit():
+                jobs.setdefault(words[0], int(words[1]))
+        return {rule: count for rule, count in jobs.items() if rule not in ("all", "total")}
+
+    def files(self, pattern: str) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.results)): path.read_bytes()
+            for path in sorted(self.results.glob(pattern))
+        }
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    return tiny(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="session")
+def reproduced(tiny_config, tmp_path_factory):
+    """A project whose tiny experiment has been run from nothing; tests must not spoil it."""
+    project = Project(tmp_path_factory.mktemp("project"), copy.deepcopy(tiny_config))
+    project.output = project.reproduce()
+    return project
+
+
+@pytest.fixture
+def project(reproduced, tmp_path):
+    """A private copy of the reproduced project, Snakemake's own records included."""
+    shutil.copytree(reproduced.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    copied = Project.__new__(Project)
+    copied.folder, copied.config = tmp_path, copy.deepcopy(reproduced.config)
+    return copied

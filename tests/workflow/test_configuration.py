@@ -1,0 +1,99 @@
+"""The configuration is checked whole, and a mistake is told in one line with its mend."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from workflow import configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def refuse(config, pattern):
+    with pytest.raises(UserError, match=pattern) as refused:
+        configuration.resolve(config)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_default_is_in_order_and_resolving_changes_nothing_twice(config):
+    before = copy.deepcopy(config)
+    resolved = configuration.resolve(config)
+    assert config == before
+    assert configuration.resolve(resolved) == resolved
+    assert resolved["methods"]["soup"]["embeddings_and_norms"] in ("base", "merged")
+
+
+def test_the_default_holds_the_paper_s_rows(config):
+    resolved = configuration.resolve(config)
+    methods = {row["method"] for row in resolved["methods"].values()}
+    assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp", "dam"} <= methods
+    assert [column["label"] for column in resolved["cases"]["case1"]["columns"]] == [
+        *("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM"),
+    ]
+    assert len(resolved["ablation"]["objectives"]) == 9
+    assert len(resolved["ablation"]["seeds"]) == 3
+    tuned = [row for row in resolved["methods"].values() if "tune" in row]
+    assert len(tuned) >= 4
+    assert {len(row["tune"]) for row in tuned} == {resolved["tuning"]["evaluations"]}
+
+
+def test_no_expert_s_domain_holds_the_held_out_tasks(config):
+    for case, held_out in (("case1", "bottle_ja8/mgsm"), ("case2", "bottle_heldout/sql_ko")):
+        assert held_out in configuration.tasks_of(config["cases"][case])
+        for expert in config["cases"][case]["experts"].values():
+            assert held_out not in expert["domain"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "pattern"),
+    [
+        (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seed'\?\)"),
+        (("evaluation", "tst_items"), 1, r"'tst_items' at evaluation \(did you mean 'test_items'"),
+        (("methods", "ties", "methd"), 1, r"'methd' at methods\.ties \(did you mean 'method'"),
+        (("methods", "ties", "method"), "tise", r"unknown method 'tise' \(did you mean 'ties'\?\)"),
+        (("methods", "ties", "set", "densty"), 0.2, r"methods\.ties: .*did you mean 'density'"),
+        (("methods", "ties", "set", "density"), 0, r"methods\.ties: .*density"),
+        (("methods", "ties", "set", "density"), 1.5, r"methods\.ties: .*density"),
+        (("methods", "ties", "cases"), ["case3"], r"unknown case 'case3' \(did you mean 'case"),
+        (("methods", "slerp_ja_math_a", "experts"), ["jp"], r"has no expert 'jp'"),
+        (("methods", "ties_tuned", "tune"), [{"density": 0.5}], r"1 candidates .* 6"),
+        (("methods", "dam_tuned", "evolve"), {"budget": 3}, r"both 'tune' and 'evolve'"),
+        (("methods", "ja"), {"label": "x", "method": "linear"}, r"the name of a model"),
+        (("cases", "case1", "columns", 0, "tasks"), ["bottle_ja8/jcomq"], r"mean 'bottle_ja8/jcomqa'"),
+        (("seed",), -1, r"seed: -1 is less than"),
+        (("seed",), "zero", r"seed: 'zero' is not of type 'integer'"),
+        (("ablation", "row"), "dam", r"ablation\.row: unknown row 'dam' \(did you mean 'dam_"),
+        (("ablation", "objectives", "kl", "objective"), {"kll": 1.0}, r"objectives\.kl: "),
+    ],
+)
+def test_a_mistake_is_refused_with_its_place(config, path, value, pattern):
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    refuse(config, pattern)
+
+
+def test_a_missing_key_is_named(config):
+    del config["cases"]["case1"]["table"]
+    refuse(config, r"cases\.case1 lacks the key 'table'")
+
+
+def test_a_file_that_is_no_configuration(tmp_path):
+    path = tmp_path / "config.yaml"
+    with pytest.raises(UserError, match="no such configuration"):
+        configuration.load(path)
+    path.write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        configuration.load(path)
+    path.write_text("hello")
+    with pytest.raises(UserError, match="not a configuration"):
+        configuration.load(path)

@@ -1,0 +1,145 @@
+"""The whole experiment through real Snakemake, on settings so small that nothing is learned."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.workflow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows(project, table):
+    with open(project.results / "tables" / f"{table}.csv", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_one_command_makes_tables_figures_and_page(reproduced):
+    config = reproduced.config
+    for case, table in (("case1", "table1"), ("case2", "table2")):
+        methods = [m for m, row in config["methods"].items() if case in row.get("cases", [case])]
+        expected = ["base", *config["cases"][case]["experts"], *methods]
+        assert [row["id"] for row in rows(reproduced, table)] == expected
+    assert [row["id"] for row in rows(reproduced, "table3")] == ["kl", "entropy"]
+    for suffix in ("png", "pdf"):
+        assert list((reproduced.results / "figures").glob(f"*.{suffix}"))
+    assert "<table" in (reproduced.results / "report.html").read_text(encoding="utf-8")
+    assert "report.html" in reproduced.output
+    assert "DAM (paper)" in reproduced.output and "TIES" in reproduced.output
+
+
+def test_every_artefact_has_its_manifest(reproduced):
+    folders = [*reproduced.results.glob("case*/models/*"), *reproduced.results.glob("case*/merges/*")]
+    folders += [*reproduced.results.glob("case*/data"), *reproduced.results.glob("case*/teachers")]
+    folders += [*reproduced.results.glob("ablation/*/*/model"), reproduced.results / "tables"]
+    assert len(folders) > 15
+    for folder in folders:
+        assert (folder / "manifest.json").is_file(), folder
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    before = {path: path.stat().st_mtime_ns for path in project.results.rglob("*.json")}
+    output = project.reproduce()
+    assert "Nothing to be done" in output
+    assert {path: path.stat().st_mtime_ns for path in project.results.rglob("*.json")} == before
+
+
+def test_a_baseline_added_as_contributing_says_runs_only_its_own_jobs(project):
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"`merges/median\.py`:\n\n```python\n(.*?)```", page, re.S)
+    assert project.planned() == {}
+    (project.folder / "merges" / "median.py").write_text(source, encoding="utf-8")
+    assert project.planned() == {}
+    project.config["methods"]["median"] = {
+        "label": "Median",
+        "method": "median",
+        "set": {"scale": 1.0},
+    }
+    project.write()
+    assert project.planned() == {
+        "merge": 2,
+        "evaluate": 2,
+        "resolved_config": 1,
+        "make_tables": 1,
+        "make_figures": 1,
+        "make_page": 1,
+    }
+    project.reproduce()
+    assert "median" in [row["id"] for row in rows(project, "table2")]
+    assert project.planned() == {}
+
+
+def test_a_changed_number_runs_only_its_own_method(project):
+    project.config["methods"]["ties"]["set"]["density"] = 0.35
+    project.write()
+    planned = project.planned()
+    assert planned == {
+        "merge": 2,
+        "evaluate": 2,
+        "resolved_config": 1,
+        "make_tables": 1,
+        "make_figures": 1,
+        "make_page": 1,
+    }
+    listed = project.snakemake("-n", "-p")
+    assert set(re.findall(r"wildcards: case=\w+, row=(\w+)", listed)) == {"ties"}
+
+
+def test_changed_code_of_one_method_runs_only_that_method(project):
+    with open(project.folder / "merges" / "dare_ties.py", "a", encoding="utf-8") as source:
+        source.write("\n_UNUSED = 1\n")
+    planned = project.planned()
+    assert planned["merge"] == 2
+    assert not {"tune", "evolve", "ablation_merge", "bottle_base"} & set(planned)
+
+
+def test_tables_and_figures_never_run_a_merge_or_an_evaluation(project):
+    scores = project.results / "case1" / "scores" / "test"
+    (scores / "ties.json").unlink()  # one row is missing, all code has changed
+    with open(project.folder / "merges" / "engine.py", "a", encoding="utf-8") as source:
+        source.write("\n_UNUSED = 1\n")
+    shutil.rmtree(project.results / "tables")
+    shutil.rmtree(project.results / "figures")
+    assert project.planned("tables", "figures") == {"tables": 1, "figures": 1}
+    project.snakemake("tables", "figures")
+    (row,) = [row for row in rows(project, "table1") if row["id"] == "ties"]
+    assert row["avg"] == ""
+    assert not (scores / "ties.json").exists()
+    assert list((project.results / "figures").glob("*.png"))
+
+
+def test_tables_from_a_folder_that_was_dropped_in(project, reproduced):
+    dropped = project.folder / "dropped"
+    project.results.rename(dropped)
+    shutil.rmtree(project.folder / ".snakemake")
+    project.config["scores_from"] = "dropped"
+    project.write()
+    project.snakemake("tables", "figures")
+    for table in ("table1.csv", "table2.csv", "table3.csv"):
+        made = (project.results / "tables" / table).read_bytes()
+        assert made == (reproduced.results / "tables" / table).read_bytes()
+    assert not list(project.results.glob("case*"))
+
+
+def test_a_mistyped_key_is_told_before_anything_runs(project):
+    project.config["methods"]["ties"]["set"] = {"densty": 0.5}
+    project.write()
+    code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml")
+    assert code == 2
+    assert output.count("\n") == 1 and "did you mean 'density'" in output
+    code, output = project.run("snakemake", "-n", "--configfile", "tiny.yaml")
+    assert code != 0 and "did you mean 'density'" in output and "Traceback" not in output
+
+
+def test_parsing_imports_no_torch(project):
+    code = (
+        "import sys, runpy; sys.argv = ['snakemake', '-n', '--configfile', 'tiny.yaml']\n"
+        "try: runpy.run_module('snakemake', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)))"
+    )
+    (project.folder / "parse.py").write_text(code)
+    code, output = project.run("parse")
+    assert code == 0 and output.rstrip().endswith("[]"), output[-2000:]

@@ -1,0 +1,110 @@
+"""The rules of the house: import order, one lock, light parsing, speaking of itself alone."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MAY_IMPORT = {
+    "common": set(),
+    "checkpoints": {"common"},
+    "bottle": {"common", "checkpoints"},
+    "merges": {"common", "checkpoints"},
+    "evaluation": {"common", "checkpoints"},
+    "search": {"common", "checkpoints", "merges", "evaluation"},
+    "report": {"common"},
+    "workflow": {"common", "merges", "evaluation"},
+}
+HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "matplotlib", "cmaes"}
+
+
+def tracked():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_follow_the_way_of_the_data(package):
+    sources = list((ROOT / package).rglob("*.py"))
+    assert sources
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            for module in modules:
+                top = module.split(".")[0]
+                allowed = MAY_IMPORT[package] | {package}
+                assert top not in MAY_IMPORT or top in allowed, f"{path} imports {module}"
+
+
+def test_every_package_is_a_command_that_starts_light():
+    for package in sorted(set(MAY_IMPORT) - {"common", "checkpoints"}):
+        code = (
+            f"import sys, runpy; sys.argv = ['{package}', '--help']\n"
+            f"try: runpy.run_module('{package}', run_name='__main__')\n"
+            f"except SystemExit as end: assert not end.code, end.code\n"
+            f"print(sorted({HEAVY!r} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.rstrip().endswith("[]"), f"{package}: {done.stdout[-300:]}"
+        assert "examples:" in done.stdout.lower(), f"{package} --help shows no example"
+
+
+def test_environment_yml_installs_the_lock_and_only_that():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    assert (python, pip) == ("python=3.11", "pip")
+    assert packages == {"pip": ["--requirement requirements.lock"]}
+
+
+def test_the_lock_pins_everything_and_leaves_torch_its_builds():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert "torch==2.13.0" in pins
+    for pin in pins:
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", pin), pin
+    names = [re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins]
+    assert len(names) == len(set(names))
+
+
+def test_the_installed_versions_are_the_locked_ones():
+    import importlib.metadata
+
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            assert importlib.metadata.version(name).split("+")[0] == version, name
+
+
+def test_no_file_is_long_or_speaks_of_a_machine():
+    machine = re.compile(r"/(?:work|root|tmp/spec)/|pypi\.org|files\.pythonhosted|deb\.debian\.org")
+    for path in tracked():
+        if path.suffix in (".py", ".smk", ".md", ".yaml", ".yml") or path.name == "Makefile":
+            text = path.read_text(encoding="utf-8")
+            if path != Path(__file__):
+                assert not machine.search(text), f"{path}: {machine.search(text)[0]}"
+            if path.suffix in (".py", ".smk"):
+                assert text.count("\n") <= 420, f"{path} has {text.count(chr(10))} lines"
+
+
+def test_no_tracked_file_is_large():
+    for path in tracked():
+        assert path.stat().st_size < 2_000_000, path
