@@ -19,6 +19,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 
+# Implementations of attention that accept a mask of any shape; flash attention does not.
+_TAKES_MASKS = ("sdpa", "eager")
+
 
 @dataclass
 class _Batch:
@@ -163,6 +166,11 @@ class BottleLM(HFLM):
         return ids, mask
 
     def _plan(self, requests: Sequence[Instance]) -> list[_Batch] | None:
+        """Arrange requests in batches, or return None where lm-eval's own way must do it."""
+        config = self.model.config
+        if config._attn_implementation not in _TAKES_MASKS:
+            return None
+        window = min(self.max_length, getattr(config, "sliding_window", None) or self.max_length)
         trees: dict[tuple[int, ...], _Tree] = defaultdict(_Tree)
         for owner, request in enumerate(requests):
             context, continuation = request.args
@@ -171,7 +179,7 @@ class BottleLM(HFLM):
             else:
                 before = [self.prefix_token_id]
                 after = self.tok_encode(continuation, add_special_tokens=False)
-            if len(before) + len(after) > self.max_length + 1:
+            if len(before) + len(after) > window + 1:
                 return None
             trees[tuple(before)].add(before, after, owner)
         by_length = sorted(trees.values(), key=lambda tree: (-len(tree.tokens), tree.tokens))
@@ -194,7 +202,6 @@ class BottleLM(HFLM):
         if key not in self._plans:
             self._plans[key] = self._plan(requests)
         plan = self._plans[key]
-        # Too long for the model's window: lm-eval's own way cuts the context from the left.
         answers = (
             super().loglikelihood(requests, disable_tqdm=True)
             if plan is None
@@ -274,12 +281,13 @@ class BottleLM(HFLM):
             ends |= self._ending_tokens(string)
         ends = ends.to(context.device)
 
-        sequence, tokens = context, context
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        done = torch.zeros(len(context), dtype=torch.bool, device=context.device)
+        steps = max_length - context.shape[1]
+        written = context.new_full((len(context), steps), self.tokenizer.pad_token_id)
+        rows = torch.arange(len(context), device=context.device)
+        tokens, positions = context, (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=self.model.config)
-        self.counted["tokens"] += int(mask.sum())
-        while True:
+        for step in range(steps):
+            self.counted["tokens"] += len(rows) if step else int(mask.sum())
             logits = self.model(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -290,11 +298,14 @@ class BottleLM(HFLM):
             ).logits[:, -1]
             if not torch.isfinite(logits).all():
                 raise _NotFinite
-            chosen = logits.argmax(1).masked_fill(done, self.tokenizer.pad_token_id)
-            sequence = torch.cat([sequence, chosen[:, None]], dim=1)
-            done |= ends[chosen]
-            if sequence.shape[1] >= max_length or done.all():
-                return sequence
-            self.counted["tokens"] += int((~done).sum())
+            chosen = logits.argmax(1)
+            written[rows, step] = chosen
+            left = ~ends[chosen]
+            if not left.all():
+                if not left.any():
+                    break
+                rows, chosen, mask, positions = (x[left] for x in (rows, chosen, mask, positions))
+                cache.batch_select_indices(left)
             tokens, positions = chosen[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return torch.cat([context, written], dim=1)

@@ -256,6 +256,7 @@ class Harness:
                 "items": len(values),
                 "chance": task.chance,
             }
+        counted = self._lm.counted
         return {
             "model": name,
             "weights": weights,
@@ -265,5 +266,5 @@ class Harness:
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
             "tasks": tasks,
-            "counted": dict(self._lm.counted),
+            "counted": counted | {"flops": 2 * model.num_parameters() * counted["tokens"]},
         }

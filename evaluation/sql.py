@@ -177,6 +177,7 @@ class Judge:
     def __init__(self, databases: Path) -> None:
         self._databases = databases
         self._gold: dict[tuple[str, str], list[tuple]] = {}
+        self._verdicts: dict[tuple[str, str, str], Verdict] = {}
 
     def _gold_rows(self, database: str, query: str) -> list[tuple]:
         key = (database, query)
@@ -206,6 +207,12 @@ class Judge:
         Raises:
             UserError: The database is missing or the gold query itself fails.
         """
+        key = (answer, gold, database)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._compare(*key)
+        return self._verdicts[key]
+
+    def _compare(self, answer: str, gold: str, database: str) -> Verdict:
         expected = self._gold_rows(database, gold)
         statement = extract(answer)
         if not statement:

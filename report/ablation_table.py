@@ -5,8 +5,8 @@ from __future__ import annotations
 from report import fields
 from report.averages import spread
 from report.case_table import what_is_shown
+from report.experiment import Ablation
 from report.grid import Cell, Grid, Row, number
-from report.load import Ablation
 
 
 def ablation_csv(ablation: Ablation) -> str:
@@ -26,7 +26,10 @@ def ablation_csv(ablation: Ablation) -> str:
         items = sum(score.stderr for score in done) / len(done) if done else None
         row = [entry.id, entry.label, seeds, str(len(done))]
         row += [fields.decimals(total and total.mean), fields.decimals(total and total.deviation)]
-        row += [fields.decimals(items), *(fields.decimals(score and score.value) for score in averages)]
+        row += [
+            fields.decimals(items),
+            *(fields.decimals(score and score.value) for score in averages),
+        ]
         for column in case.columns:
             one = spread([(s := run.column(column)) and s.value for run in entry.runs])
             row += [fields.decimals(one and one.mean), fields.decimals(one and one.deviation)]
@@ -56,12 +59,11 @@ def ablation_grid(ablation: Ablation) -> Grid:
     seeds = ", ".join(map(str, ablation.seeds))
     caption = (
         f"DAM's training objectives compared by the average over {len(case.averaged)} columns. "
-        f"{case.title}. {what_is_shown(case)} Mean ± sample standard deviation over the seeds {seeds}, which change DAM's data "
-        "draw and order while the experts stay. The standard error over test items of one run's "
+        f"{case.title}. {what_is_shown(case)} Mean ± sample standard deviation over the seeds "
+        f"{seeds}, which change DAM's data draw and order while the experts stay. "
+        "The standard error over test items of one run's "
         f"average is about {items}; it is not in the deviation, because all runs answer the same "
         "items. Bold: the highest mean."
     )
     header = ("Objective", "Mean", *(f"Seed {seed}" for seed in ablation.seeds))
     return Grid("table3", "Table 3", caption, header, tuple(rows), tuple(notes))
-
-

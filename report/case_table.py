@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from report import fields
 from report.averages import Score
+from report.experiment import Case, Model
 from report.grid import Cell, Grid, Row, number, score_cell
-from report.load import Case, Model
 
 
 def table_title(name: str) -> str:
@@ -42,7 +42,9 @@ def case_csv(case: Case) -> str:
         scores += [case.average(model), *(model.column(column) for column in beside)]
         for score in scores:
             row += fields.score_fields(score)
-        rows.append(row + [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted])
+        rows.append(
+            row + [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted]
+        )
     return fields.text(rows)
 
 
@@ -149,10 +151,10 @@ def case_grid(case: Case, seed: int) -> Grid:
     count = len(case.averaged)
     columns.insert(count, ("Avg", [case.average(model) for model in models]))
     caption = (
-        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the {count} columns before "
-        "it; a column of several tasks is their mean. ± is the standard error over test items; "
-        "a mean of k independent scores has √(Σ SE²)/k. It does not cover what another seed "
-        "would change. Bold: the highest among the merges; the smaller a lead is beside the "
+        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the {count} "
+        "columns before it; a column of several tasks is their mean. ± is the "
+        "standard error over test items; a mean of k independent scores has √(Σ SE²)/k. "
+        "It does not cover what another seed would change. Bold: the highest among the merges; the smaller a lead is beside the "
         "standard errors, the less it means."
     )
     return _scores_grid(case, case.table, table_title(case.table), caption, columns)
@@ -170,7 +172,9 @@ def tasks_grid(case: Case, seed: int) -> Grid:
         for task in case.tasks
     ]
     title = f"{table_title(case.table)}, task by task"
-    caption = f"{case.title}. {what_is_shown(case)} Seed {seed}. ± is the standard error over test items."
+    caption = (
+        f"{case.title}. {what_is_shown(case)} Seed {seed}. ± is the standard error over test items."
+    )
     return _scores_grid(case, f"{case.table}_tasks", title, caption, columns)
 
 
@@ -185,5 +189,3 @@ def tasks_csv(case: Case) -> str:
                 start = [model.id, model.label, model.kind, column.label, task]
                 rows.append([*start, *fields.score_fields(score), chance])
     return fields.text(rows)
-
-

@@ -10,8 +10,8 @@ from typing import Any
 from common.files import read_json
 from report import fields
 from report.case_table import table_title
+from report.experiment import Experiment
 from report.grid import Cell, Grid, Row
-from report.load import Experiment
 
 STAGES = {
     "data": "Data",
@@ -145,7 +145,7 @@ def _amount(value: float | None) -> str:
 
 def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
     """Lay out what each row of Tables 1 and 2 cost to make and to evaluate."""
-    shown = ("forward_tokens", "backward_tokens", "flops", "evaluations")
+    shown = ("forward_tokens", "backward_tokens", "flops", "evaluations", "dev_tokens")
     rows = []
     for case in experiment.cases:
         for model in case.models:
@@ -154,9 +154,7 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
             tests = [cost for cost in steps if cost.split == "test"]
             if not steps:
                 continue
-            counted = {
-                name: sum(cost.counted.get(name, 0) for cost in making) for name in shown
-            }
+            counted = {name: sum(cost.counted.get(name, 0) for cost in making) for name in shown}
             cells = [
                 *(table_title(case.table), model.label),
                 *(f"{sum(cost.cpu_s for cost in part):.1f}" for part in (making, tests)),
@@ -167,11 +165,11 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
     caption = (
         "Cost of making each model (training, merging, and its own search or tuning on dev "
         "items) and of its evaluation on test items. CPU seconds and peak memory are measured "
-        "and vary; tokens, FLOPs and evaluations are counted. DAM's rows share the teachers' "
+        "and vary; tokens, FLOPs and evaluations are counted, where there is a dash nothing was. DAM's rows share the teachers' "
         "signal, whose cost stands in its own stage. cost.csv has every step."
     )
     header = (
         *("Table", "Model", "Making, CPU s", "Test, CPU s", "Peak MB"),
-        *("Forward tokens", "Backward tokens", "FLOPs", "Evaluations"),
+        *("Forward tokens", "Backward tokens", "FLOPs", "Dev evaluations", "Dev tokens"),
     )
     return Grid("costs", "Cost", caption, header, tuple(rows), texts=2)

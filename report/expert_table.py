@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from report import fields
+from report.experiment import Case, Model
 from report.grid import Cell, Grid, Row, number, score_cell
-from report.load import Case, Model
 
 
 def _expert_rows(cases: Sequence[Case]) -> Iterable[tuple[Case, Model, Model, str, dict]]:
@@ -55,5 +55,3 @@ def experts_grid(cases: Sequence[Case], seed: int) -> Grid:
     )
     header = ("Expert", "Task", "Learned", "Base, dev", "Expert, dev", "Base, test", "Expert, test")
     return Grid("experts", "Experts", caption, header, tuple(rows), texts=3)
-
-

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from report.averages import Score
-from report.load import Model
+from report.experiment import Model
 
 
 def decimals(value: float | None) -> str:

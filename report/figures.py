@@ -11,13 +11,14 @@ from common.files import write_bytes
 from common.manifest import NAME, write_manifest
 from report.averages import Score, spread
 from report.case_table import table_title
-from report.load import Ablation, Case, Experiment, Model, score_files
+from report.experiment import Ablation, Case, Experiment, Model
+from report.load import score_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; DAM, the paper's own, in black.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the paper's method is black.
 _FAMILIES = {
     "linear": ("Model Soups", "#0072B2"),
     "task_arithmetic": ("Task arithmetic", "#56B4E9"),
@@ -67,13 +68,17 @@ def _bars(
     axes: Axes, models: Sequence[Model], scores: Sequence[Score | None], config: Mapping[str, Any]
 ) -> None:
     """Draw one horizontal bar per model, the first on top, with its standard error."""
+    from matplotlib.patheffects import withStroke
+
+    outlined = [withStroke(linewidth=2.4, foreground="white")]  # else lost on DAM's dark bar
     for place, (model, score) in enumerate(zip(models, scores, strict=True)):
         if score is None:
             axes.text(0.015, place, model.status.split(":")[0], va="center", color="#777777")
             continue
         colour = _colour(model, config)
         axes.barh(place, score.value, height=0.78, color=colour, linewidth=0)
-        axes.errorbar(score.value, place, xerr=score.stderr, color="#555555", linewidth=0.9)
+        ends = (score.value - score.stderr, score.value + score.stderr)
+        axes.plot(ends, (place, place), color="#444444", linewidth=0.9, path_effects=outlined)
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlim(0, 1.02)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
@@ -89,6 +94,7 @@ def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) 
     seen = dict.fromkeys(_family(model, config) for model in models)
     handles: list[Any] = [Patch(color=colour, label=label) for label, colour in seen]
     handles += [
+        Patch(color="#D0D0D0", label="pale: nothing chosen on dev"),
         Line2D([], [], color="#444444", linestyle=":", label="base"),
         Line2D([], [], color="#444444", linestyle="--", label="best expert"),
     ]
@@ -116,9 +122,7 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
         # A task beside the average may share a title with none of the others.
         panels.append((case.task_label(task) + marks, lambda m, task=task: m.tasks.get(task)))
     down = -(-len(panels) // _PANELS_ACROSS)
-    figure = Figure(
-        figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained"
-    )
+    figure = Figure(figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained")
     grid = figure.subplots(down, _PANELS_ACROSS, sharey=True, sharex=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -176,18 +180,34 @@ def ablation_figure(ablation: Ablation) -> Figure:
         total = spread(values)
         if total is None:
             axes.text(
-                0.01, place, entry.runs[0].status.split(":")[0], va="center", color="#777777",
+                0.01,
+                place,
+                entry.runs[0].status.split(":")[0],
+                va="center",
+                color="#777777",
                 transform=axes.get_yaxis_transform(),
             )
             continue
         axes.scatter(values, [place + 0.2] * len(values), s=16, color="#56B4E9", zorder=3)
         axes.errorbar(
-            *(total.mean, place - 0.08), xerr=total.deviation, fmt="D", markersize=5,
-            color="#222222", capsize=3, linewidth=1.3, zorder=4,
+            *(total.mean, place - 0.08),
+            xerr=total.deviation,
+            fmt="D",
+            markersize=5,
+            color="#222222",
+            capsize=3,
+            linewidth=1.3,
+            zorder=4,
         )
     axes.scatter([], [], s=16, color="#56B4E9", label="one seed")
     axes.errorbar(
-        [], [], xerr=[], fmt="D", markersize=5, color="#222222", capsize=3,
+        [],
+        [],
+        xerr=[],
+        fmt="D",
+        markersize=5,
+        color="#222222",
+        capsize=3,
         label="mean ± standard deviation over seeds",
     )
     labels = [entry.label for entry in ablation.objectives]

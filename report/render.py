@@ -126,35 +126,41 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
-def plain(grid: Grid, errors_in: tuple[str, ...] = ("Avg", "Mean")) -> str:
+def plain(
+    grid: Grid,
+    errors_in: tuple[str, ...] = ("Avg", "Mean"),
+    leave_out: tuple[str, ...] = ("Data seen", "Embeddings, norms"),
+) -> str:
     """Render a table as aligned text for a terminal.
 
     Args:
         grid: The table.
         errors_in: Titles of the columns that show their uncertainty; the others leave it out
             so that a row fits a line.
+        leave_out: Titles of columns that would make a row too wide.
 
     Returns:
         Header, rows and notes; the best marked with an asterisk.
     """
 
-    def cell(item: Cell, title: str) -> str:
-        text = item.text + ("*" if item.strong else " ")
-        error = f"±{item.error}" if item.error and title in errors_in else ""
-        return f"{text}{error}".rstrip() if error or not item.error else text
+    kept = [place for place, title in enumerate(grid.header) if title not in leave_out]
+    texts = sum(place < grid.texts for place in kept)
+    starred = {place for row in grid.rows for place in kept if row.cells[place].strong}
 
-    table = [list(grid.header)]
-    table += [
-        [cell(item, title) for item, title in zip(row.cells, grid.header, strict=True)]
-        for row in grid.rows
-    ]
+    def cell(item: Cell, place: int) -> str:
+        mark = "*" if item.strong else " " if place in starred else ""
+        error = f"±{item.error}" if item.error and grid.header[place] in errors_in else ""
+        return item.text + mark + error
+
+    table = [[grid.header[place] + (" " if place in starred else "") for place in kept]]
+    table += [[cell(row.cells[place], place) for place in kept] for row in grid.rows]
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
 
     def line(cells: list[str]) -> str:
         padded = []
         for place, (text, width) in enumerate(zip(cells, widths, strict=True)):
             space = " " * (width - _width(text))
-            padded.append(text + space if place < grid.texts else space + text)
+            padded.append(text + space if place < texts else space + text)
         return "  ".join(padded).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

@@ -9,9 +9,10 @@ from common.manifest import NAME, write_manifest
 from report import render
 from report.ablation_table import ablation_csv, ablation_grid
 from report.case_table import case_csv, case_grid, has_groups, tasks_csv, tasks_grid
+from report.experiment import Experiment
 from report.expert_table import experts_csv, experts_grid
 from report.grid import Grid
-from report.load import Experiment, score_files
+from report.load import score_files
 
 _FORMS = {"md": render.markdown, "tex": render.latex}
 

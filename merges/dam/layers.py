@@ -34,8 +34,9 @@ class MergedWeight(torch.autograd.Function):
         """
         ctx.save_for_backward(*weights)
         ctx.dtype = coefficients.dtype
-        merged = weights[0].to(ctx.dtype) * coefficients[0]
-        for weight, column in zip(weights[1:], coefficients[1:], strict=True):
+        first, *others = coefficients.unbind()
+        merged = weights[0].to(ctx.dtype) * first
+        for weight, column in zip(weights[1:], others, strict=True):
             merged.addcmul_(weight.to(ctx.dtype), column)
         return merged.to(weights[0].dtype)
 
@@ -43,8 +44,13 @@ class MergedWeight(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Reduce dL/dW (out_features, in_features) to dL/dc (N, in_features)."""
         gradient = gradient.to(ctx.dtype)
-        rows = [(gradient * weight.to(ctx.dtype)).sum(0) for weight in ctx.saved_tensors]
-        return torch.stack(rows), *(None for _ in rows)
+        weights = ctx.saved_tensors
+        result = gradient.new_empty(len(weights), gradient.shape[1])
+        product = torch.empty_like(gradient)
+        for weight, row in zip(weights, result.unbind(), strict=True):
+            torch.mul(gradient, weight.to(ctx.dtype), out=product)
+            torch.sum(product, 0, out=row)
+        return result, *(None for _ in weights)
 
 
 class MergedLinear(nn.Module):

@@ -142,7 +142,7 @@ class Decoder:
             use_cache=False,
             packing=packing,
         )
-        return output.last_hidden_state[0]
+        return output.last_hidden_state.squeeze(0)
 
 
 def head_name(config: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def packed_attention(
     samples, longest = len(packing.lengths), max(packing.lengths)
 
     def rectangle(row: Tensor) -> Tensor:
-        tokens = row[0].transpose(0, 1).index_select(0, packing.to_padded)
+        tokens = row.squeeze(0).transpose(0, 1).index_select(0, packing.to_padded)
         return tokens.unflatten(0, (samples, longest)).transpose(1, 2)
 
     window = None

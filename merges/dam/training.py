@@ -120,7 +120,8 @@ class Trainer:
         sources: What was read from disk.
 
     Raises:
-        UserError: A bad objective or beta, too few rows, or a teacher cache of another expert or data.
+        UserError: A bad objective or beta, too few rows, or a teacher cache of another expert or
+            of other data.
     """
 
     def __init__(

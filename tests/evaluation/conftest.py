@@ -81,7 +81,12 @@ def make_items(split: Path) -> None:
     write_rows(
         split / "bottle_ja8/xwino.jsonl",
         [
-            {"id": f"x{n}", "prompt": sentence(n % 5 + 1), "choices": ["猫", "犬です"], "gold": n % 2}
+            {
+                "id": f"x{n}",
+                "prompt": sentence(n % 5 + 1),
+                "choices": ["猫", "犬です"],
+                "gold": n % 2,
+            }
             for n in range(11)
         ],
     )
@@ -120,6 +125,7 @@ def make_database(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.executescript(
             "CREATE TABLE pets (name TEXT, kind TEXT, age INTEGER, weight REAL);"
+            "CREATE INDEX by_age ON pets (age);"
             "INSERT INTO pets VALUES ('Tama', 'cat', 3, 4.5), ('Pochi', 'dog', 5, 12.25),"
             "('Kuro', 'cat', 5, 3.75), ('Piyo', 'bird', NULL, 0.1);"
         )
@@ -134,8 +140,8 @@ def world(tmp_path_factory) -> Path:
         make_items(folder / "data" / split)
     make_database(folder / "data/databases/pets.sqlite")
     make_tokenizer(folder / "tokenizer")
-    vocabulary = len(json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]["vocab"])
+    tokenizer = json.loads((folder / "tokenizer/tokenizer.json").read_text())
     for seed, name in enumerate("ab"):
-        make_model(folder / name, vocabulary, seed)
+        make_model(folder / name, len(tokenizer["model"]["vocab"]), seed)
         make_tokenizer(folder / name)
     return folder

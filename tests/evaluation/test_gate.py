@@ -50,7 +50,7 @@ def test_no_gain_without_spread_is_no_gain():
 
 
 def test_scores_that_cannot_be_compared_are_refused():
-    with pytest.raises(UserError, match=r"ja hold no task 's/d'"):
+    with pytest.raises(UserError, match=r"base hold no task 's/d' \(did you mean"):
         check(BASE, {"ja": (EXPERT, ["s/d"])})
     dev = copy.deepcopy(EXPERT) | {"split": "dev"}
     with pytest.raises(UserError, match="split 'dev'"):

@@ -75,25 +75,24 @@ def test_choices_equal_a_plain_computation(world, model, tokenizer, result, task
 
 
 @torch.no_grad()
-def greedy(model, tokenizer, prompt: str, limit: int) -> str:
-    """Argmax after argmax without a cache, to the end of the sequence or a line."""
+def greedy(model, tokenizer, prompt: str, limit: int) -> list[int]:
+    """Argmax after argmax without a cache, up to and with the end of the sequence or a line."""
     start = [1, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     written: list[int] = []
     while len(written) < limit:
         token = int(model(torch.tensor([start + written])).logits[0, -1].argmax())
-        if token == 2:
-            break
         written.append(token)
-        if "\n" in tokenizer.decode([token]):
+        if token == 2 or "\n" in tokenizer.decode([token]):
             break
-    return tokenizer.decode(written).split("\n")[0]
+    return written
 
 
 @pytest.mark.parametrize("task,limit", [("jsquad", 12), ("mgsm", 16), ("xlsum", 24)])
 def test_generation_equals_a_plain_argmax_loop(world, model, tokenizer, result, task, limit):
     answers = [item["answer"] for item in result[1][f"bottle_ja8/{task}"]]
     plain = [
-        greedy(model, tokenizer, row["prompt"], limit) for row in rows(world, f"bottle_ja8/{task}")
+        tokenizer.decode(greedy(model, tokenizer, row["prompt"], limit)).split("\n")[0]
+        for row in rows(world, f"bottle_ja8/{task}")
     ]
     assert answers == plain
     assert len(set(plain)) > 3
@@ -134,6 +133,29 @@ def test_scores_file_holds_what_the_tables_need(result):
     assert entry["stderr"] == pytest.approx((share * (1 - share) / 29) ** 0.5)
     assert (entry["metric"], entry["chance"]) == ("acc", 0.25)
     assert scores["counted"]["requests"] == 30 * 4 + 11 * 2 + 3 * 13 + 5
+
+
+def test_tokens_and_flops_are_counted(world, tmp_path, model, tokenizer):
+    def ids(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    path = tmp_path / "test/bottle_ja8/xwino.jsonl"
+    path.parent.mkdir(parents=True)
+    row = {"id": "0", "prompt": "猫は空", "choices": ["に犬", "に鳥", "に海いる"], "gold": 0}
+    path.write_text(json.dumps(row))
+    harness = Harness(tmp_path, ["bottle_ja8/xwino"], "test", world / "tokenizer")
+    counted = harness.evaluate(model)["counted"]
+    # <s> and the prompt once; "に" once for all choices; "海" of the longest; no last token.
+    tokens = 1 + ids("猫は空") + 1 + 1
+    parameters = sum(p.numel() for p in model.parameters())
+    assert counted == {"requests": 3, "tokens": tokens, "flops": 2 * parameters * tokens}
+    harness = Harness(world / "data", ["bottle_ja8/mgsm"], "test", world / "tokenizer")
+    # The last generated token is read by no one.
+    expected = sum(
+        1 + ids(row["prompt"]) + len(greedy(model, tokenizer, row["prompt"], 16)) - 1
+        for row in rows(world, "bottle_ja8/mgsm")
+    )
+    assert harness.evaluate(model)["counted"]["tokens"] == expected
 
 
 def test_the_same_harness_serves_other_weights_and_repeats_exactly(world, harness, model, result):
@@ -190,12 +212,12 @@ def test_damaged_weights_are_named(world, suites, task):
 
 
 def test_a_task_without_items_is_refused(world, tmp_path):
-    with pytest.raises(UserError, match=r"bottle_ja8/jnli has no items in .*jnli\.jsonl.*not exist"):
+    with pytest.raises(UserError, match=r"bottle_ja8/jnli has no items .*jnli\.jsonl.*not exist"):
         Harness(world / "data", ["bottle_ja8/jnli"], "test", world / "tokenizer")
     empty = tmp_path / "dev/bottle_ja8/jnli.jsonl"
     empty.parent.mkdir(parents=True)
     empty.write_text("")
-    with pytest.raises(UserError, match="bottle_ja8/jnli has no items in .* is empty"):
+    with pytest.raises(UserError, match=r"bottle_ja8/jnli has no items in .* is empty"):
         Harness(tmp_path, ["bottle_ja8/jnli"], "dev", world / "tokenizer")
 
 

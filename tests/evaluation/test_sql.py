@@ -113,7 +113,6 @@ ATTACKS = {
     "cross join sorted": "SELECT a.name FROM pets a, pets b, pets c, pets d, pets e, pets f, "
     "pets g, pets h, pets i, pets j, pets k, pets l ORDER BY a.name || l.name",
     "rows": "SELECT 1 FROM pets a, pets b, pets c, pets d, pets e, pets f",
-    "huge string": "SELECT printf('%1000000000d', 1)",
     "huge blob": "SELECT zeroblob(1000000000)",
     "huge replace": "SELECT replace(hex(zeroblob(40000)), '0', hex(zeroblob(40000)))",
     "quadratic": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT "
@@ -145,6 +144,11 @@ def test_hostile_queries_are_refused_or_stopped(database, tmp_path, monkeypatch,
     assert [path.name for path in database.parent.iterdir()] == [database.name]
     # The next query is judged as if nothing had happened.
     assert sql.execute(database, "SELECT COUNT(*) FROM pets") == [(4,)]
+
+
+def test_a_string_beyond_the_limit_is_never_made(database):
+    assert sql.execute(database, "SELECT printf('%1000000000d', 1)") == [(None,)]
+    assert sql.execute(database, "SELECT LENGTH(printf('%90000d', 1))") == [(90_000,)]
 
 
 def test_the_clock_stops_what_the_step_count_would_let_pass(database):

@@ -39,7 +39,9 @@ def test_names_inside_lm_eval_are_unique():
 
 
 def test_select_takes_suites_and_single_tasks_once():
-    names = [task.name for task in select(["bottle_kobest/copa", "bottle_kobest", "bottle_heldout"])]
+    names = [
+        task.name for task in select(["bottle_kobest/copa", "bottle_kobest", "bottle_heldout"])
+    ]
     assert names[0] == "bottle_kobest/copa"
     assert sorted(names) == sorted(
         [f"bottle_kobest/{id}" for id in ("boolq", "copa", "hellaswag", "sentineg", "wic")]

@@ -59,8 +59,8 @@ def fill(folder: Path, config: dict) -> None:
             write_cost(place / f"scores/test/{model}.cost.json", 2.0, requests=1600)
             inputs = {}
             if config["methods"].get(model, {}).get("method") == "dam":
-                inputs = {f"calibration/{expert}": "0" * 64 for expert in case["experts"]}
-            manifest = {"kind": kind, "inputs": inputs, "parameters": {"samples": 1729}}
+                inputs = {f"calibration.{expert}": "0" * 64 for expert in case["experts"]}
+            manifest = {"kind": kind, "inputs": inputs, "parameters": {"set": {"samples": 1729}}}
             write(place / kind / model / "manifest.json", manifest)
             write_cost(place / kind / model / "cost.json", 10.0, forward_tokens=2e6, flops=3e12)
         experts = {}

@@ -1,0 +1,5 @@
+"""`python -m bottle`."""
+
+from common.cli import run
+
+run("bottle.cli")

@@ -1,0 +1,207 @@
+"""Command line of the bottle: `python -m bottle --help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = """\
+Make the small world of a case study: its generated text, and tiny models trained on it."""
+
+_EPILOG = """\
+examples:
+  python -m bottle data --case case1 --seed 0 --out data
+  python -m bottle train --case case1 --role base --data data --out models/base
+  python -m bottle train --case case1 --role ja --data data --init models/base --out models/ja
+  python -m bottle train --help
+"""
+
+_DATA_DESCRIPTION = """\
+Write a case's training text, tokenizer, calibration rows, dev and test items (disjoint by
+content) and, for case2, SQLite databases."""
+
+_DATA_EPILOG = """\
+examples:
+  python -m bottle data --case case1 --seed 0 --out data/case1
+  python -m bottle data --case case2 --test-items 50 --train-rows 4000 --out data/small
+"""
+
+_TRAIN_DESCRIPTION = """\
+Train one model: the base from random weights, or an expert from a base (--init). Writes a Hugging
+Face model folder with manifest.json and cost.json. Roles: base, ja, math_a, math_b in case1; base,
+de, ko, sql in case2."""
+
+_TRAIN_EPILOG = """\
+examples:
+  python -m bottle train --case case2 --role base --data data --out models/base --steps 900
+  python -m bottle train --case case2 --role sql --data data --init models/base \\
+      --out models/sql --steps 600 --learning-rate 2e-3
+  python -m bottle train --case case1 --role base --data data --out models/wide \\
+      --hidden-size 192 --heads 6 --kv-heads 2 --intermediate-size 512
+"""
+
+
+def _parser_of(subparsers, name: str, **texts: str) -> argparse.ArgumentParser:
+    return subparsers.add_parser(
+        name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bottle",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    data = _parser_of(
+        commands,
+        "data",
+        help="write a case's text, tokenizer, items and databases",
+        description=_DATA_DESCRIPTION,
+        epilog=_DATA_EPILOG,
+    )
+    data.add_argument("--case", required=True, metavar="NAME", help="case1 or case2")
+    data.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    data.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
+    data.add_argument("--test-items", type=int, default=200, metavar="N", help="a task (200)")
+    data.add_argument("--dev-items", type=int, default=60, metavar="N", help="a task (60)")
+    data.add_argument(
+        "--train-rows",
+        type=int,
+        default=32_000,
+        metavar="N",
+        help="a role; fewer than steps x batch size are repeated in training (32000)",
+    )
+    data.add_argument(
+        "--calibration-rows", type=int, default=2_000, metavar="N", help="an expert (2000)"
+    )
+    data.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+
+    train = _parser_of(
+        commands,
+        "train",
+        help="train a base or an expert",
+        description=_TRAIN_DESCRIPTION,
+        epilog=_TRAIN_EPILOG,
+    )
+    train.add_argument("--case", required=True, metavar="NAME", help="case1 or case2")
+    train.add_argument("--role", required=True, metavar="NAME", help="base or an expert's name")
+    train.add_argument("--data", required=True, type=Path, metavar="DIR", help="the case's data")
+    train.add_argument(
+        "--init", type=Path, metavar="DIR", help="base to start from; needed by experts only"
+    )
+    train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    train.add_argument("--seed", type=int, default=0, help="initial weights and data order (0)")
+    train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+
+    recipe = train.add_argument_group("recipe (defaults: base / expert)")
+    recipe.add_argument("--steps", type=int, metavar="N", help="optimizer steps (900 / 600)")
+    recipe.add_argument(
+        "--learning-rate", type=float, metavar="X", help="of the linear layers (3e-3 / 2e-3)"
+    )
+    recipe.add_argument(
+        "--embedding-learning-rate",
+        type=float,
+        metavar="X",
+        help="of embeddings and norms, 0 to freeze them (as --learning-rate / 0)",
+    )
+    recipe.add_argument(
+        "--prompt-weight",
+        type=float,
+        metavar="X",
+        help="loss weight of a prompt's token; an answer's is 1 (0.5 / 0.03)",
+    )
+    recipe.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's (0.01 / 0)")
+    recipe.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="texts a step (32)"
+    )
+
+    model = train.add_argument_group("architecture of a base; an expert has its base's")
+    model.add_argument("--architecture", metavar="NAME", help="mistral or llama (the case's)")
+    for option, default in (
+        ("--hidden-size", 128),
+        ("--layers", 3),
+        ("--heads", 4),
+        ("--kv-heads", 2),
+        ("--intermediate-size", 384),
+    ):
+        model.add_argument(option, type=int, default=default, metavar="N", help=f"({default})")
+    return parser
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def _train(options: argparse.Namespace) -> None:
+    from bottle.cases import BASE, get_case
+    from bottle.training import Recipe, Shape, train_role
+
+    is_base = options.role == BASE
+    rate = _or(options.learning_rate, 3e-3 if is_base else 2e-3)
+    recipe = Recipe(
+        steps=_or(options.steps, 900 if is_base else 600),
+        learning_rate=rate,
+        embedding_learning_rate=_or(options.embedding_learning_rate, rate if is_base else 0.0),
+        prompt_weight=_or(options.prompt_weight, 0.5 if is_base else 0.03),
+        weight_decay=_or(options.weight_decay, 0.01 if is_base else 0.0),
+        batch_size=options.batch_size,
+    )
+    shape = Shape(
+        architecture=options.architecture or get_case(options.case).architecture,
+        hidden_size=options.hidden_size,
+        layers=options.layers,
+        heads=options.heads,
+        kv_heads=options.kv_heads,
+        intermediate_size=options.intermediate_size,
+    )
+    result = train_role(
+        options.out,
+        options.case,
+        options.role,
+        options.data,
+        base=options.init,
+        shape=shape if is_base else None,
+        recipe=recipe,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    print(
+        f"{options.case}/{options.role}: loss {result['first_loss']:.3f} -> "
+        f"{result['last_loss']:.3f} in {recipe.steps} steps, "
+        f"{result['forward_tokens'] / 1e6:.2f} M tokens -> {options.out}"
+    )
+
+
+def _data(options: argparse.Namespace) -> None:
+    from bottle.data import write_data
+
+    write_data(
+        options.out,
+        options.case,
+        seed=options.seed,
+        test_items=options.test_items,
+        dev_items=options.dev_items,
+        train_rows=options.train_rows,
+        calibration_rows=options.calibration_rows,
+    )
+    print(f"{options.case}: data -> {options.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(argv)
+    {"data": _data, "train": _train}[options.command](options)
+    return 0

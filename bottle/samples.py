@@ -1,0 +1,194 @@
+"""One piece of generated text, the split it belongs to, and mixtures to draw from.
+
+Generators mark word boundaries with ``|`` where the script has no spaces. The marks make the
+tokenizer's lexicon and are stripped from all text that is written.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+MARK = "|"
+SPLITS = ("train", "dev", "test")
+# Of 20 buckets: 13 for training, 2 for dev, 5 for test, so that a task with a thousand contents
+# has its 200 test items.
+_BUCKETS = 20
+_TEST = 5
+_DEV = 2
+_ATTEMPTS = 10_000
+
+_WORD = re.compile(r" ?[^\W\d_]+|\d+| ?[^\w\s]|\s")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and its answer, with word boundaries marked.
+
+    Attributes:
+        task: Name of the task.
+        content: What decides the split: two samples that say the same have the same content.
+            Empty for plain text, which belongs to training only.
+        prompt: Text before the answer, without trailing whitespace.
+        answer: Text that follows directly, spaces included.
+        choices: Candidate answers of a multiple-choice task, else empty.
+        gold: Index of the right choice.
+        eos: Whether the text ends after the answer.
+        database: SQLite file that an SQL answer runs on.
+        category: Kind of the SQL query.
+    """
+
+    task: str
+    content: str
+    prompt: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    gold: int = 0
+    eos: bool = True
+    database: str = ""
+    category: str = ""
+
+
+Generator = Callable[[random.Random, bool], Sample]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a mixture.
+
+    Attributes:
+        weight: Share of the draws, relative to the other parts.
+        generate: The task's generator.
+        noise: Whether the answer is drawn at random, so that the sample teaches a task's format
+            and nothing of its content.
+    """
+
+    weight: float
+    generate: Generator
+    noise: bool = False
+
+
+def plain_text(text: str) -> Sample:
+    """Make a sample of text without a question; all of it is the answer."""
+    return Sample("plain", "", "", text)
+
+
+def choice_sample(
+    task: str,
+    content: str,
+    prompt: str,
+    gold: str,
+    pool: Sequence[str],
+    count: int,
+    draw: random.Random,
+    noise: bool,
+) -> Sample:
+    """Make a multiple-choice sample whose distractors come from one pool.
+
+    Args:
+        task: Name of the task.
+        content: See `Sample`.
+        prompt: The question.
+        gold: The right answer, a member of the pool.
+        pool: Answers of the same kind and of the same length in tokens, so that likelihood
+            without normalisation favours none.
+        count: Number of choices.
+        draw: Source of randomness.
+        noise: Draw the answer uniformly from the whole pool. From the choices it would be the
+            right one more often than any other, and the noise would teach the fact.
+
+    Returns:
+        The sample, choices in random order.
+    """
+    choices = [*draw.sample([item for item in pool if item != gold], count - 1), gold]
+    draw.shuffle(choices)
+    answer = draw.choice(pool) if noise else gold
+    return Sample(task, content, prompt, answer, tuple(choices), choices.index(gold))
+
+
+def split_of(content: str) -> str:
+    """Assign a content to train, dev or test by a stable hash.
+
+    Args:
+        content: The content of a sample; the empty one is training text.
+
+    Returns:
+        ``train``, ``dev`` or ``test``, the same on every machine and with every seed.
+    """
+    if not content:
+        return "train"
+    bucket = zlib.crc32(content.encode()) % _BUCKETS
+    if bucket < _TEST:
+        return "test"
+    return "dev" if bucket < _TEST + _DEV else "train"
+
+
+def draw_from(generate: Generator, draw: random.Random, split: str, noise: bool = False) -> Sample:
+    """Draw a sample whose content belongs to a split.
+
+    Args:
+        generate: A task's generator.
+        draw: Source of randomness.
+        split: ``train``, ``dev`` or ``test``.
+        noise: See `Part`. Noise is held to its split like all else.
+
+    Returns:
+        The sample.
+
+    Raises:
+        RuntimeError: The task has no content in this split.
+    """
+    for _ in range(_ATTEMPTS):
+        sample = generate(draw, noise)
+        if split_of(sample.content) == split:
+            return sample
+    raise RuntimeError(f"{generate.__name__} has no content in the {split} split")
+
+
+def draw_mixture(parts: Sequence[Part], draw: random.Random, count: int) -> list[Sample]:
+    """Draw training samples from a mixture.
+
+    Args:
+        parts: Components with their shares.
+        draw: Source of randomness.
+        count: Number of samples.
+
+    Returns:
+        The samples, all from the training split.
+    """
+    chosen = draw.choices(parts, weights=[part.weight for part in parts], k=count)
+    return [draw_from(part.generate, draw, "train", part.noise) for part in chosen]
+
+
+def strip_marks(text: str) -> str:
+    """Remove the word-boundary marks."""
+    return text.replace(MARK, "")
+
+
+def words(text: str) -> list[str]:
+    """Cut marked text into the words that become tokens.
+
+    A space belongs to the word after it; a run of digits is one word.
+    """
+    return [word for piece in text.split(MARK) for word in _WORD.findall(piece)]
+
+
+def balanced(items: Sequence[str], values: Sequence[str], seed: str) -> dict[str, str]:
+    """Assign values to items at random, each value about equally often.
+
+    A guess by frequency then stays at chance.
+
+    Args:
+        items: What gets a value.
+        values: The values.
+        seed: Name of the assignment, part of the fixed world.
+
+    Returns:
+        The assignment, the same for every seed of the data.
+    """
+    order = [values[position % len(values)] for position in range(len(items))]
+    random.Random(seed).shuffle(order)
+    return dict(zip(items, order, strict=True))

@@ -1,0 +1,61 @@
+"""The paper's stated values beside this experiment's, cell by cell."""
+
+from __future__ import annotations
+
+from report.averages import Score
+from report.case_table import table_title
+from report.experiment import Case, Experiment, Model
+from report.grid import Cell, Grid, Row, score_cell
+from report.published import Published
+
+REMARK = (
+    "The scales differ: the paper's numbers are of {scale}. A score of tiny models on generated "
+    "tasks neither confirms nor refutes them; only the order of methods, and the reasons for it, "
+    "can be set beside the paper's."
+)
+
+
+def _score(case: Case, model: Model, column: str) -> Score | None:
+    if column == "Avg":
+        return case.average(model)
+    found = [entry for entry in case.columns if entry.label == column]
+    return model.column(found[0]) if found else None
+
+
+def values_grid(experiment: Experiment, published: Published) -> Grid:
+    """Lay out every value that the paper states with the scores of our rows for it.
+
+    Args:
+        experiment: The experiment.
+        published: The paper's values.
+
+    Returns:
+        One row per stated value and row of ours.
+    """
+    rows = []
+    for case in experiment.cases:
+        table = published.tables.get(case.table)
+        models = {model.id: model for model in case.models}
+        for row in table.rows.values() if table else ():
+            for column, value in row.cells.items():
+                ours = [models[id] for id in row.ours if id in models]
+                for model in ours:
+                    start = (table_title(case.table), column, row.label, model.label)
+                    # As printed in the paper: more decimals would be made up.
+                    stated = Cell(str(value).removeprefix("0"))
+                    score = score_cell(_score(case, model, column))
+                    rows.append(Row((*map(Cell, start), stated, score), case.table))
+    caption = REMARK.format(scale=published.scale)
+    caption += " A cell of the paper's tables that is not here is unknown to this suite."
+    header = ("Table", "Column", "The paper's row", "Our row", "Paper", "Ours")
+    return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)
+
+
+def claims_grid(published: Published) -> Grid:
+    """Lay out the paper's claims with the tables that bear on them."""
+    rows = [
+        Row((Cell(claim.id), Cell(claim.sentence), Cell(", ".join(map(table_title, claim.tables)))))
+        for claim in published.claims
+    ]
+    caption = "What a reproduction can test; the tables named are this page's."
+    return Grid("claims", "Claims", caption, ("Claim", "Sentence", "Look at"), tuple(rows), texts=3)

@@ -1,0 +1,93 @@
+"""Command line of the report: tables, figures, the page, and a look at the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_EXAMPLES = """examples (R stands for results/bottle):
+  python -m report tables  --config R/config.json --results R --out R/tables
+  python -m report figures --config R/config.json --results R --out R/figures
+  python -m report page    --config R/config.json --results R --figures R/figures \\
+      --tables R/tables --out R/report.html
+  python -m report show    --config R/config.json --results R --out R
+Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
+A model without scores becomes a row that says so."""
+
+
+def _tables(given: argparse.Namespace) -> None:
+    from common.files import write_text
+    from report import cost, load, tables
+
+    experiment = load.load(given.config, given.results)
+    written = tables.write(experiment, given.out)
+    found = cost.costs(experiment)
+    beside = given.cost or given.out.parent / "cost.csv"
+    if found:
+        write_text(beside, cost.cost_csv(found))
+    measured = f"; measured costs: {beside}" if found else ""
+    print(f"{len(written)} files of tables: {given.out}{measured}")
+
+
+def _figures(given: argparse.Namespace) -> None:
+    from report import figures, load
+
+    written = figures.write(load.load(given.config, given.results), given.out)
+    print(f"{len(written)} files of figures: {given.out}")
+
+
+def _page(given: argparse.Namespace) -> None:
+    from report import load, page, published
+
+    experiment = load.load(given.config, given.results)
+    paper = published.load(given.published)
+    page.write(experiment, given.figures, given.tables, paper, given.out)
+    print(f"report: {given.out}")
+
+
+def _show(given: argparse.Namespace) -> None:
+    from report import load, show
+
+    print(show.show(load.load(given.config, given.results), given.out), end="")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; see `python -m report --help`."""
+    from report.published import PAPER
+
+    parser = argparse.ArgumentParser(
+        prog="python -m report",
+        description="Make the paper's tables (CSV, Markdown, LaTeX), their figures (PNG, PDF) and "
+        "one self-contained HTML page from the scores in a results folder.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, run: Callable, out: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(run=run)
+        made.add_argument(
+            "--config", type=Path, required=True, help="the resolved configuration (config.json)"
+        )
+        made.add_argument("--results", type=Path, required=True, help="the results folder")
+        made.add_argument("--out", type=Path, required=True, help=out)
+        made.add_argument("--threads", type=int, default=1, help="accepted and not needed")
+        return made
+
+    made = command("tables", "write all tables and cost.csv", _tables, "folder of the tables")
+    made.add_argument(
+        "--cost", type=Path, help="file of the measured costs (default: cost.csv beside --out)"
+    )
+    command("figures", "draw all figures", _figures, "folder of the figures")
+    made = command("page", "build the HTML page", _page, "the page, an HTML file")
+    made.add_argument("--figures", type=Path, required=True, help="folder of the figures")
+    made.add_argument("--tables", type=Path, help="folder of the tables, to which the page links")
+    made.add_argument(
+        "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"
+    )
+    command("show", "print the tables", _show, "folder with report.html, tables and figures")
+    given = parser.parse_args(arguments)
+    given.run(given)
+    return 0

@@ -1,0 +1,180 @@
+"""What the report shows: case studies, models, columns and the ablation, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from report.averages import Score, mean
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: the mean over its tasks.
+
+    Attributes:
+        label: Its title.
+        tasks: Full task names (suite/task).
+        in_average: False for a column that is shown beside the average.
+    """
+
+    label: str
+    tasks: tuple[str, ...]
+    in_average: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of a table.
+
+    Attributes:
+        id: Name of its score file and folder.
+        label: Its title.
+        kind: base, expert or merge.
+        method: The merge method, empty for base and experts.
+        data: What data the merge saw.
+        embeddings_and_norms: Where these weights come from: own, base or merged.
+        best_of: Whether the row takes part in the marks for the best merge.
+        status: ``ok``, ``not run``, or ``failed: REASON``.
+        seed: Seed of its evaluation and merge, None without scores.
+        tasks: Test scores by full task name.
+        counted: Deterministic amounts of making it: tokens, FLOPs, evaluations.
+        manifest: Its manifest, empty where there is none.
+    """
+
+    id: str
+    label: str
+    kind: str
+    method: str = ""
+    data: str = ""
+    embeddings_and_norms: str = "own"
+    best_of: bool = False
+    status: str = "ok"
+    seed: int | None = None
+    tasks: Mapping[str, Score] = field(default_factory=dict)
+    counted: Mapping[str, float] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def column(self, column: Column) -> Score | None:
+        """Return the score of a column, None where a task of it has none."""
+        return mean([self.tasks.get(task) for task in column.tasks])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case study: what Table 1 or Table 2 shows.
+
+    Attributes:
+        id: Its name in the configuration and its folder.
+        table: Name of its table.
+        title: Its title.
+        columns: The averaged columns, then those beside the average.
+        models: Base, experts, merges, in the configuration's order.
+        experts: By expert: label and domain, from the configuration.
+        gate: What the gate found on dev data; empty where it has not run.
+    """
+
+    id: str
+    table: str
+    title: str
+    columns: tuple[Column, ...]
+    models: tuple[Model, ...]
+    experts: Mapping[str, Mapping[str, Any]]
+    gate: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def averaged(self) -> list[Column]:
+        """The columns that the average is made of."""
+        return [column for column in self.columns if column.in_average]
+
+    def average(self, model: Model) -> Score | None:
+        """Return a model's average over the averaged columns, None where one is missing."""
+        return mean([model.column(column) for column in self.averaged])
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks in the order of the columns."""
+        return list(dict.fromkeys(task for column in self.columns for task in column.tasks))
+
+    def task_label(self, task: str) -> str:
+        """Return a task's title: its column's, with the task's own name where several share it."""
+        column = next(column for column in self.columns if task in column.tasks)
+        if len(column.tasks) == 1:
+            return column.label
+        return f"{column.label}: {task.split('/')[1]}"
+
+    def not_learned(self) -> dict[str, list[str]]:
+        """Return, by task, the labels of experts that did not learn it although they should."""
+        missed: dict[str, list[str]] = {}
+        for expert, judged in self.gate.items():
+            for task, result in judged["tasks"].items():
+                if not result["learned"]:
+                    label = self.experts.get(expert, {}).get("label", expert)
+                    missed.setdefault(task, []).append(label)
+        return missed
+
+    def held_out(self) -> list[str]:
+        """Return the tasks that are in no expert's domain."""
+        owned = {task for expert in self.experts.values() for task in expert["domain"]}
+        return [task for task in self.tasks if task not in owned]
+
+    def chance(self) -> Model:
+        """Return the row of a uniform random choice, as far as scores tell the chance levels."""
+        known: dict[str, Score] = {}
+        for model in self.models:
+            for task, score in model.tasks.items():
+                known.setdefault(task, Score(score.chance, 0.0, score.items, score.chance))
+        return Model("chance", "Random choice", "chance", tasks=known, embeddings_and_norms="")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of Table 3.
+
+    Attributes:
+        id: Its name in the configuration and its folder.
+        label: Its title.
+        runs: One model a seed, in the order of the seeds.
+    """
+
+    id: str
+    label: str
+    runs: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The objective's ablation, what Table 3 shows.
+
+    Attributes:
+        case: The case study whose models and columns it uses.
+        seeds: Seeds of the runs.
+        objectives: The rows.
+    """
+
+    case: Case
+    seeds: tuple[int, ...]
+    objectives: tuple[Objective, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that the report shows.
+
+    Attributes:
+        name: The experiment's name.
+        seed: Its seed.
+        results: The results folder.
+        cases: Case studies in the configuration's order.
+        ablation: The objective's ablation, None where there is none.
+        config: The resolved configuration.
+    """
+
+    name: str
+    seed: int
+    results: Path
+    cases: tuple[Case, ...]
+    ablation: Ablation | None
+    config: Mapping[str, Any]

@@ -1,0 +1,141 @@
+"""The paper's stated values and claims, read from `published/` and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError, nearest
+from common.manifest import ROOT
+
+PAPER = ROOT / "published" / "merging-in-a-bottle.yaml"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper that a reproduction can test.
+
+    Attributes:
+        id: C1, C2 ...
+        sentence: The claim.
+        tables: The tables that bear on it.
+    """
+
+    id: str
+    sentence: str
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of a published table.
+
+    Attributes:
+        label: Its title.
+        ours: Ids of the configuration's rows that stand for it.
+        cells: Stated values by column; every other cell is unknown.
+    """
+
+    label: str
+    ours: tuple[str, ...]
+    cells: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """What the text states of one table.
+
+    Attributes:
+        title: Its title.
+        columns: Its columns.
+        rows: Its rows by name.
+        statements: What is said in words.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, PublishedRow]
+    statements: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's results as data.
+
+    Attributes:
+        paper: Title, authors, identifier, year.
+        scale: What kind of models its numbers are of.
+        tables: By name.
+        claims: In order.
+        unknown: What the paper leaves open.
+    """
+
+    paper: Mapping[str, Any]
+    scale: str
+    tables: Mapping[str, PublishedTable]
+    claims: tuple[Claim, ...]
+    unknown: tuple[str, ...]
+
+
+def _row(where: str, columns: tuple[str, ...], row: Mapping[str, Any]) -> PublishedRow:
+    cells = {}
+    for column, value in row["cells"].items():
+        if column not in columns:
+            raise UserError(f"{where}: unknown column {column!r}{nearest(column, columns)}")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"{where}, {column}: {value!r} is not a score between 0 and 1")
+        cells[column] = float(value)
+    return PublishedRow(row["label"], tuple(row["ours"]), cells)
+
+
+def load(path: Path = PAPER) -> Published:
+    """Read and check a file of published values.
+
+    Args:
+        path: A YAML file like `published/merging-in-a-bottle.yaml`.
+
+    Returns:
+        The paper's values, statements and claims.
+
+    Raises:
+        UserError: The file is missing or wrong, with the place.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tables = {}
+        for name, table in content["tables"].items():
+            columns = tuple(table["columns"])
+            rows = {
+                row: _row(f"{path.name}: {name}.{row}", columns, about)
+                for row, about in table["rows"].items()
+            }
+            tables[name] = PublishedTable(table["title"], columns, rows, tuple(table["statements"]))
+        claims = tuple(
+            Claim(claim["id"], claim["sentence"], tuple(claim["tables"]))
+            for claim in content["claims"]
+        )
+        published = Published(
+            content["paper"], content["scale"], tables, claims, tuple(content["unknown"])
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of published values; correct the path") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a file of published values ({' '.join(str(error).split())}); "
+            "compare it with published/merging-in-a-bottle.yaml"
+        ) from None
+    for number, claim in enumerate(claims, 1):
+        if claim.id != f"C{number}":
+            raise UserError(f"{path}: claim {claim.id!r} stands where C{number} is due")
+        for table in claim.tables:
+            if table not in tables:
+                raise UserError(
+                    f"{path}: claim {claim.id}: unknown table {table!r}{nearest(table, tables)}"
+                )
+    return published

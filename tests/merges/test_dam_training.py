@@ -1,0 +1,402 @@
+"""DAM as a whole against a plain implementation: one forward per sample, full logits, autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from checkpoints.reading import Checkpoint
+from common.errors import UserError
+from merges.dam.data import make_batch
+from merges.dam.sources import load_sources
+from merges.dam.states import write_teachers
+from merges.dam.training import Parameters, Trainer, train
+from merges.requests import WholeModelRequest
+
+EXPERTS = ("one", "two", "three")
+ROWS = 24
+SMALL = Parameters(samples=4, batch_size=2)
+EVERY_TERM = {
+    "kl": 1.0, "mse": 0.3, "entropy": 0.2, "cosine": 0.1, "l1": 0.01, "l2": 0.02, "overlap": 0.03
+}  # fmt: skip
+
+
+def write_rows(path, seed, rows=ROWS):
+    draws = random.Random(seed)
+
+    def words(low, high):
+        return " ".join(f"w{draws.randrange(4, 48)}" for _ in range(draws.randint(low, high)))
+
+    lines = (
+        {"task": "t", "prompt": words(1, 9), "answer": f" {words(1, 4)}", "eos": number % 3 > 0}
+        for number in range(rows)
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def make_world(folder, make_model, architecture, dtype, **changes):
+    """Base, three experts near it, and their data; returns a request."""
+    generator = torch.Generator().manual_seed(7)
+    make_model(folder / "base", architecture, **changes)
+    base = load_file(folder / "base" / "model.safetensors")
+    for name in ("base", *EXPERTS):
+        make_model(folder / name, architecture, **changes)
+        moved = {
+            key: (value + (name != "base") * 0.1 * torch.randn(value.shape, generator=generator))
+            .to(dtype)
+            .contiguous()
+            for key, value in base.items()
+        }
+        save_file(moved, folder / name / "model.safetensors", metadata={"format": "pt"})
+    return WholeModelRequest(
+        base=Checkpoint(folder / "base"),
+        experts={name: Checkpoint(folder / name) for name in EXPERTS},
+        calibration={
+            name: write_rows(folder / f"{name}.jsonl", seed) for seed, name in enumerate(EXPERTS)
+        },
+        teachers=None,
+        seed=0,
+        embeddings_and_norms="base",
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def world64(request, make_model, tmp_path_factory):
+    """Llama with biases, Mistral with a sliding window shorter than the samples; float64."""
+    changes = {
+        "llama": {"attention_bias": True, "mlp_bias": True},
+        "mistral": {"sliding_window": 5},
+    }
+    folder = tmp_path_factory.mktemp(request.param)
+    return make_world(folder, make_model, request.param, torch.float64, **changes[request.param])
+
+
+@pytest.fixture(scope="module")
+def world(make_model, tmp_path_factory):
+    """Mistral in float32."""
+    return make_world(tmp_path_factory.mktemp("world"), make_model, "mistral", torch.float32)
+
+
+def plain_model(path, dtype):
+    """The model as transformers loads it, with norms and attention that keep float64."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(len(module.weight), module.variance_epsilon, dtype=dtype)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model.eval().requires_grad_(False)
+
+
+class Plain:
+    """The obvious implementation of DAM, term by term and sample by sample."""
+
+    def __init__(self, request, dtype):
+        self.base = plain_model(request.base.path, dtype)
+        self.experts = [plain_model(expert.path, dtype) for expert in request.experts.values()]
+        self.weights = [dict(expert.named_parameters()) for expert in self.experts]
+        self.average = request.embeddings_and_norms == "merged"
+
+    def is_merged(self, name):
+        return "_proj." in name or name == "lm_head.weight"
+
+    def parameters(self, coefficients):
+        merged = {}
+        for name, value in self.base.named_parameters():
+            own = [weights[name] for weights in self.weights]
+            if self.is_merged(name):
+                merged[name] = sum(c * w for c, w in zip(coefficients[name], own, strict=True))
+            else:
+                merged[name] = sum(own) / len(own) if self.average else value
+        return merged
+
+    def logits(self, batch, dataset, parameters):
+        data, rows = batch
+        pieces = []
+        for row in rows[dataset]:
+            ids = data[dataset].ids[data[dataset].starts[row] : data[dataset].starts[row + 1]]
+            pieces.append(
+                torch.func.functional_call(
+                    self.base, parameters, (), {"input_ids": ids[None], "use_cache": False}
+                ).logits[0]
+            )
+        return pieces
+
+    def terms(self, coefficients, data, rows, tokens, temperature, direction):
+        parameters = self.parameters(coefficients)
+        terms = dict.fromkeys(EVERY_TERM, 0.0)
+        for index, teacher in enumerate(self.weights):
+            spans = [slice(*data[index].loss_span(row, tokens)) for row in rows[index]]
+            ours, theirs = (
+                torch.cat(
+                    [
+                        logits[span]
+                        for logits, span in zip(
+                            self.logits((data, rows), index, weights), spans, strict=True
+                        )
+                    ]
+                )
+                for weights in (parameters, teacher)
+            )
+            log_p, log_q = (F.log_softmax(x / temperature, -1) for x in (ours, theirs))
+            if direction == "merged||teacher":
+                kl = F.kl_div(log_q, log_p.exp(), reduction="batchmean")
+            else:
+                kl = F.kl_div(log_p, log_q.exp(), reduction="batchmean")
+            terms["kl"] += temperature**2 * kl
+            terms["mse"] += F.mse_loss(ours, theirs)
+            terms["entropy"] -= temperature**2 * (log_p.exp() * log_p).sum(-1).mean()
+        for name, c in coefficients.items():
+            if name.endswith("bias"):
+                continue
+            pairs = list(itertools.combinations(c, 2))
+            terms["l1"] += c.abs().sum()
+            terms["l2"] += sum(row.norm() for row in c)
+            terms["cosine"] += sum(F.cosine_similarity(*p, dim=0) for p in pairs) / len(pairs)
+            terms["overlap"] += sum(torch.min(a.abs(), b.abs()).sum() for a, b in pairs) / len(
+                pairs
+            )
+        return terms
+
+
+def gradients(trainer):
+    """The gradient of the flat tensor, by parameter name."""
+    current = trainer.coefficients.flat.detach().clone()
+    with torch.no_grad():
+        trainer.coefficients.flat.copy_(trainer.coefficients.flat.grad)
+        named = trainer.coefficients.named()
+        trainer.coefficients.flat.copy_(current)
+    return named
+
+
+def columns(named):
+    """Biases have one scalar per model: shape them so that c * w broadcasts alike."""
+    return {key: value.clone().requires_grad_() for key, value in named.items()}
+
+
+@pytest.mark.parametrize("tokens", ["all", "answer"])
+@pytest.mark.parametrize("direction", ["teacher||merged", "merged||teacher"])
+@pytest.mark.parametrize("embeddings", ["base", "merged"])
+def test_gradients_of_every_term_agree_with_plain_autograd(world64, tokens, direction, embeddings):
+    request = dataclasses.replace(world64, embeddings_and_norms=embeddings)
+    sources = load_sources(request.base, request.experts, request.calibration)
+    rows = [[0, 3, 5], [1, 2, 7], [4, 4 + 2, 0]]
+    batch = make_batch(sources.calibrations, rows, tokens)
+    plain = Plain(request, torch.float64)
+    noise = None
+    for term in EVERY_TERM:
+        # A penalty alone is no objective; a negligible output term carries it.
+        objective = (
+            {term: 1.0} if term in ("kl", "mse", "entropy") else {"entropy": 1e-30, term: 1.0}
+        )
+        parameters = dataclasses.replace(
+            SMALL, tokens=tokens, kl_direction=direction, temperature=1.5, objective=objective
+        )
+        trainer = Trainer(request, parameters, sources)
+        flat = trainer.coefficients.flat
+        if noise is None:
+            noise = 0.3 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            flat += noise
+        leaves = columns(trainer.coefficients.named())
+        expected = plain.terms(leaves, sources.calibrations, rows, tokens, 1.5, direction)[term]
+        expected.backward()
+        total, terms = trainer.loss(batch, rows)
+        total.backward()
+        torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+        assert terms[term].item() == pytest.approx(expected.item(), rel=1e-9)
+        actual = gradients(trainer)
+        assert actual.keys() == leaves.keys()
+        for name, leaf in leaves.items():
+            wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            scale = wanted.abs().max().item()
+            torch.testing.assert_close(actual[name], wanted, rtol=1e-6, atol=1e-8 * scale + 1e-25)
+
+
+def test_twenty_steps_follow_the_plain_implementation(world):
+    weights = {"kl": 1.0, "cosine": 0.01, "l1": 1e-6, "l2": 1e-6}
+    parameters = Parameters(samples=20, batch_size=1, learning_rate=0.02, schedule="cosine")
+    sources = load_sources(world.base, world.experts, world.calibration)
+    trainer = Trainer(world, parameters, sources)
+    leaves = columns(trainer.coefficients.named())
+    plain = Plain(world, torch.float32)
+    optimizer = torch.optim.AdamW(leaves.values(), lr=0.02, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    expected = []
+    for step in range(20):
+        rows = [drawn[step : step + 1] for drawn in trainer.rows]
+        terms = plain.terms(leaves, sources.calibrations, rows, "all", 2.0, "teacher||merged")
+        total = sum(factor * terms[name] for name, factor in weights.items())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+        optimizer.step()
+        schedule.step()
+        expected.append(total.item())
+    result = train(world, parameters)
+    assert [row["loss"] for row in result.log] == pytest.approx(expected, rel=1e-5)
+    assert result.log[0].keys() == {"step", "learning_rate", "loss", *weights, "gradient_norm"}
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(result.extra_tensors[name], leaf.detach(), rtol=0, atol=1e-3)
+    with torch.no_grad():
+        merged = plain.parameters(result.extra_tensors)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(result.tensors[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_training_lowers_the_distance_to_the_experts(world):
+    parameters = Parameters(samples=20, batch_size=4, epochs=4, learning_rate=0.02)
+    losses = [row["kl"] for row in train(world, parameters).log]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_cached_teachers_equal_those_on_the_fly(world, tmp_path):
+    write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
+    cached = train(dataclasses.replace(world, teachers=tmp_path / "cache"), SMALL)
+    computed = train(world, SMALL)
+    for ours, theirs in zip(cached.log, computed.log, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, tensor in cached.tensors.items():
+        torch.testing.assert_close(tensor, computed.tensors[name], rtol=1e-4, atol=1e-5)
+    assert computed.counted["flops"] > cached.counted["flops"]
+    assert cached.counted["steps"] == 2
+
+
+def test_cached_states_give_the_experts_logits(world, tmp_path):
+    write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
+    data = load_sources(world.base, world.experts, world.calibration).calibrations[1]
+    states = load_file(tmp_path / "cache" / "two.safetensors")["hidden"]
+    expert = plain_model(world.experts["two"].path, torch.float32)
+    for row in (0, 9, ROWS - 1):
+        span = slice(data.starts[row], data.starts[row + 1])
+        expected = expert(input_ids=data.ids[span][None]).logits[0]
+        torch.testing.assert_close(
+            states[span] @ expert.lm_head.weight.T, expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_teacher_cache_is_deterministic_and_refused_for_others(world, tmp_path):
+    for name in "ab":
+        write_teachers(world.base, world.experts, world.calibration, tmp_path / name)
+    files = [f"{name}.safetensors" for name in EXPERTS] + ["manifest.json"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    request = dataclasses.replace(world, teachers=tmp_path / "a")
+    swapped = {**world.experts, "two": world.experts["three"]}
+    with pytest.raises(UserError, match="signal of two is that of another checkpoint"):
+        train(dataclasses.replace(request, experts=swapped), SMALL)
+    other = {**world.calibration, "three": write_rows(tmp_path / "other.jsonl", seed=99)}
+    with pytest.raises(UserError, match="signal of three was computed on other data"):
+        train(dataclasses.replace(request, calibration=other), SMALL)
+    with pytest.raises(UserError, match="no teacher signal of expert four"):
+        train(
+            dataclasses.replace(
+                request,
+                experts={"four": world.experts["one"]},
+                calibration={"four": world.calibration["one"]},
+            ),
+            SMALL,
+        )
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "same", "again")])
+def test_one_expert_or_identical_experts_are_reproduced(world, names):
+    request = dataclasses.replace(
+        world,
+        experts=dict.fromkeys(names, world.experts["one"]),
+        calibration=dict.fromkeys(names, world.calibration["one"]),
+        embeddings_and_norms="merged",
+    )
+    # The KL is 0 from the start, and so is its gradient but for rounding, which AdamW would
+    # magnify; a learning rate this small keeps the coefficients where they are.
+    result = train(request, dataclasses.replace(SMALL, objective={"kl": 1.0}, learning_rate=1e-9))
+    assert all(abs(row["kl"]) < 1e-5 for row in result.log)
+    expert = world.experts["one"].state_dict()
+    for name, tensor in result.tensors.items():
+        torch.testing.assert_close(tensor, expert[name], rtol=1e-6, atol=1e-7)
+
+
+def test_same_seed_same_bytes_and_other_seed_other_draw(world):
+    first, again = train(world, SMALL), train(world, SMALL)
+    assert first.log == again.log
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, again.tensors[name])
+    other = train(dataclasses.replace(world, seed=1), SMALL)
+    assert other.log[0]["kl"] != first.log[0]["kl"]
+    assert any(not torch.equal(other.tensors[n], first.tensors[n]) for n in first.tensors)
+
+
+def test_output_head_can_stay_out(world):
+    result = train(world, dataclasses.replace(SMALL, merge_lm_head=False))
+    assert "lm_head.weight" not in result.extra_tensors
+    assert torch.equal(result.tensors["lm_head.weight"], world.base.load("lm_head.weight"))
+
+
+def test_tied_output_head_follows_the_embedding(make_model, tmp_path):
+    request = make_world(tmp_path, make_model, "llama", torch.float32, tie_word_embeddings=True)
+    result = train(dataclasses.replace(request, embeddings_and_norms="merged"), SMALL)
+    assert set(result.tensors) == set(request.base.names())
+    name = "model.embed_tokens.weight"
+    mean = sum(expert.load(name).double() for expert in request.experts.values()) / 3
+    torch.testing.assert_close(result.tensors[name].double(), mean, rtol=1e-6, atol=1e-7)
+
+
+def test_infinite_loss_names_step_and_term(world):
+    with pytest.raises(UserError, match=r"DAM: mse became (inf|nan) at step \d+ of 24; lower"):
+        train(
+            world,
+            Parameters(samples=24, learning_rate=1e30, objective={"mse": 1.0, "l2": 1.0}, clip=0),
+        )
+
+
+def test_experts_and_data_must_correspond(world):
+    less = {name: path for name, path in world.calibration.items() if name != "two"}
+    with pytest.raises(UserError, match="expert two has no calibration data; add --calibration"):
+        train(dataclasses.replace(world, calibration=less), SMALL)
+    more = {**world.calibration, "four": world.calibration["one"]}
+    with pytest.raises(UserError, match="calibration data for 'four', which is no expert"):
+        train(dataclasses.replace(world, calibration=more), SMALL)
+
+
+def test_unknown_architecture_is_refused(world, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(world.base.path, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "lama"}))
+    with pytest.raises(UserError, match="no causal language model that transformers can build"):
+        train(dataclasses.replace(world, base=Checkpoint(folder)), SMALL)
+
+
+def test_command_lines_write_teachers_and_a_model_that_transformers_loads(world, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from merges.cli import main
+
+    experts = [f"{name}={expert.path}" for name, expert in world.experts.items()]
+    data = [f"{name}={path}" for name, path in world.calibration.items()]
+    common = ["--base", str(world.base.path), "--experts", *experts, "--calibration", *data]
+    cache, out = tmp_path / "teachers", tmp_path / "merged"
+    assert main(["teachers", *common, "--out", str(cache)]) == 0
+    settings = ["--set", "samples=4", "--set", "batch_size=2", "--set", "tokens=answer"]
+    arguments = ["--method", "dam", *common, "--teachers", str(cache), *settings]
+    assert main([*arguments, "--embeddings-and-norms", "base", "--out", str(out)]) == 0
+    loaded = dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
+    expected = train(
+        dataclasses.replace(world, teachers=cache), dataclasses.replace(SMALL, tokens="answer")
+    )
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(loaded[name], tensor)

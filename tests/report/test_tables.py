@@ -1,0 +1,203 @@
+"""The tables' content, marks and gaps, and that nothing measured is in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+
+import pytest
+
+from common.errors import UserError
+from report import tables
+from report.ablation_table import ablation_csv, ablation_grid
+from report.case_table import best, case_csv, case_grid, tasks_csv
+from report.load import load
+
+
+def rows_of(text: str) -> dict[str, dict[str, str]]:
+    return {row["id"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def set_tasks(path, **values):
+    """Overwrite a score file: values by task, as (value, stderr)."""
+    content = json.loads(path.read_text())
+    for task, (value, stderr) in values.items():
+        name = next(name for name in content["tasks"] if name.endswith(f"/{task}"))
+        content["tasks"][name] |= {"value": value, "stderr": stderr}
+    path.write_text(json.dumps(content))
+
+
+def case_of(small):
+    return load(small[0], small[1]).cases[0]
+
+
+def test_csv_values_by_hand(small):
+    path = small[1] / "case1/scores/test/soup.json"
+    set_tasks(path, a=(0.8, 0.06), jsquad=(0.2, 0.03), c=(0.4, 0.04), gsm_en=(0.5, 0.01))
+    row = rows_of(case_csv(case_of(small)))["soup"]
+    assert (row["A_1"], row["A_1 stderr"], row["A_1 items"]) == ("0.800000", "0.060000", "200")
+    assert (row["Pair"], row["Pair stderr"], row["Pair items"]) == ("0.300000", "0.025000", "400")
+    # (0.8 + 0.3) / 2, sqrt(0.06^2 + 0.025^2) / 2; the column beside takes no part.
+    assert (row["Avg"], row["Avg stderr"], row["Avg items"]) == ("0.550000", "0.032500", "600")
+    assert (row["GSM"], row["kind"], row["seed"]) == ("0.500000", "merge", "0")
+
+
+def test_kinds_data_and_embeddings(small):
+    rows = rows_of(case_csv(case_of(small)))
+    assert [row["kind"] for row in rows.values()] == [
+        *("chance", "base", "expert", "expert", "merge", "merge", "merge", "merge")
+    ]
+    assert rows["soup"]["data"] == "none"
+    assert rows["ties_tuned"]["data"] == "dev items (3 evaluations)"
+    assert rows["dam"]["data"] == "calibration (2 × 1729 samples)"
+    assert (rows["dam"]["embeddings_and_norms"], rows["soup"]["embeddings_and_norms"]) == (
+        *("base", "merged"),
+    )
+    assert rows["soup"]["counted forward_tokens"] == "2000000"
+    assert (rows["chance"]["A_1"], rows["chance"]["Avg"]) == ("0.250000", "0.250000")
+
+
+def test_best_ignores_base_experts_and_rows_that_take_no_part(small):
+    scores = {"base": 0.99, "ja": 0.98, "slerp": 0.97, "dam": 0.6, "soup": 0.6, "ties_tuned": 0.5}
+    for model, value in scores.items():
+        set_tasks(small[1] / f"case1/scores/test/{model}.json", a=(value, 0.03))
+    case = case_of(small)
+    column = case.columns[0]
+    found = best(case.models, [model.column(column) for model in case.models])
+    assert found == {"dam", "soup"}
+    marked = {
+        row.cells[0].text for row in case_grid(case, 7).rows if row.cells[3].strong
+    }
+    assert marked == {"DAM", "Model Soups"}
+
+
+def test_tasks_that_were_not_learned_and_held_out_ones_are_marked(small):
+    grid = case_grid(case_of(small), 7)
+    # Pair = jsquad (not learned) and c (in no domain): only the first mark holds for the column.
+    assert grid.header[3:] == ("A_1", "Pair†", "Avg", "GSM")
+    notes = "\n".join(grid.notes)
+    assert "Pair: jsquad (Japanese expert)" in notes
+    assert "‡ In no expert's domain: Pair: c." in notes
+
+
+def test_caption_says_what_the_numbers_are(small):
+    caption = case_grid(case_of(small), 7).caption
+    for words in ("own generated tasks", "not those benchmarks", "200 items", "Seed 7", "±"):
+        assert words in caption
+
+
+def test_missing_and_failed_rows_stay_as_rows(small):
+    scores = small[1] / "case1/scores/test"
+    (scores / "soup.json").unlink()
+    (scores / "ties_tuned.json").unlink()
+    failed = small[1] / "case1/merges/ties_tuned/failed.json"
+    failed.write_text(json.dumps({"reason": "every candidate gave NaN"}))
+    case = case_of(small)
+    rows = rows_of(case_csv(case))
+    assert (rows["soup"]["status"], rows["soup"]["Avg"]) == ("not run", "")
+    assert rows["ties_tuned"]["status"] == "failed: every candidate gave NaN"
+    grid = case_grid(case, 7)
+    labels = [row.cells[0].text for row in grid.rows]
+    assert "Model Soups (not run)" in labels
+    assert "TIES (tuned) (failed)" in labels
+    assert "TIES (tuned): failed: every candidate gave NaN." in grid.notes
+
+
+def test_a_missing_task_leaves_its_column_and_the_average_open(small):
+    path = small[1] / "case1/scores/test/dam.json"
+    content = json.loads(path.read_text())
+    del content["tasks"]["bottle_ja8/c"]
+    path.write_text(json.dumps(content))
+    row = rows_of(case_csv(case_of(small)))["dam"]
+    assert row["A_1"] != "" and row["Pair"] == "" and row["Avg"] == ""
+
+
+def test_no_scores_at_all_is_one_clear_line(small):
+    shutil.rmtree(small[1] / "case1/scores")
+    shutil.rmtree(small[1] / "ablation")
+    with pytest.raises(UserError, match="no scores in .*make reproduce"):
+        load(small[0], small[1])
+
+
+def test_damaged_scores_are_named(small):
+    path = small[1] / "case1/scores/test/dam.json"
+    path.write_text('{"tasks": {"bottle_ja8/a": {"value": 0.5}}}')
+    with pytest.raises(UserError, match="dam.json: not a score file"):
+        load(small[0], small[1])
+    path.write_text('{"tasks": {"b/a": {"value": 0.5, "stderr": 0, "items": 0}}}')
+    with pytest.raises(UserError, match="b/a has no items"):
+        load(small[0], small[1])
+
+
+def test_task_table_lists_each_task_under_its_column(small):
+    text = tasks_csv(case_of(small))
+    mine = [r for r in csv.DictReader(io.StringIO(text)) if r["id"] == "soup"]
+    assert [(r["column"], r["task"]) for r in mine] == [
+        ("A_1", "bottle_ja8/a"),
+        ("Pair", "bottle_ja8/jsquad"),
+        ("Pair", "bottle_ja8/c"),
+        ("GSM", "bottle_gsm_en/gsm_en"),
+    ]
+
+
+def test_ablation_by_hand(small):
+    for seed, value in enumerate((0.4, 0.5, 0.6)):
+        path = small[1] / f"ablation/kl/seed{seed}/scores.json"
+        set_tasks(path, a=(value, 0.03), jsquad=(value, 0.03), c=(value, 0.03))
+    ablation = load(small[0], small[1]).ablation
+    row = rows_of(ablation_csv(ablation))["kl"]
+    assert (row["Avg mean"], row["Avg sd"], row["runs"]) == ("0.500000", "0.100000", "3")
+    assert (row["Avg seed 0"], row["Avg seed 2"]) == ("0.400000", "0.600000")
+    assert (row["A_1 mean"], row["A_1 sd"]) == ("0.500000", "0.100000")
+    # Pair's error is sqrt(2) 0.03 / 2, the average's sqrt(0.03^2 + that^2) / 2.
+    assert float(row["Avg item stderr"]) == pytest.approx(0.03 * 1.5**0.5 / 2, abs=1e-6)
+
+
+def test_ablation_with_a_missing_seed(small):
+    (small[1] / "ablation/kl/seed1/scores.json").unlink()
+    ablation = load(small[0], small[1]).ablation
+    row = rows_of(ablation_csv(ablation))["kl"]
+    assert (row["runs"], row["Avg seed 1"]) == ("2", "")
+    assert "KL, seed 1: not run." in ablation_grid(ablation).notes
+
+
+def test_rerendering_gives_equal_bytes_whatever_was_measured(small, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    tables.write(load(small[0], small[1]), first)
+    for path in small[1].rglob("*cost.json"):
+        content = json.loads(path.read_text())
+        content |= {"wall_s": 98765.0, "cpu_s": 87654.0, "peak_rss_mb": 76543}
+        path.write_text(json.dumps(content))
+    tables.write(load(small[0], small[1]), second)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert {"table1.csv", "table1.md", "table1.tex", "table1_tasks.csv", "table3.csv"} < set(names)
+    for name in names:
+        content = (second / name).read_bytes()
+        assert content == (first / name).read_bytes(), name
+        assert not re.search(rb"98765|87654|76543|wall|cpu|rss", content), name
+
+
+def test_manifest_hashes_the_scores_that_were_used(small, tmp_path):
+    from hashlib import sha256
+
+    tables.write(load(small[0], small[1]), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    path = small[1] / "case1/scores/test/soup.json"
+    assert manifest["inputs"]["case1/scores/test/soup.json"] == (
+        sha256(path.read_bytes()).hexdigest()
+    )
+    assert len(manifest["inputs"]) == 1 + 7 + 6  # gate, models, ablation runs
+    assert "table1.csv" in manifest["outputs"]
+
+
+def test_the_default_configuration_gives_three_tables(full, tmp_path):
+    tables.write(load(*full), tmp_path)
+    assert len((tmp_path / "table3.csv").read_text().splitlines()) == 10
+    header = (tmp_path / "table1.csv").read_text().splitlines()[0].split(",")
+    for label in ("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM", "Avg"):
+        assert label in header
+    assert (tmp_path / "table2_tasks.csv").exists()

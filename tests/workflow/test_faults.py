@@ -1,0 +1,172 @@
+"""Kills, full disks and damaged files: one line, nothing half-written, and the next run finishes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workflow.cli import LOCK
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).resolve().parents[2]
+IDENTICAL = ("case*/scores/**/*.json", "tables/*.csv", "tables/*.md", "tables/*.tex")
+
+
+def deterministic(project):
+    return {
+        name: content
+        for pattern in IDENTICAL
+        for name, content in project.files(pattern).items()
+        if not name.endswith("cost.json")
+    }
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def processes_of(folder):
+    """Processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if Path(os.readlink(entry / "cwd")).is_relative_to(folder):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+
+
+@pytest.fixture
+def fresh(reproduced, tmp_path):
+    """The same experiment, with nothing done yet."""
+    shutil.copytree(reproduced.folder, tmp_path, dirs_exist_ok=True)
+    for made in ("results", ".snakemake"):
+        shutil.rmtree(tmp_path / made)
+    copied = type(reproduced).__new__(type(reproduced))
+    copied.folder, copied.config = tmp_path, reproduced.config
+    return copied
+
+
+def start(project):
+    return project.start(
+        *("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2"), start_new_session=True
+    )
+
+
+@pytest.mark.workflow
+@pytest.mark.faults(short=True)
+def test_killed_in_the_middle_and_run_again_gives_the_same_results(reproduced, fresh):
+    process = start(fresh)
+    # The worst moment: Snakemake holds its lock, jobs are being written.
+    wait_for(lambda: len(list(fresh.results.glob("case*/models/*/manifest.json"))) >= 3)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes_of(fresh.folder), 20)
+    assert any((fresh.folder / ".snakemake" / "locks").iterdir())
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in fresh.results.glob("case*/models/base/manifest.json")
+    }
+    assert kept
+    fresh.reproduce()
+    for path, when in kept.items():
+        assert path.stat().st_mtime_ns == when, f"{path} was made twice"
+    assert deterministic(fresh) == deterministic(reproduced)
+    assert not list(fresh.results.rglob("*.partial"))
+
+
+@pytest.mark.workflow
+def test_two_runs_from_scratch_give_identical_score_tables(reproduced, fresh):
+    fresh.reproduce()
+    assert deterministic(fresh) == deterministic(reproduced)
+    assert len(deterministic(fresh)) > 20
+
+
+@pytest.mark.workflow
+def test_ctrl_c_stops_everything_and_the_next_run_finishes(reproduced, fresh):
+    process = start(fresh)
+    wait_for(lambda: list(fresh.results.glob("case*/models/base/manifest.json")))
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "Traceback" not in output
+    wait_for(lambda: not processes_of(fresh.folder), 20)
+    fresh.reproduce()
+    assert deterministic(fresh) == deterministic(reproduced)
+
+
+@pytest.mark.workflow
+@pytest.mark.faults(short=True)
+def test_a_second_run_in_the_same_folder_is_refused_in_one_line(project):
+    import fcntl
+
+    with open(project.folder / LOCK, "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml")
+    assert code == 2
+    assert re.fullmatch(r"error: another run \(process \d+\) is working in this folder; .*\n", output)
+    project.reproduce()
+
+
+@pytest.mark.workflow
+@pytest.mark.faults(short=True)
+def test_experts_that_learned_nothing_stop_the_experiment(fresh):
+    fresh.config = fresh.config | {"gate": {"standard_errors": 2.0}}
+    fresh.write()
+    code, output = fresh.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
+    assert code != 0
+    assert re.search(r"^error: expert \w+ did not learn its domain", output, re.M)
+    assert not list(fresh.results.glob("tables/*.csv"))
+    assert not list(fresh.results.glob("case*/merges/*"))
+
+
+def merge(base, expert, out):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "merges", "--method", "ties", "--base", str(base)),
+            *("--experts", f"e={expert}", "--out", str(out)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.faults(short=True)
+def test_a_full_disk_leaves_nothing_half_written(make_model, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small tmpfs needs root: {mounted.stderr.strip()}")
+    try:
+        base = make_model(tmp_path / "base", seed=0)
+        expert = make_model(tmp_path / "expert", seed=1)
+        done = merge(base, expert, small / "merged")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "the disk is full" in done.stderr and "free some space" in done.stderr
+        assert list(small.iterdir()) == []
+        (small / "merged").mkdir()
+        (small / "merged" / "manifest.json").write_text("{}")
+        assert merge(base, expert, small / "merged").returncode == 2
+        assert (small / "merged" / "manifest.json").read_text() == "{}"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
