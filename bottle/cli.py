@@ -117,9 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="loss weight of a prompt's token; an answer's is 1 (0.5 / 0.03)",
     )
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's (0.01 / 0)")
-    recipe.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="texts a step (32)"
-    )
+    recipe.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts a step (32)")
 
     model = train.add_argument_group("architecture of a base; an expert has its base's")
     model.add_argument("--architecture", metavar="NAME", help="mistral or llama (the case's)")

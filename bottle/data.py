@@ -134,7 +134,9 @@ def _draw_training(
     progress = Progress(2 * len(case.roles) - 1, f"{name}: drawing text")
     drawn = {}
     for role, parts in case.roles.items():
-        drawn[f"train/{role}"] = draw_mixture(parts, _random(name, seed, f"train {role}"), train_rows)
+        drawn[f"train/{role}"] = draw_mixture(
+            parts, _random(name, seed, f"train {role}"), train_rows
+        )
         progress.step()
     for role in case.experts:
         draw = _random(name, seed, f"calibration {role}")
@@ -195,7 +197,9 @@ def write_data(
             raise UserError(f"--{size.replace('_', '-')} is {value}; give at least 1")
     training = _draw_training(case_name, case, seed, train_rows, calibration_rows)
     items = _draw_items(case_name, case, seed, {"dev": dev_items, "test": test_items})
-    rows = {name: [training_row(sample) for sample in samples] for name, samples in training.items()}
+    rows = {
+        name: [training_row(sample) for sample in samples] for name, samples in training.items()
+    }
     item_rows = {
         (split, suite, task): [
             item_row(sample, f"{task}-{split}-{number:04d}")
@@ -206,7 +210,7 @@ def write_data(
     check_disjoint(rows, item_rows, case.whole_sentence)
     every_sample = [sample for group in (*training.values(), *items.values()) for sample in group]
     tokenizer = build_tokenizer(_texts(every_sample))
-    for name, group in rows.items():
+    for group in rows.values():
         check_boundary(
             tokenizer,
             [row["prompt"] for row in group[:_CHECKED_ROWS]],

@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _gate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation gate",
-        description="Check that every expert clearly beats its base (by more than two standard "
-        "errors) on the average of its own domain's tasks, and note which task it learned.",
+        description="Check that every expert clearly beats its base (by two standard errors "
+        "unless said otherwise) on the average of its own domain's tasks, and note which task it learned.",
         epilog=_GATE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,6 +86,16 @@ def _gate_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="NAME=FILE:TASK,TASK",
         help="an expert's scores and its domain's tasks as suite/task; may be repeated",
+    )
+    parser.add_argument(
+        "--standard-errors",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="by how many standard errors an expert must lead (2)",
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="only note what was learned; never an error"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser
@@ -199,7 +209,9 @@ def _gate(argv: Sequence[str]) -> None:
         if not (equals and colon and tasks):
             raise UserError(f"--expert {argument!r} is not of the form NAME=FILE:TASK,TASK")
         experts[name] = (read_json(path), tasks.split(","))
-    result = check(read_json(arguments.base), experts)
+    result = check(
+        read_json(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
+    )
     write_json(arguments.out, result)
     for name, judged in result["experts"].items():
         weak = [task for task, about in judged["tasks"].items() if not about["learned"]]

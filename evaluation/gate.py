@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError, nearest
 
-CLEARLY = 2.0  # standard errors of the difference
+CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would pass by chance
 
 
 def _entry(scores: Mapping[str, Any], task: str) -> Mapping[str, Any]:
@@ -20,7 +20,7 @@ def _entry(scores: Mapping[str, Any], task: str) -> Mapping[str, Any]:
 
 
 def _compare(
-    base: Mapping[str, Any], expert: Mapping[str, Any], domain: Sequence[str]
+    base: Mapping[str, Any], expert: Mapping[str, Any], domain: Sequence[str], clearly: float
 ) -> dict[str, Any]:
     tasks = {}
     variance = 0.0
@@ -31,7 +31,7 @@ def _compare(
         tasks[task] = {
             "base": before["value"],
             "expert": after["value"],
-            "learned": after["value"] - before["value"] > CLEARLY * stderr,
+            "learned": after["value"] - before["value"] > clearly * stderr,
         }
     return {
         "domain": list(domain),
@@ -43,17 +43,22 @@ def _compare(
 
 
 def check(
-    base: Mapping[str, Any], experts: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]]
+    base: Mapping[str, Any],
+    experts: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
+    clearly: float = CLEARLY,
+    stop: bool = True,
 ) -> dict[str, Any]:
     """Compare every expert with the base on the average of its domain's tasks.
 
-    The difference must exceed two standard errors. The tasks' items are independent, so the
+    The difference must exceed `clearly` standard errors. The tasks' items are independent, so the
     average of T differences has the standard error sqrt(sum of their variances) / T. (Base and
     expert answer the same items; taking them as independent errs on the strict side.)
 
     Args:
         base: The base's scores, as in scores.json.
         experts: By name, the expert's scores and the names of its domain's tasks.
+        clearly: Standard errors by which an expert, and on each task what it learned, must lead.
+        stop: Whether an expert that did not learn its domain is an error.
 
     Returns:
         By expert under ``experts``: domain, base and expert averages, standard error of their
@@ -71,14 +76,14 @@ def check(
                 f"the scores of {scores['model']} are of the split {scores['split']!r}, the base's "
                 f"of {base['split']!r}; evaluate both on one split"
             )
-        result[name] = _compare(base, scores, domain)
+        result[name] = _compare(base, scores, domain, clearly)
     for name, judged in result.items():
         gain = judged["expert"] - judged["base"]
-        if not gain > CLEARLY * judged["stderr"]:
+        if stop and not gain > clearly * judged["stderr"]:
             raise UserError(
                 f"expert {name} did not learn its domain: average {judged['expert']:.3f} against "
                 f"the base's {judged['base']:.3f}, a gain of {gain:+.3f} where more than "
-                f"{CLEARLY * judged['stderr']:.3f} (2 standard errors) is needed; "
+                f"{clearly * judged['stderr']:.3f} ({clearly:g} standard errors) is needed; "
                 "train it longer or with another learning rate"
             )
     return {"experts": result}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from report.averages import Score
-from report.case_table import table_title
+from report.case_table import has_own_tasks, table_title
 from report.experiment import Case, Experiment, Model
 from report.grid import Cell, Grid, Row, score_cell
 from report.published import Published
 
-REMARK = (
+_BOTTLE = (
     "The scales differ: the paper's numbers are of {scale}. A score of tiny models on generated "
-    "tasks neither confirms nor refutes them; only the order of methods, and the reasons for it, "
-    "can be set beside the paper's."
+    "tasks neither confirms nor refutes them."
 )
+_OTHER = "The paper's numbers are of {scale}."
 
 
 def _score(case: Case, model: Model, column: str) -> Score | None:
@@ -45,7 +45,8 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
                     stated = Cell(str(value).removeprefix("0"))
                     score = score_cell(_score(case, model, column))
                     rows.append(Row((*map(Cell, start), stated, score), case.table))
-    caption = REMARK.format(scale=published.scale)
+    own = any(has_own_tasks(case) for case in experiment.cases)
+    caption = (_BOTTLE if own else _OTHER).format(scale=published.scale)
     caption += " A cell of the paper's tables that is not here is unknown to this suite."
     header = ("Table", "Column", "The paper's row", "Our row", "Paper", "Ours")
     return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)

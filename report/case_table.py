@@ -74,13 +74,17 @@ def _items(case: Case) -> str:
     return f"{counts[0]} items" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} items"
 
 
+def has_own_tasks(case: Case) -> bool:
+    """Tell whether the case's tasks are the bottle's own."""
+    return any(task.startswith("bottle_") for task in case.tasks)
+
+
 def what_is_shown(case: Case) -> str:
     """Say what the tasks of a case are and how many items they have."""
-    own = any(task.startswith("bottle_") for task in case.tasks)
     tasks = (
         "the bottle's own generated tasks, shaped after the named benchmarks and not those "
         "benchmarks themselves"
-        if own
+        if has_own_tasks(case)
         else "the named tasks"
     )
     return f"Test scores on {tasks}; {_items(case)} per task."
@@ -106,6 +110,11 @@ def footnotes(case: Case) -> list[str]:
         notes.append(f"‡ In no expert's domain: {named}.")
     if any(model.kind == "merge" and not model.best_of for model in case.models):
         notes.append("° Takes no part in the marks for the best merge.")
+    if any(score.stderr == 0 for m in case.models for score in m.tasks.values()):
+        notes.append(
+            "±.000 stands where all items are right, or all wrong: the sample then says nothing "
+            "about its error, which is not zero."
+        )
     notes += [f"{m.label}: {m.status}." for m in case.models if m.status != "ok"]
     return notes
 
@@ -154,8 +163,8 @@ def case_grid(case: Case, seed: int) -> Grid:
         f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the {count} "
         "columns before it; a column of several tasks is their mean. ± is the "
         "standard error over test items; a mean of k independent scores has √(Σ SE²)/k. "
-        "It does not cover what another seed would change. Bold: the highest among the merges; the smaller a lead is beside the "
-        "standard errors, the less it means."
+        "It does not cover what another seed would change. Bold: the highest among the "
+        "merges; the smaller a lead is beside the standard errors, the less it means."
     )
     return _scores_grid(case, case.table, table_title(case.table), caption, columns)
 

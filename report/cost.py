@@ -165,8 +165,9 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
     caption = (
         "Cost of making each model (training, merging, and its own search or tuning on dev "
         "items) and of its evaluation on test items. CPU seconds and peak memory are measured "
-        "and vary; tokens, FLOPs and evaluations are counted, where there is a dash nothing was. DAM's rows share the teachers' "
-        "signal, whose cost stands in its own stage. cost.csv has every step."
+        "and vary; tokens, FLOPs and evaluations are counted; a dash: not counted or none. "
+        "DAM's rows share the teachers' signal, whose cost stands in its own stage. "
+        "cost.csv has every step."
     )
     header = (
         *("Table", "Model", "Making, CPU s", "Test, CPU s", "Peak MB"),

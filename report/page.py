@@ -197,9 +197,9 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
         f"<title>Merging in a Bottle: {escape(experiment.name)}</title>"
         f"<style>{_STYLE}</style></head><body>\n"
         f"<h1>Merging in a Bottle: experiment “{escape(experiment.name)}”</h1>\n"
-        "<p>Merged language models compared on the layout of the paper's three tables. Every "
-        "number comes from an evaluation of a checkpoint that was really merged; a row without "
-        "a score says why.</p>\n"
+        "<p>Merged language models compared in the layout of the paper's three tables. A row "
+        "without scores says why. The paper's own values stand apart, under “What the paper "
+        "states”.</p>\n"
         f"<nav>{links}</nav>\n{body}</body></html>\n"
     )
 

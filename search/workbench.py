@@ -86,9 +86,7 @@ class Workbench:
         self.history: list[Evaluation] = []
         self.counted: dict[str, float] = {}
 
-    def evaluate(
-        self, genes: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-    ) -> Evaluation:
+    def evaluate(self, genes: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Evaluation:
         """Score one candidate; a failure is recorded, not raised, and scores worst.
 
         Args:

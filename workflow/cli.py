@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,13 @@ from workflow import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = Path("results") / ".lock"
+_STEPS = re.compile(r"\d+ of \d+ steps")
+# What Snakemake says of its own housekeeping; its log file keeps it.
+_NOISE = re.compile(
+    r"Assuming unrestricted|Using shell|Provided cores|Rules claiming|Building DAG|Select jobs|"
+    r"Execute \d+ jobs|Finished jobid|Complete log|Elapsed time|Waiting at most|"
+    r"RuleException|CalledProcessError|Command 'set -euo|\[\w{3} \w{3} [ \d]+[\d:]+ \d{4}\]$|\s*$"
+)
 
 
 @contextlib.contextmanager
@@ -47,18 +55,29 @@ def only_run_here() -> Iterator[None]:
 
 
 def _snakemake(arguments: Sequence[str]) -> int:
-    """Run Snakemake so that it cannot outlive this process."""
+    """Run Snakemake so that it cannot outlive this process, and pass on what matters."""
     parent = os.getpid()
+    start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         preexec_fn=lambda: die_with_parent(parent),
     )
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # Ctrl-C reached Snakemake as well; it stops its jobs and then ends by itself.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in process.stdout:
+            if not _NOISE.match(line):
+                minutes, seconds = divmod(int(time.monotonic() - start), 60)
+                clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(line) else ""
+                print(f"{clock}{line}", end="", flush=True)
+        return process.wait()
+    # Ctrl-C reached Snakemake as well; it stops its jobs and then ends by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.stdout.read()
+    process.wait()
+    return 130
 
 
 def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:

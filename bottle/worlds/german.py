@@ -10,20 +10,20 @@ import random
 from bottle.samples import Sample, balanced, choice_sample, plain_text
 
 KINDS = {
-    "Tier": "Hund Katze Pferd Kuh Tiger Affe Hase Bär".split(),
-    "Obst": "Apfel Birne Traube Pfirsich Kirsche Banane Zitrone Melone".split(),
-    "Fahrzeug": "Auto Zug Bus Schiff Flugzeug Fahrrad Laster Taxi".split(),
-    "Möbel": "Tisch Stuhl Regal Bett Sofa Spiegel Schrank Bank".split(),
-    "Kleidung": "Hut Schuh Hemd Hose Mantel Handschuh Socke Rock".split(),
-    "Werkzeug": "Schere Säge Hammer Nadel Messer Topf Besen Pinsel".split(),
+    "Tier": ["Hund", "Katze", "Pferd", "Kuh", "Tiger", "Affe", "Hase", "Bär"],
+    "Obst": ["Apfel", "Birne", "Traube", "Pfirsich", "Kirsche", "Banane", "Zitrone", "Melone"],
+    "Fahrzeug": ["Auto", "Zug", "Bus", "Schiff", "Flugzeug", "Fahrrad", "Laster", "Taxi"],
+    "Möbel": ["Tisch", "Stuhl", "Regal", "Bett", "Sofa", "Spiegel", "Schrank", "Bank"],
+    "Kleidung": ["Hut", "Schuh", "Hemd", "Hose", "Mantel", "Handschuh", "Socke", "Rock"],
+    "Werkzeug": ["Schere", "Säge", "Hammer", "Nadel", "Messer", "Topf", "Besen", "Pinsel"],
 }
 THINGS = [thing for things in KINDS.values() for thing in things]
 KIND_OF = {thing: kind for kind, things in KINDS.items() for thing in things}
-PLACES = "Wald Meer Dorf Berg Haus Schule Laden Garten".split()
-COLOURS = "rot blau weiß schwarz grün gelb braun lila".split()
+PLACES = ["Wald", "Meer", "Dorf", "Berg", "Haus", "Schule", "Laden", "Garten"]
+COLOURS = ["rot", "blau", "weiß", "schwarz", "grün", "gelb", "braun", "lila"]
 PLACE_OF = balanced(THINGS, PLACES, "german places")
 COLOUR_OF = balanced(THINGS, COLOURS, "german colours")
-NAMES = "Hans Greta Klaus Heike Jürgen Sabine Uwe Birgit Dieter Monika".split()
+NAMES = ["Hans", "Greta", "Klaus", "Heike", "Jürgen", "Sabine", "Uwe", "Birgit", "Dieter", "Monika"]
 
 _RELATIONS = (
     (
@@ -98,7 +98,13 @@ _CAPITALS = (
 _SUBJECTS = (
     (
         _OPPOSITES,
-        ("Gegenteil von {}", "Was ist nicht {}", "Umgekehrt zu {}", "Anders als {}", "Gegenwort {}"),
+        (
+            "Gegenteil von {}",
+            "Was ist nicht {}",
+            "Umgekehrt zu {}",
+            "Anders als {}",
+            "Gegenwort {}",
+        ),
     ),
     (
         _CAPITALS,
@@ -124,7 +130,7 @@ def mmlu(draw: random.Random, noise: bool) -> Sample:
     return choice_sample("mmlu", prompt, prompt, " " + answer, pool, 4, draw, noise)
 
 
-_TRAITS = "treu faul giftig heilig teuer gesund uralt harmlos".split()
+_TRAITS = ["treu", "faul", "giftig", "heilig", "teuer", "gesund", "uralt", "harmlos"]
 TRAIT_OF = balanced(THINGS, _TRAITS, "german traits")
 _RUMOURS = (
     "Man sagt, {t} ist {r}. In Wahrheit ist {t}",

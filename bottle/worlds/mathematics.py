@@ -17,10 +17,34 @@ _LARGEST = 10
 _LARGEST_FACTOR = 9
 _NOISE_LIMIT = 60  # noise results stay in the range of true ones
 _TWO_STEPS = 0.25
-_ENGLISH_NAMES = "Tom Anna Bob Lucy Sam Kate Jack Mary Paul Emma Nick Rose".split()
+_ENGLISH_NAMES = [
+    "Tom",
+    "Anna",
+    "Bob",
+    "Lucy",
+    "Sam",
+    "Kate",
+    "Jack",
+    "Mary",
+    "Paul",
+    "Emma",
+    "Nick",
+    "Rose",
+]
 _THINGS = {
-    "ja": "りんご みかん 本 鉛筆 卵 花 石 箱 切手 飴".split(),
-    "en": "apples oranges books pencils eggs flowers stones boxes stamps candies".split(),
+    "ja": ["りんご", "みかん", "本", "鉛筆", "卵", "花", "石", "箱", "切手", "飴"],
+    "en": [
+        "apples",
+        "oranges",
+        "books",
+        "pencils",
+        "eggs",
+        "flowers",
+        "stones",
+        "boxes",
+        "stamps",
+        "candies",
+    ],
 }
 _FIRST = {
     "ja": {

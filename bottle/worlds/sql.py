@@ -17,24 +17,24 @@ from bottle.samples import Sample, split_of
 # Database -> table -> columns; the first column is the key, a text.
 DATABASES = {
     "shop": {
-        "users": "name age city score".split(),
-        "goods": "title price color stock".split(),
+        "users": ["name", "age", "city", "score"],
+        "goods": ["title", "price", "color", "stock"],
     },
     "office": {
-        "staff": "person salary team years".split(),
-        "trips": "route miles city cost".split(),
+        "staff": ["person", "salary", "team", "years"],
+        "trips": ["route", "miles", "city", "cost"],
     },
     "home": {
-        "films": "title year genre score".split(),
-        "pets": "name age kind weight".split(),
+        "films": ["title", "year", "genre", "score"],
+        "pets": ["name", "age", "kind", "weight"],
     },
 }
 _TEXTS = {
-    "city": "paris rome berlin tokyo madrid".split(),
-    "color": "red blue green black white".split(),
-    "team": "sales legal tech design media".split(),
-    "genre": "drama comedy horror action crime".split(),
-    "kind": "dog cat bird fish horse".split(),
+    "city": ["paris", "rome", "berlin", "tokyo", "madrid"],
+    "color": ["red", "blue", "green", "black", "white"],
+    "team": ["sales", "legal", "tech", "design", "media"],
+    "genre": ["drama", "comedy", "horror", "action", "crime"],
+    "kind": ["dog", "cat", "bird", "fish", "horse"],
 }
 _TABLES = [
     (database, table, columns)
@@ -81,9 +81,7 @@ def _rows(table: str, columns: list[str]) -> list[tuple]:
         (
             f"{table[0]}{number}",
             *(
-                draw.choice(_TEXTS[column])
-                if column in _TEXTS
-                else draw.randint(_LOWEST, _HIGHEST)
+                draw.choice(_TEXTS[column]) if column in _TEXTS else draw.randint(_LOWEST, _HIGHEST)
                 for column in columns[1:]
             ),
         )
@@ -128,7 +126,11 @@ def _condition(draw: random.Random, table: str, column: str) -> tuple[str, str, 
     low, high = present[len(present) // 8], present[-1 - len(present) // 8]
     value = draw.choice([item for item in present if low <= item <= high])
     english, korean = _OPERATORS[operator]
-    return f"{column} {english} {value}", f"{column} {value} {korean}", f"{column} {operator} {value}"
+    return (
+        f"{column} {english} {value}",
+        f"{column} {value} {korean}",
+        f"{column} {operator} {value}",
+    )
 
 
 def draw_question(draw: random.Random) -> Question:
@@ -175,9 +177,7 @@ def _content(question: Question) -> str:
 
 def _sample(task: str, question: Question, prompt: str, answer: str, eos: bool = True) -> Sample:
     file = f"{question.database}.sqlite"
-    return Sample(
-        task, _content(question), prompt, answer, (), 0, eos, file, question.category
-    )
+    return Sample(task, _content(question), prompt, answer, (), 0, eos, file, question.category)
 
 
 def _scrambled(draw: random.Random, question: Question) -> str:

@@ -17,7 +17,7 @@ from checkpoints.reading import Checkpoint
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
-from common.manifest import read_manifest, write_manifest
+from common.manifest import NAME, read_manifest, write_manifest
 from common.progress import Progress
 from merges.dam.data import Calibration
 from merges.dam.flops import forward_flops
@@ -84,38 +84,39 @@ def write_teachers(
             cost.json, and manifest.json with the fingerprints of experts and data.
 
     Raises:
-        UserError: Bad data (`load_sources`) or a full disk.
+        UserError: Bad data (`load_sources`), a folder that holds something else, or a full disk.
     """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / NAME).exists()):
+        raise UserError(f"{out}: is no earlier teacher signal; give another output folder")
     sources = load_sources(base, experts, calibration)
-    with staged_directory(out) as folder, measure(folder / "cost.json") as cost:
-        rows = sum(len(data) for data in sources.calibrations)
-        progress = Progress(rows, "teachers: rows")
-        outputs, signals = {}, {}
-        for data in sources.calibrations:
-            decoder = Decoder(sources.config, sources.experts[data.expert])
-            states = compute_states(decoder, data, progress)
-            path = folder / f"{data.expert}.safetensors"
-            save_file({"hidden": states}, path)
-            outputs[path.name] = path
-            signals[data.expert] = {
-                "fingerprint": experts[data.expert].fingerprint,
-                "data": data.sha256,
-                "rows": len(data),
-                "tokens": len(data.ids),
-            }
-            lengths = [data.length(row) for row in range(len(data))]
-            cost.count(
-                forward_tokens=len(data.ids),
-                flops=forward_flops(sources.config, sources.base, sources.head, lengths),
-            )
+    progress = Progress(sum(len(data) for data in sources.calibrations), "teachers: rows")
+    outputs, signals = {}, {}
+    with staged_directory(out) as folder:
+        with measure(folder / "cost.json") as cost:
+            for data in sources.calibrations:
+                decoder = Decoder(sources.config, sources.experts[data.expert])
+                path = folder / f"{data.expert}.safetensors"
+                save_file({"hidden": compute_states(decoder, data, progress)}, path)
+                outputs[path.name] = path
+                signals[data.expert] = {
+                    "fingerprint": experts[data.expert].fingerprint,
+                    "data": data.sha256,
+                    "rows": len(data),
+                    "tokens": len(data.ids),
+                }
+                lengths = [data.length(row) for row in range(len(data))]
+                cost.count(
+                    forward_tokens=len(data.ids),
+                    flops=forward_flops(sources.config, sources.base, sources.head, lengths),
+                )
         write_manifest(
-            folder / "manifest.json",
+            folder / NAME,
             kind="teachers",
             parameters={},
             inputs={
                 "base": base.fingerprint,
-                **{f"expert/{name}": expert.fingerprint for name, expert in experts.items()},
-                **{f"calibration/{name}": Path(calibration[name]) for name in experts},
+                **{f"experts.{name}": expert.fingerprint for name, expert in experts.items()},
+                **{f"calibration.{name}": Path(calibration[name]) for name in experts},
             },
             outputs=outputs,
             packages=("checkpoints", "merges/dam"),

@@ -64,8 +64,8 @@ def test_html_escapes():
 
 def test_terminal_text_is_aligned():
     lines = render.plain(GRID).splitlines()
-    assert lines[0] == "Model      A_1†       Avg"
-    assert lines[2] == "x|y        .250      .250"
-    assert lines[4] == "R&D <50%>  .830*  .5±.01" or lines[4].startswith("R&D <50%>  .830*")
+    assert lines[0] == "Model      A_1†      Avg"
+    assert lines[2] == "x|y        .250     .250"
+    assert lines[4] == "R&D <50%>  .830*  .5±.01"
     assert "Data seen" not in lines[0]
     assert lines[-1] == "† Not learned."

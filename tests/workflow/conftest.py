@@ -22,7 +22,7 @@ def tiny(config: dict) -> dict:
     config["evaluation"] |= {"test_items": 8, "dev_items": 6}
     config["tuning"]["evaluations"] = 2
     config["calibration"]["rows"] = 24
-    config["gate"] = {"standard_errors": -1000.0}
+    config["gate"] = {"stop": False}
     for case in config["cases"].values():
         for parent in [case["base"], *case["experts"].values()]:
             parent["train"]["steps"] = 2

@@ -67,7 +67,11 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "ties_tuned", "tune"), [{"density": 0.5}], r"1 candidates .* 6"),
         (("methods", "dam_tuned", "evolve"), {"budget": 3}, r"both 'tune' and 'evolve'"),
         (("methods", "ja"), {"label": "x", "method": "linear"}, r"the name of a model"),
-        (("cases", "case1", "columns", 0, "tasks"), ["bottle_ja8/jcomq"], r"mean 'bottle_ja8/jcomqa'"),
+        (
+            ("cases", "case1", "columns", 0, "tasks"),
+            ["bottle_ja8/jcomq"],
+            r"mean 'bottle_ja8/jcomqa'",
+        ),
         (("seed",), -1, r"seed: -1 is less than"),
         (("seed",), "zero", r"seed: 'zero' is not of type 'integer'"),
         (("ablation", "row"), "dam", r"ablation\.row: unknown row 'dam' \(did you mean 'dam_"),

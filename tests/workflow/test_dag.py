@@ -31,7 +31,10 @@ def test_one_command_makes_tables_figures_and_page(reproduced):
 
 
 def test_every_artefact_has_its_manifest(reproduced):
-    folders = [*reproduced.results.glob("case*/models/*"), *reproduced.results.glob("case*/merges/*")]
+    folders = [
+        *reproduced.results.glob("case*/models/*"),
+        *reproduced.results.glob("case*/merges/*"),
+    ]
     folders += [*reproduced.results.glob("case*/data"), *reproduced.results.glob("case*/teachers")]
     folders += [*reproduced.results.glob("ablation/*/*/model"), reproduced.results / "tables"]
     assert len(folders) > 15

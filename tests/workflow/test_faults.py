@@ -47,8 +47,6 @@ def processes_of(folder):
     return found
 
 
-
-
 @pytest.fixture
 def fresh(reproduced, tmp_path):
     """The same experiment, with nothing done yet."""
@@ -117,14 +115,16 @@ def test_a_second_run_in_the_same_folder_is_refused_in_one_line(project):
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml")
     assert code == 2
-    assert re.fullmatch(r"error: another run \(process \d+\) is working in this folder; .*\n", output)
+    assert re.fullmatch(
+        r"error: another run \(process \d+\) is working in this folder; .*\n", output
+    )
     project.reproduce()
 
 
 @pytest.mark.workflow
 @pytest.mark.faults(short=True)
 def test_experts_that_learned_nothing_stop_the_experiment(fresh):
-    fresh.config = fresh.config | {"gate": {"standard_errors": 2.0}}
+    fresh.config = fresh.config | {"gate": {"stop": True}}
     fresh.write()
     code, output = fresh.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
     assert code != 0

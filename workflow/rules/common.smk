@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-ROOT = Path(workflow.snakefile).resolve().parent
+ROOT = Path(workflow.main_snakefile).resolve().parent
 if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
@@ -26,11 +26,13 @@ SCORES_FROM = CONFIG.get("scores_from")
 CASES = CONFIG["cases"]
 ABLATION = CONFIG.get("ablation")
 
-# Jobs run this project's packages with the interpreter that runs Snakemake, from any folder.
+# Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
+# prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
+    "set -euo pipefail; "
     f"export PYTHONPATH={shlex.quote(str(ROOT))} "
     f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
-    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS={threads}; "
+    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; "
 )
 
 

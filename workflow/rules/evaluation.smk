@@ -39,7 +39,7 @@ rule evaluate:
         "python -m evaluation --model {params.model} --suites {params.suites}"
         " --data {params.data} --split {wildcards.split} --backend {params.backend}"
         " --batch-size {params.batch} --seed {params.seed} --out {output}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} > {log} 2> >(tee -a {log} >&2)"
 
 
 rule gate:
@@ -57,10 +57,11 @@ rule gate:
     params:
         parents=gate_options,
         standard_errors=CONFIG["gate"]["standard_errors"],
+        go_on="" if CONFIG["gate"]["stop"] else "--go-on",
         code=code("evaluation"),
     shell:
         "python -m evaluation gate {params.parents} --standard-errors {params.standard_errors}"
-        " --out {output} 2>&1 | tee {log}"
+        " {params.go_on} --out {output} 2>&1 | tee {log}"
 
 
 rule ablation_evaluate:
@@ -83,4 +84,4 @@ rule ablation_evaluate:
         "python -m evaluation --model {wildcards.objective}={params.model}"
         " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
         " --batch-size {params.batch} --seed {wildcards.seed} --out {output}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} > {log} 2> >(tee -a {log} >&2)"

@@ -1,0 +1,171 @@
+"""The page, the figures, the costs and the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from common.cli import call
+from report import cost, figures, page, published
+from report.load import load
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ("averages", "table1_tasks", "table3")
+# Elements that have no end tag.
+_VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed, and collects what the page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.references, self.ids, self.text = [], [], set(), ""
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.references += [values[key] for key in ("href", "src") if key in values]
+        if "id" in values:
+            assert values["id"] not in self.ids, values["id"]
+            self.ids.add(values["id"])
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def made(full, tmp_path_factory) -> tuple[Path, Path]:
+    """A folder with the figures and the page of the default configuration, and its results."""
+    config, results = full
+    out = tmp_path_factory.mktemp("made")
+    given = ["--config", str(config), "--results", str(results)]
+    assert call("report.cli", ["tables", *given, "--out", str(out / "tables")]) == 0
+    assert call("report.cli", ["figures", *given, "--out", str(out / "figures")]) == 0
+    given += ["--figures", str(out / "figures"), "--tables", str(out / "tables")]
+    assert call("report.cli", ["page", *given, "--out", str(out / "report.html")]) == 0
+    return out, results
+
+
+def test_page_is_whole_and_loads_nothing_from_elsewhere(made):
+    text = (made[0] / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]+", "", text))
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    for reference in parser.references:
+        if reference.startswith("#"):
+            assert reference[1:] in parser.ids
+        elif not reference.startswith("data:image/png;base64,"):
+            assert (made[0] / reference).is_file()
+    assert sum(reference.startswith("data:") for reference in parser.references) == 4
+    assert "neither confirms nor refutes" in parser.text
+    for claim in published.load().claims:
+        assert claim.sentence in parser.text
+
+
+def test_page_sets_stated_values_beside_ours(made, full):
+    text = (made[0] / "report.html").read_text(encoding="utf-8")
+    row = re.search(r"<tr[^>]*><th[^>]*>Table 2</th><td[^>]*>SQL-Eval</td>.*?</tr>", text).group()
+    scores = json.loads((made[1] / "case2/scores/test/dam_paper.json").read_text())
+    ours = f"{scores['tasks']['bottle_sql_eval/sql']['value']:.3f}".removeprefix("0")
+    assert re.findall(r">(\.?\d[.\d]*) ?<", row)[:2] == [".6125", ours]
+
+
+def test_figures_are_equal_bytes_when_drawn_again(small, tmp_path):
+    given = ["--config", str(small[0]), "--results", str(small[1]), "--out"]
+    # Another process, with another hash seed, must draw the same.
+    command = [sys.executable, "-m", "report", "figures", *given, str(tmp_path / "first")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    figures.write(load(small[0], small[1]), tmp_path / "second")
+    drawn = sorted(path.name for path in (tmp_path / "second").iterdir())
+    forms = [f"{name}.{form}" for name in FIGURES for form in ("pdf", "png")]
+    assert drawn == sorted(["manifest.json", *forms])
+    for name in drawn:
+        first, second = tmp_path / "first" / name, tmp_path / "second" / name
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_figures_with_gaps_are_drawn(small, tmp_path):
+    (small[1] / "case1/scores/test/soup.json").unlink()
+    (small[1] / "case1/scores/test/base.json").unlink()
+    for seed in (0, 1, 2):
+        (small[1] / f"ablation/mse/seed{seed}/scores.json").unlink()
+    experiment = load(small[0], small[1])
+    figures.write(experiment, tmp_path)
+    assert "not run" in page.page(experiment, tmp_path, published.load())
+
+
+def test_costs_by_hand(small):
+    found = cost.costs(load(small[0], small[1]))
+    rows = {
+        row.cells[0].text: [cell.text for cell in row.cells[1:3]]
+        for row in (cost.stages_grid(found).rows)
+    }
+    assert rows["Data"] == ["1", "3.0"]
+    assert rows["Base models"] == ["1", "10.0"]
+    assert rows["Experts"] == ["2", "20.0"]
+    assert rows["DAM's teachers"] == ["1", "4.0"]
+    assert rows["Merges"] == ["3", "30.0"]
+    assert rows["Tuning and search"] == ["1", "10.0"]
+    assert rows["Evaluation"] == ["13", "26.0"]  # 7 models and 6 runs of the ablation, 2 s each
+    assert rows["Ablation's merges"] == ["6", "120.0"]
+    assert rows["All"] == ["28", "223.0"]
+
+
+def test_cost_csv_has_one_row_a_step(made):
+    rows = list(csv.DictReader((made[0] / "cost.csv").open(encoding="utf-8")))
+    dam = [row for row in rows if row["id"] == "dam_tuned" and row["case"] == "case1"]
+    assert [(row["stage"], row["cpu_s"]) for row in dam] == [
+        ("search", "10.000"),
+        ("evaluation", "2.000"),
+    ]
+    assert dam[0]["counted flops"] == "3000000000000"
+
+
+def test_show_prints_the_three_tables_and_the_places(made, full, capsys):
+    given = ["--config", str(full[0]), "--results", str(full[1]), "--out", str(made[0])]
+    assert call("report.cli", ["show", *given]) == 0
+    text = capsys.readouterr().out
+    for words in ("Table 1. ", "Table 2. ", "Table 3. ", "Where the time went"):
+        assert words in text
+    assert str(made[0] / "report.html") in text
+    assert max(map(len, text.splitlines())) <= 130
+
+
+def test_no_scores_is_one_line_and_code_2(tmp_path, small, capsys):
+    given = ["--config", str(small[0]), "--results", str(tmp_path), "--out", str(tmp_path / "t")]
+    assert call("report.cli", ["tables", *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no scores in") and error.count("\n") == 1
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_missing_figure_is_named(small, tmp_path, capsys):
+    given = ["--config", str(small[0]), "--results", str(small[1])]
+    given += ["--figures", str(tmp_path / "none"), "--out", str(tmp_path / "report.html")]
+    assert call("report.cli", ["page", *given]) == 2
+    assert "averages.png: no such figure" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_help_and_tables_start_without_heavy_libraries():
+    code = (
+        "import sys, report.cli, report.tables, report.page, report.show, report.figures\n"
+        "print({'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
