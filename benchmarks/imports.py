@@ -8,8 +8,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str]) -> int:
     """Import the evaluation's libraries."""
     import lm_eval.evaluator
-    import lm_eval.models.huggingface
-    import torch
+    import lm_eval.models.huggingface  # noqa: F401
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
     return 0

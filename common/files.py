@@ -113,6 +113,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _aside(path: Path, what: str) -> Path:
+    """Name a temporary sibling of a path, and clear those that killed processes left behind."""
+    for left in path.parent.glob(f".{path.name}.*.*"):
+        owner, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        dead = owner.isdigit() and not Path("/proc", owner).exists()
+        if dead and kind in ("partial", "replaced"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.{what}")
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one.
 
@@ -124,7 +134,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         UserError: The disk is full; the old file, if any, is untouched.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path, "partial")
     with _telling_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -167,8 +177,7 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
         UserError: The disk is full; what stood at `final` is untouched.
     """
     final = Path(final)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    old = final.with_name(f".{final.name}.{os.getpid()}.replaced")
+    aside, old = _aside(final, "partial"), _aside(final, "replaced")
     with _telling_a_full_disk(final):
         try:
             aside.mkdir(parents=True)

@@ -171,7 +171,8 @@ class BottleLM(HFLM):
         if config._attn_implementation not in _TAKES_MASKS:
             return None
         window = min(self.max_length, getattr(config, "sliding_window", None) or self.max_length)
-        trees: dict[tuple[int, ...], _Tree] = defaultdict(_Tree)
+        # Items with equal prompts stay apart: one row of them all would be quadratically long.
+        trees: dict[tuple, _Tree] = defaultdict(_Tree)
         for owner, request in enumerate(requests):
             context, continuation = request.args
             if context:
@@ -181,7 +182,8 @@ class BottleLM(HFLM):
                 after = self.tok_encode(continuation, add_special_tokens=False)
             if len(before) + len(after) > window + 1:
                 return None
-            trees[tuple(before)].add(before, after, owner)
+            item = (request.task_name, request.doc_id)
+            trees[item].add(before, after, owner)
         by_length = sorted(trees.values(), key=lambda tree: (-len(tree.tokens), tree.tokens))
         size = self.batch_size
         return [_batch(by_length[at : at + size]) for at in range(0, len(by_length), size)]

@@ -75,7 +75,8 @@ def _gate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation gate",
         description="Check that every expert clearly beats its base (by two standard errors "
-        "unless said otherwise) on the average of its own domain's tasks, and note which task it learned.",
+        "unless said otherwise) on the average of its own domain's tasks, and note which task it "
+        "learned.",
         epilog=_GATE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -74,9 +74,10 @@ def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 def _status(folder: Path, scored: bool) -> str:
     if scored:
         return "ok"
-    failed = _optional(folder / "failed.json")
-    if failed:
-        return f"failed: {failed.get('reason', 'no reason given')}"
+    failed = folder.with_name(f"{folder.name}.failed")
+    if failed.exists():
+        reason = failed.read_text(encoding="utf-8").strip().removeprefix("error: ")
+        return f"failed: {reason or 'no reason given'}"
     return NOT_RUN
 
 
@@ -153,7 +154,7 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
             folder = results / "ablation" / id / f"seed{seed}"
             scores = folder / "scores.json"
             tasks = read_scores(scores)[0] if scores.exists() else {}
-            status = _status(folder, bool(tasks))
+            status = _status(folder / "model", bool(tasks))
             runs.append(
                 Model(
                     f"{id}/seed{seed}",

@@ -98,6 +98,8 @@ def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
     out = Path("results") / resolved["name"]
     with only_run_here():
         start = time.monotonic()
+        # The warm worker imports its libraries with this; they read it once.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         common = ["--configfile", str(config), "--cores", str(cores)]
         # Whoever holds the kernel's lock knows that Snakemake's own is left over from a kill.
         if any(Path(".snakemake/locks").glob("*")):

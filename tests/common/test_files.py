@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -64,6 +66,21 @@ def test_a_staged_directory_replaces_the_old_one_only_when_complete(tmp_path):
         (folder / "new").write_text("2")
     assert [item.name for item in final.iterdir()] == ["new"]
     assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_aside_is_cleared_by_the_next_writer(tmp_path):
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    for name in (f".model.{finished.pid}.partial", f".model.{finished.pid}.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    (tmp_path / f".a.json.{finished.pid}.partial").write_text("x")
+    running = tmp_path / f".model.{os.getppid()}.partial"
+    running.mkdir()
+    with staged_directory(tmp_path / "model"):
+        pass
+    write_json(tmp_path / "a.json", {})
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "a.json", running.name}
 
 
 def test_nearest_suggests_or_lists():

@@ -142,13 +142,14 @@ def test_tokens_and_flops_are_counted(world, tmp_path, model, tokenizer):
     path = tmp_path / "test/bottle_ja8/xwino.jsonl"
     path.parent.mkdir(parents=True)
     row = {"id": "0", "prompt": "猫は空", "choices": ["に犬", "に鳥", "に海いる"], "gold": 0}
-    path.write_text(json.dumps(row))
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row))
     harness = Harness(tmp_path, ["bottle_ja8/xwino"], "test", world / "tokenizer")
     counted = harness.evaluate(model)["counted"]
-    # <s> and the prompt once; "に" once for all choices; "海" of the longest; no last token.
-    tokens = 1 + ids("猫は空") + 1 + 1
+    # Per item <s> and the prompt once; "に" once for all choices; "海" of the longest; no last
+    # token. Two items share nothing.
+    tokens = 2 * (1 + ids("猫は空") + 1 + 1)
     parameters = sum(p.numel() for p in model.parameters())
-    assert counted == {"requests": 3, "tokens": tokens, "flops": 2 * parameters * tokens}
+    assert counted == {"requests": 6, "tokens": tokens, "flops": 2 * parameters * tokens}
     harness = Harness(world / "data", ["bottle_ja8/mgsm"], "test", world / "tokenizer")
     # The last generated token is read by no one.
     expected = sum(

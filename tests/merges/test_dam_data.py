@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from merges.dam.data import draw, make_batch, read_calibration
+from merges.dam.packing import Packing, packed_attention
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,41 @@ def test_packing_indices_undo_each_other(data):
     padded = torch.arange(13)[packing.to_padded]
     assert padded.view(3, 7)[1].tolist() == [7, 8, 9, 9, 9, 9, 9]
     assert padded[packing.to_packed].tolist() == list(range(13))
+
+
+@pytest.mark.parametrize("short", [64, 0])
+@pytest.mark.parametrize("window", [None, 3])
+def test_packed_attention_is_attention_of_each_sample(short, window, monkeypatch):
+    monkeypatch.setattr("merges.dam.packing.SHORT", short)
+    packing = Packing([4, 1, 6])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 11, 8, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    upstream = torch.randn(1, 11, 4, 8, generator=generator, dtype=torch.float64)
+    expected = []
+    for start, stop in ((0, 4), (4, 5), (5, 11)):
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+        scores = q @ k.mT * 0.3
+        for i in range(stop - start):
+            for j in range(stop - start):
+                if j > i or (window and i - j >= window):
+                    scores[:, :, i, j] = -1e30
+        expected.append((scores.softmax(-1) @ v).transpose(1, 2))
+    expected = torch.cat(expected, 1)
+    actual, _ = packed_attention(
+        None, query, key, value, None, packing=packing, scaling=0.3, sliding_window=window
+    )
+    inputs = (query, key, value)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        rtol=1e-10,
+        atol=1e-12,
+    )
 
 
 def test_draw_is_seeded_and_without_replacement(tmp_path, tokenizer):

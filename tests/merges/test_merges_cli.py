@@ -46,7 +46,9 @@ def test_the_command_line_is_the_engine(llama: Path, tmp_path: Path) -> None:
     ).tensors
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(written[name], expected[name]) for name in expected)
-    recipe = json.loads((out / "manifest.json").read_text())["parameters"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["seed"] == 2
+    recipe = manifest["parameters"]
     assert recipe["set_layers"] == rules and recipe["set"]["merge"] == "sum"
 
 

@@ -104,8 +104,8 @@ def test_missing_and_failed_rows_stay_as_rows(small):
     scores = small[1] / "case1/scores/test"
     (scores / "soup.json").unlink()
     (scores / "ties_tuned.json").unlink()
-    failed = small[1] / "case1/merges/ties_tuned/failed.json"
-    failed.write_text(json.dumps({"reason": "every candidate gave NaN"}))
+    failed = small[1] / "case1/merges/ties_tuned.failed"
+    failed.write_text("error: every candidate gave NaN\n")
     case = case_of(small)
     rows = rows_of(case_csv(case))
     assert (rows["soup"]["status"], rows["soup"]["Avg"]) == ("not run", "")

@@ -108,7 +108,7 @@ def test_tables_and_figures_never_run_a_merge_or_an_evaluation(project):
     assert project.planned("tables", "figures") == {"tables": 1, "figures": 1}
     project.snakemake("tables", "figures")
     (row,) = [row for row in rows(project, "table1") if row["id"] == "ties"]
-    assert row["avg"] == ""
+    assert row["Avg"] == ""
     assert not (scores / "ties.json").exists()
     assert list((project.results / "figures").glob("*.png"))
 

@@ -1,4 +1,4 @@
-"""Kills, full disks and damaged files: one line, nothing half-written, and the next run finishes."""
+"""Kills, full disks, lost experts: one line, nothing half-written, the next run finishes."""
 
 import os
 import re

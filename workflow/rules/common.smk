@@ -32,7 +32,7 @@ shell.prefix(
     "set -euo pipefail; "
     f"export PYTHONPATH={shlex.quote(str(ROOT))} "
     f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
-    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; "
+    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1; "
 )
 
 

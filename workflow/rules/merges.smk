@@ -1,6 +1,10 @@
 # N checkpoints in, one out: plain merges, tuned ones, searched ones, and DAM's shared teachers.
 
 
+# A row that failed stays a row: the tables show the reason that is kept here.
+TELL_FAILURE = " || {{ tail -n 1 {log} > {params.folder}.failed; exit 1; }}"
+
+
 def experts_of(wildcards):
     """A row's experts; the ablation's rows have their case and row in the configuration."""
     case = wildcards.get("case", ABLATION and ABLATION["case"])
@@ -117,8 +121,10 @@ rule merge:
         seed=CONFIG["seed"],
         code=row_code,
     shell:
+        "rm -f {params.folder}.failed; "
         "python -m merges --method {params.method} {params.parents} {params.row}"
         " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
 
 
 rule tune:
@@ -147,10 +153,12 @@ rule tune:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
+        "rm -f {params.folder}.failed; "
         "python -m search tune --method {params.method} {params.parents} {params.row}"
         " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
         " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
 
 
 rule evolve:
@@ -177,10 +185,12 @@ rule evolve:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
+        "rm -f {params.folder}.failed; "
         "python -m search evolve --method {params.method} {params.parents} {params.row}"
         " {params.search} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
         " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
 
 
 rule ablation_merge:
@@ -203,6 +213,8 @@ rule ablation_merge:
         ),
         code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
     shell:
+        "rm -f {params.folder}.failed; "
         "python -m merges --method {params.method} {params.parents}"
         " --embeddings-and-norms {params.policy} {params.settings}"
         " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
