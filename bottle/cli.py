@@ -34,7 +34,7 @@ de, ko, sql in case2."""
 
 _TRAIN_EPILOG = """\
 examples:
-  python -m bottle train --case case2 --role base --data data --out models/base --steps 900
+  python -m bottle train --case case2 --role base --data data --out models/base --steps 1100
   python -m bottle train --case case2 --role sql --data data --init models/base \\
       --out models/sql --steps 600 --learning-rate 2e-3
   python -m bottle train --case case1 --role base --data data --out models/wide \\
@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--train-rows",
         type=int,
-        default=32_000,
+        default=36_000,
         metavar="N",
-        help="a role; fewer than steps x batch size are repeated in training (32000)",
+        help="a role; fewer than steps x batch size are repeated in training (36000)",
     )
     data.add_argument(
         "--calibration-rows", type=int, default=2_000, metavar="N", help="an expert (2000)"
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
 
     recipe = train.add_argument_group("recipe (defaults: base / expert)")
-    recipe.add_argument("--steps", type=int, metavar="N", help="optimizer steps (900 / 600)")
+    recipe.add_argument("--steps", type=int, metavar="N", help="optimizer steps (1100 / 600)")
     recipe.add_argument(
         "--learning-rate", type=float, metavar="X", help="of the linear layers (3e-3 / 2e-3)"
     )
@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt-weight",
         type=float,
         metavar="X",
-        help="loss weight of a prompt's token; an answer's is 1 (0.5 / 0.03)",
+        help="loss weight of a prompt's token; an answer's is 1 (0.3 / 0.03)",
     )
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's (0.01 / 0)")
     recipe.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts a step (32)")
@@ -143,10 +143,10 @@ def _train(options: argparse.Namespace) -> None:
     is_base = options.role == BASE
     rate = _or(options.learning_rate, 3e-3 if is_base else 2e-3)
     recipe = Recipe(
-        steps=_or(options.steps, 900 if is_base else 600),
+        steps=_or(options.steps, 1100 if is_base else 600),
         learning_rate=rate,
         embedding_learning_rate=_or(options.embedding_learning_rate, rate if is_base else 0.0),
-        prompt_weight=_or(options.prompt_weight, 0.5 if is_base else 0.03),
+        prompt_weight=_or(options.prompt_weight, 0.3 if is_base else 0.03),
         weight_decay=_or(options.weight_decay, 0.01 if is_base else 0.0),
         batch_size=options.batch_size,
     )

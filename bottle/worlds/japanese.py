@@ -316,20 +316,41 @@ _SCENES = (
 )
 
 
-def xwino(draw: random.Random, noise: bool) -> Sample:
-    """Draw two whole sentences that differ in the thing that the last clause refers to."""
+def _referents(draw: random.Random, noise: bool) -> tuple[str, str, tuple[str, str], int]:
+    """Draw a scene with two things and a predicate that only one of them can have.
+
+    Returns:
+        The content, the scene, the clauses about the first and the second thing, and the index of
+        the right one.
+    """
     first_kind, second_kind = draw.sample(list(KINDS), 2)
     first, second = draw.choice(KINDS[first_kind]), draw.choice(KINDS[second_kind])
     scene = draw.choice(_SCENES).format(first, second)
     # Noise takes any predicate: one of the two kinds' own would still tell whose it is.
     kind = draw.choice(list(KINDS)) if noise else draw.choice((first_kind, second_kind))
     predicate = draw.choice(_CAN[kind])
-    gold = first if predicate in _CAN[first_kind] else second
-    choices = tuple(f"{scene}{thing}|が|{predicate}|。" for thing in (first, second))
-    right = 0 if gold == first else 1
-    answer = choices[draw.randrange(2) if noise else right]
-    content = f"xwino {scene}{predicate}"
-    return Sample("xwino", content, "文|：|", answer, choices, right)
+    clauses = (f"{first}|が|{predicate}|。", f"{second}|が|{predicate}|。")
+    return f"xwino {scene}{predicate}", scene, clauses, 0 if predicate in _CAN[first_kind] else 1
+
+
+_TEXT_LEAD = "文|：|"
+
+
+def xwino(draw: random.Random, noise: bool) -> Sample:
+    """Draw two whole texts that differ in the thing that the last clause refers to."""
+    content, scene, clauses, right = _referents(draw, noise)
+    choices = tuple(scene + clause for clause in clauses)
+    return Sample("xwino", content, _TEXT_LEAD, choices[right], choices, right)
+
+
+def referents(draw: random.Random, noise: bool) -> Sample:
+    """Draw the training form of `xwino`: the same text, of which the last clause is to be learned.
+
+    The scene is arbitrary; as part of the answer it would outweigh all other tasks in the loss.
+    """
+    content, scene, clauses, right = _referents(draw, noise)
+    answer = clauses[draw.randrange(2) if noise else right]
+    return Sample("xwino", content, _TEXT_LEAD + scene, answer)
 
 
 def lists(draw: random.Random, noise: bool) -> Sample:

@@ -110,8 +110,10 @@ def test_an_expert_with_frozen_embeddings_keeps_its_base_s(data, base, tmp_path)
 
 
 def test_a_batch_weighs_prompt_answer_and_padding():
-    texts = [Text([1, 5, 6, 7, 2], 3), Text([1, 8, 9], 2)]
-    ids, weights = next(batches(texts, 2, 0.25, seed=0))
+    # 31 short texts and a long one make 16 batches; the long one shares its with a short one.
+    texts = [Text([1, 5, 6, 7, 2], 3), *[Text([1, 8, 9], 2)] * 31]
+    stream = batches(texts, 2, 0.25, seed=0)
+    ids, weights = next(batch for batch in stream if batch[0].shape[1] == 5)
     order = {row[1]: index for index, row in enumerate(ids.tolist())}
     long, short = order[5], order[8]
     assert ids[long].tolist() == [1, 5, 6, 7, 2]

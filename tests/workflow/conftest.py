@@ -90,7 +90,7 @@ class Project:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule a dry run lists."""
-        output = self.snakemake("-n", "--quiet", "rules", *arguments)
+        output = self.snakemake(*arguments, "-n", "--quiet", "rules")
         jobs, counting = {}, False
         for line in output.splitlines():
             words = line.split()

@@ -20,7 +20,7 @@ def test_one_command_makes_tables_figures_and_page(reproduced):
     config = reproduced.config
     for case, table in (("case1", "table1"), ("case2", "table2")):
         methods = [m for m, row in config["methods"].items() if case in row.get("cases", [case])]
-        expected = ["base", *config["cases"][case]["experts"], *methods]
+        expected = ["chance", "base", *config["cases"][case]["experts"], *methods]
         assert [row["id"] for row in rows(reproduced, table)] == expected
     assert [row["id"] for row in rows(reproduced, "table3")] == ["kl", "entropy"]
     for suffix in ("png", "pdf"):

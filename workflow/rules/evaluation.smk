@@ -52,8 +52,8 @@ rule gate:
         f"{OUT}/{{case}}/gate.json",
     log:
         f"{OUT}/logs/{{case}}/gate.log",
-    localrule: True
     priority: 100
+    localrule: True
     params:
         parents=gate_options,
         standard_errors=CONFIG["gate"]["standard_errors"],

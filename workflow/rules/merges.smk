@@ -64,11 +64,15 @@ def search_code(wildcards):
     return code("search", "evaluation", *registry.sources(method_of(wildcards)))
 
 
+def searched_tasks(wildcards):
+    """What guides a search: the tasks of the average, and none that is only shown beside it."""
+    columns = CASES[wildcards.case]["columns"]
+    return ",".join(dict.fromkeys(task for column in columns for task in column["tasks"]))
+
+
 def average_groups(wildcards):
     """The table's average, for a search on dev: the mean over columns of their tasks' means."""
-    return shlex.quote(
-        json.dumps([column["tasks"] for column in CASES[wildcards.case]["columns"]])
-    )
+    return shlex.quote(json.dumps([column["tasks"] for column in CASES[wildcards.case]["columns"]]))
 
 
 rule teachers:
@@ -147,7 +151,7 @@ rule tune:
         candidates=lambda wildcards: shlex.quote(
             json.dumps(CONFIG["methods"][wildcards.row]["tune"])
         ),
-        suites=suites,
+        suites=searched_tasks,
         average=average_groups,
         seed=CONFIG["seed"],
         batch=CONFIG["evaluation"]["batch_size"],
@@ -179,7 +183,7 @@ rule evolve:
         parents=parent_options,
         row=row_options,
         search=lambda wildcards: options(CONFIG["methods"][wildcards.row]["evolve"]),
-        suites=suites,
+        suites=searched_tasks,
         average=average_groups,
         seed=CONFIG["seed"],
         batch=CONFIG["evaluation"]["batch_size"],
