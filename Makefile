@@ -32,7 +32,7 @@ lint: $(INSTALLED)
 # The stamp is a copy of the lock, made last: a cut install is begun again.
 $(INSTALLED): requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or give another with PYTHON=..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: python3.11 has no venv module; install the package python3.11-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; } || { rm -rf .venv; echo "error: python3.11 has no venv module; install the package python3.11-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --requirement requirements.lock
 	@cp requirements.lock $@
 

@@ -178,16 +178,18 @@ def _train(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     from bottle.data import write_data
+    from common.cost import measure
 
-    write_data(
-        options.out,
-        options.case,
-        seed=options.seed,
-        test_items=options.test_items,
-        dev_items=options.dev_items,
-        train_rows=options.train_rows,
-        calibration_rows=options.calibration_rows,
-    )
+    with measure(options.out / "cost.json"):
+        write_data(
+            options.out,
+            options.case,
+            seed=options.seed,
+            test_items=options.test_items,
+            dev_items=options.dev_items,
+            train_rows=options.train_rows,
+            calibration_rows=options.calibration_rows,
+        )
     print(f"{options.case}: data -> {options.out}")
 
 

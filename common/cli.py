@@ -56,4 +56,5 @@ def run(module: str) -> NoReturn:
         code = warm.request(module, sys.argv[1:])
         if code is not None:
             sys.exit(code)
+    warm.end_with_the_workflow()
     sys.exit(call(module, sys.argv[1:]))

@@ -188,7 +188,12 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
                 _sync(Path(folder))
             if final.exists():
                 os.replace(final, old)
-            os.replace(aside, final)
+            try:
+                os.replace(aside, final)
+            except OSError:
+                if old.exists():
+                    os.replace(old, final)
+                raise
             _sync(final.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

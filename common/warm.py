@@ -23,10 +23,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "BOTTLE_WARM_WORKER"  # holds the worker's socket path
+WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the whole experiment
 PRELOAD = (
     "torch",
     "safetensors.torch",
@@ -47,6 +49,23 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def end_with_the_workflow() -> None:
+    """Have this process end when the workflow that started it is gone, as a fork would.
+
+    Its parent is a shell, which outlives a killed workflow for as long as its command runs.
+    """
+    workflow = os.environ.get(WORKFLOW)
+    if workflow is None:
+        return
+
+    def watch() -> None:
+        while Path("/proc", workflow).exists():
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def request(module: str, arguments: Sequence[str]) -> int | None:
@@ -207,8 +226,10 @@ class Worker:
         parent = os.getpid()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "common.warm", str(self._listener.fileno()), *self._preload],
-            # The worker must not look for a worker.
-            env={k: v for k, v in os.environ.items() if k != VARIABLE},
+            # The worker must not look for a worker. Hashing and OpenMP read their settings only
+            # when a process starts, so it starts with those that the workflow's jobs have.
+            env={k: v for k, v in os.environ.items() if k != VARIABLE}
+            | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).resolve().parent.parent,
             pass_fds=[self._listener.fileno()],
             preexec_fn=lambda: die_with_parent(parent),

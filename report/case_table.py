@@ -64,7 +64,8 @@ def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
         if score is not None and model.kind == "merge" and model.best_of
     }
     top = max(values.values(), default=0.0)
-    return {id for id, value in values.items() if value >= top - 1e-12}
+    # Where all score nothing, none is best.
+    return {id for id, value in values.items() if top > 0 and value >= top - 1e-12}
 
 
 def _items(case: Case) -> str:
@@ -108,6 +109,7 @@ def footnotes(case: Case) -> list[str]:
     if held_out := case.held_out():
         named = ", ".join(map(case.task_label, held_out))
         notes.append(f"‡ In no expert's domain: {named}.")
+    notes += case.notes
     if any(model.kind == "merge" and not model.best_of for model in case.models):
         notes.append("° Takes no part in the marks for the best merge.")
     if any(score.stderr == 0 for m in case.models for score in m.tasks.values()):

@@ -74,6 +74,7 @@ class Case:
         models: Base, experts, merges, in the configuration's order.
         experts: By expert: label and domain, from the configuration.
         gate: What the gate found on dev data; empty where it has not run.
+        notes: Sentences of the configuration that stand under its tables.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Case:
     models: tuple[Model, ...]
     experts: Mapping[str, Mapping[str, Any]]
     gate: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
 
     @property
     def averaged(self) -> list[Column]:

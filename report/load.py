@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from report.averages import Score
 from report.experiment import Ablation, Case, Column, Experiment, Model, Objective
 
 NOT_RUN = "not run"
+STALE = "changed since it was evaluated"
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -71,27 +73,46 @@ def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return " + ".join(seen) or "none"
 
 
-def _status(folder: Path, scored: bool) -> str:
-    if scored:
-        return "ok"
-    failed = folder.with_name(f"{folder.name}.failed")
-    if failed.exists():
-        reason = failed.read_text(encoding="utf-8").strip().removeprefix("error: ")
-        return f"failed: {reason or 'no reason given'}"
-    return NOT_RUN
+def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | None]:
+    """Read a model's scores, if they are its own, and say how it stands.
+
+    A row's old scores must not pass for those of a merge that has failed or changed since.
+
+    Args:
+        folder: The model's folder; it may be missing where only scores were kept.
+        scores: The file of its scores.
+
+    Returns:
+        The status, scores by task and the seed; no scores unless the status is ``ok``.
+    """
+    for failed in (folder.with_name(f"{folder.name}.failed"), scores.with_suffix(".failed")):
+        if failed.exists():
+            reason = failed.read_text(encoding="utf-8").strip().removeprefix("error: ")
+            return f"failed: {reason or 'no reason given'}", {}, None
+    if not scores.exists():
+        return NOT_RUN, {}, None
+    tasks, seed = read_scores(scores)
+    shard = _optional(folder / "manifest.json").get("outputs", {}).get("model.safetensors")
+    scored = read_json(scores).get("weights")
+    if shard and scored:
+        # As `checkpoints.reading.Checkpoint.fingerprint` defines it.
+        present = hashlib.sha256(f"model.safetensors {shard}\n".encode()).hexdigest()
+        if scored != present:
+            return STALE, {}, None
+    return "ok", tasks, seed
 
 
 def _model(results: Path, case: str, id: str, folder: str, about: Mapping[str, Any]) -> Model:
     scores = results / case / "scores" / "test" / f"{id}.json"
     made = results / case / folder / id
-    tasks, seed = read_scores(scores) if scores.exists() else ({}, None)
+    status, tasks, seed = _outcome(made, scores)
     manifest = _optional(made / "manifest.json")
     row = about.get("row")
     common = {
         "id": id,
         "label": about["label"],
         "kind": about["kind"],
-        "status": _status(made, bool(tasks)),
+        "status": status,
         "seed": seed,
         "tasks": tasks,
         "manifest": manifest,
@@ -139,6 +160,7 @@ def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
         models=tuple(models),
         experts=entry["experts"],
         gate=_optional(results / case / "gate.json").get("experts", {}),
+        notes=tuple(entry.get("notes", ())),
     )
 
 
@@ -153,8 +175,7 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
         for seed in entry["seeds"]:
             folder = results / "ablation" / id / f"seed{seed}"
             scores = folder / "scores.json"
-            tasks = read_scores(scores)[0] if scores.exists() else {}
-            status = _status(folder / "model", bool(tasks))
+            status, tasks, _ = _outcome(folder / "model", scores)
             runs.append(
                 Model(
                     f"{id}/seed{seed}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html as html_escapes
+import textwrap
 import unicodedata
 from itertools import pairwise
 
 from report.grid import Cell, Grid
 
+TERMINAL_WIDTH = 120  # of the notes under a table
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -171,4 +173,8 @@ def plain(
         if new_group:
             lines.append(rule)
         lines.append(line(cells))
-    return "\n".join([*lines, *grid.notes]) + "\n"
+    notes = [
+        textwrap.fill(note, TERMINAL_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        for note in grid.notes
+    ]
+    return "\n".join([*lines, *notes]) + "\n"

@@ -70,3 +70,27 @@ def tiny_model(
 def make_model():
     """The function that writes a tiny model folder; see `tiny_model`."""
     return tiny_model
+
+
+_WHY_NOT = {
+    "faults": "long fault tests: `make test-all` runs them",
+    "vllm": "needs vLLM: `make test-all` runs them where it is installed",
+    "slurm": "needs Slurm: `make test-all` runs them where it is installed",
+    "gpu": "needs a GPU: `make test-all` runs them where one is present",
+}
+_left_out: dict[str, int] = {}
+
+
+def pytest_deselected(items):
+    """Count what a marker expression leaves out, so that the summary can say why."""
+    for item in items:
+        for marker in _WHY_NOT:
+            if item.get_closest_marker(marker):
+                _left_out[marker] = _left_out.get(marker, 0) + 1
+                break
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name what was not run and why, beside pytest's own list of skips."""
+    for marker, count in sorted(_left_out.items()):
+        terminalreporter.write_line(f"NOT RUN [{count}] {marker}: {_WHY_NOT[marker]}")

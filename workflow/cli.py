@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError
-from common.warm import Worker, die_with_parent
+from common.warm import WORKFLOW, Worker, die_with_parent
 from workflow import configuration
+from workflow.lock import only_run_here
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = Path("results") / ".lock"
 _STEPS = re.compile(r"\d+ of \d+ steps")
 # What Snakemake says of its own housekeeping; its log file keeps it.
 _NOISE = re.compile(
@@ -27,31 +25,6 @@ _NOISE = re.compile(
     r"Execute \d+ jobs|Finished jobid|Complete log|Elapsed time|Waiting at most|"
     r"RuleException|CalledProcessError|Command 'set -euo|\[\w{3} \w{3} [ \d]+[\d:]+ \d{4}\]$|\s*$"
 )
-
-
-@contextlib.contextmanager
-def only_run_here() -> Iterator[None]:
-    """Hold the kernel's lock on this folder's results, so that two runs never meet.
-
-    The kernel gives it back however the run ends, kill -9 included.
-
-    Raises:
-        UserError: Another run holds it.
-    """
-    LOCK.parent.mkdir(exist_ok=True)
-    with open(LOCK, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"another run (process {lock.read().strip() or 'unknown'}) is working in this "
-                "folder; wait for it, stop it, or work in another clone"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _snakemake(arguments: Sequence[str]) -> int:
@@ -100,8 +73,9 @@ def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
         start = time.monotonic()
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ[WORKFLOW] = str(os.getpid())
         common = ["--configfile", str(config), "--cores", str(cores)]
-        # Whoever holds the kernel's lock knows that Snakemake's own is left over from a kill.
+        # Every Snakemake that works here holds the kernel's lock, so its own is left from a kill.
         if any(Path(".snakemake/locks").glob("*")):
             _snakemake([*common, "--unlock", "--quiet", "all"])
         with Worker():

@@ -115,6 +115,11 @@ def rows_of(config: Mapping[str, Any], case: str) -> list[str]:
 def _check_case(config: Mapping[str, Any], name: str) -> None:
     suites = load_suites()
     case = config["cases"][name]
+    for other, entry in config["cases"].items():
+        if other != name and entry["table"] == case["table"]:
+            raise UserError(
+                f"cases.{name} and cases.{other} both write {case['table']}; rename one"
+            )
     for suite in suites_of(case):
         if suite not in suites:
             raise UserError(f"cases.{name}: unknown suite {suite!r}{nearest(suite, suites)}")
@@ -163,9 +168,35 @@ def _check_row(config: Mapping[str, Any], name: str) -> None:
         )
     for candidate in row.get("tune", [{}]):
         try:
-            registry.validate(row["method"], {**row["set"], **candidate})
+            resolved = registry.validate(row["method"], {**row["set"], **candidate})
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        for case in row.get("cases", config["cases"]):
+            experts = row.get("experts", list(config["cases"][case]["experts"]))
+            _check_experts(methods[row["method"]], resolved, experts, f"{where} in {case}")
+        rows, samples = config["calibration"]["rows"], resolved.get("samples", 0)
+        if "data" in methods[row["method"]].needs and samples > rows:
+            raise UserError(
+                f"{where}: {samples} samples per expert, but calibration.rows makes only {rows}"
+            )
+
+
+def _check_experts(
+    method: registry.MethodInfo, resolved: Mapping[str, Any], experts: list[str], where: str
+) -> None:
+    if method.experts is not None and len(experts) != method.experts:
+        raise UserError(
+            f"{where}: method {method.name} merges {method.experts} experts, not {len(experts)}; "
+            "choose them under 'experts'"
+        )
+    for name, value in resolved.items():
+        if not method.parameters[name].kind.per_expert or value is None:
+            continue
+        if isinstance(value, list) and len(value) != len(experts):
+            raise UserError(f"{where}: {name} has {len(value)} numbers for {len(experts)} experts")
+        if isinstance(value, dict) and set(value) != set(experts):
+            odd = sorted(set(value) ^ set(experts))[0]
+            raise UserError(f"{where}: {name} must name each expert once{nearest(odd, experts)}")
 
 
 def _check_ablation(config: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def test_the_default_is_in_order_and_resolving_changes_nothing_twice(config):
     resolved = configuration.resolve(config)
     assert config == before
     assert configuration.resolve(resolved) == resolved
-    assert resolved["methods"]["soup"]["embeddings_and_norms"] in ("base", "merged")
+    assert resolved["methods"]["soup"]["embeddings_and_norms"] == "merged"
 
 
 def test_the_default_holds_the_paper_s_rows(config):
@@ -73,6 +73,12 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
             r"mean 'bottle_ja8/jcomqa'",
         ),
         (("seed",), -1, r"seed: -1 is less than"),
+        (("cases", "case1", "base", "train", "learning_rte"), 1, r"did you mean 'learning_rate'"),
+        (("cases", "case1", "world"), "caze1", r"cases\.case1\.world: 'caze1' is not one of"),
+        (("cases", "case2", "table"), "table1", r"both write table1"),
+        (("methods", "slerp_ja_math_a", "experts"), ["ja"], r"merges 2 experts, not 1"),
+        (("methods", "soup", "set"), {"weights": [1, 2]}, r"2 numbers for 3 experts"),
+        (("methods", "dam_paper", "set", "samples"), 3000, r"calibration\.rows makes only 2000"),
         (("seed",), "zero", r"seed: 'zero' is not of type 'integer'"),
         (("ablation", "row"), "dam", r"ablation\.row: unknown row 'dam' \(did you mean 'dam_"),
         (("ablation", "objectives", "kl", "objective"), {"kll": 1.0}, r"objectives\.kl: "),

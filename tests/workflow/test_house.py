@@ -65,7 +65,7 @@ def test_every_package_is_a_command_that_starts_light():
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.rstrip().endswith("[]"), f"{package}: {done.stdout[-300:]}"
-        assert "examples:" in done.stdout.lower(), f"{package} --help shows no example"
+        assert "examples" in done.stdout.lower(), f"{package} --help shows no example"
 
 
 def test_environment_yml_installs_the_lock_and_only_that():
@@ -95,7 +95,9 @@ def test_the_installed_versions_are_the_locked_ones():
 
 
 def test_no_file_is_long_or_speaks_of_a_machine():
-    machine = re.compile(r"/(?:work|root|tmp/spec)/|pypi\.org|files\.pythonhosted|deb\.debian\.org")
+    machine = re.compile(
+        r"/(?:work|root|tmp/spec)\b|pypi\.org|files\.pythonhosted|deb\.debian\.org"
+    )
     for path in tracked():
         if path.suffix in (".py", ".smk", ".md", ".yaml", ".yml") or path.name == "Makefile":
             text = path.read_text(encoding="utf-8")

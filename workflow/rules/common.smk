@@ -11,15 +11,27 @@ if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
 
+from common import warm
 from common.errors import UserError
 from common.manifest import code_version, library_versions
 from merges import registry
-from workflow import configuration
+from workflow import configuration, lock
 
 try:
     CONFIG = configuration.resolve(config)
 except UserError as error:
     raise WorkflowError(f"error: {error}") from None
+
+# `python -m workflow` holds the lock for the Snakemake that it starts; one started by hand takes it
+# itself, unless it only looks.
+if warm.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--lint"} & set(
+    sys.argv
+):
+    if workflow.is_main_process:
+        try:
+            LOCK = lock.take()
+        except UserError as error:
+            raise WorkflowError(f"error: {error}") from None
 
 OUT = f"results/{CONFIG['name']}"
 SCORES_FROM = CONFIG.get("scores_from")
@@ -80,6 +92,19 @@ def folder_of(path):
 
 def output_folder(wildcards, output):
     return folder_of(output[0])
+
+
+# A row that failed stays a row: the tables show the reason that is kept here.
+TELL_FAILURE = (
+    " || {{ ( grep '^error: ' {log} || tail -n 1 {log} ) | tail -n 1 > {params.failed}; exit 1; }}"
+)
+
+
+def failed_file(wildcards, output):
+    """Where a failed step's reason is kept: beside the model's folder or the scores' file."""
+    if output[0].endswith("manifest.json"):
+        return f"{folder_of(output[0])}.failed"
+    return str(Path(output[0]).with_suffix(".failed"))
 
 
 def options(values):

@@ -23,7 +23,8 @@ rule evaluate:
         data=f"{OUT}/{{case}}/data/manifest.json",
         model=model_manifest,
     output:
-        f"{OUT}/{{case}}/scores/{{split}}/{{model}}.json",
+        scores=f"{OUT}/{{case}}/scores/{{split}}/{{model}}.json",
+        manifest=f"{OUT}/{{case}}/scores/{{split}}/{{model}}.manifest.json",
     log:
         f"{OUT}/logs/{{case}}/scores/{{split}}/{{model}}.log",
     priority: 30
@@ -34,12 +35,15 @@ rule evaluate:
         backend=CONFIG["evaluation"]["backend"],
         batch=CONFIG["evaluation"]["batch_size"],
         seed=CONFIG["seed"],
+        failed=failed_file,
         code=code("evaluation"),
     shell:
+        "rm -f {params.failed}; "
         "python -m evaluation --model {params.model} --suites {params.suites}"
         " --data {params.data} --split {wildcards.split} --backend {params.backend}"
-        " --batch-size {params.batch} --seed {params.seed} --out {output}"
+        " --batch-size {params.batch} --seed {params.seed} --out {output.scores}"
         " --threads {threads} > {log} 2> >(tee -a {log} >&2)"
+        f"{TELL_FAILURE}"
 
 
 rule gate:
@@ -69,7 +73,8 @@ rule ablation_evaluate:
         data=lambda wildcards: f"{OUT}/{ABLATION['case']}/data/manifest.json",
         model=f"{OUT}/ablation/{{objective}}/seed{{seed}}/model/manifest.json",
     output:
-        f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.json",
+        scores=f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.json",
+        manifest=f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.manifest.json",
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.scores.log",
     priority: 30
@@ -79,9 +84,12 @@ rule ablation_evaluate:
         suites=ablation_suites,
         backend=CONFIG["evaluation"]["backend"],
         batch=CONFIG["evaluation"]["batch_size"],
+        failed=failed_file,
         code=code("evaluation"),
     shell:
+        "rm -f {params.failed}; "
         "python -m evaluation --model {wildcards.objective}={params.model}"
         " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
-        " --batch-size {params.batch} --seed {wildcards.seed} --out {output}"
+        " --batch-size {params.batch} --seed {wildcards.seed} --out {output.scores}"
         " --threads {threads} > {log} 2> >(tee -a {log} >&2)"
+        f"{TELL_FAILURE}"

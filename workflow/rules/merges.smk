@@ -1,10 +1,6 @@
 # N checkpoints in, one out: plain merges, tuned ones, searched ones, and DAM's shared teachers.
 
 
-# A row that failed stays a row: the tables show the reason that is kept here.
-TELL_FAILURE = " || {{ tail -n 1 {log} > {params.folder}.failed; exit 1; }}"
-
-
 def experts_of(wildcards):
     """A row's experts; the ablation's rows have their case and row in the configuration."""
     case = wildcards.get("case", ABLATION and ABLATION["case"])
@@ -119,13 +115,14 @@ rule merge:
     priority: 50
     params:
         folder=output_folder,
+        failed=failed_file,
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
         row=row_options,
         seed=CONFIG["seed"],
         code=row_code,
     shell:
-        "rm -f {params.folder}.failed; "
+        "rm -f {params.failed}; "
         "python -m merges --method {params.method} {params.parents} {params.row}"
         " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
@@ -144,6 +141,7 @@ rule tune:
     priority: 70
     params:
         folder=output_folder,
+        failed=failed_file,
         data=lambda wildcards, input: folder_of(input.data),
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
@@ -157,7 +155,7 @@ rule tune:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
-        "rm -f {params.folder}.failed; "
+        "rm -f {params.failed}; "
         "python -m search tune --method {params.method} {params.parents} {params.row}"
         " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
@@ -178,6 +176,7 @@ rule evolve:
     priority: 70
     params:
         folder=output_folder,
+        failed=failed_file,
         data=lambda wildcards, input: folder_of(input.data),
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
@@ -189,7 +188,7 @@ rule evolve:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
-        "rm -f {params.folder}.failed; "
+        "rm -f {params.failed}; "
         "python -m search evolve --method {params.method} {params.parents} {params.row}"
         " {params.search} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
@@ -207,6 +206,7 @@ rule ablation_merge:
     priority: 60
     params:
         folder=output_folder,
+        failed=failed_file,
         method=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["method"],
         parents=parent_options,
         policy=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["embeddings_and_norms"],
@@ -217,7 +217,7 @@ rule ablation_merge:
         ),
         code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
     shell:
-        "rm -f {params.folder}.failed; "
+        "rm -f {params.failed}; "
         "python -m merges --method {params.method} {params.parents}"
         " --embeddings-and-norms {params.policy} {params.settings}"
         " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"

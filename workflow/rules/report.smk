@@ -4,9 +4,13 @@ RESULTS = SCORES_FROM or OUT
 
 
 def all_scores():
-    """Every score that the tables hold; none where they come from a folder dropped in."""
+    """Every score that the tables hold; what there is in a folder that was dropped in."""
     if SCORES_FROM:
-        return []
+        folder = Path(SCORES_FROM)
+        found = {
+            path for where in ("scores", "ablation") for path in folder.rglob(f"{where}/**/*.json")
+        }
+        return sorted(map(str, found | set(folder.glob("*/gate.json"))))
     scores = [f"{OUT}/{case}/gate.json" for case in CASES]
     scores += [
         f"{OUT}/{case}/scores/test/{model}.json"
@@ -97,8 +101,8 @@ rule tables:
         results=RESULTS,
         out=OUT,
     shell:
-        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/config.json"
-        " && python -m report tables --config {params.out}/config.json"
+        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/.tables.json"
+        " && python -m report tables --config {params.out}/.tables.json"
         " --results {params.results} --out {params.out}/tables"
 
 
@@ -110,6 +114,6 @@ rule figures:
         results=RESULTS,
         out=OUT,
     shell:
-        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/config.json"
-        " && python -m report figures --config {params.out}/config.json"
+        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/.figures.json"
+        " && python -m report figures --config {params.out}/.figures.json"
         " --results {params.results} --out {params.out}/figures"
