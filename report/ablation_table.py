@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from report import fields
-from report.averages import spread
+from report.averages import Score, spread
 from report.case_table import what_is_shown
 from report.experiment import Ablation
 from report.grid import Cell, Grid, Row, number
+
+
+def _over_seeds(scores: Sequence[Score | None]) -> list[str]:
+    """Write mean and deviation over seeds, one run's mean item error, and the items of a run."""
+    total = spread([score and score.value for score in scores])
+    done = [score for score in scores if score is not None]
+    error = sum(score.stderr for score in done) / len(done) if done else None
+    return [
+        fields.decimals(total and total.mean),
+        fields.decimals(total and total.deviation),
+        fields.decimals(error),
+        str(done[0].items) if done else "",
+    ]
 
 
 def ablation_csv(ablation: Ablation) -> str:
     """Write Table 3 for programs: mean and sample deviation over seeds, each seed's average."""
     case = ablation.case
     counted = fields.counted_names(run for entry in ablation.objectives for run in entry.runs)
-    header = ["id", "label", "seeds", "runs", "Avg mean", "Avg sd", "Avg item stderr"]
+    header = ["id", "label", "seeds", "runs"]
+    header += ["Avg mean", "Avg sd", "Avg item stderr", "Avg items"]
     header += [f"Avg seed {seed}" for seed in ablation.seeds]
     for column in case.columns:
-        header += [f"{column.label} mean", f"{column.label} sd"]
+        header += [f"{column.label} {what}" for what in ("mean", "sd", "item stderr", "items")]
     rows = [[*header, *(f"counted {name} (all seeds)" for name in counted)]]
     seeds = " ".join(map(str, ablation.seeds))
     for entry in ablation.objectives:
         averages = [case.average(run) for run in entry.runs]
-        total = spread([score and score.value for score in averages])
-        done = [score for score in averages if score is not None]
-        items = sum(score.stderr for score in done) / len(done) if done else None
-        row = [entry.id, entry.label, seeds, str(len(done))]
-        row += [fields.decimals(total and total.mean), fields.decimals(total and total.deviation)]
-        row += [
-            fields.decimals(items),
-            *(fields.decimals(score and score.value) for score in averages),
-        ]
+        done = sum(score is not None for score in averages)
+        row = [entry.id, entry.label, seeds, str(done), *_over_seeds(averages)]
+        row += [fields.decimals(score and score.value) for score in averages]
         for column in case.columns:
-            one = spread([(s := run.column(column)) and s.value for run in entry.runs])
-            row += [fields.decimals(one and one.mean), fields.decimals(one and one.deviation)]
+            row += _over_seeds([run.column(column) for run in entry.runs])
         totals = [sum(run.counted.get(name, 0) for run in entry.runs) for name in counted]
         rows.append(row + [f"{amount:.0f}" for amount in totals])
     return fields.text(rows)

@@ -191,12 +191,13 @@ def tasks_grid(case: Case, seed: int) -> Grid:
 
 def tasks_csv(case: Case) -> str:
     """Write every task's score for programs: one row per model and task."""
-    rows = [["id", "label", "kind", "column", "task", "value", "stderr", "items", "chance"]]
+    rows = [["id", "label", "kind", "seed", "column", "task", "value", "stderr", "items", "chance"]]
     for model in case.models:
         for column in case.columns:
             for task in column.tasks:
                 score = model.tasks.get(task)
                 chance = "" if score is None else fields.decimals(score.chance)
-                start = [model.id, model.label, model.kind, column.label, task]
+                seed = "" if model.seed is None else model.seed
+                start = [model.id, model.label, model.kind, seed, column.label, task]
                 rows.append([*start, *fields.score_fields(score), chance])
     return fields.text(rows)

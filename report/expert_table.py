@@ -24,12 +24,12 @@ def _learned(judged: dict) -> str:
 
 def experts_csv(cases: Sequence[Case]) -> str:
     """Write base against experts in the experts' domains for programs."""
-    header = ["case", "expert", "task", "base dev", "expert dev", "learned"]
+    header = ["case", "expert", "task", "seed", "base dev", "expert dev", "learned"]
     rows = [[*header, *fields.score_titles("base test"), *fields.score_titles("expert test")]]
     for case, base, expert, task, judged in _expert_rows(cases):
         rows.append(
             [
-                *(case.id, expert.id, task),
+                *(case.id, expert.id, task, "" if expert.seed is None else expert.seed),
                 *(fields.decimals(judged.get("base")), fields.decimals(judged.get("expert"))),
                 _learned(judged),
                 *fields.score_fields(base.tasks.get(task)),
