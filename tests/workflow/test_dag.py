@@ -1,6 +1,7 @@
 """The whole experiment through real Snakemake, on settings so small that nothing is learned."""
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
@@ -146,3 +147,36 @@ def test_parsing_imports_no_torch(project):
     (project.folder / "parse.py").write_text(code)
     code, output = project.run("parse")
     assert code == 0 and output.rstrip().endswith("[]"), output[-2000:]
+
+
+def test_reproducing_from_a_dropped_in_folder_follows_its_scores(project):
+    dropped = project.folder / "dropped"
+    project.results.rename(dropped)
+    shutil.rmtree(project.folder / ".snakemake")
+    project.config["scores_from"] = "dropped"
+    project.write()
+    project.reproduce()
+    assert "Nothing to be done" in project.reproduce()
+    scores = dropped / "case1" / "scores" / "test" / "soup.json"
+    content = json.loads(scores.read_text(encoding="utf-8"))
+    content["tasks"]["bottle_ja8/mgsm"]["value"] = 0.123
+    scores.write_text(json.dumps(content), encoding="utf-8")
+    output = project.reproduce()
+    assert "make_tables" in output and ".123" in output
+    (row,) = [row for row in rows(project, "table1") if row["id"] == "soup"]
+    assert row["MGSM"] == "0.123000"
+
+
+def test_a_failed_row_is_a_row_and_the_others_are_finished(project):
+    weights = project.results / "case1" / "merges" / "ties"
+    project.config["methods"]["ties"] |= {"set": {"scale": 1.0e39}, "cases": ["case1"]}
+    project.config["methods"]["soup"]["set"] = {"weights": [1.0, 2.0, 3.0]}
+    project.write()
+    code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
+    assert code != 0
+    assert re.search(r"^error: tensor \S+: the merge overflows float32", output, re.M)
+    assert not (weights / "manifest.json").exists()
+    project.snakemake("tables", "figures")
+    found = {row["id"]: row for row in rows(project, "table1")}
+    assert found["ties"]["status"].startswith("failed: tensor ") and found["ties"]["Avg"] == ""
+    assert found["soup"]["status"] == "ok" and found["soup"]["Avg"] != ""
