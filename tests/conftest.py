@@ -92,5 +92,7 @@ def pytest_deselected(items):
 
 def pytest_terminal_summary(terminalreporter):
     """Name what was not run and why, beside pytest's own list of skips."""
+    if terminalreporter.config.option.keyword:
+        return  # whoever chose tests by name knows what was left out
     for marker, count in sorted(_left_out.items()):
         terminalreporter.write_line(f"NOT RUN [{count}] {marker}: {_WHY_NOT[marker]}")
