@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
@@ -15,18 +16,21 @@ from typing import Annotated, Any, get_args
 from common.errors import UserError, nearest
 
 
-class Kind:
+class Kind(ABC):
     """What values a parameter takes. `describe` says it in words, `check` refuses others."""
 
-    per_expert = False
+    @property
+    def per_expert(self) -> bool:
+        """Whether the value holds a number for each expert."""
+        return False
 
+    @abstractmethod
     def describe(self) -> str:
         """Return the valid values in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, value: Any) -> Any:
         """Return the value in its proper type, or raise ValueError with the reason."""
-        raise NotImplementedError
 
 
 def _shown(value: Any) -> str:
@@ -96,7 +100,10 @@ class PerExpert(Kind):
     """A number for each expert, by position or by name; the engine hands methods a list."""
 
     number: Number
-    per_expert = True
+
+    @property
+    def per_expert(self) -> bool:
+        return True
 
     def describe(self) -> str:
         return (
@@ -138,7 +145,7 @@ class Optional(Kind):
     kind: Kind
 
     @property
-    def per_expert(self) -> bool:  # type: ignore[override]
+    def per_expert(self) -> bool:
         return self.kind.per_expert
 
     def describe(self) -> str:
