@@ -2,110 +2,269 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
-import json
-import struct
+import math
+import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from checkpoints.hashes import sha256_cached
+from checkpoints.headers import BYTES, Stored, read_header
+from checkpoints.layout import (
+    INDEX,
+    PICKLE_INDEX,
+    PICKLE_SINGLE,
+    REMADE,
+    SINGLE,
+    check_folder,
+    check_index,
+    read_index,
+    read_object,
+    weight_file,
+)
+from checkpoints.pickles import PickledWeights
 from common.errors import UserError
-from common.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_REMADE = "fetch or build the checkpoint again"
+_TORCH = {
+    "F64": "float64",
+    "I64": "int64",
+    "F32": "float32",
+    "I32": "int32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
-def _header(shard: Path) -> dict[str, Any]:
-    """Read a safetensors header and check the file against it.
+@functools.cache
+def torch_types() -> dict[str, torch.dtype]:
+    """Return torch's types by their safetensors names."""
+    import torch
 
-    A length check catches what a cut download leaves behind before any merge has begun.
-    """
-    if not shard.exists():
-        raise UserError(f"{shard}: this shard is missing; {_REMADE}")
-    size = shard.stat().st_size
-    try:
-        with open(shard, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size - 8:
-                raise UserError(f"{shard}: the shard is truncated in its header; {_REMADE}")
-            header = json.loads(stream.read(length))
-    except (struct.error, ValueError):
-        raise UserError(f"{shard}: not a safetensors file; {_REMADE}") from None
-    header.pop("__metadata__", None)
-    needed = 8 + length + max((item["data_offsets"][1] for item in header.values()), default=0)
-    if size < needed:
-        raise UserError(f"{shard}: the shard is truncated ({size} of {needed} bytes); {_REMADE}")
-    return header
+    return {name: getattr(torch, kind) for name, kind in _TORCH.items()}
 
 
-class Checkpoint:
-    """A model folder with safetensors weights, read lazily.
+def torch_type(dtype: str) -> torch.dtype:
+    """Return torch's type for a safetensors name such as ``BF16``."""
+    return torch_types()[dtype]
+
+
+def hash_of_files(paths: Sequence[Path]) -> str:
+    """Hash the names and hashes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {sha256_cached(path)}\n".encode())
+    return digest.hexdigest()
+
+
+class SafetensorsWeights:
+    """The weights of one safetensors file or of several with an index; see `PickledWeights`.
 
     Args:
-        path: The folder, with config.json and one weight file or an index of shards.
+        source: The only file, or the index of several.
+
+    Attributes:
+        stored: What is known of each parameter by its name.
+        files: The file that holds each parameter.
 
     Raises:
-        UserError: The folder is not a model, or a shard is missing, truncated, or lacks a tensor
-            that the index names.
+        UserError: A file is missing, damaged, or contradicts itself or the index.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        if not (self.path / "config.json").is_file():
-            raise UserError(f"{path}: not a model folder (no config.json); correct the path")
-        self.config: dict[str, Any] = read_json(self.path / "config.json")
-        self._shard_of: dict[str, Path] = {}
-        self._headers: dict[str, dict[str, Any]] = {}
-        if (self.path / INDEX).is_file():
-            index = read_json(self.path / INDEX)["weight_map"]
-            for shard in sorted(set(index.values())):
-                header = _header(self.path / shard)
-                for name in (name for name, where in index.items() if where == shard):
-                    if name not in header:
-                        raise UserError(
-                            f"{self.path / shard}: tensor {name} is missing from the shard that "
-                            f"the index names; {_REMADE}"
-                        )
-                    self._shard_of[name] = self.path / shard
-                    self._headers[name] = header[name]
-        elif (self.path / SINGLE).is_file():
-            self._headers = _header(self.path / SINGLE)
-            self._shard_of = dict.fromkeys(self._headers, self.path / SINGLE)
-        else:
-            raise UserError(f"{path}: no {SINGLE} and no {INDEX} in this folder; {_REMADE}")
+    def __init__(self, source: Path) -> None:
+        self.stored: dict[str, Stored] = {}
+        self.files: dict[str, Path] = {}
+        self._open: dict[Path, IO[bytes]] = {}
+        self._lock = threading.Lock()
+        index = read_index(source) if source.suffix == ".json" else None
+        shards = sorted(set(index.values())) if index else [source]
+        headers = {shard: read_header(shard) for shard in shards}
+        if index is not None:
+            check_index(index, headers)
+        for shard, header in headers.items():
+            self.stored |= header
+            self.files |= dict.fromkeys(header, shard)
 
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read values [start, stop) of a flattened parameter, straight into a new tensor."""
+        import torch
+
+        item = self.stored[name]
+        size = BYTES[item.dtype]
+        values = torch.empty(stop - start, dtype=torch_type(item.dtype))
+        buffer = memoryview(values.view(torch.uint8).numpy())
+        place = item.place + start * size
+        descriptor = self._descriptor(self.files[name])
+        while buffer:
+            got = os.preadv(descriptor, [buffer], place)
+            if not got:
+                raise UserError(f"{self.files[name]}: the shard is truncated; {REMADE}")
+            buffer, place = buffer[got:], place + got
+        return values
+
+    def _descriptor(self, shard: Path) -> int:
+        if shard not in self._open:
+            with self._lock:
+                if shard not in self._open:
+                    self._open[shard] = open(shard, "rb", buffering=0)  # noqa: SIM115
+        return self._open[shard].fileno()
+
+    def ahead(self, name: str) -> None:
+        """Ask the system to fetch a parameter from the disk."""
+        item = self.stored[name]
+        descriptor = self._descriptor(self.files[name])
+        os.posix_fadvise(descriptor, item.place, item.bytes, os.POSIX_FADV_WILLNEED)
+
+
+class Model(abc.ABC):
+    """A model whose parameters can be read piece by piece: a folder, or something made of folders.
+
+    Attributes:
+        path: The folder that it is named after.
+        config: The model's configuration.
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    @abc.abstractmethod
     def names(self) -> list[str]:
         """Return the names of all parameters, sorted."""
-        return sorted(self._headers)
 
+    @abc.abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape without reading its values."""
-        return tuple(self._headers[name]["shape"])
 
+    @abc.abstractmethod
     def dtype(self, name: str) -> str:
-        """Return a parameter's stored type as safetensors writes it: F32, BF16 ..."""
-        return self._headers[name]["dtype"]
+        """Return the type in which a parameter is read, as safetensors writes it: F32, BF16 ..."""
+
+    @abc.abstractmethod
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor: ...
+
+    @abc.abstractmethod
+    def ahead(self, name: str) -> None:
+        """Ask the system to fetch a parameter from the disk while other work is done."""
+
+    @property
+    @abc.abstractmethod
+    def shards(self) -> list[Path]:
+        """The weight files that are read, in the order of their names."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Sha256 over the hashes of all files that determine the parameters."""
+
+    def count(self, name: str) -> int:
+        """Return a parameter's number of values."""
+        return math.prod(self.shape(name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Read some consecutive values of a parameter, onto the CPU.
+
+        Several threads may read at once.
+
+        Args:
+            name: The parameter's name.
+            start: Row-major position of the first value.
+            stop: Position behind the last; None for the end.
+
+        Returns:
+            A new flat tensor in the parameter's type.
+
+        Raises:
+            UserError: A weight file ends too early.
+        """
+        count = self.count(name)
+        stop = count if stop is None else stop
+        if not 0 <= start <= stop <= count:
+            raise ValueError(f"values {start} to {stop} of tensor {name}, which has {count}")
+        return self._read(name, start, stop)
 
     def load(self, name: str) -> torch.Tensor:
-        """Read one parameter in its stored type, onto the CPU."""
-        from safetensors import safe_open
-
-        with safe_open(self._shard_of[name], framework="pt") as shard:
-            return shard.get_tensor(name)
+        """Read one parameter in its type and shape, onto the CPU."""
+        return self.read(name).reshape(self.shape(name))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read all parameters."""
         return {name: self.load(name) for name in self.names()}
 
+
+class Checkpoint(Model):
+    """A model folder, read lazily.
+
+    The bytes of safetensors go straight into the tensors; no file is mapped, so that what is held
+    in memory is what is asked for, and a file that shrinks meanwhile is an error, not a crash.
+
+    Args:
+        path: The folder, with config.json and one weight file or an index of shards.
+        allow_pickle: Whether weights in PyTorch's own format (``pytorch_model.bin``) are accepted
+            where there are no safetensors; they are then read as tensors alone, and mapped.
+
+    Raises:
+        UserError: The folder is not a model; a shard is missing, truncated or contradicts itself
+            or the index; the weights are pickles and were not asked for.
+    """
+
+    def __init__(self, path: Path | str, *, allow_pickle: bool = False) -> None:
+        self.path = Path(path)
+        check_folder(self.path)
+        self.config: dict[str, Any] = read_object(self.path / "config.json")
+        self._weights = self._find(allow_pickle)
+        self._stored = self._weights.stored
+        if not self._stored:
+            raise UserError(f"{path}: the weight files hold no tensor; {REMADE}")
+
+    def _find(self, allow_pickle: bool) -> SafetensorsWeights | PickledWeights:
+        source = weight_file(self.path, SINGLE, INDEX)
+        if source is not None:
+            return SafetensorsWeights(source)
+        pickled = weight_file(self.path, PICKLE_SINGLE, PICKLE_INDEX)
+        if pickled is None:
+            raise UserError(f"{self.path}: no {SINGLE} and no {INDEX} in this folder; {REMADE}")
+        if not allow_pickle:
+            raise UserError(
+                f"{pickled}: a pickle, which can run code when it is loaded; convert it to "
+                "safetensors, or ask for pickles explicitly"
+            )
+        return PickledWeights(pickled)
+
+    def names(self) -> list[str]:
+        """Return the names of all parameters, sorted."""
+        return sorted(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape without reading its values."""
+        return self._stored[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Return a parameter's stored type as safetensors writes it: F32, BF16 ..."""
+        return self._stored[name].dtype
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._weights.read(name, start, stop)
+
+    def ahead(self, name: str) -> None:
+        """Ask the system to fetch a parameter from the disk while other work is done."""
+        self._weights.ahead(name)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The weight files, in the order of their names."""
+        return sorted(set(self._weights.files.values()))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Sha256 over the weight files' hashes, in the order of their names."""
-        digest = hashlib.sha256()
-        for shard in sorted(set(self._shard_of.values())):
-            digest.update(f"{shard.name} {sha256_file(shard)}\n".encode())
-        return digest.hexdigest()
+        return hash_of_files(self.shards)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
 import shutil
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
 
-from checkpoints.reading import SINGLE
+from checkpoints.reading import BYTES, INDEX, SINGLE
+from common.files import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+SHARD_BYTES = 5_000_000_000  # what transformers has long written
+_BLOCK = 1 << 22  # bytes that are hashed at a time
+_FLUSH = 1 << 28  # bytes after which the disk is made to begin, so that the end need not wait
 
 # All that makes text into ids and back, and what generation needs; no weights, no model card.
 _COMPANIONS = (
@@ -28,11 +40,222 @@ _COMPANIONS = (
 )
 
 
-def copy_companions(donor: Path, folder: Path) -> None:
-    """Copy a model folder's configuration and tokenizer files, whichever of them exist."""
+def copy_companions(donor: Path, folder: Path, dtype: str | None = None) -> None:
+    """Copy a model folder's configuration and tokenizer files, whichever of them exist.
+
+    Args:
+        donor: The folder to copy from.
+        folder: The folder to copy to.
+        dtype: The type that the weights have now, for the configuration; None for the donor's.
+    """
     for name in _COMPANIONS:
         if (donor / name).is_file():
             shutil.copyfile(donor / name, folder / name)
+    if dtype is not None:
+        config = read_json(folder / "config.json")
+        config.pop("torch_dtype", None)  # the key's older name
+        write_json(folder / "config.json", {**config, "dtype": dtype})
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a parameter before its values are.
+
+    Attributes:
+        dtype: Stored type by its safetensors name, such as ``BF16``.
+        shape: Its shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The size of its values in bytes."""
+        return BYTES[self.dtype] * math.prod(self.shape)
+
+
+def spec_of(tensor: torch.Tensor) -> TensorSpec:
+    """Describe a tensor as it would be stored."""
+    from checkpoints.reading import torch_type
+
+    dtype = next(name for name in BYTES if torch_type(name) == tensor.dtype)
+    return TensorSpec(dtype, tuple(tensor.shape))
+
+
+class _Shard:
+    """One preallocated safetensors file with the places of its parameters."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
+        self.path = path
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        places, size = {}, 0
+        for name, spec in tensors.items():
+            places[name] = size
+            header[name] = {
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "data_offsets": [size, size + spec.bytes],
+            }
+            size += spec.bytes
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
+        self.beginning = len(text) + 8
+        self.ends = {
+            name: self.beginning + place + tensors[name].bytes for name, place in places.items()
+        }
+        self.places = {name: self.beginning + place for name, place in places.items()}
+        self.stream: IO[bytes] = open(path, "xb+", buffering=0)  # noqa: SIM115
+        os.posix_fallocate(self.stream.fileno(), 0, self.beginning + size)
+        os.pwrite(self.stream.fileno(), len(text).to_bytes(8, "little") + text, 0)
+
+
+class StreamedWeights:
+    """A model's weight files, written in any order and by several threads, hashed meanwhile.
+
+    The files are allocated whole at the start, so that a full disk is told before any work. A
+    thread hashes what is complete from the beginning of each file on. Used as a context; leaving
+    it without an error waits for the hashes and writes the index of several shards.
+
+    Args:
+        folder: An existing folder, staged by the caller (`common.files.staged_directory`).
+        tensors: Every parameter by name.
+        shard_bytes: Most bytes of values in a file, unless a single parameter has more.
+
+    Attributes:
+        hashes: Sha256 of each weight file by its name, when the context is left.
+    """
+
+    def __init__(
+        self, folder: Path, tensors: Mapping[str, TensorSpec], shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self._folder = folder
+        self._specs = dict(tensors)
+        # Wider types first: then every parameter lies at a multiple of its type's size.
+        names = sorted(tensors, key=lambda name: (-BYTES[tensors[name].dtype], name))
+        groups: list[dict[str, TensorSpec]] = [{}]
+        filled = 0
+        for name in names:
+            if groups[-1] and filled + tensors[name].bytes > shard_bytes:
+                groups.append({})
+                filled = 0
+            groups[-1][name] = tensors[name]
+            filled += tensors[name].bytes
+        count = len(groups)
+        self._shards = [
+            _Shard(
+                folder / (SINGLE if count == 1 else f"model-{n:05}-of-{count:05}.safetensors"),
+                group,
+            )
+            for n, group in enumerate(groups, 1)
+        ]
+        self._shard_of = {name: shard for shard in self._shards for name in shard.places}
+        self._complete = {name: threading.Event() for name in names}
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._hasher = threading.Thread(target=self._hash, name="hashing", daemon=True)
+        self.hashes: dict[str, str] = {}
+
+    def names(self) -> list[str]:
+        """Return the parameters in the order of their places in the files."""
+        return list(self._shard_of)
+
+    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+        """Write some consecutive values of a parameter.
+
+        Args:
+            name: The parameter.
+            start: Row-major position of the first value.
+            values: On the CPU, in the parameter's stored type, any shape.
+        """
+        import torch
+
+        shard, size = self._shard_of[name], BYTES[self._specs[name].dtype]
+        buffer = memoryview(values.contiguous().flatten().view(torch.uint8).numpy())
+        place = shard.places[name] + start * size
+        while buffer:
+            written = os.pwrite(shard.stream.fileno(), buffer, place)
+            buffer, place = buffer[written:], place + written
+
+    def done(self, name: str) -> None:
+        """Tell that all values of a parameter are written."""
+        self._complete[name].set()
+
+    def _hash(self) -> None:
+        try:
+            for shard in self._shards:
+                self.hashes[shard.path.name] = self._hash_shard(shard)
+        except BaseException as error:
+            self._failure = error
+
+    def _hash_shard(self, shard: _Shard) -> str:
+        digest = hashlib.sha256()
+        block = bytearray(_BLOCK)
+        descriptor, place, flushed = shard.stream.fileno(), 0, 0
+        for name, end in [("", shard.beginning), *shard.ends.items()]:
+            if name:
+                self._complete[name].wait()
+            if self._stopped:
+                return ""
+            while place < end:
+                got = os.preadv(descriptor, [memoryview(block)[: end - place]], place)
+                digest.update(memoryview(block)[:got])
+                place += got
+            if place - flushed > _FLUSH:
+                os.fdatasync(descriptor)
+                flushed = place
+        return digest.hexdigest()
+
+    def __enter__(self) -> StreamedWeights:
+        self._hasher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and (missing := [n for n, e in self._complete.items() if not e.is_set()]):
+            error = RuntimeError(f"tensor {missing[0]} was not written")
+        if error is not None:
+            self._stopped = True
+            for event in self._complete.values():
+                event.set()
+        self._hasher.join()
+        for shard in self._shards:
+            shard.stream.close()
+        if kind is None and (error or self._failure):
+            raise error or self._failure
+        if kind is None and len(self._shards) > 1:
+            write_json(
+                self._folder / INDEX,
+                {
+                    "metadata": {"total_size": sum(s.bytes for s in self._specs.values())},
+                    "weight_map": {name: shard.path.name for name, shard in self._shard_of.items()},
+                },
+            )
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
+) -> dict[str, str]:
+    """Write weights that are in memory.
+
+    Args:
+        folder: An existing folder, staged by the caller.
+        tensors: Parameters by name, on the CPU, in the type in which they are to be stored.
+        shard_bytes: See `StreamedWeights`.
+
+    Returns:
+        Sha256 of each weight file by its name.
+    """
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    with StreamedWeights(folder, specs, shard_bytes) as weights:
+        for name in weights.names():
+            weights.write(name, 0, tensors[name])
+            weights.done(name)
+    return weights.hashes
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], donor: Path) -> Path:
@@ -44,18 +267,11 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], donor: P
         donor: The model folder that configuration and tokenizer are copied from.
 
     Returns:
-        The weight file.
+        The weight file, or the index of several.
     """
-    from safetensors.torch import save_file
-
     copy_companions(donor, folder)
-    path = folder / SINGLE
-    save_file(
-        {name: tensor.contiguous() for name, tensor in sorted(tensors.items())},
-        path,
-        metadata={"format": "pt"},
-    )
-    return path
+    hashes = write_weights(folder, tensors)
+    return folder / (SINGLE if len(hashes) == 1 else INDEX)
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: Path) -> Path:
@@ -67,7 +283,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: Path) -> Path:
         tokenizer: A folder with the tokenizer's files.
 
     Returns:
-        The weight file.
+        The weight file, or the index of several.
     """
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
@@ -75,12 +291,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: Path) -> Path:
     for path in sorted(tokenizer.iterdir()):
         if path.name in _COMPANIONS and path.name != "config.json":
             shutil.copyfile(path, folder / path.name)
-    from safetensors.torch import save_file
-
-    weights = folder / SINGLE
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()},
-        weights,
-        metadata={"format": "pt"},
+    hashes = write_weights(
+        folder, {name: tensor.detach() for name, tensor in model.state_dict().items()}
     )
-    return weights
+    return folder / (SINGLE if len(hashes) == 1 else INDEX)

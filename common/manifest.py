@@ -64,7 +64,7 @@ def write_manifest(
     kind: str,
     parameters: Mapping[str, Any],
     inputs: Mapping[str, Path | str] | None = None,
-    outputs: Mapping[str, Path] | None = None,
+    outputs: Mapping[str, Path | str] | None = None,
     seed: int | None = None,
     packages: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
@@ -78,7 +78,7 @@ def write_manifest(
         kind: What the artefact is: data, base, expert, merge, scores, table ...
         parameters: The resolved parameters of the step.
         inputs: By name, what was read: a file or folder to hash, or a ready hash as text.
-        outputs: By name, the files that were written.
+        outputs: By name, what was written: a file to hash, or a ready hash as text.
         seed: The seed of the step, None where nothing is drawn.
         packages: The project's packages whose code made it.
         extra: Anything else that belongs to the record.
@@ -93,7 +93,10 @@ def write_manifest(
             name: hash_of(item) if isinstance(item, Path) else item
             for name, item in (inputs or {}).items()
         },
-        "outputs": {name: sha256_file(item) for name, item in (outputs or {}).items()},
+        "outputs": {
+            name: sha256_file(item) if isinstance(item, Path) else item
+            for name, item in (outputs or {}).items()
+        },
         "seed": seed,
         "versions": library_versions(),
         "code": code_version(("common", *packages)),

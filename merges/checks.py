@@ -94,7 +94,7 @@ def numbers_by_expert(
 def check_names(
     reference: Mapping[str, torch.Tensor], experts: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> None:
-    """Refuse experts that have not exactly the reference's parameter names."""
+    """Refuse experts that have not exactly the reference's parameters, in the same shapes."""
     for expert, tensors in experts.items():
         if odd := sorted(set(reference) ^ set(tensors)):
             word = "lacks" if odd[0] in reference else "alone has"
@@ -102,6 +102,13 @@ def check_names(
                 f"expert {expert} {word} tensor {odd[0]}; "
                 "merge only models fine-tuned from the same base"
             )
+        for name, tensor in tensors.items():
+            if tensor.shape != reference[name].shape:
+                raise UserError(
+                    f"expert {expert}: tensor {name} has shape {list(tensor.shape)}, not "
+                    f"{list(reference[name].shape)}; "
+                    "merge only models fine-tuned from the same base"
+                )
 
 
 def check_data(
@@ -157,6 +164,21 @@ def check_result(base: Checkpoint, result: WholeModelResult, method: str) -> Non
                 f"method {method}: tensor {name} of the result is not finite; "
                 "lower the learning rate or the scale"
             )
+
+
+def check_donor(donor: str | None, models: Sequence[str]) -> str:
+    """Return the model that configuration and tokenizer come from.
+
+    Args:
+        donor: A model's name, None for the first.
+        models: The models' names.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    if donor is not None and donor not in models:
+        raise UserError(f"donor: no model {donor!r}{nearest(donor, models)}")
+    return models[0] if donor is None else donor
 
 
 def check_output(out: Path, inputs: Sequence[Path]) -> None:

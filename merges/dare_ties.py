@@ -9,39 +9,68 @@ import torch
 
 from merges.parameters import Density, NonNegativeWeights, Scale
 from merges.registry import method
-from merges.ties import merge_agreeing
+from merges.ties import deltas_of, merge_agreeing
 
 if TYPE_CHECKING:
+    from merges.pieces import Pieces
     from merges.requests import TensorContext
 
 _NEGLIGIBLE = 1e-7  # mergekit's bound: norms below it are not divided by
 
 
-def drop_and_rescale(
-    delta: torch.Tensor, keep: torch.Tensor, density: float, rescale: Literal["density", "l1"]
-) -> torch.Tensor:
-    """Drop masked entries of a task vector and make up for what they carried.
+def rescale_factors(
+    pieces: Pieces, *, density: float, rescale: Literal["density", "l1"]
+) -> list[float]:
+    """Find what each expert's kept entries are multiplied by.
 
     Args:
-        delta: A task vector's part of any shape.
-        keep: Mask of the same shape, True where an entry is kept.
-        density: Probability with which the mask keeps an entry.
-        rescale: ``density`` divides by it; ``l1`` restores the tensor's own sum of magnitudes.
+        pieces: A parameter.
+        density: Probability with which the masks keep an entry.
+        rescale: ``density``: 1/density; ``l1``: what restores the parameter's own sum of
+            magnitudes.
 
     Returns:
-        A new tensor of the same shape.
+        A factor for each expert.
     """
-    kept = delta * keep
     if rescale == "density":
-        return kept.div_(density)
-    before = float(delta.abs().sum(dtype=torch.float64))
-    after = float(kept.abs().sum(dtype=torch.float64))
-    if min(before, after) < _NEGLIGIBLE:
-        return kept
-    return kept.mul_(before / after)
+        return [1.0 / density] * len(pieces.experts)
+    before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
+    for piece in pieces:
+        for number, delta in enumerate(deltas_of(piece)):
+            magnitude = delta.abs_()
+            before[number] += float(magnitude.sum(dtype=torch.float64))
+            mask = piece.context.keep_mask(pieces.experts[number], magnitude, density)
+            after[number] += float(magnitude.mul_(mask).sum(dtype=torch.float64))
+    return [1.0 if min(b, a) < _NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
-@method(title="DARE-TIES", paper="arXiv:2311.03099", needs={"base"})
+def drop_and_rescale(
+    base: torch.Tensor, experts: Sequence[torch.Tensor], context: TensorContext, density: float
+) -> list[torch.Tensor]:
+    """Turn experts into task vectors of which a random part is kept and rescaled.
+
+    Args:
+        base: Values of b.
+        experts: Values of x_i, shaped alike; overwritten.
+        context: Names, position, seed and `rescale_factors`.
+        density: Probability that an entry is kept.
+
+    Returns:
+        (x_i - b) * mask_i * factor_i of each expert.
+    """
+    return [
+        expert.sub_(base).mul_(context.keep_mask(name, expert, density)).mul_(factor)
+        for name, expert, factor in zip(context.experts, experts, context.prepared, strict=True)
+    ]
+
+
+@method(
+    title="DARE-TIES",
+    paper="arXiv:2311.03099",
+    needs={"base"},
+    unit="values",
+    prepare="rescale_factors",
+)
 def dare_ties(
     base: torch.Tensor,
     experts: Sequence[torch.Tensor],
@@ -62,9 +91,9 @@ def dare_ties(
     one, of 20 %).
 
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Names and the seed.
+        base: Values of b, the common ancestor.
+        experts: Values of x_i, shaped alike.
+        context: Names, position and the seed.
         density: Probability that an entry is kept. The paper tries drop rates from 0.1 to 0.9
             and has no default; 0.5 is that of mergekit's published example.
         scale: lambda.
@@ -76,15 +105,10 @@ def dare_ties(
             of the TIES paper, on which the DARE paper builds.
 
     Returns:
-        The merged tensor.
+        The merged values.
 
     Source:
         Yu et al., Language models are super Mario, 2023, equation 1, with TIES.
     """
-    deltas = [
-        drop_and_rescale(
-            expert - base, context.keep_mask(name, base.shape, density), density, rescale
-        )
-        for name, expert in zip(context.experts, experts, strict=True)
-    ]
+    deltas = drop_and_rescale(base, experts, context, density)
     return merge_agreeing(deltas, weights, merge).mul_(scale).add_(base)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checking import check_compatible, check_finite
-from checkpoints.names import kind
 from checkpoints.reading import Checkpoint
-from checkpoints.writing import write_checkpoint
+from checkpoints.writing import SHARD_BYTES, StreamedWeights, copy_companions, write_weights
 from common import manifest
-from common.cost import measure
+from common.cost import Cost, measure
 from common.errors import UserError
 from common.files import staged_directory, write_text
-from common.progress import Progress
 from merges import registry
 from merges.checks import (
     check_data,
+    check_donor,
     check_names,
     check_output,
     check_request,
@@ -27,111 +26,17 @@ from merges.checks import (
     numbers_by_expert,
 )
 from merges.layers import LayerRules
-from merges.requests import (
-    EmbeddingsAndNorms,
-    TensorContext,
-    WholeModelRequest,
-    WholeModelResult,
-)
+from merges.requests import EmbeddingsAndNorms, WholeModelRequest, WholeModelResult
 
 if TYPE_CHECKING:
     import torch
 
-ParametersFor = Callable[[str], Mapping[str, Any]]
+    from merges.merger import ParametersFor, Settings
+    from merges.streaming import Merge
 
 _COST = "cost.json"
 _EXTRA = Path("extra") / "coefficients.safetensors"
 _LOG = "training.csv"
-
-
-class _LazyTensors(Mapping):
-    """A checkpoint as a mapping that reads a parameter each time it is asked for."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._names = checkpoint.names()
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._checkpoint.load(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class _Merger:
-    """A method with its parameters, ready to merge one tensor after another."""
-
-    def __init__(
-        self,
-        method: str,
-        experts: Sequence[str],
-        parameters: Mapping[str, Any],
-        seed: int,
-        embeddings_and_norms: str,
-        parameters_for: ParametersFor | None,
-    ) -> None:
-        self._method = method
-        self._info = registry.info(method)
-        self._given = tuple(experts)
-        # Sums in another order round differently: one order makes the order given immaterial.
-        self.order = self._given if self._info.ordered else tuple(sorted(self._given))
-        self._parameters = self._per_expert(registry.validate(method, parameters))
-        self._function = registry.load(method)
-        self._seed = seed
-        self._policy = embeddings_and_norms
-        self._parameters_for = parameters_for
-
-    def _per_expert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return numbers_by_expert(self._method, self._info, values, self._given)
-
-    def _parameters_of(self, tensor: str) -> dict[str, Any]:
-        values = self._parameters
-        if self._parameters_for is not None and (own := self._parameters_for(tensor)):
-            values = {**values, **self._per_expert(registry.check(self._method, own))}
-        return {
-            name: [value[expert] for expert in self.order]
-            if value is not None and self._info.parameters[name].kind.per_expert
-            else value
-            for name, value in values.items()
-        }
-
-    def merge(
-        self, name: str, base: torch.Tensor | None, experts: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Merge one parameter and round it once, to the stored type of the base."""
-        import torch
-
-        stored = experts[0] if base is None else base
-        if self._policy == "base" and kind(name) in ("embedding", "norm"):
-            return stored.clone()
-        if not stored.is_floating_point():
-            if any(not torch.equal(stored, expert) for expert in experts):
-                raise UserError(
-                    f"tensor {name} holds integers and differs between the models; "
-                    "it cannot be merged"
-                )
-            return stored.clone()
-        every = [*experts, stored]
-        double = any(tensor.dtype == torch.float64 for tensor in every)
-        work = torch.float64 if double else torch.float32
-        merged = self._function(
-            None if base is None else base.to(work),
-            [expert.to(work) for expert in experts],
-            TensorContext(name, self.order, self._seed),
-            **self._parameters_of(name),
-        ).to(stored.dtype)
-        if not merged.isfinite().all():
-            raise UserError(
-                f"tensor {name}: the merge overflows {str(stored.dtype).removeprefix('torch.')}; "
-                "use smaller weights or scale"
-            )
-        return merged
 
 
 def merge_tensors(
@@ -143,13 +48,13 @@ def merge_tensors(
     seed: int = 0,
     embeddings_and_norms: EmbeddingsAndNorms = "merged",
     parameters_for: ParametersFor | None = None,
-    sources: Mapping[str, Path | str] | None = None,
-    progress: str | None = None,
+    compute_dtype: str = "float32",
+    device: str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Merge models tensor by tensor, in memory.
 
-    Arithmetic is in float32, in float64 where an input is float64; the result is rounded once, to
-    the base's type. The inputs may be lazy mappings: each tensor is asked for once.
+    Arithmetic is in float32, in float64 where an input is float64 or on request; the result is
+    rounded once, to the base's type.
 
     Args:
         method: Name of a method that is not a whole-model one.
@@ -161,48 +66,101 @@ def merge_tensors(
         embeddings_and_norms: ``merged``, or ``base`` to take them from the base.
         parameters_for: Gives, for a tensor's name, parameters that differ for it; see
             `merges.layers.LayerRules`.
-        sources: What to call the models in messages, by expert name and ``base``.
-        progress: What to call this work in progress lines; None for none.
+        compute_dtype: ``float32`` or ``float64``.
+        device: Torch device on which values are merged.
 
     Returns:
-        The merged parameters, new tensors in the base's types and shapes.
+        The merged parameters, new tensors on the CPU in the base's types and shapes.
 
     Raises:
         UserError: Unknown method or parameter, a value out of range, models that do not belong
             together, NaN or infinity in a model or in the result.
     """
+    from merges.merger import Settings
+    from merges.streaming import Collected, InMemory, Merge
+
     info = check_request(method, base is not None, list(experts), embeddings_and_norms)
     if info.whole_model:
         raise UserError(f"method {method} merges whole models; use merge_checkpoints")
-    merger = _Merger(method, list(experts), parameters, seed, embeddings_and_norms, parameters_for)
     reference = next(iter(experts.values())) if base is None else base
     check_names(reference, experts)
-    if isinstance(parameters_for, LayerRules):
-        parameters_for.check_used(list(reference))
-    labels = {
-        "base": "base",
-        **{expert: f"expert {expert}" for expert in experts},
-        **(sources or {}),
-    }
-    counter = Progress(len(reference), progress or "")
-    merged = {}
-    for name in reference:
-        root = None if base is None else base[name]
-        branches = [experts[expert][name] for expert in merger.order]
-        shape = (branches[0] if root is None else root).shape
-        for expert, tensor in zip(merger.order, branches, strict=True):
-            if tensor.shape != shape:
-                raise UserError(
-                    f"{labels[expert]}: tensor {name} has shape {list(tensor.shape)}, not "
-                    f"{list(shape)}; merge only models fine-tuned from the same base"
-                )
-            check_finite(tensor, name, labels[expert])
-        if root is not None:
-            check_finite(root, name, labels["base"])
-        merged[name] = merger.merge(name, root, branches)
-        if progress:
-            counter.step()
-    return merged
+    merge = Merge(
+        method,
+        None if base is None else InMemory(base),
+        {name: InMemory(tensors) for name, tensors in experts.items()},
+        parameters,
+        Settings(
+            seed,
+            embeddings_and_norms,
+            parameters_for,
+            compute_dtype=compute_dtype,
+            device=device,
+        ),
+        {},
+    )
+    sink = Collected(merge.specs)
+    merge.run(sink, list(reference))
+    return sink.tensors
+
+
+def _merge_of(
+    method: str,
+    base: Checkpoint | None,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, Any],
+    settings: Settings,
+) -> Merge:
+    import torch
+
+    from merges.streaming import Merge
+
+    torch.set_num_threads(1)  # a piece is too small to be shared; parameters are, between threads
+    return Merge(
+        method,
+        base,
+        experts,
+        parameters,
+        settings,
+        {
+            **{name: expert.path for name, expert in experts.items()},
+            **({} if base is None else {"base": base.path}),
+        },
+    )
+
+
+def _merge_whole(
+    method: str,
+    base: Checkpoint | None,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, Any],
+    settings: Settings,
+    calibration: Mapping[str, Path],
+    teachers: Path | None,
+) -> WholeModelResult:
+    import torch
+
+    if base is None:
+        raise UserError(f"method {method}: no base given; name the experts' common ancestor")
+    if settings.parameters_for is not None:
+        raise UserError(f"method {method} merges whole models and takes no layer rules")
+    torch.set_num_threads(settings.threads)
+    for checkpoint in (base, *experts.values()):
+        for tensor in checkpoint.names():
+            check_finite(checkpoint.load(tensor), tensor, checkpoint.path)
+    request = WholeModelRequest(
+        base,
+        dict(experts),
+        dict(calibration),
+        teachers,
+        settings.seed,
+        settings.embeddings_and_norms,
+        settings.threads,
+    )
+    result = registry.load(method)(
+        request, **numbers_by_expert(method, registry.info(method), parameters, list(experts))
+    )
+    check_result(base, result, method)
+    return result
 
 
 def merge_checkpoints(
@@ -238,47 +196,21 @@ def merge_checkpoints(
     Raises:
         UserError: As for `merge_tensors`; also missing or superfluous data.
     """
-    import torch
+    from merges.merger import Settings
+    from merges.streaming import Collected
 
     info = check_request(method, base is not None, list(experts), embeddings_and_norms)
     resolved = registry.validate(method, parameters)
-    calibration = dict(calibration or {})
-    check_data(info, experts, calibration, teachers)
+    check_data(info, experts, calibration or {}, teachers)
     check_compatible(next(iter(experts.values())) if base is None else base, experts)
-    torch.set_num_threads(threads)
-    if not info.whole_model:
-        tensors = merge_tensors(
-            method,
-            None if base is None else _LazyTensors(base),
-            {name: _LazyTensors(expert) for name, expert in experts.items()},
-            parameters,
-            seed=seed,
-            embeddings_and_norms=embeddings_and_norms,
-            parameters_for=parameters_for,
-            sources={
-                **{name: expert.path for name, expert in experts.items()},
-                **({} if base is None else {"base": base.path}),
-            },
-            progress=f"merging ({method})",
-        )
-        return WholeModelResult(
-            tensors, counted={"parameters": sum(tensor.numel() for tensor in tensors.values())}
-        )
-    if base is None:
-        raise UserError(f"method {method}: no base given; name the experts' common ancestor")
-    if parameters_for is not None:
-        raise UserError(f"method {method} merges whole models and takes no layer rules")
-    for checkpoint in (base, *experts.values()):
-        for tensor in checkpoint.names():
-            check_finite(checkpoint.load(tensor), tensor, checkpoint.path)
-    request = WholeModelRequest(
-        base, dict(experts), calibration, teachers, seed, embeddings_and_norms, threads
-    )
-    result = registry.load(method)(
-        request, **numbers_by_expert(method, info, resolved, list(experts))
-    )
-    check_result(base, result, method)
-    return result
+    settings = Settings(seed, embeddings_and_norms, parameters_for, threads=threads)
+    if info.whole_model:
+        return _merge_whole(method, base, experts, resolved, settings, calibration or {}, teachers)
+    merge = _merge_of(method, base, experts, resolved, settings)
+    sink = Collected(merge.specs)
+    merge.run(sink, list(merge.specs), f"merging ({method})")
+    parameters_merged = sum(tensor.numel() for tensor in sink.tensors.values())
+    return WholeModelResult(sink.tensors, counted={"parameters": parameters_merged})
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -301,12 +233,17 @@ def merge_to_disk(
     parameters_for: LayerRules | None = None,
     calibration: Mapping[str, Path] | None = None,
     teachers: Path | None = None,
+    compute_dtype: str = "float32",
+    dtype: str | None = None,
+    device: str = "cpu",
     threads: int = 1,
+    donor: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Merge checkpoints into a Hugging Face folder with manifest.json and cost.json.
 
-    The folder appears whole or not at all. Configuration and tokenizer come from the base, or
-    from the first expert where there is no base.
+    The folder appears whole or not at all. A method that merges parameter by parameter reads,
+    merges and writes in pieces: memory does not grow with the model.
 
     Args:
         out: The folder to make; an earlier model there is replaced.
@@ -319,7 +256,13 @@ def merge_to_disk(
         parameters_for: Parameters that differ between layers.
         calibration: Files of JSON lines by expert name, for methods that need data.
         teachers: Folder of precomputed teacher signals, for methods that use them.
+        compute_dtype: Type of the arithmetic, ``float32`` or ``float64``.
+        dtype: Type in which to store floating parameters, by torch's name; None for the base's.
+        device: Torch device on which values are merged.
         threads: Number of CPU threads.
+        donor: The model that configuration, tokenizer and chat template come from: an expert's
+            name or ``base``; None for the base, or the first expert where there is no base.
+        shard_bytes: Most bytes of values in a weight file.
 
     Returns:
         The folder.
@@ -328,50 +271,55 @@ def merge_to_disk(
         UserError: As for `merge_checkpoints`; also a full disk, or an output folder that holds
             anything else than an earlier model.
     """
+    from merges.merger import Settings
+
     info = check_request(method, base is not None, list(experts), embeddings_and_norms)
     resolved = registry.validate(method, parameters)
-    models = {
-        **({} if base is None else {"base": base}),
-        **{f"experts.{name}": expert for name, expert in experts.items()},
-    }
+    check_data(info, experts, calibration or {}, teachers)
+    models = {**({} if base is None else {"base": base}), **experts}
     check_output(out, [model.path for model in models.values()])
-    donor = next(iter(models.values()))
+    giver = models[check_donor(donor, list(models))]
+    check_compatible(next(iter(models.values())), experts)
+    settings = Settings(
+        seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads
+    )
     with staged_directory(out) as folder:
         with measure(folder / _COST) as cost:
-            result = merge_checkpoints(
-                method,
-                base,
-                experts,
-                resolved,
-                seed=seed,
-                embeddings_and_norms=embeddings_and_norms,
-                parameters_for=parameters_for,
-                calibration=calibration,
-                teachers=teachers,
-                threads=threads,
-            )
-            write_checkpoint(folder, result.tensors, donor.path)
-            write_extras(folder, result)
-            cost.count(**result.counted)
+            if info.whole_model:
+                result = _merge_whole(
+                    method, base, experts, resolved, settings, calibration or {}, teachers
+                )
+                hashes = write_weights(folder, result.tensors, shard_bytes)
+                write_extras(folder, result)
+                cost.count(**result.counted)
+            else:
+                merge = _merge_of(method, base, experts, resolved, settings)
+                hashes = _stream(folder, merge, f"merging ({method})", shard_bytes, cost)
+            copy_companions(giver.path, folder, dtype)
         recipe = {
             "method": method,
             "set": resolved,
             "experts": list(experts),
             "embeddings_and_norms": embeddings_and_norms,
+            "compute_dtype": compute_dtype,
+            "dtype": dtype,
+            "donor": donor,
             **({} if parameters_for is None else {"set_layers": parameters_for.as_json()}),
         }
-        data = {f"calibration.{name}": path for name, path in (calibration or {}).items()}
         manifest.write_manifest(
             folder / manifest.NAME,
             kind="merge",
             parameters=recipe,
             inputs={
-                **{name: model.fingerprint for name, model in models.items()},
-                **data,
+                **{
+                    name if name == "base" else f"experts.{name}": model.fingerprint
+                    for name, model in models.items()
+                },
+                **{f"calibration.{name}": path for name, path in (calibration or {}).items()},
                 **({} if teachers is None else {"teachers": teachers}),
             },
             outputs={
-                str(path.relative_to(folder)): path
+                str(path.relative_to(folder)): hashes.get(path.name, path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and path.name != _COST
             },
@@ -379,6 +327,15 @@ def merge_to_disk(
             packages=("checkpoints", *registry.sources(info.name)),
         )
     return out
+
+
+def _stream(
+    folder: Path, merge: Merge, progress: str, shard_bytes: int, cost: Cost
+) -> dict[str, str]:
+    with StreamedWeights(folder, merge.specs, shard_bytes) as weights:
+        merge.run(weights, weights.names(), progress)
+    cost.count(**merge.counted())
+    return weights.hashes
 
 
 def write_extras(folder: Path, result: WholeModelResult) -> None:

@@ -14,15 +14,25 @@ import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from common.errors import UserError, nearest
 from merges import parameters
 
 FOLDER = Path(__file__).resolve().parent
 NEEDS = ("base", "data", "evaluation")
+Unit = Literal["values", "rows", "tensor"]
 # What every merge runs through; a change here changes every method's results.
-_SHARED = ("engine", "layers", "parameters", "registry", "requests")
+_SHARED = (
+    "engine",
+    "layers",
+    "merger",
+    "parameters",
+    "pieces",
+    "registry",
+    "requests",
+    "streaming",
+)
 _PER_TENSOR = ["base", "experts", "context"]
 _WHOLE_MODEL = ["request"]
 
@@ -35,15 +45,26 @@ def method(
     whole_model: bool = False,
     ordered: bool = False,
     experts: int | None = None,
+    unit: Unit = "tensor",
+    prepare: str | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register a merge method.
 
-    Without `whole_model` the function merges one parameter at a time:
-    ``f(base, experts, context, *, ...) -> Tensor`` with `base` (Tensor, or None where the method
-    does not need it), `experts` (a list of tensors of the same shape) and a
+    Without `whole_model` the function merges one parameter at a time, or a piece of one:
+    ``f(base, experts, context, *, ...) -> Tensor`` with `base` (Tensor, or None where the merge
+    has none), `experts` (a list of tensors of the same shape) and a
     `merges.requests.TensorContext`. All tensors are float32, or float64 where an input is stored
-    so; they may be the caller's own and must not be changed in place. The engine rounds the
+    so or the user asks for it; they are the function's own to overwrite. The engine rounds the
     result to the stored type.
+
+    The smaller the `unit`, the less memory and time a merge takes, because a piece stays in the
+    cache: a method whose result depends only on the values at the same position acts on
+    ``values``, one that looks along rows on ``rows``. What else it must know of the whole
+    parameter (a norm, a threshold) a second function of the file finds beforehand, which
+    `prepare` names: ``f(pieces, *, ...) -> Any`` from `merges.pieces.Pieces`, which it may go
+    through several times, and those of the method's parameters that it declares. What it returns
+    is `context.prepared`. Where the method has a parameter ``scope`` of ``tensor | model`` and it
+    is set to ``model``, the preparation sees all parameters of the model that are merged, once.
 
     With `whole_model` it is ``f(request, *, ...)`` from a `merges.requests.WholeModelRequest` to a
     `merges.requests.WholeModelResult`. A number per expert reaches it as a mapping by expert name,
@@ -57,6 +78,9 @@ def method(
         ordered: Whether the order of the experts matters; without it the engine sorts them by
             name, so that no rounding depends on the order given.
         experts: How many experts it takes, None for any number.
+        unit: What it is given at a time: ``values`` (flat pieces), ``rows`` ([rows, columns])
+            or the whole ``tensor``.
+        prepare: Name of the function of the same file that prepares its work.
 
     Returns:
         The decorator; it leaves the function as it is.
@@ -85,6 +109,8 @@ class MethodInfo:
     whole_model: bool
     ordered: bool
     experts: int | None
+    unit: Unit
+    prepare: str | None
     summary: str
     doc: str
     parameters: dict[str, ParameterInfo]
@@ -142,6 +168,9 @@ def _info(
     needs = frozenset(given.get("needs", ()))
     if unknown := needs - set(NEEDS):
         raise UserError(f"unknown need {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], NEEDS)}")
+    unit = given.get("unit", "tensor")
+    if unit not in get_args(Unit):
+        raise UserError(f"unknown unit {unit!r}{nearest(unit, get_args(Unit))}")
     whole_model = bool(given.get("whole_model", False))
     expected = _WHOLE_MODEL if whole_model else _PER_TENSOR
     if [argument.arg for argument in function.args.args] != expected:
@@ -158,6 +187,8 @@ def _info(
         whole_model=whole_model,
         ordered=bool(given.get("ordered", False)),
         experts=given.get("experts"),
+        unit=unit,
+        prepare=given.get("prepare"),
         summary=doc.splitlines()[0],
         doc=doc,
         parameters={parameter.name: parameter for parameter in found},
@@ -229,6 +260,24 @@ def load(name: str) -> Callable:
         UserError: No method has this name.
     """
     return getattr(importlib.import_module(info(name).module), name)
+
+
+def load_prepare(name: str) -> Callable | None:
+    """Import the function that prepares a method's work, None where it has none.
+
+    Raises:
+        UserError: No method has this name, or its file lacks the function.
+    """
+    about = info(name)
+    if about.prepare is None:
+        return None
+    module = importlib.import_module(about.module)
+    if not hasattr(module, about.prepare):
+        raise UserError(
+            f"{about.path}: method {name} names a function {about.prepare!r} to "
+            "prepare its work, but the file has none; correct the name"
+        )
+    return getattr(module, about.prepare)
 
 
 def check(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

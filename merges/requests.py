@@ -17,23 +17,55 @@ EmbeddingsAndNorms = Literal["merged", "base"]
 
 @dataclass(frozen=True)
 class TensorContext:
-    """What a method may know about the parameter that it merges, besides its values.
+    """What a method may know about the values that it merges, besides the values.
 
     Attributes:
         tensor: The parameter's name in the checkpoint.
         experts: The experts' names, in the order of the tensors that the method is given.
         seed: Seed of the merge; only stochastic methods look at it.
+        shape: The whole parameter's shape.
+        start: Row-major position, in the parameter, of the first value given.
+        place: Position of the first value given in all that `prepare` saw: `start`, or for a
+            preparation over the whole model also the values of the parameters before this one.
+        prepared: What the method's `prepare` function returned, None without one.
     """
 
     tensor: str
     experts: tuple[str, ...]
     seed: int
+    shape: tuple[int, ...] = ()
+    start: int = 0
+    place: int = 0
+    prepared: Any = None
 
-    def keep_mask(self, expert: str, shape: torch.Size, density: float) -> torch.Tensor:
-        """Draw the Bernoulli mask of one expert's parameter; see `merges.masks.keep_mask`."""
-        from merges.masks import keep_mask
+    def keep_mask(self, expert: str, like: torch.Tensor, density: float) -> torch.Tensor:
+        """Draw the Bernoulli mask of one expert's values; see `merges.masks.keep_mask`.
 
-        return keep_mask(shape, density, seed=self.seed, expert=expert, tensor=self.tensor)
+        Args:
+            expert: The expert's name.
+            like: The values that the mask is for.
+            density: Probability of 1.
+
+        Returns:
+            Ones and zeros in the shape and type and on the device of `like`.
+        """
+        import torch
+
+        from merges import masks
+
+        mask = masks.keep_mask(self._stream(expert), self.start, like.numel(), density)
+        # Torch turns bytes into floats several times as fast as truth values.
+        return mask.view(torch.uint8).to(like.device, like.dtype).view(like.shape)
+
+    def uniform(self, expert: str, like: torch.Tensor) -> torch.Tensor:
+        """Draw numbers of [0, 1) for one expert's values; see `merges.masks.uniform`."""
+        from merges import masks
+
+        draws = masks.uniform(self._stream(expert), self.start, like.numel())
+        return draws.to(like.device, like.dtype).view(like.shape)
+
+    def _stream(self, expert: str) -> tuple[int, str, str]:
+        return (self.seed, expert, self.tensor)
 
 
 @dataclass(frozen=True)

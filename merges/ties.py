@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -10,34 +9,11 @@ import torch
 
 from merges.parameters import Density, NonNegativeWeights, Scale
 from merges.registry import method
+from merges.selection import Threshold, kept, thresholds
 
 if TYPE_CHECKING:
+    from merges.pieces import Piece, Pieces
     from merges.requests import TensorContext
-
-
-def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Zero all but the entries of largest magnitude.
-
-    Exactly k = floor(density * n + 1/2) of the n entries are kept, at least one. Of entries with
-    the magnitude of the threshold, those that come first in row-major order are kept.
-
-    Args:
-        delta: A task vector's part of any shape.
-        density: Share to keep, in (0, 1].
-
-    Returns:
-        A new tensor of the same shape.
-    """
-    count = delta.numel()
-    kept = max(1, math.floor(density * count + 0.5))
-    if kept >= count:
-        return delta.clone()
-    magnitude = delta.abs().flatten()
-    threshold = magnitude.kthvalue(count - kept + 1).values
-    keep = magnitude > threshold
-    missing = kept - int(keep.sum())
-    keep[(magnitude == threshold).nonzero().flatten()[:missing]] = True
-    return delta * keep.reshape(delta.shape)
 
 
 def merge_agreeing(
@@ -51,32 +27,52 @@ def merge_agreeing(
     and take no part.
 
     Args:
-        deltas: Trimmed task vectors d_i of one shape.
+        deltas: Trimmed task vectors d_i of one shape; overwritten.
         weights: w_i >= 0; None for 1 each.
         merge: ``mean`` divides by the sum of the weights that took part, ``sum`` does not.
 
     Returns:
         The merged task vector; zero where no value has the elected sign.
     """
-    factors = [1.0] * len(deltas) if weights is None else weights
-    values = [delta * factor for delta, factor in zip(deltas, factors, strict=True)]
-    total = values[0].clone()
-    for value in values[1:]:
-        total += value
-    positive = total >= 0
+    if weights is not None:
+        for delta, weight in zip(deltas, weights, strict=True):
+            delta.mul_(weight)
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total += delta
+    # Arithmetic in place of comparisons and selections, which cost torch many times as much. The
+    # smallest normal number gives a sum of zero the positive sign and leaves any other as it is.
+    tiny = torch.finfo(total.dtype).tiny
+    sign = total.add_(tiny).sign_()
     merged = torch.zeros_like(total)
     share = torch.zeros_like(total) if merge == "mean" else None
-    for value, factor in zip(values, factors, strict=True):
-        agrees = torch.where(positive, value > 0, value < 0)
-        merged += value * agrees
+    for delta, weight in zip(deltas, weights or [1.0] * len(deltas), strict=True):
+        agreeing = delta.mul_(sign).clamp_min_(0)
+        merged += agreeing
         if share is not None:
-            share.add_(agrees, alpha=factor)
+            share.add_(agreeing.sign_(), alpha=weight)
     if share is not None:
-        merged /= share.masked_fill_(share == 0, 1.0)
-    return merged
+        merged /= share.clamp_min_(tiny)  # where no value agrees, zero is divided
+    return merged.mul_(sign)
 
 
-@method(title="TIES", paper="arXiv:2306.01708", needs={"base"})
+def deltas_of(piece: Piece) -> list[torch.Tensor]:
+    """Return a piece's task vectors x_i - b, in place of the experts' values."""
+    return [expert.sub_(piece.base) for expert in piece.experts]
+
+
+def trim_thresholds(pieces: Pieces, *, density: float) -> list[Threshold]:
+    """Find each task vector's trim threshold; see `merges.selection.thresholds`."""
+    return thresholds(pieces, deltas_of, [kept(density, pieces.count)] * len(pieces.experts))
+
+
+@method(
+    title="TIES",
+    paper="arXiv:2306.01708",
+    needs={"base"},
+    unit="values",
+    prepare="trim_thresholds",
+)
 def ties(
     base: torch.Tensor,
     experts: Sequence[torch.Tensor],
@@ -86,31 +82,37 @@ def ties(
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
     merge: Literal["mean", "sum"] = "mean",
+    scope: Literal["tensor", "model"] = "tensor",
 ) -> torch.Tensor:
     """Trim, elect sign, merge: b + lambda * disjoint mean (or sum) of the trimmed task vectors.
 
-    With d_i the task vector x_i - b of which only the largest magnitudes are kept, and S the sign
-    of sum_i w_i d_i, the result is b + lambda * sum_i w_i d_i [sign d_i = S], divided for
-    ``mean`` by sum_i w_i [sign d_i = S].
+    With d_i the task vector x_i - b of which only the k = floor(density * n + 1/2) entries of
+    largest magnitude are kept (of equal ones at the threshold, the first), and S the sign of
+    sum_i w_i d_i, the result is b + lambda * sum_i w_i d_i [sign d_i = S], divided for ``mean`` by
+    sum_i w_i [sign d_i = S].
 
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Names.
-        density: Share of each tensor's entries that survives the trim. The trim is per tensor,
-            as in mergekit; the paper, fusion_bench and MergeBench trim a model's whole task
-            vector at once.
+        base: Values of b, the common ancestor.
+        experts: Values of x_i, shaped alike.
+        context: Position and thresholds.
+        density: Share of the entries that survives the trim.
         scale: lambda.
         weights: w_i >= 0, as in mergekit; None for 1 each, as in the paper.
         merge: ``mean`` is the paper's disjoint mean and mergekit's `ties` (normalize: true);
             ``sum`` is the default of fusion_bench and MergeBench.
+        scope: What the density is a share of: each ``tensor`` as in mergekit, or the whole
+            ``model``'s task vector as in the paper, fusion_bench and MergeBench (which keep all
+            of equal entries at the threshold).
 
     Returns:
-        The merged tensor.
+        The merged values.
 
     Source:
         Yadav et al., TIES-Merging, 2023, algorithm 1; 20 % and lambda = 1 are its defaults where
         nothing is tuned (section 5).
     """
-    trimmed = [keep_largest(expert - base, density) for expert in experts]
+    trimmed = [
+        threshold.keep(expert.sub_(base), context.place)
+        for threshold, expert in zip(context.prepared, experts, strict=True)
+    ]
     return merge_agreeing(trimmed, weights, merge).mul_(scale).add_(base)

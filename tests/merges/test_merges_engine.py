@@ -349,22 +349,26 @@ def test_the_number_of_experts_and_the_policy_are_checked(llama: Path) -> None:
         engine.merge_checkpoints("ties", base, experts, {}, calibration={"ja": Path("x")})
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_failure_in_the_middle_leaves_no_half_of_a_model(
-    earlier: bool, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    earlier: bool, threads: int, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "place" / "out"
     if earlier:
         before = merge(llama, out)
-    write = engine.write_checkpoint
+    write = engine.StreamedWeights.write
+    names = []
 
-    def fail(*arguments: object) -> None:
-        write(*arguments)
-        raise KeyboardInterrupt
+    def fail(weights: object, name: str, *arguments: object) -> None:
+        write(weights, name, *arguments)
+        names.append(name)
+        if len(names) > 3:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "write_checkpoint", fail)
+    monkeypatch.setattr(engine.StreamedWeights, "write", fail)
     with pytest.raises(KeyboardInterrupt):
-        merge(llama, out, "linear")
+        merge(llama, out, "linear", threads=threads)
     assert os.listdir(out.parent) == (["out"] if earlier else [])
     if earlier:
         now = load_file(out / "model.safetensors")

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from merges import registry
 from merges.engine import merge_tensors
-from merges.ties import keep_largest
 
 NAME = "model.layers.3.self_attn.q_proj.weight"
 WITH_BASE = ["task_arithmetic", "ties", "dare_ties"]
@@ -154,7 +153,7 @@ def test_the_trim_keeps_exactly_its_share_and_the_largest(
 ) -> None:
     delta = torch.tensor(np.random.default_rng(seed).integers(-4, 5, size=count) * 1.0)
     delta[delta == 0] = 0.5
-    trimmed = keep_largest(delta, density)
+    trimmed = run("ties", torch.zeros_like(delta), {"e0": delta}, density=density)
     kept = trimmed != 0
     assert int(kept.sum()) == max(1, int(density * count + 0.5))
     assert torch.equal(trimmed[kept], delta[kept])

@@ -109,7 +109,13 @@ def test_describing_is_fast_and_needs_no_torch() -> None:
 
 def test_defaults_are_filled_in_and_numbers_typed() -> None:
     filled = registry.validate("ties", {"scale": 2})
-    assert filled == {"density": 0.2, "scale": 2.0, "weights": None, "merge": "mean"}
+    assert filled == {
+        "density": 0.2,
+        "scale": 2.0,
+        "weights": None,
+        "merge": "mean",
+        "scope": "tensor",
+    }
     assert type(filled["scale"]) is float
     assert registry.check("ties", {"scale": 2}) == {"scale": 2.0}
 
@@ -220,6 +226,6 @@ def test_sources_are_the_shared_files_and_the_methods_own() -> None:
     assert "merges/cli.py" not in shared
     # DARE-TIES takes the sign election from TIES' file, so that file counts for it too.
     own = set(registry.sources("dare_ties")) - shared
-    assert own == {"merges/dare_ties.py", "merges/ties.py"}
+    assert own == {"merges/dare_ties.py", "merges/ties.py", "merges/selection.py"}
     for path in registry.sources("dare_ties"):
         assert (registry.FOLDER.parent / path).is_file()

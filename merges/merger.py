@@ -1,0 +1,176 @@
+"""A method with its parameters, applied to one parameter of the models after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from checkpoints.names import kind
+from common.errors import UserError
+from merges import registry
+from merges.checks import numbers_by_expert
+from merges.pieces import Part, Piece, Pieces
+from merges.requests import EmbeddingsAndNorms
+
+ParametersFor = Callable[[str], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a merge is carried out, apart from its method and the models.
+
+    Attributes:
+        seed: Seed of random masks, or of a whole-model method's data draw and order.
+        embeddings_and_norms: ``merged``, or ``base`` to take them from the base.
+        parameters_for: Gives, for a tensor's name, parameters that differ for it; see
+            `merges.layers.LayerRules`.
+        compute_dtype: ``float32`` or ``float64``; where an input is stored in float64, its
+            arithmetic is in float64 always.
+        dtype: Type in which floating parameters are stored, by torch's name; None for the
+            base's (without a base, the first expert's).
+        device: Torch device on which values are merged.
+        threads: Parameters that are merged at a time.
+    """
+
+    seed: int = 0
+    embeddings_and_norms: EmbeddingsAndNorms = "merged"
+    parameters_for: ParametersFor | None = None
+    compute_dtype: str = "float32"
+    dtype: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Merger:
+    """Merges parameters one by one; several threads may use it at once.
+
+    Args:
+        method: Name of a method that is not a whole-model one.
+        experts: The experts' names in the order given.
+        parameters: The method's parameters; those left out have their defaults.
+        settings: All else.
+
+    Raises:
+        UserError: Unknown method or parameter, a value out of range, or rules by layer together
+            with a preparation over the whole model.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        experts: Sequence[str],
+        parameters: Mapping[str, Any],
+        settings: Settings,
+    ) -> None:
+        self._method = method
+        self._info = registry.info(method)
+        self._given = tuple(experts)
+        # Sums in another order round differently: one order makes the order given immaterial.
+        self.order = self._given if self._info.ordered else tuple(sorted(self._given))
+        self._parameters = self._per_expert(registry.validate(method, parameters))
+        self._function = registry.load(method)
+        self._prepare = registry.load_prepare(method)
+        self._settings = settings
+        self._whole = self._parameters.get("scope") == "model" and self._prepare is not None
+        self._places: dict[str, int] = {}
+        self._prepared: Any = None
+        if self._whole and settings.parameters_for is not None:
+            raise UserError(
+                f"method {method}: scope=model looks at the whole model at once and takes no "
+                "parameters by layer; use scope=tensor or leave the rules out"
+            )
+
+    def _per_expert(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return numbers_by_expert(self._method, self._info, values, self._given)
+
+    def _parameters_of(self, tensor: str) -> dict[str, Any]:
+        values = self._parameters
+        rules = self._settings.parameters_for
+        if rules is not None and (own := rules(tensor)):
+            values = {**values, **self._per_expert(registry.check(self._method, own))}
+        return {
+            name: [value[expert] for expert in self.order]
+            if value is not None and self._info.parameters[name].kind.per_expert
+            else value
+            for name, value in values.items()
+        }
+
+    def copies(self, name: str, dtype: torch.dtype) -> bool:
+        """Tell whether a parameter is taken from the base (or the first expert) as it is."""
+        policy = self._settings.embeddings_and_norms
+        return (
+            policy == "base" and kind(name) in ("embedding", "norm")
+        ) or not dtype.is_floating_point
+
+    def _pieces(self, parts: Sequence[Part], double: bool) -> Pieces:
+        wide = double or self._settings.compute_dtype == "float64"
+        dtype = torch.float64 if wide else torch.float32
+        return Pieces(parts, self._info.unit, dtype, self._settings.device)
+
+    def _run_prepare(self, pieces: Pieces, parameters: Mapping[str, Any]) -> Any:
+        wanted = inspect.signature(self._prepare).parameters.values()
+        names = [item.name for item in wanted if item.kind is item.KEYWORD_ONLY]
+        return self._prepare(pieces, **{name: parameters[name] for name in names})
+
+    def prepare(self, parts: Sequence[Part], double: bool = False) -> None:
+        """Look through the whole model first, where the method's scope is the model.
+
+        Args:
+            parts: Every parameter that is merged, in the order of their names.
+            double: Whether any of them is stored in float64.
+        """
+        if not self._whole:
+            return
+        place = 0
+        for part in parts:
+            self._places[part.context.tensor] = place
+            place += part.count
+        pieces = self._pieces(parts, double)
+        self._prepared = self._run_prepare(pieces, self._parameters_of(""))
+
+    def merge(
+        self, part: Part, stored: torch.dtype, double: bool = False
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Merge one parameter, piece by piece, and round it once.
+
+        Args:
+            part: The parameter.
+            stored: Floating type of the result.
+            double: Whether an input is stored in float64.
+
+        Yields:
+            Row-major position of a piece's first value, and its values on the CPU.
+
+        Raises:
+            UserError: NaN or infinity in a model or in the result.
+        """
+        name = part.context.tensor
+        parameters = self._parameters_of(name)
+        pieces = self._pieces([part], double)
+        prepared, offset = self._prepared, self._places.get(name, 0)
+        if self._prepare is not None and not self._whole:
+            prepared = self._run_prepare(pieces, parameters)
+        largest = torch.finfo(stored).max
+        for piece in pieces:
+            context = dataclasses.replace(
+                piece.context, place=piece.context.start + offset, prepared=prepared
+            )
+            merged = self._call(piece, context, parameters)
+            # A comparison with NaN fails too.
+            if merged.numel() and not merged.abs().amax() <= largest:
+                raise UserError(
+                    f"tensor {name}: the merge overflows {str(stored).removeprefix('torch.')}; "
+                    "use smaller weights or scale"
+                )
+            yield piece.context.start, merged.to("cpu", stored)
+
+    def _call(self, piece: Piece, context: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
+        shape = piece.experts[0].shape
+        merged = self._function(piece.base, piece.experts, context, **parameters)
+        if merged.shape != shape:
+            raise RuntimeError(f"method {self._method} returned another shape than it was given")
+        return merged

@@ -1,0 +1,225 @@
+"""One merge, parameter by parameter, from where the models lie to where the result goes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from checkpoints.checking import check_finite
+from checkpoints.reading import BYTES, torch_type
+from checkpoints.writing import TensorSpec, spec_of
+from common.errors import UserError
+from common.progress import Progress
+from merges.layers import LayerRules
+from merges.merger import Merger, Settings
+from merges.pieces import Part
+from merges.requests import TensorContext
+
+_COPIED_AT_ONCE = 1 << 22  # values
+
+
+class Model(Protocol):
+    """What a merge reads: a `Checkpoint`, or anything that can be asked in the same way."""
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
+    def ahead(self, name: str) -> None: ...
+
+
+class InMemory:
+    """Tensors by name, to be read as a checkpoint is."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._specs[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self._specs[name].dtype
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        return self._tensors[name].flatten()[start:stop]
+
+    def ahead(self, name: str) -> None:
+        pass
+
+
+class Sink(Protocol):
+    """Where merged values go, in any order."""
+
+    def write(self, name: str, start: int, values: torch.Tensor) -> None: ...
+    def done(self, name: str) -> None: ...
+
+
+class Collected:
+    """Merged values in memory."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.tensors = {
+            name: torch.empty(spec.shape, dtype=torch_type(spec.dtype))
+            for name, spec in specs.items()
+        }
+
+    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+        values = values.flatten()
+        self.tensors[name].view(-1)[start : start + len(values)] = values
+
+    def done(self, name: str) -> None:
+        pass
+
+
+class Merge:
+    """One merge of models, parameter by parameter, into a sink.
+
+    Args:
+        method: Name of a method that is not a whole-model one.
+        base: The common ancestor, None where the merge has none.
+        experts: The models by name, with the base's parameters and shapes.
+        parameters: The method's parameters; those left out have their defaults.
+        settings: All else.
+        sources: What to call the models in messages, by expert name and ``base``.
+
+    Attributes:
+        specs: Type and shape of each parameter of the result.
+
+    Raises:
+        UserError: Unknown method or parameter, a value out of range, a rule that matches nothing.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        base: Model | None,
+        experts: Mapping[str, Model],
+        parameters: Mapping[str, Any],
+        settings: Settings,
+        sources: Mapping[str, Path | str],
+    ) -> None:
+        self._settings = settings
+        self._merger = Merger(method, list(experts), parameters, settings)
+        self._reference = next(iter(experts.values())) if base is None else base
+        self._base = base
+        self._experts = [experts[name] for name in self._merger.order]
+        self._models = [*self._experts, *([] if base is None else [base])]
+        self._sources = [
+            str(sources.get(name, f"expert {name}")) for name in self._merger.order
+        ] + [str(sources.get("base", "base"))]
+        names = self._reference.names()
+        if isinstance(settings.parameters_for, LayerRules):
+            settings.parameters_for.check_used(names)
+        self.specs = {
+            name: TensorSpec(self._stored(name), self._reference.shape(name)) for name in names
+        }
+
+    def _stored(self, name: str) -> str:
+        own = self._reference.dtype(name)
+        if self._settings.dtype is None or not torch_type(own).is_floating_point:
+            return own
+        return next(key for key in BYTES if str(torch_type(key)) == f"torch.{self._settings.dtype}")
+
+    def _copied(self, name: str) -> bool:
+        return self._merger.copies(name, torch_type(self._reference.dtype(name)))
+
+    def _double(self, name: str) -> bool:
+        return any(model.dtype(name) == "F64" for model in self._models)
+
+    def _part(self, name: str) -> Part:
+        return Part(
+            TensorContext(name, self._merger.order, self._settings.seed, self.specs[name].shape),
+            self._base and functools.partial(self._base.read, name),
+            [functools.partial(expert.read, name) for expert in self._experts],
+            self._sources,
+        )
+
+    def _copy(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        stored = torch_type(self.specs[name].dtype)
+        count = self._part(name).count
+        for start in range(0, count, _COPIED_AT_ONCE):
+            stop = min(start + _COPIED_AT_ONCE, count)
+            values = self._reference.read(name, start, stop)
+            # The experts' are not used, but a damaged expert is told wherever the damage is.
+            for model, source in zip(self._models, self._sources, strict=False):
+                others = model.read(name, start, stop)
+                check_finite(others, name, source)
+                if not values.is_floating_point() and not torch.equal(values, others):
+                    raise UserError(
+                        f"tensor {name} holds integers and differs between the models; "
+                        "it cannot be merged"
+                    )
+            yield start, values.to(stored)
+
+    def _one(self, name: str, sink: Sink, upcoming: str | None) -> None:
+        if self._settings.threads > 1:
+            torch.set_num_threads(1)  # else every thread here would bring a team of its own
+        if upcoming:
+            for model in self._models:
+                model.ahead(upcoming)
+        stored = torch_type(self.specs[name].dtype)
+        values = (
+            self._copy(name)
+            if self._copied(name)
+            else self._merger.merge(self._part(name), stored, self._double(name))
+        )
+        for start, piece in values:
+            sink.write(name, start, piece)
+        sink.done(name)
+
+    def run(self, sink: Sink, order: Sequence[str], progress: str | None = None) -> None:
+        """Merge every parameter.
+
+        Args:
+            sink: Takes the values.
+            order: The parameters in the order in which to begin them.
+            progress: What to call this work in progress lines; None for none.
+        """
+        merged = sorted(name for name in order if not self._copied(name))
+        self._merger.prepare([self._part(name) for name in merged], any(map(self._double, merged)))
+        counter = Progress(len(order), progress or "")
+        threads = self._settings.threads
+        upcoming = [*order[threads:], *[None] * min(threads, len(order))]
+        jobs = zip(order, upcoming, strict=True)
+        if threads == 1:
+            for name, later in jobs:
+                self._one(name, sink, later)
+                if progress:
+                    counter.step()
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            futures: list[Future] = [pool.submit(self._one, n, sink, later) for n, later in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    if progress:
+                        counter.step()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def counted(self) -> dict[str, float]:
+        """Return amounts for the cost: parameters of the result, bytes of values read and written.
+
+        Bytes read count each input once, however often a method goes through it.
+        """
+        return {
+            "parameters": sum(math.prod(spec.shape) for spec in self.specs.values()),
+            "bytes_read": sum(
+                TensorSpec(model.dtype(name), spec.shape).bytes
+                for model in self._models
+                for name, spec in self.specs.items()
+            ),
+            "bytes_written": sum(spec.bytes for spec in self.specs.values()),
+        }
