@@ -4,61 +4,121 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from checkpoints.reading import Checkpoint
+from checkpoints.headers import FLOATS
+from checkpoints.reading import Model
 from common.errors import UserError
-from common.files import sha256_file
 
 if TYPE_CHECKING:
     import torch
 
-_TOKENIZER = "tokenizer.json"
+_SAME_BASE = "merge only checkpoints fine-tuned from the same base"
+# What makes an architecture. Heads show in no shape: other heads mean another function.
+_ARCHITECTURE = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_local_experts",
+    "num_experts",
+    "num_experts_per_tok",
+    "hidden_act",
+)
 
 
-def check_compatible(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
-    """Refuse experts whose parameters or tokenizer differ from the base's.
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with those of its text model, where it has one inside, on top."""
+    text = config.get("text_config")
+    return {**config, **(text if isinstance(text, dict) else {})}
+
+
+def check_architecture(base: Model, expert: Model, where: str) -> None:
+    """Refuse an expert whose configuration is of another architecture.
+
+    Args:
+        base: The common ancestor.
+        expert: The fine-tuned model.
+        where: What to call it.
+
+    Raises:
+        UserError: A field that both configurations have differs.
+    """
+    ours, theirs = flat_config(base.config), flat_config(expert.config)
+    for field in _ARCHITECTURE:
+        known = ours.get(field) is not None and theirs.get(field) is not None
+        if known and ours[field] != theirs[field]:
+            raise UserError(
+                f"{where} is of another architecture: {field} is {theirs[field]!a}, the base's is "
+                f"{ours[field]!a}; {_SAME_BASE}"
+            )
+    for model, name in ((expert, where), (base, f"the base ({base.path})")):
+        if model.config.get("quantization_config"):
+            raise UserError(f"{name} is quantised; merge the models in full precision instead")
+
+
+def _check_tensors(base: Model, expert: Model, where: str) -> None:
+    missing = sorted(set(base.names()) - set(expert.names()))
+    surplus = sorted(set(expert.names()) - set(base.names()))
+    if missing:
+        raise UserError(
+            f"{where} lacks the base's tensor {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}{_why(missing)}; "
+            f"{_SAME_BASE}"
+        )
+    if surplus:
+        raise UserError(
+            f"{where} has tensor {surplus[0]}, which the base ({base.path}) lacks{_why(surplus)}; "
+            f"{_SAME_BASE}"
+        )
+    for tensor in base.names():
+        if expert.shape(tensor) != base.shape(tensor):
+            raise UserError(
+                f"{where}: tensor {tensor} has shape {list(expert.shape(tensor))}, the base's "
+                f"has {list(base.shape(tensor))}; {_SAME_BASE}"
+            )
+        if (expert.dtype(tensor) in FLOATS) != (base.dtype(tensor) in FLOATS):
+            raise UserError(
+                f"{where}: tensor {tensor} is of type {expert.dtype(tensor)}, the base's of "
+                f"{base.dtype(tensor)}; {_SAME_BASE}"
+            )
+
+
+def _why(names: list[str]) -> str:
+    if all(name.endswith("lm_head.weight") for name in names):
+        return " (one of them ties its output head to the embedding)"
+    if all(name.endswith(".bias") for name in names):
+        return " (one of them has biases)"
+    return ""
+
+
+def check_compatible(
+    base: Model, experts: Mapping[str, Model], *, same_tokenizer: bool = True
+) -> None:
+    """Refuse experts whose architecture, parameters or tokenizer differ from the base's.
 
     Args:
         base: The common ancestor.
         experts: The fine-tuned checkpoints by name.
+        same_tokenizer: Whether the tokenizers must be the same; not so for models that have been
+            brought to one vocabulary (`checkpoints.vocabulary.align`).
 
     Raises:
-        UserError: An expert lacks a parameter, has one too many, has one of another shape, or has
-            another tokenizer.
+        UserError: An expert is of another architecture, lacks a parameter, has one too many, has
+            one of another shape, or has another tokenizer.
     """
+    from checkpoints.vocabulary import check_tokenizer
+
     for name, expert in experts.items():
         where = f"expert {name} ({expert.path})"
-        missing = sorted(set(base.names()) - set(expert.names()))
-        surplus = sorted(set(expert.names()) - set(base.names()))
-        if missing:
-            raise UserError(
-                f"{where} lacks the base's tensor {missing[0]}"
-                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; "
-                "merge only checkpoints fine-tuned from the same base"
-            )
-        if surplus:
-            raise UserError(
-                f"{where} has tensor {surplus[0]}, which the base ({base.path}) lacks; "
-                "merge only checkpoints fine-tuned from the same base"
-            )
-        for tensor in base.names():
-            if expert.shape(tensor) != base.shape(tensor):
-                raise UserError(
-                    f"{where}: tensor {tensor} has shape {list(expert.shape(tensor))}, the base's "
-                    f"has {list(base.shape(tensor))}; "
-                    "merge only checkpoints fine-tuned from the same base"
-                )
-        _check_tokenizer(base.path, expert.path, where)
-
-
-def _check_tokenizer(base: Path, expert: Path, where: str) -> None:
-    ours, theirs = base / _TOKENIZER, expert / _TOKENIZER
-    if ours.exists() and theirs.exists() and sha256_file(ours) != sha256_file(theirs):
-        raise UserError(
-            f"{where} has another {_TOKENIZER} than the base ({base}), so the same text would "
-            "mean other token ids; bring them to one vocabulary first"
-        )
+        check_architecture(base, expert, where)
+        # Before the shapes: of rows too many, the tokenizer knows the reason and the mend.
+        if same_tokenizer:
+            check_tokenizer(base, expert, where)
+        _check_tensors(base, expert, where)
 
 
 def check_finite(tensor: torch.Tensor, name: str, source: Path | str) -> None:

@@ -31,3 +31,17 @@ def kind(name: str) -> Kind:
 def is_linear(name: str) -> bool:
     """Tell whether a parameter belongs to a linear layer (the output head included)."""
     return kind(name) == "linear"
+
+
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+_HEADS = ("lm_head", "embed_out")
+
+
+def is_embedding(name: str) -> bool:
+    """Tell whether a parameter is an input embedding, a row per token."""
+    return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _EMBEDDINGS
+
+
+def is_head(name: str) -> bool:
+    """Tell whether a parameter belongs to the output head, a row per token."""
+    return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _HEADS

@@ -75,6 +75,8 @@ def numbers_by_expert(
         if value is None or not info.parameters[name].kind.per_expert:
             continue
         where = f"method {method}, parameter {name}"
+        if isinstance(value, int | float):
+            value = dict.fromkeys(given, value)
         if isinstance(value, list):
             if len(value) != len(given):
                 raise UserError(
@@ -166,16 +168,22 @@ def check_result(base: Checkpoint, result: WholeModelResult, method: str) -> Non
             )
 
 
-def check_donor(donor: str | None, models: Sequence[str]) -> str:
+def check_donor(donor: str | None, models: Sequence[str], vocabulary: str) -> str:
     """Return the model that configuration and tokenizer come from.
 
     Args:
         donor: A model's name, None for the first.
         models: The models' names.
+        vocabulary: The policy; under another than ``refuse`` the tokenizer is the first's.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model, or the policy says otherwise.
     """
+    if donor not in (None, models[0]) and vocabulary != "refuse":
+        raise UserError(
+            f"donor: under the vocabulary policy {vocabulary} the tokenizer is that of "
+            f"{models[0]!r}; leave the donor out"
+        )
     if donor is not None and donor not in models:
         raise UserError(f"donor: no model {donor!r}{nearest(donor, models)}")
     return models[0] if donor is None else donor

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from merges import registry
+
+if TYPE_CHECKING:
+    from checkpoints.reading import Model
 
 _DESCRIPTION = """\
 Merge checkpoints that were fine-tuned from one base into a single model folder: weights,
@@ -29,7 +33,11 @@ examples:
   python -m merges --method dam --base models/base \\
       --experts ja=models/ja math=models/math \\
       --calibration ja=data/ja.jsonl math=data/math.jsonl --out merged/dam
+  python -m merges --from-mergekit config.yml --locate org/model=models/model --out merged/kit
   python -m merges teachers --help
+
+A folder with adapter_config.json among the experts is a LoRA adapter (PEFT); it is folded into the
+base in float32 first.
 
 --set-layers reads a JSON list of rules; where several apply to a tensor, later ones win:
   [{"layers": [0, 1], "set": {"scale": 0.3}},
@@ -44,6 +52,14 @@ def _threads(text: str) -> int:
     if threads < 1:
         raise argparse.ArgumentTypeError(f"{threads} threads; give at least 1")
     return threads
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]?)B?", text, re.IGNORECASE)
+    size = found and float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 500MB, 5GB or the like")
+    return int(size)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,6 +115,57 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
     parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument(
+        "--vocabulary",
+        choices=("refuse", "base", "union", "crop-to-base"),
+        help="where tokenizers differ: refuse the models (the default), put the experts' tokens in "
+        "the base's order, add the tokens that the base lacks, or cut off rows beyond the base's",
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read pytorch_model.bin too, weights only"
+    )
+    kit = parser.add_argument_group("instead of a method")
+    kit.add_argument(
+        "--from-mergekit",
+        type=Path,
+        metavar="FILE",
+        help="run a mergekit configuration; what it asks for that is not supported is named",
+    )
+    kit.add_argument(
+        "--locate",
+        nargs="+",
+        default=[],
+        metavar="NAME=DIR",
+        help="folders of the models that the configuration names",
+    )
+    stored = parser.add_argument_group("arithmetic and output")
+    stored.add_argument(
+        "--compute-dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="type of the arithmetic (float32); results are rounded once, when stored",
+    )
+    stored.add_argument(
+        "--dtype",
+        choices=("float64", "float32", "bfloat16", "float16"),
+        help="type of the stored weights (the base's, or the first expert's without a base)",
+    )
+    stored.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 ... (cpu)"
+    )
+    stored.add_argument(
+        "--donor",
+        metavar="NAME",
+        help="model that configuration, tokenizer and chat template come from: base or an expert "
+        "(the base, or the first expert without a base)",
+    )
+    stored.add_argument(
+        "--shard-size",
+        type=_bytes,
+        default="5GB",
+        metavar="SIZE",
+        help="most bytes of weights in a file: 500MB, 5GB ... (5GB)",
+    )
     return parser
 
 
@@ -194,6 +261,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.list:
         print(listing())
         return 0
+    if arguments.from_mergekit:
+        _merge_from_mergekit(arguments)
+        return 0
     for option in ("method", "experts", "out"):
         if not getattr(arguments, option):
             raise UserError(f"--{option} is missing; see python -m merges --help")
@@ -201,23 +271,88 @@ def main(argv: Sequence[str]) -> int:
     settings = registry.validate(arguments.method, read_settings(arguments.set))
     experts = pairs(arguments.experts, "--experts")
     calibration = pairs(arguments.calibration, "--calibration")
-    from checkpoints.reading import Checkpoint
-    from merges.engine import merge_to_disk
     from merges.layers import read_rules
 
     rules = arguments.set_layers and read_rules(arguments.method, arguments.set_layers)
-    merge_to_disk(
-        arguments.out,
+    base, models = _open(arguments.base, experts, {}, arguments.allow_pickle)
+    _merge(
+        arguments,
         arguments.method,
-        arguments.base and Checkpoint(arguments.base),
-        {name: Checkpoint(path) for name, path in experts.items()},
+        base,
+        models,
         settings,
-        seed=arguments.seed,
-        embeddings_and_norms=arguments.embeddings_and_norms,
         parameters_for=rules,
         calibration=calibration,
         teachers=arguments.teachers,
-        threads=arguments.threads,
+        dtype=arguments.dtype,
+        donor=arguments.donor,
+        vocabulary=arguments.vocabulary or "refuse",
     )
-    print(f"merged {', '.join(experts)} with {arguments.method} into {arguments.out}")
     return 0
+
+
+def _open(
+    base: Path | None, experts: Mapping[str, Path], adapters: Mapping[str, Path], pickles: bool
+) -> tuple[Model | None, dict[str, Model]]:
+    """Open the models; an adapter's folder among the experts is folded into the base."""
+    from checkpoints.adapters import open_model
+
+    root = base and open_model(base, allow_pickle=pickles)
+    models = {}
+    for name, path in experts.items():
+        models[name] = open_model(path, root, allow_pickle=pickles)
+        if name in adapters:
+            models[name] = open_model(adapters[name], models[name], allow_pickle=pickles)
+    return root, models
+
+
+def _merge(
+    arguments: argparse.Namespace,
+    method: str,
+    base: Model | None,
+    experts: Mapping[str, Model],
+    settings: Mapping[str, Any],
+    **options: Any,
+) -> None:
+    from merges.engine import merge_to_disk
+
+    merge_to_disk(
+        arguments.out,
+        method,
+        base,
+        experts,
+        settings,
+        seed=arguments.seed,
+        embeddings_and_norms=arguments.embeddings_and_norms,
+        threads=arguments.threads,
+        compute_dtype=arguments.compute_dtype,
+        device=arguments.device,
+        shard_bytes=arguments.shard_size,
+        **options,
+    )
+    print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
+
+
+def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
+    for option in ("method", "base", "experts", "set", "set_layers", "calibration", "teachers"):
+        if getattr(arguments, option):
+            raise UserError(
+                f"--{option.replace('_', '-')} stands in the mergekit configuration; leave it out"
+            )
+    if not arguments.out:
+        raise UserError("--out is missing; see python -m merges --help")
+    from merges.mergekit.translation import translate
+
+    order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))
+    base, experts = _open(order.base, order.experts, order.adapters, arguments.allow_pickle)
+    _merge(
+        arguments,
+        order.method,
+        base,
+        experts,
+        {},
+        parameters_for=order.parameters,
+        dtype=arguments.dtype or order.dtype,
+        donor=arguments.donor or order.donor,
+        vocabulary=arguments.vocabulary or order.vocabulary or "refuse",
+    )

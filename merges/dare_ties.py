@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.parameters import Density, NonNegativeWeights, Scale
+from merges.parameters import Densities, NonNegativeWeights, Scale
 from merges.registry import method
 from merges.ties import deltas_of, merge_agreeing
 
@@ -19,13 +19,13 @@ _NEGLIGIBLE = 1e-7  # mergekit's bound: norms below it are not divided by
 
 
 def rescale_factors(
-    pieces: Pieces, *, density: float, rescale: Literal["density", "l1"]
+    pieces: Pieces, *, density: Sequence[float], rescale: Literal["density", "l1"]
 ) -> list[float]:
     """Find what each expert's kept entries are multiplied by.
 
     Args:
         pieces: A parameter.
-        density: Probability with which the masks keep an entry.
+        density: For each expert, the probability with which its mask keeps an entry.
         rescale: ``density``: 1/density; ``l1``: what restores the parameter's own sum of
             magnitudes.
 
@@ -33,19 +33,22 @@ def rescale_factors(
         A factor for each expert.
     """
     if rescale == "density":
-        return [1.0 / density] * len(pieces.experts)
+        return [1.0 / share for share in density]
     before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
     for piece in pieces:
         for number, delta in enumerate(deltas_of(piece)):
             magnitude = delta.abs_()
             before[number] += float(magnitude.sum(dtype=torch.float64))
-            mask = piece.context.keep_mask(pieces.experts[number], magnitude, density)
+            mask = piece.context.keep_mask(pieces.experts[number], magnitude, density[number])
             after[number] += float(magnitude.mul_(mask).sum(dtype=torch.float64))
     return [1.0 if min(b, a) < _NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
 def drop_and_rescale(
-    base: torch.Tensor, experts: Sequence[torch.Tensor], context: TensorContext, density: float
+    base: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    context: TensorContext,
+    density: Sequence[float],
 ) -> list[torch.Tensor]:
     """Turn experts into task vectors of which a random part is kept and rescaled.
 
@@ -53,14 +56,16 @@ def drop_and_rescale(
         base: Values of b.
         experts: Values of x_i, shaped alike; overwritten.
         context: Names, position, seed and `rescale_factors`.
-        density: Probability that an entry is kept.
+        density: Probability that an entry is kept, for each expert.
 
     Returns:
         (x_i - b) * mask_i * factor_i of each expert.
     """
     return [
-        expert.sub_(base).mul_(context.keep_mask(name, expert, density)).mul_(factor)
-        for name, expert, factor in zip(context.experts, experts, context.prepared, strict=True)
+        expert.sub_(base).mul_(context.keep_mask(name, expert, share)).mul_(factor)
+        for name, expert, share, factor in zip(
+            context.experts, experts, density, context.prepared, strict=True
+        )
     ]
 
 
@@ -76,7 +81,7 @@ def dare_ties(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.5,
+    density: Densities = 0.5,
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
     rescale: Literal["density", "l1"] = "density",
@@ -94,8 +99,9 @@ def dare_ties(
         base: Values of b, the common ancestor.
         experts: Values of x_i, shaped alike.
         context: Names, position and the seed.
-        density: Probability that an entry is kept. The paper tries drop rates from 0.1 to 0.9
-            and has no default; 0.5 is that of mergekit's published example.
+        density: Probability that an entry is kept; mergekit takes one for each expert. The paper
+            tries drop rates from 0.1 to 0.9 and has no default; 0.5 is that of mergekit's
+            published example.
         scale: lambda.
         weights: w_i >= 0; None for 1 each.
         rescale: ``density`` is the paper's 1/(1 - p), used by fusion_bench, MergeBench and

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoints.checking import check_compatible, check_finite
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Model
+from checkpoints.vocabulary import align
 from checkpoints.writing import SHARD_BYTES, StreamedWeights, copy_companions, write_weights
-from common import manifest
-from common.cost import Cost, measure
+from common.cost import measure
 from common.errors import UserError
-from common.files import staged_directory, write_text
+from common.files import staged_directory
 from merges import registry
 from merges.checks import (
     check_data,
@@ -25,7 +23,7 @@ from merges.checks import (
     check_result,
     numbers_by_expert,
 )
-from merges.layers import LayerRules
+from merges.output import COST, write_extras, write_record
 from merges.requests import EmbeddingsAndNorms, WholeModelRequest, WholeModelResult
 
 if TYPE_CHECKING:
@@ -34,9 +32,12 @@ if TYPE_CHECKING:
     from merges.merger import ParametersFor, Settings
     from merges.streaming import Merge
 
-_COST = "cost.json"
-_EXTRA = Path("extra") / "coefficients.safetensors"
-_LOG = "training.csv"
+
+class Rules(Protocol):
+    """Parameters that differ between tensors, as they can be written to a manifest."""
+
+    def __call__(self, tensor: str) -> Mapping[str, Any]: ...
+    def as_json(self) -> list[dict[str, Any]]: ...
 
 
 def merge_tensors(
@@ -105,8 +106,8 @@ def merge_tensors(
 
 def _merge_of(
     method: str,
-    base: Checkpoint | None,
-    experts: Mapping[str, Checkpoint],
+    base: Model | None,
+    experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
     settings: Settings,
 ) -> Merge:
@@ -130,8 +131,8 @@ def _merge_of(
 
 def _merge_whole(
     method: str,
-    base: Checkpoint | None,
-    experts: Mapping[str, Checkpoint],
+    base: Model | None,
+    experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
     settings: Settings,
     calibration: Mapping[str, Path],
@@ -165,8 +166,8 @@ def _merge_whole(
 
 def merge_checkpoints(
     method: str,
-    base: Checkpoint | None,
-    experts: Mapping[str, Checkpoint],
+    base: Model | None,
+    experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
     *,
     seed: int = 0,
@@ -213,24 +214,16 @@ def merge_checkpoints(
     return WholeModelResult(sink.tensors, counted={"parameters": parameters_merged})
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def merge_to_disk(
     out: Path,
     method: str,
-    base: Checkpoint | None,
-    experts: Mapping[str, Checkpoint],
+    base: Model | None,
+    experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
     *,
     seed: int = 0,
     embeddings_and_norms: EmbeddingsAndNorms = "merged",
-    parameters_for: LayerRules | None = None,
+    parameters_for: Rules | None = None,
     calibration: Mapping[str, Path] | None = None,
     teachers: Path | None = None,
     compute_dtype: str = "float32",
@@ -238,6 +231,7 @@ def merge_to_disk(
     device: str = "cpu",
     threads: int = 1,
     donor: str | None = None,
+    vocabulary: str = "refuse",
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Merge checkpoints into a Hugging Face folder with manifest.json and cost.json.
@@ -262,6 +256,7 @@ def merge_to_disk(
         threads: Number of CPU threads.
         donor: The model that configuration, tokenizer and chat template come from: an expert's
             name or ``base``; None for the base, or the first expert where there is no base.
+        vocabulary: What to do where tokenizers differ; see `checkpoints.vocabulary.align`.
         shard_bytes: Most bytes of values in a weight file.
 
     Returns:
@@ -278,13 +273,15 @@ def merge_to_disk(
     check_data(info, experts, calibration or {}, teachers)
     models = {**({} if base is None else {"base": base}), **experts}
     check_output(out, [model.path for model in models.values()])
-    giver = models[check_donor(donor, list(models))]
-    check_compatible(next(iter(models.values())), experts)
+    giver = models[check_donor(donor, list(models), vocabulary)]
+    aligned = align(next(iter(models.values())), experts, vocabulary)
+    base, experts = base and aligned.base, aligned.experts
+    check_compatible(aligned.base, experts)
     settings = Settings(
         seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads
     )
     with staged_directory(out) as folder:
-        with measure(folder / _COST) as cost:
+        with measure(folder / COST) as cost:
             if info.whole_model:
                 result = _merge_whole(
                     method, base, experts, resolved, settings, calibration or {}, teachers
@@ -294,8 +291,12 @@ def merge_to_disk(
                 cost.count(**result.counted)
             else:
                 merge = _merge_of(method, base, experts, resolved, settings)
-                hashes = _stream(folder, merge, f"merging ({method})", shard_bytes, cost)
+                with StreamedWeights(folder, merge.specs, shard_bytes) as weights:
+                    merge.run(weights, weights.names(), f"merging ({method})")
+                hashes = weights.hashes
+                cost.count(**merge.counted())
             copy_companions(giver.path, folder, dtype)
+            aligned.finish(folder)
         recipe = {
             "method": method,
             "set": resolved,
@@ -304,54 +305,12 @@ def merge_to_disk(
             "compute_dtype": compute_dtype,
             "dtype": dtype,
             "donor": donor,
+            "vocabulary": vocabulary,
             **({} if parameters_for is None else {"set_layers": parameters_for.as_json()}),
         }
-        manifest.write_manifest(
-            folder / manifest.NAME,
-            kind="merge",
-            parameters=recipe,
-            inputs={
-                **{
-                    name if name == "base" else f"experts.{name}": model.fingerprint
-                    for name, model in models.items()
-                },
-                **{f"calibration.{name}": path for name, path in (calibration or {}).items()},
-                **({} if teachers is None else {"teachers": teachers}),
-            },
-            outputs={
-                str(path.relative_to(folder)): hashes.get(path.name, path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file() and path.name != _COST
-            },
-            seed=seed,
-            packages=("checkpoints", *registry.sources(info.name)),
-        )
+        data = {
+            **{f"calibration.{name}": path for name, path in (calibration or {}).items()},
+            **({} if teachers is None else {"teachers": teachers}),
+        }
+        write_record(folder, recipe, models, data, hashes, aligned.notes, seed)
     return out
-
-
-def _stream(
-    folder: Path, merge: Merge, progress: str, shard_bytes: int, cost: Cost
-) -> dict[str, str]:
-    with StreamedWeights(folder, merge.specs, shard_bytes) as weights:
-        merge.run(weights, weights.names(), progress)
-    cost.count(**merge.counted())
-    return weights.hashes
-
-
-def write_extras(folder: Path, result: WholeModelResult) -> None:
-    """Write what a whole-model method gives besides a model: coefficients and training log.
-
-    Args:
-        folder: The model's folder, staged by the caller.
-        result: The merge's result; of a tensor-by-tensor method there is nothing to write.
-    """
-    if result.extra_tensors:
-        from safetensors.torch import save_file
-
-        (folder / _EXTRA).parent.mkdir()
-        save_file(
-            {name: tensor.contiguous() for name, tensor in sorted(result.extra_tensors.items())},
-            folder / _EXTRA,
-        )
-    if result.log:
-        write_text(folder / _LOG, _table(result.log))

@@ -63,8 +63,8 @@ def keep_mask(stream: Stream, start: int, count: int, density: float) -> torch.T
     Position p (row-major) is kept where the p-th byte of the generator PCG64DXSM, seeded with a
     sha256 of seed, expert and tensor name, is less than density * 2^8. Where it equals the integer
     part of that, which happens once in 256, 53 more bits, hashed from position and stream, decide,
-    so that the probability is the density to double precision. Order of the tensors, threads, pieces, shards and device
-    have no part in it.
+    so that the probability is the density to double precision. Order of the tensors, threads,
+    pieces, shards and device have no part in it.
 
     Args:
         stream: Seed of the merge, the expert's name, the parameter's name.

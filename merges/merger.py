@@ -54,6 +54,10 @@ class Merger:
         parameters: The method's parameters; those left out have their defaults.
         settings: All else.
 
+    Attributes:
+        order: The experts' names in the order in which the method is given them.
+        reads_base: Whether the method looks at the base at all.
+
     Raises:
         UserError: Unknown method or parameter, a value out of range, or rules by layer together
             with a preparation over the whole model.
@@ -72,6 +76,11 @@ class Merger:
         # Sums in another order round differently: one order makes the order given immaterial.
         self.order = self._given if self._info.ordered else tuple(sorted(self._given))
         self._parameters = self._per_expert(registry.validate(method, parameters))
+        # A method with a parameter `origin` looks at the base only where that is the base.
+        self.reads_base = "base" in self._info.needs or (
+            "origin" in self._parameters
+            and (self._parameters["origin"] == "base" or settings.parameters_for is not None)
+        )
         self._function = registry.load(method)
         self._prepare = registry.load_prepare(method)
         self._settings = settings

@@ -120,6 +120,19 @@ class PerExpert(Kind):
 
 
 @dataclass(frozen=True)
+class OneOrPerExpert(PerExpert):
+    """A number for all experts, or one for each; the engine hands methods a list."""
+
+    def describe(self) -> str:
+        return f"{self.number.describe()}, or {super().describe()}"
+
+    def check(self, value: Any) -> float | list[float] | dict[str, float]:
+        if isinstance(value, Mapping | list | tuple):
+            return super().check(value)
+        return self.number.check(value)
+
+
+@dataclass(frozen=True)
 class Terms(Kind):
     """Finite numbers by name; the names are any, or some that are known."""
 
@@ -156,9 +169,13 @@ class Optional(Kind):
 
 
 Density = Annotated[float, Number(0, 1, low_included=False)]
+Densities = Annotated[
+    float | list[float] | dict[str, float], OneOrPerExpert(Number(0, 1, low_included=False))
+]
 Fraction = Annotated[float, Number(0, 1)]
 Scale = Annotated[float, Number()]
 NonNegative = Annotated[float, Number(0)]
+NonNegatives = Annotated[float | list[float] | dict[str, float], OneOrPerExpert(Number(0))]
 Positive = Annotated[float, Number(0, low_included=False)]
 LearningRate = Annotated[float, Number(0, low_included=False)]
 Count = Annotated[int, Number(0, integer=True)]

@@ -27,6 +27,7 @@ _SHARED = (
     "engine",
     "layers",
     "merger",
+    "output",
     "parameters",
     "pieces",
     "registry",
@@ -65,6 +66,8 @@ def method(
     through several times, and those of the method's parameters that it declares. What it returns
     is `context.prepared`. Where the method has a parameter ``scope`` of ``tensor | model`` and it
     is set to ``model``, the preparation sees all parameters of the model that are merged, once.
+    `base` is None where a merge has none, and for methods without the need ``base`` but for those
+    with a parameter ``origin`` of ``zero | base`` that is set to ``base``.
 
     With `whole_model` it is ``f(request, *, ...)`` from a `merges.requests.WholeModelRequest` to a
     `merges.requests.WholeModelResult`. A number per expert reaches it as a mapping by expert name,

@@ -8,24 +8,38 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from merges.combination import combine
+from merges.gram import arc, gram
 from merges.parameters import Fraction
 from merges.registry import method
 
 if TYPE_CHECKING:
+    from merges.pieces import Pieces
     from merges.requests import TensorContext
 
 _NEARLY_COLINEAR = 0.9995  # |cosine| above which the sphere is flat enough for a straight line
 _NO_DIRECTION = 1e-8  # a norm below which a tensor has none
-_CHUNK = 1 << 20
 
 
-def _dot(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Sum products in float64, in chunks, so that no copy of the tensors is made."""
-    pairs = zip(first.flatten().split(_CHUNK), second.flatten().split(_CHUNK), strict=True)
-    return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+def coefficients(pieces: Pieces, *, t: float) -> list[float]:
+    """Find what the two experts of a parameter are multiplied by; see `slerp`."""
+    products = gram(pieces)
+    norms = math.sqrt(products[0, 0]), math.sqrt(products[1, 1])
+    if min(norms) > _NO_DIRECTION:
+        cosine = products[0, 1] / (norms[0] * norms[1])
+        if abs(cosine) <= _NEARLY_COLINEAR:
+            return [float(c) for c in arc(torch.tensor(cosine, dtype=torch.float64), t)]
+    return [1.0 - t, t]
 
 
-@method(title="SLERP", paper="Shoemake, SIGGRAPH 1985", ordered=True, experts=2)
+@method(
+    title="SLERP",
+    paper="Shoemake, SIGGRAPH 1985",
+    ordered=True,
+    experts=2,
+    unit="values",
+    prepare="coefficients",
+)
 def slerp(
     base: torch.Tensor | None,
     experts: Sequence[torch.Tensor],
@@ -35,30 +49,24 @@ def slerp(
 ) -> torch.Tensor:
     """Interpolate along the arc: [sin((1-t) a) x_0 + sin(t a) x_1] / sin a, a their angle.
 
-    Each tensor is taken as one vector. Where |cos a| > 0.9995 (antipodal ones included) or a norm
-    is below 1e-8, it is the straight line (1-t) x_0 + t x_1, as in mergekit; experts of one base
-    are often that near to each other.
+    Each tensor is taken as one vector. Where |cos a| > 0.9995 (antipodal ones included) it is the
+    straight line (1-t) x_0 + t x_1, as in mergekit and fusion_bench; experts of one base are often
+    that near to each other (`nuslerp` keeps to the arc, and can take task vectors). So it is where
+    a norm is at most 1e-8; mergekit takes such a tensor as perpendicular to the other.
+
+    The rounding is that of `merges.combination.combine`; angles are computed in float64.
 
     Args:
         base: Not used.
-        experts: Two tensors x_0 and x_1 of one shape.
-        context: Names.
+        experts: Values of x_0 and x_1, shaped alike.
+        context: The coefficients.
         t: Position between the first expert (0) and the second (1). mergekit has no default;
             0.5 is the middle.
 
     Returns:
-        The interpolated tensor.
+        The interpolated values.
 
     Source:
         Shoemake, Animating rotation with quaternion curves, 1985; for weights: mergekit's `slerp`.
     """
-    first, second = experts
-    norms = math.sqrt(_dot(first, first)), math.sqrt(_dot(second, second))
-    near, far = 1.0 - t, t
-    if min(norms) > _NO_DIRECTION:
-        cosine = _dot(first, second) / (norms[0] * norms[1])
-        if abs(cosine) <= _NEARLY_COLINEAR:
-            angle = math.acos(cosine)
-            near = math.sin((1.0 - t) * angle) / math.sin(angle)
-            far = math.sin(t * angle) / math.sin(angle)
-    return (first * near).add_(second, alpha=far)
+    return combine(experts, context.prepared)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from checkpoints.checking import check_finite
-from checkpoints.reading import BYTES, torch_type
+from checkpoints.reading import BYTES, Model, torch_type
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress
@@ -22,16 +22,6 @@ from merges.pieces import Part
 from merges.requests import TensorContext
 
 _COPIED_AT_ONCE = 1 << 22  # values
-
-
-class Model(Protocol):
-    """What a merge reads: a `Checkpoint`, or anything that can be asked in the same way."""
-
-    def names(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> str: ...
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor: ...
-    def ahead(self, name: str) -> None: ...
 
 
 class InMemory:
@@ -102,8 +92,8 @@ class Merge:
     def __init__(
         self,
         method: str,
-        base: Model | None,
-        experts: Mapping[str, Model],
+        base: Model | InMemory | None,
+        experts: Mapping[str, Model | InMemory],
         parameters: Mapping[str, Any],
         settings: Settings,
         sources: Mapping[str, Path | str],
@@ -139,7 +129,9 @@ class Merge:
     def _part(self, name: str) -> Part:
         return Part(
             TensorContext(name, self._merger.order, self._settings.seed, self.specs[name].shape),
-            self._base and functools.partial(self._base.read, name),
+            self._base and functools.partial(self._base.read, name)
+            if self._merger.reads_base
+            else None,
             [functools.partial(expert.read, name) for expert in self._experts],
             self._sources,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merges.parameters import Scale, Weights
+from merges.combination import combine, normalized, ones_or
+from merges.parameters import Flag, Scale, Weights
 from merges.registry import method
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from merges.requests import TensorContext
 
 
-@method(title="Task arithmetic", paper="arXiv:2212.04089", needs={"base"})
+@method(title="Task arithmetic", paper="arXiv:2212.04089", needs={"base"}, unit="values")
 def task_arithmetic(
     base: torch.Tensor,
     experts: Sequence[torch.Tensor],
@@ -22,25 +23,35 @@ def task_arithmetic(
     *,
     scale: Scale = 0.4,
     weights: Weights = None,
+    normalize: Flag = False,
 ) -> torch.Tensor:
     """Add task vectors to the base: b + lambda * sum_i w_i (x_i - b).
 
+    The task vectors are combined first (`merges.combination.combine`), so their roundings are
+    relative to them and not to the base: where lambda is 0, or every expert equals the base, the
+    result is the base exactly.
+
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Names.
+        base: Values of b, the common ancestor.
+        experts: Values of x_i, shaped alike.
+        context: Not used.
         scale: lambda. It is meant to be tuned; 0.4 is what the TIES paper recommends for task
             arithmetic where nothing can be tuned (arXiv:2306.01708, section 5).
         weights: w_i; None for 1 each (the paper has no other).
+        normalize: Whether to divide the weights by their sum, so that lambda 1 adds the average
+            task vector; an option of mergekit, off there too by default.
 
     Returns:
-        The merged tensor.
+        The merged values.
+
+    Raises:
+        UserError: The weights to be normalised sum to zero.
 
     Source:
         Ilharco et al., Editing models with task arithmetic, 2022, section 4.
     """
-    factors = [1.0] * len(experts) if weights is None else weights
-    total = (experts[0] - base).mul_(factors[0])
-    for expert, factor in zip(experts[1:], factors[1:], strict=True):
-        total.add_(expert - base, alpha=factor)
-    return total.mul_(scale).add_(base)
+    factors = ones_or(weights, len(experts))
+    if normalize:
+        factors = normalized(factors, "task_arithmetic", "give others, or normalize=false")
+    deltas = [expert.sub_(base) for expert in experts]
+    return combine(deltas, [scale * factor for factor in factors]).add_(base)

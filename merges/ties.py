@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.parameters import Density, NonNegativeWeights, Scale
+from merges.parameters import Densities, NonNegativeWeights, Scale
 from merges.registry import method
 from merges.selection import Threshold, kept, thresholds
 
@@ -61,9 +61,9 @@ def deltas_of(piece: Piece) -> list[torch.Tensor]:
     return [expert.sub_(piece.base) for expert in piece.experts]
 
 
-def trim_thresholds(pieces: Pieces, *, density: float) -> list[Threshold]:
+def trim_thresholds(pieces: Pieces, *, density: Sequence[float]) -> list[Threshold]:
     """Find each task vector's trim threshold; see `merges.selection.thresholds`."""
-    return thresholds(pieces, deltas_of, [kept(density, pieces.count)] * len(pieces.experts))
+    return thresholds(pieces, deltas_of, [kept(share, pieces.count) for share in density])
 
 
 @method(
@@ -78,7 +78,7 @@ def ties(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.2,
+    density: Densities = 0.2,
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
     merge: Literal["mean", "sum"] = "mean",
@@ -95,7 +95,7 @@ def ties(
         base: Values of b, the common ancestor.
         experts: Values of x_i, shaped alike.
         context: Position and thresholds.
-        density: Share of the entries that survives the trim.
+        density: Share of the entries that survives the trim; mergekit takes one for each expert.
         scale: lambda.
         weights: w_i >= 0, as in mergekit; None for 1 each, as in the paper.
         merge: ``mean`` is the paper's disjoint mean and mergekit's `ties` (normalize: true);

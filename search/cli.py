@@ -210,7 +210,7 @@ def _write(search: _Search, given: argparse.Namespace) -> None:
     from common.cost import measure
     from common.files import staged_directory, write_text
     from merges.checks import check_output
-    from merges.engine import write_extras
+    from merges.output import write_extras
 
     parents = {"base": search.base} | {f"experts.{n}": e for n, e in search.experts.items()}
     check_output(given.out, [parent.path for parent in parents.values()])

@@ -282,12 +282,15 @@ def test_a_missing_shard_is_refused(copy: Path) -> None:
         save_file({name: tensors[name] for name in part}, copy / "math" / f"{shard}.safetensors")
     index = {name: f"{('one', 'two')[i % 2]}.safetensors" for i, name in enumerate(names)}
     write_json(copy / "math" / "model.safetensors.index.json", {"weight_map": index})
-    whole = merge(copy, copy.parent / "sharded")
+    with pytest.raises(UserError, match="remove the one that is stale"):
+        merge(copy, copy.parent / "out")
+    (copy / "math" / "model.safetensors").rename(copy / "whole")
+    sharded = merge(copy, copy.parent / "sharded")
     (copy / "math" / "model.safetensors.index.json").rename(copy / "index")
-    assert all(
-        torch.equal(tensor, whole[name])
-        for name, tensor in merge(copy, copy.parent / "single").items()
-    )
+    (copy / "whole").rename(copy / "math" / "model.safetensors")
+    whole = merge(copy, copy.parent / "single")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in sharded.items())
+    (copy / "math" / "model.safetensors").unlink()
     (copy / "index").rename(copy / "math" / "model.safetensors.index.json")
     (copy / "math" / "two.safetensors").unlink()
     with pytest.raises(UserError, match=r"math/two\.safetensors: this shard is missing"):

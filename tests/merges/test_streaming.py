@@ -150,9 +150,7 @@ def test_a_parameter_that_was_not_written_is_a_fault(tmp_path: Path) -> None:
     specs = {"a": TensorSpec("F32", (2,)), "b": TensorSpec("F32", (2,))}
     with (
         pytest.raises(RuntimeError, match="b was not written"),
-        StreamedWeights(  # noqa: SIM117
-            tmp_path, specs
-        ) as weights,
+        StreamedWeights(tmp_path, specs) as weights,
     ):
         weights.write("a", 0, torch.zeros(2))
         weights.done("a")

@@ -1,0 +1,5 @@
+"""`python -m checkpoints`."""
+
+from common.cli import run
+
+run("checkpoints.cli")

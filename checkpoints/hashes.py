@@ -1,0 +1,101 @@
+"""Hashes of large files, computed once: a file that has not changed is not read again for them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import write_bytes
+
+VARIABLE = "BOTTLE_HASH_CACHE"  # a file to use instead, or "off"
+_BLOCK = 8 << 20
+_SETTLED_NS = 2_000_000_000  # a file changed twice within this may show one modification time
+_MOST = 10_000  # entries; the oldest make room
+
+
+def _cache_file() -> Path | None:
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen)
+    top = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard has relative paths ignored.
+    folder = Path(top) if top and Path(top).is_absolute() else Path("~/.cache").expanduser()
+    return folder / "merging-in-a-bottle" / "hashes.json"
+
+
+def _read(cache: Path) -> dict[str, list]:
+    """Read the cache; one that is damaged or of another form counts as empty."""
+    try:
+        value = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _state(stream) -> list[int]:
+    # The time of the last change of any kind cannot be set back, unlike that of modification.
+    status = os.fstat(stream.fileno())
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+def _remember(cache: Path, path: str, entry: list) -> None:
+    # A cache that cannot be written is no reason to stop a merge.
+    with contextlib.suppress(OSError, UserError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with open(cache.with_name(cache.name + ".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = _read(cache)
+            entries.pop(path, None)
+            entries[path] = entry
+            kept = dict(list(entries.items())[-_MOST:])
+            write_bytes(cache, json.dumps(kept, indent=0).encode())
+
+
+def sha256_cached(path: Path | str) -> str:
+    """Hash a file's bytes, or recall the hash where the file is as it was then.
+
+    Recalled by resolved path, size, times of modification and change, inode and device, from
+    ``$XDG_CACHE_HOME/merging-in-a-bottle/hashes.json`` (by default below ``~/.cache``), or from
+    the file that the environment variable BOTTLE_HASH_CACHE names; ``off`` always reads. Files
+    changed less than two seconds ago are not remembered.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The sha256 as 64 hexadecimal digits.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    cache, name = _cache_file(), os.path.realpath(path)
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            state = _state(stream)
+            if cache is not None:
+                entry = _read(cache).get(name)
+                if isinstance(entry, list) and entry[:-1] == state and _is_hash(entry[-1]):
+                    return entry[-1]
+            settled = time.time_ns() - max(state[1:3]) > _SETTLED_NS
+            digest = hashlib.sha256()
+            block = memoryview(bytearray(_BLOCK))
+            while got := stream.readinto(block):
+                digest.update(block[:got])
+            settled = settled and _state(stream) == state
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
+    if cache is not None and settled:
+        _remember(cache, name, [*state, digest.hexdigest()])
+    return digest.hexdigest()
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

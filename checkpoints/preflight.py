@@ -1,0 +1,258 @@
+"""All that can be known of a merge before a byte is written, in one report."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from checkpoints.checking import check_compatible, flat_config
+from checkpoints.headers import BYTES, FLOATS
+from checkpoints.names import is_head
+from checkpoints.reading import Model
+from checkpoints.tokens import CONFIG, TOKENIZER
+from checkpoints.vocabulary import align
+from checkpoints.writing import SHARD_BYTES
+from common.errors import UserError, nearest
+from common.files import sha256_file
+
+# The model of memory and time: rough, but of the right order on an ordinary machine.
+_LIBRARIES = 400e6  # bytes that torch takes once imported
+_PIECE = 1 << 16  # values that are merged at a time where a method allows it
+_BUFFERS = 6  # work buffers of a method, besides one for each model
+_DISK = 1e9  # bytes a second, reading and writing alike
+_NANOSECONDS = 2.0  # of arithmetic for each value of each model
+# Fields that change what a model computes and show in no tensor.
+_FUNCTION = (
+    *("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "rms_norm_eps"),
+    *("layer_norm_eps", "tie_word_embeddings", "max_position_embeddings"),
+)
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass
+class Report:
+    """What a preflight found.
+
+    Attributes:
+        facts: What the merge is and costs, a line each.
+        notes: What should be known but stops nothing.
+        errors: What stops the merge, a line each.
+    """
+
+    facts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the report for printing."""
+        return [
+            *self.facts,
+            *(f"note: {note}" for note in self.notes),
+            *(f"error: {error}" for error in self.errors),
+        ]
+
+    def require(self) -> None:
+        """Stop at the first error.
+
+        Raises:
+            UserError: There is one.
+        """
+        if self.errors:
+            raise UserError(self.errors[0])
+
+
+def amount(count: float) -> str:
+    """Write a number of bytes for readers."""
+    for unit in ("B", "KB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _bytes(model: Model, dtype: str | None) -> dict[str, int]:
+    """Return each parameter's size, floating ones in another type if one is given."""
+    return {
+        name: model.count(name)
+        * BYTES[dtype if dtype and model.dtype(name) in FLOATS else model.dtype(name)]
+        for name in model.names()
+    }
+
+
+def _shards(sizes: Mapping[str, int], shard_bytes: int) -> int:
+    count, filled = 1, 0
+    for size in sizes.values():
+        if filled and filled + size > shard_bytes:
+            count, filled = count + 1, 0
+        filled += size
+    return count
+
+
+def types(model: Model) -> str:
+    """Tell in which types a model is stored, by falling number of values."""
+    counts: Counter[str] = Counter()
+    for name in model.names():
+        counts[model.dtype(name)] += model.count(name)
+    return ", ".join(dtype for dtype, _ in counts.most_common())
+
+
+def describe(model: Model) -> str:
+    """Summarise a model in a line: its type, parameters, layers, stored types."""
+    config = flat_config(model.config)
+    parameters = sum(map(model.count, model.names()))
+    head = "" if any(map(is_head, model.names())) else ", head tied to the embedding"
+    return (
+        f"{config.get('model_type', 'unknown type')}, {parameters:,} parameters in "
+        f"{len(model.names())} tensors, {config.get('num_hidden_layers', '?')} layers of width "
+        f"{config.get('hidden_size', '?')}, {types(model)}{head}"
+    )
+
+
+def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
+    ours, theirs = flat_config(base.config), flat_config(expert.config)
+    for field_name in (*_FUNCTION, *_TOKENS):
+        known = field_name in ours and field_name in theirs
+        if known and ours[field_name] != theirs[field_name]:
+            report.notes.append(
+                f"expert {name}: {field_name} is {theirs[field_name]}, the base's "
+                f"{ours[field_name]}; the result has the base's"
+            )
+    if types(base) != types(expert):
+        report.notes.append(
+            f"expert {name} is stored in {types(expert)}, the base in {types(base)}; "
+            "the arithmetic is in float32 at least, rounded once at the end"
+        )
+    for file in ("chat_template.jinja", CONFIG):
+        pair = [model.path / file for model in (base, expert)]
+        if all(path.is_file() for path in pair) and len(set(map(sha256_file, pair))) > 1:
+            report.notes.append(f"expert {name} has another {file}; the result has the base's")
+
+
+def _check_disk(report: Report, out: Path, needed: int) -> None:
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    report.facts.append(f"disk: {amount(free)} free for {out}")
+    if free < needed:
+        report.errors.append(
+            f"the disk of {out} has {amount(free)} free, and {amount(needed)} are needed; "
+            "free some space or write elsewhere"
+        )
+    if not os.access(parent, os.W_OK):
+        report.errors.append(f"{parent}: no permission to write there; choose another folder")
+
+
+def preflight(
+    base: Model | None,
+    experts: Mapping[str, Model],
+    *,
+    out: Path | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    vocabulary: str = "refuse",
+    unit: Literal["values", "rows", "tensor"] = "values",
+    passes: int = 1,
+) -> Report:
+    """Check a merge and foretell its size, memory and time; nothing is read but headers.
+
+    Memory is that of torch, and of one unit of work for each model and for the method's buffers,
+    in float32: a piece of 65,536 values, a block of whole rows, or the largest parameter. Time is
+    reading every model as often as the method passes over it and writing the result, at 1 GB a
+    second, and 2 ns of arithmetic for each value and model; hashing runs beside it.
+
+    Args:
+        base: The common ancestor; None for a merge without one.
+        experts: The models to merge by name.
+        out: The folder to be written; None leaves the disk out.
+        dtype: Type of the result by its safetensors name, None for the base's own.
+        shard_bytes: Most bytes of values in a weight file.
+        vocabulary: Policy for vocabularies that differ; see `checkpoints.vocabulary.align`.
+        unit: What the method works on at a time.
+        passes: How often the method reads every model.
+
+    Returns:
+        The report; its errors are all that were found, not only the first.
+
+    Raises:
+        UserError: The type is unknown, or there is no model.
+    """
+    if dtype is not None and dtype not in FLOATS:
+        raise UserError(f"type {dtype!r} of the result is unknown{nearest(dtype, FLOATS)}")
+    if not experts:
+        raise UserError("no expert is given; name at least one")
+    reference = next(iter(experts.values())) if base is None else base
+    models = [*([] if base is None else [base]), *experts.values()]
+    report = Report([f"{'base' if base else 'first expert'}: {describe(reference)}"])
+    for name, expert in experts.items():
+        report.facts.append(f"expert {name}: {types(expert)}, {expert.path}")
+        _compare(report, reference, name, expert)
+        _check_expert(report, reference, name, expert, vocabulary)
+    try:
+        aligned = align(reference, experts, vocabulary)
+        report.notes += [note.rstrip(".") for note in aligned.notes]
+        result = aligned.base
+    except UserError as error:
+        if str(error) not in report.errors:
+            report.errors.append(str(error))
+        result = reference
+    _note_tensors(report, reference)
+    sizes = _bytes(result, dtype)
+    companions = sum(
+        path.stat().st_size for path in reference.path.glob("*.json") if path.is_file()
+    )
+    written = sum(sizes.values()) + companions
+    report.facts.append(
+        f"result: {amount(sum(sizes.values()))} in "
+        f"{counted(_shards(sizes, shard_bytes), 'weight file')}, {dtype or types(result)}"
+    )
+    if out is not None:
+        _check_disk(report, out, written)
+    largest = max(map(result.count, result.names()))
+    columns = max((result.shape(name) or (1,))[-1] for name in result.names())
+    values = {"values": _PIECE, "rows": max(_PIECE, columns), "tensor": largest}[unit]
+    memory = _LIBRARIES + (len(models) + _BUFFERS) * 4 * min(values, largest)
+    read = passes * sum(sum(_bytes(model, None).values()) for model in models)
+    arithmetic = sum(sum(map(model.count, model.names())) for model in models) * _NANOSECONDS / 1e9
+    seconds = (read + written) / _DISK + passes * arithmetic
+    report.facts += [
+        f"memory: about {amount(memory)}",
+        f"time: about {math.ceil(seconds):,} s ({amount(read)} to read, {amount(written)} to "
+        "write), more for methods with much arithmetic",
+    ]
+    return report
+
+
+def _check_expert(report: Report, base: Model, name: str, expert: Model, vocabulary: str) -> None:
+    """Collect what the merge itself would stop at, without the rows that a policy brings."""
+    try:
+        if vocabulary == "refuse":
+            check_compatible(base, {name: expert})
+        else:
+            aligned = align(base, {name: expert}, vocabulary)
+            check_compatible(aligned.base, aligned.experts, same_tokenizer=False)
+    except UserError as error:
+        report.errors.append(str(error))
+
+
+def _note_tensors(report: Report, base: Model) -> None:
+    if fixed := [name for name in base.names() if base.dtype(name) not in FLOATS]:
+        report.notes.append(
+            f"{counted(len(fixed), 'tensor')} without floating-point values (such as {fixed[0]}) "
+            "must be equal in all models"
+        )
+    if biases := sum(name.endswith(".bias") for name in base.names()):
+        report.notes.append(f"{counted(biases, 'bias vector')} merged like weights")
+    if not (base.path / TOKENIZER).is_file():
+        report.notes.append(f"{base.path} has no {TOKENIZER}; vocabularies are not compared")

@@ -1,0 +1,149 @@
+"""A model whose rows per token are put in the order of another vocabulary while they are read."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from checkpoints.names import is_embedding, is_head
+from checkpoints.reading import Model, torch_type, torch_types
+
+if TYPE_CHECKING:
+    import torch
+
+OWN, BASE, MEAN = 0, 1, 2
+Holder = tuple[Model, int]  # a model and the row that it has for a token
+
+
+def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a configuration with another number of rows, wherever it says it."""
+    changed = dict(config)
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = config["text_config"] | {"vocab_size": rows}
+        if "vocab_size" not in config:
+            return changed
+    return changed | {"vocab_size": rows}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where each row of a result comes from: the model itself, the base, or a mean of models.
+
+    Attributes:
+        origin: OWN, BASE or MEAN for each row, [rows].
+        place: The row in that model, [rows]; of no meaning for a mean.
+        means: For rows of a mean, the models with their rows.
+    """
+
+    origin: np.ndarray
+    place: np.ndarray
+    means: dict[int, list[Holder]] = field(default_factory=dict)
+
+    def is_identity(self, rows: int) -> bool:
+        """Tell whether a model of so many rows stays as it is."""
+        return (
+            len(self.origin) == rows
+            and not self.origin.any()
+            and bool((self.place == np.arange(rows)).all())
+        )
+
+    def runs(self, first: int, last: int) -> list[tuple[int, int, int, int]]:
+        """Group rows [first, last) that lie together: (row, count, origin, place)."""
+        origin, place = self.origin[first:last], self.place[first:last]
+        apart = (np.diff(origin) != 0) | (np.diff(place) != 1) | (origin[1:] == MEAN)
+        begins = [0, *(np.flatnonzero(apart) + 1).tolist(), last - first]
+        return [
+            (first + begin, end - begin, int(origin[begin]), int(place[begin]))
+            for begin, end in itertools.pairwise(begins)
+            if end > begin
+        ]
+
+
+class Reordered(Model):
+    """A model whose rows per token are those of another vocabulary.
+
+    Args:
+        model: The model.
+        base: What rows that it lacks come from.
+        rows: Where each row comes from.
+    """
+
+    def __init__(self, model: Model, base: Model, rows: Rows) -> None:
+        self.path = model.path
+        self.config = with_vocabulary_size(model.config, len(rows.origin))
+        self._model, self._base, self._rows = model, base, rows
+
+    def _reordered(self, name: str) -> bool:
+        return is_embedding(name) or is_head(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all parameters, sorted."""
+        return self._model.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape, with as many rows as the common vocabulary."""
+        shape = self._model.shape(name)
+        return (len(self._rows.origin), *shape[1:]) if self._reordered(name) else shape
+
+    def dtype(self, name: str) -> str:
+        """Return the type in which a parameter is read; one that also holds the base's rows."""
+        own = self._model.dtype(name)
+        if self._model is self._base or not self._reordered(name) or not self._rows.origin.any():
+            return own
+        return own if own == self._base.dtype(name) else _wider(own, self._base.dtype(name))
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        if not self._reordered(name):
+            return self._model.read(name, start, stop)
+        import torch
+
+        columns = math.prod(self.shape(name)[1:])
+        first, last = start // columns, -(-stop // columns)
+        values = torch.empty(last - first, columns, dtype=torch_type(self.dtype(name)))
+        for row, count, origin, place in self._rows.runs(first, last):
+            target = values[row - first : row - first + count]
+            if origin == MEAN:
+                target.copy_(self._mean(name, columns, row))
+            else:
+                source = self._model if origin == OWN else self._base
+                held = source.read(name, place * columns, (place + count) * columns)
+                target.copy_(held.reshape(count, columns))
+        return values.flatten()[start - first * columns : stop - first * columns]
+
+    def _mean(self, name: str, columns: int, row: int) -> torch.Tensor:
+        """Average a token's rows, rounded to the base's type: the same for all that lack it."""
+        import torch
+
+        total = torch.zeros(columns, dtype=torch.float64)
+        holders = self._rows.means[row]
+        for model, place in holders:
+            total += model.read(name, place * columns, (place + 1) * columns)
+        return (total / len(holders)).to(torch_type(self._base.dtype(name)))
+
+    def ahead(self, name: str) -> None:
+        """Ask the system to fetch a parameter from the disk while other work is done."""
+        self._model.ahead(name)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The model's weight files."""
+        return self._model.shards
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The model's own: what is reordered follows from the models and the policy."""
+        return self._model.fingerprint
+
+
+def _wider(one: str, other: str) -> str:
+    import torch
+
+    wide = torch.promote_types(torch_type(one), torch_type(other))
+    return next(name for name, kind in torch_types().items() if kind == wide)

@@ -1,0 +1,175 @@
+"""The vocabulary of a model folder, read from its tokenizer's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints.layout import REMADE, read_object
+from common.errors import UserError
+from common.files import sha256_file
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+_OTHERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer's vocabulary.
+
+    Attributes:
+        ids: Token ids by the tokens' text, those added later included.
+        content: The whole of tokenizer.json.
+        added: Tokens that are found in the text before it is cut, by their text, as tokenizer.json
+            describes them.
+    """
+
+    ids: dict[str, int]
+    content: dict[str, Any]
+    added: dict[str, dict[str, Any]]
+
+    def by_id(self) -> dict[int, str]:
+        """Return the tokens by their ids; of two with one id, the one added later."""
+        ordered = sorted(self.ids, key=lambda token: token in self.added)
+        return {self.ids[token]: token for token in ordered}
+
+
+def kind_of(content: dict[str, Any]) -> str:
+    """Return how a tokenizer cuts words: BPE, Unigram, WordPiece or WordLevel."""
+    model = content["model"]
+    return model.get("type") or ("BPE" if "merges" in model else "WordLevel")
+
+
+def _converted(folder: Path) -> dict[str, Any] | None:
+    """Have transformers make a tokenizer.json of an older form, where there is one."""
+    if not any((folder / name).is_file() for name in _OTHERS):
+        return None
+    import json
+
+    from transformers import AutoTokenizer
+
+    try:
+        return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+    except Exception as error:  # whatever a missing library or a damaged file makes of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(
+            f"{folder}: no {TOKENIZER}, and transformers cannot make one ({reason}); "
+            "save the tokenizer in the fast form first"
+        ) from None
+
+
+def read_tokens(folder: Path) -> Tokens | None:
+    """Read a model folder's vocabulary.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The vocabulary; None where the folder has no tokenizer.
+
+    Raises:
+        UserError: The tokenizer's files are damaged or of an unknown form.
+    """
+    path = folder / TOKENIZER
+    content = read_object(path) if path.is_file() else _converted(folder)
+    if content is None:
+        return None
+    try:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            ids = {token: place for place, (token, _) in enumerate(vocabulary)}
+        else:
+            ids = dict(vocabulary)
+        added = {item["content"]: item for item in content.get("added_tokens") or []}
+        ids |= {token: item["id"] for token, item in added.items()}
+        for token, item in _later(folder).items():
+            if token not in ids:
+                added[token] = item
+                ids[token] = item["id"]
+        if not all(isinstance(t, str) and type(i) is int and i >= 0 for t, i in ids.items()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: not a tokenizer that is known here; {REMADE}") from None
+    return Tokens(ids, content, added)
+
+
+def _later(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read tokens that only the files around tokenizer.json know, as transformers adds them."""
+    found: dict[str, dict[str, Any]] = {}
+    if (folder / "added_tokens.json").is_file():
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for token, number in read_object(folder / "added_tokens.json").items():
+            found[token] = {"id": number, "content": token, **plain, "special": False}
+    if (folder / CONFIG).is_file():
+        for number, item in (
+            read_object(folder / CONFIG).get("added_tokens_decoder") or {}
+        ).items():
+            found[item["content"]] = {"id": int(number), **item}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Leave out what is unset: libraries of different age write more or fewer such fields."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None and v is not False}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _merges(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    merges = model.get("merges") or []
+    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
+
+
+def difference(base: Tokens, other: Tokens) -> str | None:
+    """Tell how two tokenizers differ in what they make of a text.
+
+    Padding and truncation, which training leaves in the files, do not count.
+
+    Args:
+        base: The tokenizer compared with.
+        other: The one compared.
+
+    Returns:
+        A few words, None where they are the same.
+    """
+    if base.ids != other.ids:
+        ours, theirs = base.by_id(), other.by_id()
+        place = min(
+            (n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)), default=None
+        )
+        count = f"{len(other.ids)} tokens against {len(base.ids)}"
+        if place is None:
+            return f"{count}, several of one id"
+        texts = (repr(found[place]) if place in found else "none" for found in (theirs, ours))
+        return f"{count}, the first difference at id {place}: {' against '.join(texts)}"
+    for section in _SECTIONS:
+        if _plain(base.content.get(section)) != _plain(other.content.get(section)):
+            return f"the same tokens, but another {section}"
+    ours, theirs = base.content["model"], other.content["model"]
+    if _merges(ours) != _merges(theirs):
+        return "the same tokens, but other merges"
+    rest = ({k: v for k, v in m.items() if k not in ("vocab", "merges")} for m in (ours, theirs))
+    first, second = (_plain(model) for model in rest)
+    return None if first == second else "the same tokens, but another model of words"
+
+
+def compare_folders(base: Path, other: Path) -> str | None:
+    """Tell how the tokenizers of two model folders differ; see `difference`.
+
+    Args:
+        base: The folder compared with.
+        other: The one compared.
+
+    Returns:
+        A few words; None where they are the same or a folder has none.
+    """
+    ours, theirs = base / TOKENIZER, other / TOKENIZER
+    if not (ours.is_file() and theirs.is_file()):
+        return None
+    if sha256_file(ours) == sha256_file(theirs) and _later(base) == _later(other):
+        return None
+    first, second = read_tokens(base), read_tokens(other)
+    return difference(first, second) if first and second else None

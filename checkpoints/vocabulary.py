@@ -1,0 +1,271 @@
+"""Models of different vocabularies, brought to one by a stated policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from checkpoints.adapters import Adapter
+from checkpoints.layout import read_object
+from checkpoints.names import is_embedding, is_head
+from checkpoints.reading import Model
+from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows, with_vocabulary_size
+from checkpoints.tokens import TOKENIZER, Tokens, compare_folders, read_tokens
+from checkpoints.union import NewToken, output_tokenizer
+from common.errors import UserError, nearest
+from common.files import write_bytes, write_json
+
+Policy = Literal["refuse", "base", "union", "crop-to-base"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Models of one vocabulary.
+
+    Attributes:
+        base: The base, or what stands for it.
+        experts: The experts by name.
+        rows: Rows of the result's embedding; None where they are the base's own.
+        files: Tokenizer files of the result that differ from the base's, by name; None for a file
+            that it must not hold.
+        notes: What was done, a sentence each.
+    """
+
+    base: Model
+    experts: dict[str, Model]
+    rows: int | None = None
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def finish(self, folder: Path) -> None:
+        """Bring configuration and tokenizer in a result's folder to the common vocabulary.
+
+        Args:
+            folder: The folder, with the base's configuration and tokenizer files.
+        """
+        for name, content in self.files.items():
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                write_bytes(folder / name, content)
+        if self.rows is not None:
+            config = read_object(folder / "config.json")
+            write_json(folder / "config.json", with_vocabulary_size(config, self.rows))
+
+
+def _rows_of(model: Model, label: str) -> int:
+    found = {
+        name: model.shape(name)[0]
+        for name in model.names()
+        if (is_embedding(name) or is_head(name)) and model.shape(name)
+    }
+    if not found:
+        raise UserError(
+            f"{label} ({model.path}) has no embedding of a known name; only the vocabulary policy "
+            "refuse is possible"
+        )
+    if len(set(found.values())) > 1:
+        raise UserError(f"{label} ({model.path}): embedding and head have unlike rows {found}")
+    return next(iter(found.values()))
+
+
+def _tokens_of(model: Model, label: str, policy: str, base: Tokens | None = None) -> Tokens:
+    tokens = read_tokens(model.path)
+    if tokens is None and isinstance(model, Adapter):
+        tokens = base  # an adapter without a tokenizer was trained with its base's
+    if tokens is None:
+        raise UserError(
+            f"{label} ({model.path}) has no {TOKENIZER}; the vocabulary policy {policy} needs it"
+        )
+    return tokens
+
+
+def _crop(base: Model, experts: Mapping[str, Model]) -> Alignment:
+    rows, tokens, aligned, notes = _rows_of(base, "the base"), read_tokens(base.path), {}, []
+    for name, expert in experts.items():
+        label = f"expert {name}"
+        own = _rows_of(expert, label)
+        if own < rows:
+            raise UserError(
+                f"{label} ({expert.path}) has {own} rows, fewer than the base's {rows}; "
+                "choose the vocabulary policy base"
+            )
+        theirs = read_tokens(expert.path)
+        if tokens is not None and theirs is not None:
+            ours, others = tokens.by_id(), theirs.by_id()
+            for number, token in sorted(ours.items()):
+                if number < rows and others.get(number) != token:
+                    raise UserError(
+                        f"{label} ({expert.path}): id {number} is {others.get(number)!r}, the "
+                        f"base's is {token!r}, so that cropping would mix tokens; choose the "
+                        "vocabulary policy base or union"
+                    )
+        plan = Rows(np.zeros(rows, dtype=np.int8), np.arange(rows))
+        if plan.is_identity(own):
+            aligned[name] = expert
+        else:
+            aligned[name] = Reordered(expert, base, plan)
+            notes.append(f"{label}: the last {own - rows} of {own} rows are left out.")
+    return Alignment(base, aligned, notes=tuple(notes))
+
+
+def _plan(
+    model: Model,
+    tokens: Tokens,
+    rows: int,
+    result: Mapping[int, str],
+    base: tuple[Model, Tokens, int],
+    holders: Mapping[str, list[Holder]],
+) -> Rows:
+    """Say where each of a model's rows in the result comes from.
+
+    Args:
+        model: The model.
+        tokens: Its vocabulary.
+        rows: Its rows.
+        result: The result's tokens by id; an id without one is a row of padding.
+        base: The base, its vocabulary and its rows.
+        holders: For each token that the base lacks, who has a row for it.
+    """
+    whose, base_tokens, base_rows = base
+    taken = set(tokens.ids.values())
+    count = max(base_rows, max(result, default=-1) + 1)
+    origin, place = np.zeros(count, dtype=np.int8), np.arange(count)
+    means: dict[int, list[Holder]] = {}
+    for row in range(count):
+        token = result.get(row)
+        if token is None:
+            own = row if row < rows and row not in taken else None
+        else:
+            own = tokens.ids.get(token)
+        if own is not None and own < rows:
+            place[row] = own
+        elif token is None or token in base_tokens.ids:
+            origin[row], place[row] = BASE, row
+        else:
+            origin[row], means[row] = MEAN, holders[token]
+    if whose is model:
+        origin[origin == BASE] = OWN
+    return Rows(origin, place, means)
+
+
+def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignment:
+    base_rows, base_tokens = _rows_of(base, "the base"), _tokens_of(base, "the base", policy)
+    known = {
+        name: (
+            expert,
+            _tokens_of(expert, f"expert {name}", policy, base_tokens),
+            _rows_of(expert, f"expert {name}"),
+        )
+        for name, expert in experts.items()
+    }
+    result = {number: token for number, token in base_tokens.by_id().items() if number < base_rows}
+    new: list[NewToken] = []
+    holders: dict[str, list[Holder]] = {}
+    if policy == "union":
+        if max(base_tokens.ids.values(), default=-1) >= base_rows:
+            raise UserError(
+                f"the base ({base.path}): its tokenizer has ids beyond its {base_rows} rows and "
+                "cannot be extended; choose the vocabulary policy base"
+            )
+        following = max(base_tokens.ids.values(), default=-1) + 1
+        for name, (expert, tokens, rows) in known.items():
+            for token, number in sorted(tokens.ids.items(), key=lambda item: item[1]):
+                if token in base_tokens.ids or number >= rows:
+                    continue
+                if token not in holders:
+                    result[following + len(new)] = token
+                    new.append(NewToken(token, following + len(new), tokens, name))
+                holders.setdefault(token, []).append((expert, number))
+    root = (base, base_tokens, base_rows)
+
+    def reorder(model: Model, tokens: Tokens, rows: int) -> tuple[Model, Rows]:
+        plan = _plan(model, tokens, rows, result, root, holders)
+        return (model if plan.is_identity(rows) else Reordered(model, base, plan)), plan
+
+    aligned, notes = {}, []
+    for name, (expert, tokens, rows) in known.items():
+        aligned[name], plan = reorder(expert, tokens, rows)
+        lacking = int((plan.origin != OWN).sum())
+        if aligned[name] is not expert:
+            notes.append(
+                f"expert {name}: {len(plan.origin) - lacking} of {len(plan.origin)} rows are its "
+                f"own, {int((plan.origin == BASE).sum())} the base's, {len(plan.means)} a mean "
+                "of the models that have the token."
+            )
+    changed, plan = reorder(base, base_tokens, base_rows)
+    if new:
+        notes.append(
+            f"{len(new)} tokens that the base lacks are appended from id {new[0].id} on; a model "
+            "without one has the mean of the models with it."
+        )
+    return Alignment(
+        changed,
+        aligned,
+        len(plan.origin) if len(plan.origin) != base_rows else None,
+        output_tokenizer(base.path, base_tokens, new),
+        tuple(notes),
+    )
+
+
+def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> Alignment:
+    """Bring models to one vocabulary, as a policy has it.
+
+    ``refuse``: another tokenizer than the base's is an error. ``base``: the result has the base's
+    tokenizer; the experts' rows of embedding and head are put in its order, and rows of tokens
+    that an expert lacks are the base's. ``union``: the base's ids stay, and tokens that it lacks
+    are appended in the order of the experts and of their ids; a model's row for a token that it
+    lacks is the base's, or the mean of the models that have it where the base lacks it too. Rows
+    of padding stay, the appended tokens taking the first of them. ``crop-to-base``: experts whose
+    first tokens are the base's lose the rows beyond its number, as the authors of DAM did.
+
+    Only embedding and head are touched; a head tied to the embedding follows it. Nothing is read
+    before a row is asked for.
+
+    Args:
+        base: The common ancestor; for a merge without one, the model that stands for it, which
+            may be among the experts.
+        experts: The experts by name.
+        policy: See above.
+
+    Returns:
+        The models with one vocabulary. The result's configuration and tokenizer must be the
+        base's, changed by `Alignment.finish`.
+
+    Raises:
+        UserError: The policy is unknown, refuses the models, or cannot be followed with them.
+    """
+    if policy not in get_args(Policy):
+        raise UserError(
+            f"vocabulary policy {policy!r} is unknown{nearest(policy, get_args(Policy))}"
+        )
+    if policy == "crop-to-base":
+        return _crop(base, experts)
+    if policy != "refuse":
+        return _match(base, experts, policy)
+    for name, expert in experts.items():
+        check_tokenizer(base, expert, f"expert {name} ({expert.path})")
+    return Alignment(base, dict(experts))
+
+
+def check_tokenizer(base: Model, expert: Model, where: str) -> None:
+    """Refuse an expert whose tokenizer makes something else of a text than the base's.
+
+    Args:
+        base: The common ancestor.
+        expert: The fine-tuned model.
+        where: What to call it.
+
+    Raises:
+        UserError: They differ; the message says where first.
+    """
+    what = compare_folders(base.path, expert.path)
+    if what:
+        raise UserError(
+            f"{where} has another {TOKENIZER} than the base ({base.path}): {what}; "
+            "bring them to one vocabulary (policies base, union, crop-to-base) or leave it out"
+        )

@@ -1,0 +1,106 @@
+"""Multi-SLERP: barycentric interpolation of any number of experts on a sphere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from merges.combination import combine, normalized, ones_or
+from merges.gram import from_origin, gram
+from merges.parameters import Flag, NonNegative, Weights
+from merges.registry import method
+
+if TYPE_CHECKING:
+    import torch
+
+    from merges.gram import Origin
+    from merges.pieces import Pieces
+    from merges.requests import TensorContext
+
+
+def coefficients(
+    pieces: Pieces,
+    *,
+    weights: Sequence[float] | None,
+    normalize: bool,
+    origin: Origin,
+    epsilon: float,
+) -> list[float]:
+    """Find what the vectors of a parameter are multiplied by; see `multislerp`."""
+    given = ones_or(weights, len(pieces.experts))
+    if normalize:
+        given = normalized(given, "multislerp", "give others, or normalize=false")
+    if len(given) == 1:
+        return [1.0]
+    w = np.array(given)
+    products = gram(pieces, origin)
+    norms = np.sqrt(np.diag(products))
+    padded = norms + epsilon
+    to_unit = np.divide(1.0, padded, out=np.zeros_like(norms), where=padded > 0)
+    products *= np.outer(to_unit, to_unit)
+
+    def norm(point: np.ndarray) -> float:
+        return math.sqrt(max(0.0, point @ products @ point))
+
+    if norm(w) <= epsilon:
+        return w.tolist()
+    mean = w / norm(w)
+    tangent = w - (w @ products @ mean) * mean
+    angle = norm(tangent) + epsilon
+    point = mean * math.cos(angle) + tangent * (math.sin(angle) / angle if angle else 1.0)
+    return (point * to_unit * (w @ norms)).tolist()
+
+
+@method(
+    title="Multi-SLERP",
+    paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+    unit="values",
+    prepare="coefficients",
+)
+def multislerp(
+    base: torch.Tensor | None,
+    experts: Sequence[torch.Tensor],
+    context: TensorContext,
+    *,
+    weights: Weights = None,
+    normalize: Flag = True,
+    origin: Literal["zero", "base"] = "zero",
+    epsilon: NonNegative = 1e-8,
+) -> torch.Tensor:
+    """Average directions in the plane that touches the sphere at their mean, lengths linearly.
+
+    With v_i = x_i - o, each tensor one vector from the origin o, and e the epsilon:
+    u_i = v_i / (|v_i| + e); m = sum_i w_i u_i, divided by its norm;
+    T = sum_i w_i (u_i - (u_i . m) m); a = |T| + e;
+    result = o + (sum_i w_i |v_i|) * (m cos a + T sin(a) / a).
+    The u_i are projected to the plane at m, not mapped there along the sphere; `karcher` does the
+    latter, and repeats it. One expert is returned as it is, whatever its weight. Where
+    |sum_i w_i u_i| <= e (all vectors zero, or in balance) the result is o + sum_i w_i v_i; mergekit
+    has this rule for two experts and refuses more.
+
+    The rounding is that of `merges.combination.combine`; directions are computed in float64.
+
+    Args:
+        base: Values of the base; None without one.
+        experts: Values of x_i, shaped alike.
+        context: The coefficients.
+        weights: w_i; None for 1 each.
+        normalize: Whether to divide the weights by their sum.
+        origin: o: ``zero`` is mergekit's `multislerp` without a base model, ``base`` with one.
+        epsilon: e.
+
+    Returns:
+        The merged values.
+
+    Raises:
+        UserError: The weights to be normalised sum to zero, or the origin is the base and none is
+            given.
+
+    Source:
+        mergekit's `multislerp`, described on its author's page.
+    """
+    merged = combine(from_origin(base, experts, origin), context.prepared)
+    return merged if origin == "zero" else merged.add_(base)
