@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.layout import REMADE, read_object
-from checkpoints.names import is_embedding, is_head
+from checkpoints.names import is_embedding, is_head, with_vocabulary_size
 from checkpoints.pickles import PickledWeights
 from checkpoints.reading import (
     Checkpoint,
@@ -132,12 +132,14 @@ class Adapter(Model):
         self._weights = self._find(allow_pickle)
         self._updates: dict[str, _Update] = {}
         self._replaced: dict[str, str] = {}  # names in the adapter's file
-        for key in sorted(self._weights.stored):
+        # What is replaced comes first: an embedding of more rows may be changed further.
+        for key in sorted(self._weights.stored, key=lambda key: (".lora_" in key, key)):
             self._take(key)
         if not self._updates and not self._replaced:
             raise UserError(f"{path}: the adapter's file holds no weights; {REMADE}")
         for name in self._updates.keys() | self._replaced.keys():
             self._check_tying(name)
+        self._check_rows()
         self._factors = functools.lru_cache(maxsize=8)(self._read_factors)
 
     def _find(self, allow_pickle: bool) -> SafetensorsWeights | PickledWeights:
@@ -201,9 +203,11 @@ class Adapter(Model):
         inner = key.removeprefix(_PREFIX)
         module, found, what = inner.partition(".lora_")
         if not found:
-            name = inner.replace(".base_layer.", ".")
-            self._check_shape(name, self._weights.stored[key].shape, key)
-            self._replaced[name] = key
+            # PEFT may write a saved module three times: by its own name, and as two of its parts.
+            for part in (".modules_to_save.", ".original_module."):
+                if part in inner and key.replace(part, ".") in self._weights.stored:
+                    return
+            self._replace(inner.replace(".base_layer.", "."), key)
         elif what in ("A.weight", "embedding_A"):
             self._take_factors(module, key, key.replace(f".lora_{what}", f".lora_{_PARTNER[what]}"))
         elif what == "B.bias":
@@ -214,6 +218,17 @@ class Adapter(Model):
                 raise UserError(f"{self.path}: {key} has no other half; {REMADE}")
         else:
             raise self._refuse(f"its tensor {key}")
+
+    def _replace(self, name: str, key: str) -> None:
+        shape = self._weights.stored[key].shape
+        grown = is_embedding(name) or is_head(name)
+        if grown and name in self._names and shape[1:] == self._base.shape(name)[1:]:
+            # The adapter was trained with tokens added: it has an embedding and a head of its own.
+            if shape[0] != self._base.shape(name)[0]:
+                self.config = with_vocabulary_size(self.config, shape[0])
+        else:
+            self._check_shape(name, shape, key)
+        self._replaced[name] = key
 
     def _scale(self, module: str) -> tuple[int, float]:
         rank = self._setting("r", "rank_pattern", module)
@@ -254,11 +269,21 @@ class Adapter(Model):
                 f"{self.path}: {key} changes {name}, which the base ({self._base.path}) lacks; "
                 "name the base that the adapter was trained on"
             )
-        if self._base.shape(name) != shape:
+        if self.shape(name) != shape:
             raise UserError(
                 f"{self.path}: {key} is for a parameter of shape {list(shape)}, the base's "
-                f"({self._base.path}) has {list(self._base.shape(name))}; "
+                f"({self._base.path}) has {list(self.shape(name))}; "
                 "name the base that the adapter was trained on"
+            )
+
+    def _check_rows(self) -> None:
+        rows = {
+            name: self.shape(name)[0] for name in self._names if is_embedding(name) or is_head(name)
+        }
+        if len(set(rows.values())) > 1:
+            raise UserError(
+                f"{self.path}: with this base ({self._base.path}) embedding and head have unlike "
+                f"rows {sorted(rows.values())}; name the base that the adapter was trained on"
             )
 
     def _check_tying(self, name: str) -> None:
@@ -272,8 +297,9 @@ class Adapter(Model):
         return self._base.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a parameter's shape: the base's."""
-        return self._base.shape(name)
+        """Return a parameter's shape: the base's, but where an embedding was given more rows."""
+        replaced = self._replaced.get(name)
+        return self._weights.stored[replaced].shape if replaced else self._base.shape(name)
 
     def dtype(self, name: str) -> str:
         """Return the type in which a parameter is read: F32 or F64 where the adapter changes it."""

@@ -105,9 +105,8 @@ def _show(arguments: argparse.Namespace) -> None:
     model = Checkpoint(arguments.model, allow_pickle=arguments.allow_pickle)
     sizes = [path.stat().st_size for path in model.shards]
     print(describe(model))
-    print(
-        f"weights: {amount(sum(sizes))} in {counted(len(sizes), 'file')} ({model.shards[0].name} first)"
-    )
+    files = f"{counted(len(sizes), 'file')} ({model.shards[0].name} first)"
+    print(f"weights: {amount(sum(sizes))} in {files}")
     tokens = read_tokens(model.path)
     rows = model.config.get("vocab_size", "an unknown number of")
     print(f"tokenizer: {len(tokens.ids):,} tokens" if tokens else "tokenizer: none", end="")

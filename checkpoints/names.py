@@ -1,8 +1,9 @@
-"""What a parameter of a decoder is, told from its name."""
+"""What a parameter of a decoder is, told from its name, and what its configuration calls it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 Kind = Literal["embedding", "norm", "linear", "other"]
 
@@ -45,3 +46,13 @@ def is_embedding(name: str) -> bool:
 def is_head(name: str) -> bool:
     """Tell whether a parameter belongs to the output head, a row per token."""
     return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _HEADS
+
+
+def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a configuration with another number of rows, wherever it says it."""
+    changed = dict(config)
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = config["text_config"] | {"vocab_size": rows}
+        if "vocab_size" not in config:
+            return changed
+    return changed | {"vocab_size": rows}

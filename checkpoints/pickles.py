@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ class PickledWeights:
         self.stored: dict[str, Stored] = {}
         self.files: dict[str, Path] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._flat = functools.lru_cache(maxsize=2)(self._flatten)
         index = read_index(source) if source.suffix == ".json" else None
         known = {kind: name for name, kind in torch_types().items()}
         shards = sorted(set(index.values())) if index else [source]
@@ -73,7 +75,11 @@ class PickledWeights:
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Copy values [start, stop) of a flattened parameter."""
-        return self._tensors[name].reshape(-1)[start:stop].clone()
+        return self._flat(name)[start:stop].clone()
+
+    def _flatten(self, name: str) -> torch.Tensor:
+        # A transposed tensor has to be copied for this; the cache has it done once, not per piece.
+        return self._tensors[name].reshape(-1)
 
     def ahead(self, name: str) -> None:
         """Do nothing: the file is mapped, and the system fetches it as it is touched."""

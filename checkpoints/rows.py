@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from checkpoints.names import is_embedding, is_head
+from checkpoints.names import is_embedding, is_head, with_vocabulary_size
 from checkpoints.reading import Model, torch_type, torch_types
 
 if TYPE_CHECKING:
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
 
 OWN, BASE, MEAN = 0, 1, 2
 Holder = tuple[Model, int]  # a model and the row that it has for a token
-
-
-def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a configuration with another number of rows, wherever it says it."""
-    changed = dict(config)
-    if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = config["text_config"] | {"vocab_size": rows}
-        if "vocab_size" not in config:
-            return changed
-    return changed | {"vocab_size": rows}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,12 @@ def kind_of(content: dict[str, Any]) -> str:
     return model.get("type") or ("BPE" if "merges" in model else "WordLevel")
 
 
+def merges_of(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the merges of a tokenizer's model of words as pairs; older files join them."""
+    merges = model.get("merges") or []
+    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
+
+
 def _converted(folder: Path) -> dict[str, Any] | None:
     """Have transformers make a tokenizer.json of an older form, where there is one."""
     if not any((folder / name).is_file() for name in _OTHERS):
@@ -85,29 +91,38 @@ def read_tokens(folder: Path) -> Tokens | None:
             ids = dict(vocabulary)
         added = {item["content"]: item for item in content.get("added_tokens") or []}
         ids |= {token: item["id"] for token, item in added.items()}
-        for token, item in _later(folder).items():
-            if token not in ids:
-                added[token] = item
-                ids[token] = item["id"]
         if not all(isinstance(t, str) and type(i) is int and i >= 0 for t, i in ids.items()):
+            raise ValueError
+        if not all(len(pair) == 2 for pair in merges_of(content["model"])):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: not a tokenizer that is known here; {REMADE}") from None
+    for token, item in _later(folder).items():
+        if token not in ids:
+            added[token] = item
+            ids[token] = item["id"]
     return Tokens(ids, content, added)
 
 
 def _later(folder: Path) -> dict[str, dict[str, Any]]:
     """Read tokens that only the files around tokenizer.json know, as transformers adds them."""
     found: dict[str, dict[str, Any]] = {}
-    if (folder / "added_tokens.json").is_file():
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        for token, number in read_object(folder / "added_tokens.json").items():
-            found[token] = {"id": number, "content": token, **plain, "special": False}
-    if (folder / CONFIG).is_file():
-        for number, item in (
-            read_object(folder / CONFIG).get("added_tokens_decoder") or {}
-        ).items():
-            found[item["content"]] = {"id": int(number), **item}
+    simple, settings = folder / "added_tokens.json", folder / CONFIG
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    if simple.is_file():
+        for token, number in read_object(simple).items():
+            found[token] = {"id": number, "content": token, **plain}
+    if settings.is_file():
+        decoder = read_object(settings).get("added_tokens_decoder") or {}
+        try:
+            found |= {v["content"]: {**plain, **v, "id": int(k)} for k, v in decoder.items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{settings}: its added_tokens_decoder is malformed; {REMADE}"
+            ) from None
+    for token, item in found.items():
+        if not isinstance(token, str) or type(item["id"]) is not int or item["id"] < 0:
+            raise UserError(f"{folder}: token {token!a} was added with no proper id; {REMADE}")
     return found
 
 
@@ -116,11 +131,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if v is not None and v is not False}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _merges(model: dict[str, Any]) -> list[tuple[str, ...]]:
-    merges = model.get("merges") or []
-    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
 
 
 def difference(base: Tokens, other: Tokens) -> str | None:
@@ -149,7 +159,7 @@ def difference(base: Tokens, other: Tokens) -> str | None:
         if _plain(base.content.get(section)) != _plain(other.content.get(section)):
             return f"the same tokens, but another {section}"
     ours, theirs = base.content["model"], other.content["model"]
-    if _merges(ours) != _merges(theirs):
+    if merges_of(ours) != merges_of(theirs):
         return "the same tokens, but other merges"
     rest = ({k: v for k, v in m.items() if k not in ("vocab", "merges")} for m in (ours, theirs))
     first, second = (_plain(model) for model in rest)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.layout import read_object
-from checkpoints.tokens import CONFIG, TOKENIZER, Tokens, kind_of
+from checkpoints.tokens import CONFIG, TOKENIZER, Tokens, kind_of, merges_of
 from common.errors import UserError
 
 # Other forms of the base's vocabulary, which would contradict the new one.
@@ -79,15 +79,14 @@ def _extend_unigram(model: dict[str, Any], base: Tokens, new: Sequence[NewToken]
 def _extend_merges(model: dict[str, Any], ordinary: Sequence[NewToken]) -> None:
     """Append the merges that make new tokens of known ones, behind the base's: they come last."""
     wanted = {token.text for token in ordinary}
-    known = {tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]}
-    as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
+    merges = model.setdefault("merges", [])
+    known, as_text = set(merges_of(model)), bool(merges) and isinstance(merges[0], str)
     for source in {id(token.source): token.source for token in ordinary}.values():
-        for merge in source.content["model"].get("merges") or []:
-            pair = tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
+        for pair in merges_of(source.content["model"]):
             fits = "".join(pair) in wanted and all(part in model["vocab"] for part in pair)
             if fits and pair not in known:
                 known.add(pair)
-                model["merges"].append(" ".join(pair) if as_text else list(pair))
+                merges.append(" ".join(pair) if as_text else list(pair))
 
 
 def _verify(text: str, base: Tokens, new: Sequence[NewToken]) -> None:

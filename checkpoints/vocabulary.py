@@ -11,9 +11,9 @@ import numpy as np
 
 from checkpoints.adapters import Adapter
 from checkpoints.layout import read_object
-from checkpoints.names import is_embedding, is_head
+from checkpoints.names import is_embedding, is_head, with_vocabulary_size
 from checkpoints.reading import Model
-from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows, with_vocabulary_size
+from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows
 from checkpoints.tokens import TOKENIZER, Tokens, compare_folders, read_tokens
 from checkpoints.union import NewToken, output_tokenizer
 from common.errors import UserError, nearest

@@ -116,6 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
     parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="CPU threads (1)")
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the models and tell what the merge will take; write nothing",
+    )
+    parser.add_argument(
         "--vocabulary",
         choices=("refuse", "base", "union", "crop-to-base"),
         help="where tokenizers differ: refuse the models (the default), put the experts' tokens in "
@@ -314,8 +319,18 @@ def _merge(
     settings: Mapping[str, Any],
     **options: Any,
 ) -> None:
-    from merges.engine import merge_to_disk
+    from merges.engine import merge_to_disk, plan
 
+    if arguments.dry_run:
+        shards = arguments.shard_size
+        found = plan(
+            arguments.out, method, base, experts, options["dtype"], options["vocabulary"], shards
+        )
+        errors, found.errors = found.errors, []
+        print("\n".join(found.lines()), flush=True)
+        if errors:
+            raise UserError(errors[0])
+        return
     merge_to_disk(
         arguments.out,
         method,

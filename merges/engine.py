@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoints.checking import check_compatible, check_finite
-from checkpoints.reading import Model
+from checkpoints.preflight import Report, preflight
+from checkpoints.reading import BYTES, Model, torch_type
 from checkpoints.vocabulary import align
 from checkpoints.writing import SHARD_BYTES, StreamedWeights, copy_companions, write_weights
 from common.cost import measure
@@ -214,6 +215,39 @@ def merge_checkpoints(
     return WholeModelResult(sink.tensors, counted={"parameters": parameters_merged})
 
 
+def plan(
+    out: Path,
+    method: str,
+    base: Model | None,
+    experts: Mapping[str, Model],
+    dtype: str | None,
+    vocabulary: str,
+    shard_bytes: int,
+) -> Report:
+    """Check a merge before any byte is written, and foretell what it will take.
+
+    Args:
+        out, method, base, experts, dtype, vocabulary, shard_bytes: As for `merge_to_disk`.
+
+    Returns:
+        What was found; see `checkpoints.preflight.preflight`.
+    """
+    info = registry.info(method)
+    stored = None
+    if dtype is not None:
+        stored = next(key for key in BYTES if str(torch_type(key)) == f"torch.{dtype}")
+    return preflight(
+        base,
+        experts,
+        out=out,
+        dtype=stored,
+        shard_bytes=shard_bytes,
+        vocabulary=vocabulary,
+        unit="tensor" if info.whole_model else info.unit,
+        passes=1 if info.prepare is None else 2,
+    )
+
+
 def merge_to_disk(
     out: Path,
     method: str,
@@ -274,9 +308,9 @@ def merge_to_disk(
     models = {**({} if base is None else {"base": base}), **experts}
     check_output(out, [model.path for model in models.values()])
     giver = models[check_donor(donor, list(models), vocabulary)]
+    plan(out, method, base, experts, dtype, vocabulary, shard_bytes).require()
     aligned = align(next(iter(models.values())), experts, vocabulary)
     base, experts = base and aligned.base, aligned.experts
-    check_compatible(aligned.base, experts)
     settings = Settings(
         seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads
     )

@@ -330,6 +330,7 @@ def validate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **checked}
 
 
+@functools.cache
 def _imports(path: Path, root: Path) -> set[Path]:
     """Find the files of this package that a file imports, at its top or inside a function."""
     found = set()

@@ -154,6 +154,37 @@ def change(folder, **settings):
     (folder / CONFIG).write_text(json.dumps(held | settings))
 
 
+@pytest.mark.parametrize("lora", [["q_proj"], ["q_proj", "embed_tokens"]])
+def test_an_adapter_with_tokens_added_has_its_own_rows(base, tmp_path, make_model, lora):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from checkpoints.vocabulary import align
+
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(50)
+        saved = ["lm_head"] if "embed_tokens" in lora else ["lm_head", "embed_tokens"]
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules=lora, modules_to_save=saved))
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.data = torch.randn_like(parameter)
+        tuned.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+        plain = AutoModelForCausalLM.from_pretrained(base)
+        plain.resize_token_embeddings(50)
+        expected = PeftModel.from_pretrained(plain, tmp_path / "a").merge_and_unload().state_dict()
+    adapter = Adapter(tmp_path / "a", Checkpoint(base))
+    assert adapter.config["vocab_size"] == 50
+    for name, tensor in adapter.state_dict().items():
+        assert adapter.shape(name) == tensor.shape
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
+    cropped = align(Checkpoint(base), {"a": adapter}, "crop-to-base").experts["a"]
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(cropped.load(name), adapter.load(name)[:48])
+
+
 def refused(folder, base, match, **options):
     with pytest.raises(UserError, match=match) as caught:
         Adapter(folder, Checkpoint(base), **options)
@@ -210,7 +241,9 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path, make_model):
     shallow = make_model(tmp_path / "shallow", num_hidden_layers=1, attention_bias=True)
     refused(tmp_path / "a", shallow, r"layers\.1\.\S+ changes .* which the base .* lacks")
     larger = make_model(tmp_path / "larger", vocabulary=50, attention_bias=True)
-    refused(tmp_path / "a", larger, r"shape \[48, 32\], the base's .* has \[50, 32\]")
+    refused(tmp_path / "a", larger, r"embedding and head have unlike rows \[48, 50\]")
+    wide = make_model(tmp_path / "wide", hidden_size=64, attention_bias=True)
+    refused(tmp_path / "a", wide, r"shape \[48, 32\], the base's .* has \[48, 64\]")
 
 
 def test_a_tied_embedding_is_refused(tmp_path, make_model):

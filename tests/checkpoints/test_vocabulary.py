@@ -302,3 +302,32 @@ def test_an_adapter_has_its_bases_vocabulary(model, tmp_path):
     found = aligned.experts["a"].load(EMBEDDING)
     assert torch.equal(found[:8], base.load(EMBEDDING))
     assert torch.equal(found[8], row(other, EMBEDDING, 8))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": -1}}}'),
+        ("tokenizer.json", '{"model": {"vocab": [["a"]]}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": ["a"]}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": [5]}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1}]}'),
+        ("added_tokens.json", '{"x": "y"}'),
+        ("added_tokens.json", '{"x": -4}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"9": 5}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+    ],
+)
+@pytest.mark.parametrize("policy", ["refuse", "base", "union", "crop-to-base"])
+def test_a_damaged_tokenizer_is_one_line(model, file, content, policy):
+    base, expert = model("base", BASE_WORDS), model("expert", BASE_WORDS)
+    (expert.path / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        align(base, {"e": expert}, policy)
+    assert "\n" not in str(caught.value)
+    assert str(expert.path) in str(caught.value)

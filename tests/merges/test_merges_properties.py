@@ -53,6 +53,70 @@ def test_scale_zero_gives_the_base(
     assert torch.equal(run(method, base, experts, scale=0.0), base)
 
 
+def methods_with(parameter: str) -> list[str]:
+    return [
+        name
+        for name, info in registry.describe().items()
+        if not info.whole_model and parameter in info.parameters
+    ]
+
+
+PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("method", methods_with("scale"))
+@few
+@given(seed=seeds, count=counts, shape=shapes, dtype=dtypes)
+def test_every_method_with_a_scale_gives_the_base_at_zero(
+    method: str, seed: int, count: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    base, experts = models(seed, count, shape, dtype)
+    assert torch.equal(run(method, base, experts, scale=0.0), base)
+
+
+@pytest.mark.parametrize("method", PER_TENSOR)
+@few
+@given(
+    seed=seeds,
+    count=counts,
+    shape=shapes,
+    dtype=dtypes,
+    zero=st.sampled_from(["none", "base", "deltas", "one expert", "all"]),
+    random=st.randoms(use_true_random=False),
+)
+def test_every_method_keeps_shape_and_type_and_knows_no_order(
+    method: str,
+    seed: int,
+    count: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    zero: str,
+    random: object,
+) -> None:
+    info = registry.info(method)
+    base, experts = models(seed, info.experts or max(count, 2), shape, dtype)
+    if zero in ("base", "all"):
+        base = torch.zeros_like(base)
+    for number, name in enumerate(experts):
+        if zero == "deltas":
+            experts[name] = base.clone()
+        if zero == "all" or (zero == "one expert" and number == 0):
+            experts[name] = torch.zeros_like(base)
+    result = run(method, base, experts, seed % 1000)
+    assert result.shape == base.shape and result.dtype == dtype
+    assert result.isfinite().all()
+    if zero == "all":
+        assert not result.any()
+    if zero == "deltas":
+        torch.testing.assert_close(result, base, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    if not info.ordered:
+        names = list(experts)
+        random.shuffle(names)
+        again = run(method, base, {name: experts[name] for name in names}, seed % 1000)
+        assert torch.equal(again, result)
+
+
 @quick
 @given(seeds, counts, shapes)
 def test_without_trim_and_conflict_ties_is_task_arithmetic(

@@ -27,8 +27,8 @@ def whole_model(monkeypatch: pytest.MonkeyPatch) -> list[WholeModelRequest]:
     requests: list[WholeModelRequest] = []
     factor = registry.ParameterInfo("factor", "Scale", parameters.resolve("Scale"), 1.0)
     info = registry.MethodInfo(
-        "echo", "Echo", "none", frozenset({"base", "data"}), True, False, None, "tensor", None, "Echo.",
-        "Echo.",
+        "echo", "Echo", "none", frozenset({"base", "data"}), True, False, None, "tensor", None,
+        "Echo.", "Echo.",
         {"factor": factor}, "none", Path("none"),
     )  # fmt: skip
 
