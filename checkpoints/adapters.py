@@ -278,7 +278,9 @@ class Adapter(Model):
 
     def _check_rows(self) -> None:
         rows = {
-            name: self.shape(name)[0] for name in self._names if is_embedding(name) or is_head(name)
+            name: self.shape(name)[0]
+            for name in self._names
+            if (is_embedding(name) or is_head(name)) and self.shape(name)
         }
         if len(set(rows.values())) > 1:
             raise UserError(

@@ -147,7 +147,7 @@ def _check_disk(report: Report, out: Path, needed: int) -> None:
     report.facts.append(f"disk: {amount(free)} free for {out}")
     if free < needed:
         report.errors.append(
-            f"the disk of {out} has {amount(free)} free, and {amount(needed)} are needed; "
+            f"the disk is full: {amount(free)} are free for {out}, {amount(needed)} are needed; "
             "free some space or write elsewhere"
         )
     if not os.access(parent, os.W_OK):

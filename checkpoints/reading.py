@@ -186,10 +186,14 @@ class Model(abc.ABC):
         Raises:
             UserError: A weight file ends too early.
         """
+        import torch
+
         count = self.count(name)
         stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
             raise ValueError(f"values {start} to {stop} of tensor {name}, which has {count}")
+        if start == stop:
+            return torch.empty(0, dtype=torch_type(self.dtype(name)))
         return self._read(name, start, stop)
 
     def load(self, name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,9 +42,12 @@ base in float32 first.
 
 --set-layers reads a JSON list of rules; where several apply to a tensor, later ones win:
   [{"layers": [0, 1], "set": {"scale": 0.3}},
-   {"match": "mlp", "set": {"scale": 0.6}}]
+   {"match": "mlp", "set": {"scale": 0.6}},
+   {"match": "self_attn", "gradient": {"scale": [0.1, 0.5, 0.1]}},
+   {"gradient": {"weights": {"ja": [0, 1, 0], "math": [1, 0, 1]}}}]
 "layers" is [first, last], both included; "match" is a regular expression searched for in the
-tensor's name.
+tensor's name. The numbers of a gradient are spread evenly over the model's layers (or over
+"layers"), with straight lines between; tensors of no layer keep what is set for them.
 """
 
 
@@ -359,15 +363,18 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
     from merges.mergekit.translation import translate
 
     order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))
+    for note in order.notes:
+        print(note, file=sys.stderr)
     base, experts = _open(order.base, order.experts, order.adapters, arguments.allow_pickle)
+    settings, rules, dtype = order.resolve(base, experts)
     _merge(
         arguments,
         order.method,
         base,
         experts,
-        {},
-        parameters_for=order.parameters,
-        dtype=arguments.dtype or order.dtype,
+        settings,
+        parameters_for=rules,
+        dtype=arguments.dtype or dtype,
         donor=arguments.donor or order.donor,
         vocabulary=arguments.vocabulary or order.vocabulary or "refuse",
     )

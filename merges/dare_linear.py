@@ -31,7 +31,7 @@ def dare_linear(
     density: Densities = 0.5,
     scale: Scale = 1.0,
     weights: Weights = None,
-    rescale: Literal["density", "l1"] = "density",
+    rescale: Literal["density", "l1", "none"] = "density",
     normalize: Flag = False,
 ) -> torch.Tensor:
     """Drop at random, rescale, add up: task arithmetic on thinned-out task vectors.
@@ -49,7 +49,7 @@ def dare_linear(
         weights: w_i; None for 1 each.
         rescale: ``density`` is the paper's 1/(1 - p), used by fusion_bench, MergeBench ("DARE") and
             mergekit up to 0.0.6; ``l1`` is mergekit's since 0.1.0: each tensor keeps its sum of
-            magnitudes. mergekit's `rescale: false` is ``density`` with lambda * density for lambda.
+            magnitudes; ``none`` is its `rescale: false`.
         normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
             which is false by default).
 

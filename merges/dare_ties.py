@@ -19,7 +19,7 @@ _NEGLIGIBLE = 1e-7  # mergekit's bound: norms below it are not divided by
 
 
 def rescale_factors(
-    pieces: Pieces, *, density: Sequence[float], rescale: Literal["density", "l1"]
+    pieces: Pieces, *, density: Sequence[float], rescale: Literal["density", "l1", "none"]
 ) -> list[float]:
     """Find what each expert's kept entries are multiplied by.
 
@@ -27,13 +27,13 @@ def rescale_factors(
         pieces: A parameter.
         density: For each expert, the probability with which its mask keeps an entry.
         rescale: ``density``: 1/density; ``l1``: what restores the parameter's own sum of
-            magnitudes.
+            magnitudes; ``none``: 1.
 
     Returns:
         A factor for each expert.
     """
-    if rescale == "density":
-        return [1.0 / share for share in density]
+    if rescale != "l1":
+        return [1.0 / share if rescale == "density" else 1.0 for share in density]
     before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
     for piece in pieces:
         for number, delta in enumerate(deltas_of(piece)):
@@ -84,7 +84,7 @@ def dare_ties(
     density: Densities = 0.5,
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
-    rescale: Literal["density", "l1"] = "density",
+    rescale: Literal["density", "l1", "none"] = "density",
     merge: Literal["sum", "mean"] = "sum",
 ) -> torch.Tensor:
     """Drop at random, rescale, elect sign, merge.
@@ -106,7 +106,7 @@ def dare_ties(
         weights: w_i >= 0; None for 1 each.
         rescale: ``density`` is the paper's 1/(1 - p), used by fusion_bench, MergeBench and
             mergekit up to 0.0.6 (so by merges published before February 2025); ``l1`` is mergekit's
-            since 0.1.0: each tensor keeps its sum of magnitudes.
+            since 0.1.0: each tensor keeps its sum of magnitudes; ``none`` is its `rescale: false`.
         merge: ``sum`` is mergekit's `dare_ties` (normalize: false); ``mean`` is the disjoint mean
             of the TIES paper, on which the DARE paper builds.
 

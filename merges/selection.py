@@ -56,8 +56,8 @@ class Threshold:
 
 
 def kept(density: float, count: int) -> int:
-    """Return k = floor(density * count + 1/2), at least one."""
-    return max(1, math.floor(density * count + 0.5))
+    """Return k = floor(density * count), at least one, as mergekit has it."""
+    return max(1, math.floor(density * count))
 
 
 def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> float:

@@ -86,7 +86,7 @@ def ties(
 ) -> torch.Tensor:
     """Trim, elect sign, merge: b + lambda * disjoint mean (or sum) of the trimmed task vectors.
 
-    With d_i the task vector x_i - b of which only the k = floor(density * n + 1/2) entries of
+    With d_i the task vector x_i - b of which only the k = floor(density * n) entries of
     largest magnitude are kept (of equal ones at the threshold, the first), and S the sign of
     sum_i w_i d_i, the result is b + lambda * sum_i w_i d_i [sign d_i = S], divided for ``mean`` by
     sum_i w_i [sign d_i = S].

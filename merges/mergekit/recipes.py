@@ -21,11 +21,38 @@ def _l1_if(value: bool) -> str:
 
 @dataclass(frozen=True)
 class Word:
-    """One of mergekit's parameters: ours, mergekit's default (None where it must be given)."""
+    """One of mergekit's parameters: our name of it, mergekit's default, what it is in ours.
+
+    Attributes:
+        ours: Our parameter.
+        default: mergekit's default, None where it must be given; its type is the parameter's.
+        turn: Makes our value of mergekit's.
+    """
 
     ours: str
-    default: Any
+    default: Any = None
     turn: Callable[[Any], Any] = _same
+
+    def read(self, value: Any) -> Any:
+        """Read a value as mergekit does, so also numbers that YAML takes for text, such as 1e-3.
+
+        Raises:
+            ValueError: It is of another type.
+        """
+        if isinstance(self.default, bool):
+            if isinstance(value, bool) or value in (0, 1):
+                return bool(value)
+            raise ValueError(f"{value!r} is neither true nor false")
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise ValueError
+            number = float(value)
+            if isinstance(self.default, int) and number != int(number):
+                raise ValueError
+        except (ValueError, OverflowError):
+            what = "whole number" if isinstance(self.default, int) else "number"
+            raise ValueError(f"{value!r} is no {what}") from None
+        return int(number) if isinstance(self.default, int) else number
 
 
 @dataclass(frozen=True)
@@ -36,28 +63,32 @@ class Recipe:
         ours: Our method.
         shared: Its parameters that are one for all models.
         each: Its parameters that are one for each expert.
+        only: Parameters of which we have the default alone.
         fixed: Ours that mergekit has no word for.
         with_base: Ours where a base model is given.
-        base_is_expert: Whether a base model among the models is merged like the others.
+        join: Changes our parameters where one of them takes several of mergekit's words.
+        base_is_expert: Whether a base model is merged like the others.
     """
 
     ours: str
     shared: Mapping[str, Word] = field(default_factory=dict)
     each: Mapping[str, Word] = field(default_factory=dict)
+    only: Mapping[str, Word] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     with_base: Mapping[str, Any] = field(default_factory=dict)
+    join: Callable[[dict[str, Any]], dict[str, Any]] = _same
     base_is_expert: bool = False
 
 
-_WEIGHT = {"weight": Word("weights", None)}
+_WEIGHT = {"weight": Word("weights")}
 _SPARSE = {**_WEIGHT, "density": Word("density", 1.0)}
 _LAMBDA = {"lambda": Word("scale", 1.0)}
 _GAMMA = {"gamma": Word("gamma", 0.01)}
 _EPSILON = {"epsilon": Word("epsilon", 0.15)}
 
 
-def _sparse(merge: bool, rescale: bool) -> dict[str, Word]:
-    """Lambda, normalize and rescale of a method with sign election, with their defaults."""
+def _elected(merge: bool, rescale: bool) -> dict[str, Word]:
+    """Return the shared parameters of a method with sign election, with their defaults."""
     return {
         **_LAMBDA,
         "normalize": Word("merge", merge, _mean_if),
@@ -65,8 +96,8 @@ def _sparse(merge: bool, rescale: bool) -> dict[str, Word]:
     }
 
 
-def _linear(rescale: bool) -> dict[str, Word]:
-    """The same of a method without it."""
+def _summed(rescale: bool) -> dict[str, Word]:
+    """Return the shared parameters of a method without it."""
     return {
         **_LAMBDA,
         "normalize": Word("normalize", False),
@@ -74,19 +105,24 @@ def _linear(rescale: bool) -> dict[str, Word]:
     }
 
 
+def _along(values: dict[str, Any]) -> dict[str, Any]:
+    """Say along what NuSLERP's vectors are."""
+    rest = {name: value for name, value in values.items() if name not in ("flatten", "row_wise")}
+    along = "tensor" if values["flatten"] else "columns" if values["row_wise"] else "rows"
+    return {**rest, "along": along}
+
+
 RECIPES = {
     "linear": Recipe(
         "linear", {"normalize": Word("normalize", True)}, _WEIGHT, base_is_expert=True
     ),
-    "slerp": Recipe("slerp", {"t": Word("t", None)}, base_is_expert=True),
+    "slerp": Recipe("slerp", {"t": Word("t")}, base_is_expert=True),
     "nuslerp": Recipe(
         "nuslerp",
-        {
-            "nuslerp_flatten": Word("along", True),
-            "nuslerp_row_wise": Word("along", False),
-        },
+        {"nuslerp_flatten": Word("flatten", True), "nuslerp_row_wise": Word("row_wise", False)},
         _WEIGHT,
         with_base={"origin": "base"},
+        join=_along,
     ),
     "multislerp": Recipe(
         "multislerp",
@@ -107,15 +143,30 @@ RECIPES = {
     "task_arithmetic": Recipe(
         "task_arithmetic", {**_LAMBDA, "normalize": Word("normalize", False)}, _WEIGHT
     ),
-    "ties": Recipe("ties", {**_LAMBDA, "normalize": Word("merge", True, _mean_if)}, _SPARSE),
-    "dare_ties": Recipe("dare_ties", _sparse(False, True), _SPARSE),
-    "dare_linear": Recipe("dare_linear", _linear(True), _SPARSE),
-    "breadcrumbs": Recipe("breadcrumbs", _linear(False), {**_SPARSE, **_GAMMA}),
-    "breadcrumbs_ties": Recipe("breadcrumbs_ties", _sparse(False, False), {**_SPARSE, **_GAMMA}),
-    "della": Recipe("della", _sparse(True, True), {**_SPARSE, **_EPSILON}),
-    "della_linear": Recipe("della_linear", _linear(True), {**_SPARSE, **_EPSILON}),
+    "ties": Recipe(
+        "ties",
+        {**_LAMBDA, "normalize": Word("merge", True, _mean_if)},
+        _SPARSE,
+        only={"rescale": Word("rescale", False)},
+    ),
+    "dare_ties": Recipe("dare_ties", _elected(False, True), _SPARSE),
+    "dare_linear": Recipe("dare_linear", _summed(True), _SPARSE),
+    "breadcrumbs": Recipe("breadcrumbs", _summed(False), {**_SPARSE, **_GAMMA}),
+    "breadcrumbs_ties": Recipe("breadcrumbs_ties", _elected(False, False), {**_SPARSE, **_GAMMA}),
+    "della": Recipe("della", _elected(True, True), {**_SPARSE, **_EPSILON}),
+    "della_linear": Recipe("della_linear", _summed(True), {**_SPARSE, **_EPSILON}),
     "sce": Recipe("sce", {"select_topk": Word("density", 1.0)}, fixed={"negligible": 1e-6}),
 }
-IGNORED = ("int8_mask",)  # only how mergekit holds its masks
-# Taken by methods without sparsification too, and without effect there.
-IDLE = {"task_arithmetic": ("density", "rescale"), "ties": (), "linear": ("density",)}
+SILENT = ("int8_mask",)  # how mergekit holds its masks; the result is the same
+WORDS = {
+    *SILENT,
+    "scale",  # of passthrough
+    "r",  # of ramplus_tl
+    "alpha",
+    *(
+        word
+        for recipe in RECIPES.values()
+        for words in (recipe.shared, recipe.each, recipe.only)
+        for word in words
+    ),
+}

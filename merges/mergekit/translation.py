@@ -1,4 +1,4 @@
-"""Runs an ordinary mergekit configuration: its words in ours, and plainly what has none."""
+"""Reads an ordinary mergekit configuration: its words in ours, and plainly what has none."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common.errors import UserError, nearest
-from common.files import read_json
-from merges.mergekit.recipes import IDLE, IGNORED, RECIPES, Recipe, Word
+from merges.mergekit.recipes import RECIPES
+from merges.mergekit.settings import SOURCE, Parameters, Slice
 
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+if TYPE_CHECKING:
+    from checkpoints.reading import Model
+    from merges.layers import LayerRules
+
 _TOP = (
     "merge_method",
     "models",
@@ -25,138 +28,16 @@ _TOP = (
     "out_dtype",
     "tokenizer_source",
     "tokenizer",
-    "chat_template",
-    "modules",
 )
+_MENDS = {
+    "modules": "give models or slices",
+    "chat_template": "that of the donor is copied; leave it out",
+    "tokens": "only the tokenizer's source can be given",
+    "pad_to_multiple_of": "only the tokenizer's source can be given",
+    "residual_weight": "leave it out",
+    "base_model": "give it once for the whole configuration",
+}
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
-_VOCABULARIES = {"base": "base", "union": "union"}
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A range of layers with parameters of its own.
-
-    Attributes:
-        first, last: Its layers, `last` included.
-        parameters: Of the slice.
-        each: By model, of the slice's source.
-    """
-
-    first: int
-    last: int
-    parameters: Mapping[str, Any]
-    each: Mapping[str, Mapping[str, Any]]
-
-    def position(self, layer: int) -> float:
-        """Return where in the slice a layer is, from 0 to 1."""
-        return 1.0 if self.last == self.first else (layer - self.first) / (self.last - self.first)
-
-
-def _number(value: Any) -> Any:
-    """Read numbers that YAML takes for text, such as 1e-3."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _value(setting: Any, tensor: str, position: float) -> Any:
-    """Evaluate a setting for a tensor: a value, a gradient over layers, or values by filter.
-
-    A list of numbers is piecewise linear over the slice's layers. Of values by filter the first
-    counts whose text is part of the tensor's name. None if there is none.
-    """
-    if isinstance(setting, Mapping):
-        setting = [setting]
-    if not isinstance(setting, list):
-        return _number(setting)
-    if any(isinstance(item, Mapping) for item in setting):
-        for item in setting:
-            text = item.get("filter")
-            if text in (None, "*") or text in tensor:
-                return _value(item.get("value"), tensor, position)
-        return None
-    if not setting:
-        return None
-    values = [_number(item) for item in setting]
-    place = position * (len(values) - 1)
-    if any(isinstance(value, bool | str) for value in values):
-        return values[int(place)]
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    share = place - low
-    return (1 - share) * values[low] + share * values[high]
-
-
-class Parameters:
-    """A mergekit configuration's parameters for each tensor, in our words.
-
-    It is what `merges.engine` takes as `parameters_for`. Precedence is mergekit's: of a slice's
-    source (or of a model), of the slice, of the whole configuration. Tensors of no layer take the
-    first value of a gradient, and a slice's parameters from the first slice.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        names: Mapping[str, str],
-        slices: Sequence[Slice],
-        shared: Mapping[str, Any],
-        fixed: Mapping[str, Any],
-    ) -> None:
-        self._recipe = recipe
-        self._names = names
-        self._slices = slices
-        self._shared = shared
-        self._fixed = fixed
-
-    def _find(self, word: str, about: Word, tensor: str, model: str | None) -> Any:
-        layer = _LAYER.search(tensor)
-        number = None if layer is None else int(layer[1])
-        part = next(
-            (s for s in self._slices if number is not None and s.first <= number <= s.last),
-            self._slices[0],
-        )
-        position = 0.0 if number is None else part.position(number)
-        for settings in (part.each.get(model, {}), part.parameters, self._shared):
-            if word in settings:
-                value = _value(settings[word], tensor, position)
-                if value is not None:
-                    return value
-        if about.default is None:
-            of = f" of {model}" if model else ""
-            raise UserError(f"mergekit configuration: no {word}{of} for tensor {tensor}; give one")
-        return about.default
-
-    def __call__(self, tensor: str) -> dict[str, Any]:
-        """Return our method's parameters for a tensor."""
-        values = dict(self._fixed)
-        for word, about in self._recipe.shared.items():
-            values[about.ours] = about.turn(self._find(word, about, tensor, None))
-        if self._recipe.ours == "nuslerp":
-            flat = self._find("nuslerp_flatten", Word("along", True), tensor, None)
-            columns = self._find("nuslerp_row_wise", Word("along", False), tensor, None)
-            values["along"] = "tensor" if flat else "columns" if columns else "rows"
-        for word, about in self._recipe.each.items():
-            values[about.ours] = {
-                name: self._find(word, about, tensor, model) for name, model in self._names.items()
-            }
-        return values
-
-    def check_used(self, tensors: Sequence[str]) -> None:
-        """Do nothing: mergekit's filters may match nothing."""
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the parameters as they stand in the configuration."""
-        return [
-            {"parameters": self._shared},
-            *(
-                {"layers": [s.first, s.last], "parameters": s.parameters, "models": s.each}
-                for s in self._slices
-            ),
-        ]
 
 
 @dataclass(frozen=True)
@@ -169,9 +50,10 @@ class Translated:
         experts: The experts' folders by name, in the configuration's order.
         adapters: LoRA adapters' folders by the name of the expert that each makes.
         parameters: The method's parameters by tensor.
-        dtype: Stored type, None for the inputs'.
+        dtype: Type in which to store, None if the configuration leaves it to the inputs.
         vocabulary: ``base`` or ``union`` where the configuration asks for it.
-        donor: Whose configuration and tokenizer the result gets, where it is said.
+        donor: The expert whose tokenizer is asked for.
+        notes: What stands in the configuration and has no effect, a line each.
     """
 
     method: str
@@ -182,10 +64,180 @@ class Translated:
     dtype: str | None
     vocabulary: str | None
     donor: str | None
+    notes: tuple[str, ...]
+
+    def resolve(
+        self, base: Model | None, experts: Mapping[str, Model]
+    ) -> tuple[dict[str, Any], LayerRules | None, str | None]:
+        """Work out what depends on the models.
+
+        Args:
+            base: The base, opened.
+            experts: The experts, opened.
+
+        Returns:
+            Parameters that are the same for every tensor, rules for the others, and the type in
+            which to store (None for the base's).
+
+        Raises:
+            UserError: A parameter is missing, wrong or not supported, the slices do not cover the
+                layers, or models of different types and no type to store.
+        """
+        models = [*([] if base is None else [base]), *experts.values()]
+        settings, rules = self.parameters.resolve(models[0].names())
+        return settings, rules, self.dtype or _promoted(models)
+
+
+def _promoted(models: Sequence[Model]) -> str | None:
+    """Return the type that all models' values fit into, None where it is the first one's."""
+    import torch
+
+    from checkpoints.reading import torch_type
+
+    first, found = models[0], set()
+    changes = False
+    for name in first.names():
+        own = joint = torch_type(first.dtype(name))
+        for model in models[1:]:
+            if name in model.names():
+                joint = torch.promote_types(joint, torch_type(model.dtype(name)))
+        if own.is_floating_point:
+            found.add(joint)
+            changes |= joint != own
+    if changes and len(found) > 1:
+        raise UserError(f"{SOURCE}: the models are stored in different types; give dtype")
+    return str(found.pop()).removeprefix("torch.") if changes else None
 
 
 def _refuse(what: str, mend: str) -> UserError:
-    return UserError(f"mergekit configuration: {what} is not supported; {mend}")
+    return UserError(f"{SOURCE}: {what} is not supported; {mend}")
+
+
+def _mapping(value: Any, what: str, keys: Sequence[str], mend: str) -> Mapping[str, Any]:
+    """Check that something is a mapping with some of the keys."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{SOURCE}: {what}: {value!r} is no mapping; {mend}")
+    for key in value:
+        if key not in keys:
+            if key in _MENDS:
+                raise _refuse(f"{str(key)!r} in {what}", _MENDS[key])
+            raise UserError(f"{SOURCE}: unknown key {key!r} in {what}{nearest(str(key), keys)}")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{SOURCE}: {what} must be a list with at least one item")
+    return value
+
+
+def _parameters(item: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    value = item.get("parameters")
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{SOURCE}: parameters of {what}: {value!r} is no mapping; give NAME: VALUE"
+        )
+    return {str(word): setting for word, setting in value.items()}
+
+
+def _entries(value: Any, what: str, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Check a list of models, return its items by model."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for item in _list(value, what):
+        item = _mapping(item, what, keys, "give 'model: FOLDER'")
+        model = item.get("model")
+        if not isinstance(model, str):
+            raise _refuse(f"a model given as {model!r} in {what}", "give its folder as text")
+        if model in found:
+            raise UserError(f"{SOURCE}: {what} have {model} twice; keep one")
+        found[model] = item
+    return found
+
+
+def _whole(content: Mapping[str, Any]) -> list[Slice]:
+    entries = _entries(content["models"], "models", ("model", "parameters"))
+    each = {model: _parameters(item, model) for model, item in entries.items()}
+    base = content.get("base_model")
+    # mergekit adds a base model that is not listed behind the others.
+    return [Slice(0, None, {}, each if base is None else {**each, base: each.get(base, {})})]
+
+
+def _slices(content: Mapping[str, Any]) -> list[Slice]:
+    found: list[Slice] = []
+    reached = 0
+    for item in _list(content["slices"], "slices"):
+        item = _mapping(item, "a slice", ("sources", "parameters"), "give its sources")
+        entries = _entries(item.get("sources"), "sources", ("model", "layer_range", "parameters"))
+        ranges = [entry.get("layer_range") for entry in entries.values()]
+        for limits in ranges:
+            if not isinstance(limits, list) or [type(n) for n in limits] != [int, int]:
+                raise UserError(f"{SOURCE}: layer_range {limits!r}: give [first, last + 1]")
+        first, end = ranges[0]
+        if any(limits != ranges[0] for limits in ranges) or first != reached or end <= first:
+            raise _refuse(
+                f"a slice that moves, repeats or leaves out layers ({[*map(tuple, ranges)]})",
+                "give all sources of a slice one layer_range, and begin each where the last ends",
+            )
+        each = {model: _parameters(entry, model) for model, entry in entries.items()}
+        if found and list(each) != list(found[0].each):
+            raise _refuse(
+                "a slice of other models than the first", "list the same ones in the same order"
+            )
+        found.append(Slice(first, end - 1, _parameters(item, "a slice"), each))
+        reached = end
+    return found
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
+    if not isinstance(content, Mapping) or not isinstance(content.get("merge_method"), str):
+        raise UserError(f"{path}: no merge_method; give a mergekit configuration")
+    method = content["merge_method"]
+    if method not in RECIPES:
+        raise _refuse(f"merge_method {method}", f"supported are {', '.join(RECIPES)}")
+    _mapping(content, "the configuration", _TOP, "")
+    if ("models" in content) == ("slices" in content):
+        raise UserError(f"{SOURCE}: give either models or slices")
+    if not isinstance(content.get("base_model"), str | None):
+        raise _refuse(f"base_model {content['base_model']!r}", "give its folder as text")
+    return content
+
+
+def _dtype(content: Mapping[str, Any]) -> str | None:
+    for key in ("out_dtype", "dtype"):
+        if (value := content.get(key)) is not None:
+            name = str(value).removeprefix("torch.")
+            if name not in _DTYPES:
+                raise UserError(f"{SOURCE}: {key} {name!r} is unknown{nearest(name, _DTYPES)}")
+            return name
+    return None
+
+
+def _tokenizer(content: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str | None, ...]:
+    """Return the vocabulary policy and the donor that a configuration asks for."""
+    source = content.get("tokenizer_source")
+    if (about := content.get("tokenizer")) is not None:
+        if source is not None:
+            raise UserError(f"{SOURCE}: give tokenizer_source or tokenizer, not both")
+        source = _mapping(about, "tokenizer", ("source",), "give its source").get("source", "union")
+    if source is None:
+        return None, None
+    if source in ("base", "union"):
+        return source, None
+    if source == content.get("base_model"):
+        return "base", None
+    donor = next((name for name, text in names.items() if text == source), None)
+    if donor is None:
+        raise _refuse(f"tokenizer source {source!r}", "give base, union or one of the models")
+    return None, donor
 
 
 class _Places:
@@ -195,93 +247,31 @@ class _Places:
         self._top = top
         self._located = located
 
-    def find(self, text: str) -> Path:
+    def _find(self, text: str) -> Path:
         for path in (self._located.get(text), Path(text), self._top / text):
             if path is not None and path.is_dir():
                 return path
+        what = "no folder" if "@" not in text else "revisions are not fetched, and no folder"
         raise UserError(
-            f"mergekit configuration: no folder {text!r}; fetch the model and say where it is with "
+            f"{SOURCE}: {what} {text!r}; fetch the model and say where it is with "
             f"--locate {text}=DIR"
         )
 
-    def model(self, text: Any) -> tuple[Path, Path | None]:
+    def find(self, text: str) -> tuple[Path, Path | None]:
         """Return a model's folder and its LoRA adapter's, as in ``model+adapter``."""
-        if not isinstance(text, str):
-            raise _refuse(f"a model given as {text!r}", "give its folder as text")
-        if "@" in Path(text).name and text not in self._located:
-            raise _refuse(f"the revision in {text!r}", "fetch it, and give --locate")
         model, _, adapter = text.partition("+")
-        return self.find(model), self.find(adapter) if adapter else None
+        return self._find(model), self._find(adapter) if adapter else None
 
 
-def _slices(content: Mapping[str, Any], layers: int) -> list[Slice]:
-    if "models" in content:
-        each = {item["model"]: item.get("parameters") or {} for item in content["models"]}
-        return [Slice(0, layers - 1, {}, each)]
-    found, reached = [], 0
-    for entry in content["slices"]:
-        sources = entry.get("sources") or []
-        ranges = {tuple(source["layer_range"]) for source in sources}
-        if len(ranges) != 1 or next(iter(ranges))[0] != reached:
-            raise _refuse(
-                "a slice that moves, repeats or leaves out layers",
-                "every source of a slice must have the same layer_range, and the slices must "
-                "follow each other from 0",
-            )
-        first, reached = next(iter(ranges))
-        each = {source["model"]: source.get("parameters") or {} for source in sources}
-        found.append(Slice(first, reached - 1, entry.get("parameters") or {}, each))
-    if reached != layers:
-        raise _refuse(f"leaving out layers ({reached} of {layers} in the slices)", "name them all")
-    return found
-
-
-def _check(content: Any, path: Path) -> Recipe:
-    if not isinstance(content, Mapping) or "merge_method" not in content:
-        raise UserError(f"{path}: no merge_method; give a mergekit configuration")
-    for key in content:
-        if key not in _TOP:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), _TOP)}")
-    method = content["merge_method"]
-    if method not in RECIPES:
-        raise _refuse(f"merge_method {method}", f"supported are {', '.join(RECIPES)}")
-    if content.get("modules"):
-        raise _refuse("'modules'", "give models or slices")
-    if content.get("chat_template"):
-        raise _refuse("'chat_template'", "the donor's is copied; leave the key out")
-    if bool(content.get("models")) == bool(content.get("slices")):
-        raise UserError(f"{path}: give either models or slices")
-    for key in ("dtype", "out_dtype"):
-        if content.get(key) not in (None, *_DTYPES):
-            raise UserError(f"{path}: {key} {content[key]!r}{nearest(str(content[key]), _DTYPES)}")
-    return RECIPES[method]
-
-
-def _check_words(method: str, recipe: Recipe, slices: Sequence[Slice], top: Mapping) -> None:
-    idle = (*IGNORED, *IDLE.get(method, ()))
-    known = [*recipe.shared, *recipe.each, *idle]
-    for settings in (
-        top,
-        *(s.parameters for s in slices),
-        *(e for s in slices for e in s.each.values()),
-    ):
-        for word in settings:
-            if word not in known:
-                raise UserError(
-                    f"mergekit configuration: {method} has no parameter {word!r} here"
-                    f"{nearest(word, known)}"
-                )
-
-
-def _tokenizer(content: Mapping[str, Any]) -> str | None:
-    source = content.get("tokenizer_source")
-    about = content.get("tokenizer")
-    if about:
-        for key in about:
-            if key != "source":
-                raise _refuse(f"'tokenizer: {key}'", "only its source can be given")
-        source = about.get("source", "union")
-    return source
+def _short_names(models: Sequence[str]) -> dict[str, str]:
+    """Name models by the last part of what the configuration calls them."""
+    names: dict[str, str] = {}
+    for text in models:
+        short = re.sub(r"[^\w.-]", "_", Path(text).name)
+        while short in names or short == "base":
+            short += "_"
+        names[short] = text
+    return names
 
 
 def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translated:
@@ -298,48 +288,40 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
         UserError: The file is no configuration, a model is not there, or it asks for what is not
             supported: the message names it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; correct the path") from None
-    except yaml.YAMLError as error:
-        problem = str(error).replace("\n", " ")
-        raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
-    recipe = _check(content, path)
-    places = _Places(path.parent, located or {})
+    content = _read(path)
+    method = content["merge_method"]
+    recipe = RECIPES[method]
     base = content.get("base_model")
-    entries = content.get("models") or content["slices"][0].get("sources") or []
-    named = list(dict.fromkeys(entry["model"] for entry in entries))
-    if recipe.ours == "slerp":
-        if base not in named:
-            raise UserError(f"{path}: slerp's base_model must be one of its two models")
-        named.sort(key=lambda name: name != base)  # t = 0 is the base model
-    experts = named if recipe.base_is_expert else [name for name in named if name != base]
-    names: dict[str, str] = {}
-    for text in experts:
-        short = re.sub(r"[^\w.-]", "_", Path(text.rstrip("/")).name)
-        while short in names or short == "base":
-            short += "_"
-        names[short] = text
-    found = {name: places.model(text) for name, text in names.items()}
-    root = places.model(base)[0] if base else None
-    some = root or next(iter(found.values()))[0]
-    slices = _slices(content, int(read_json(some / "config.json")["num_hidden_layers"]))
-    top = content.get("parameters") or {}
-    _check_words(content["merge_method"], recipe, slices, top)
-    source = _tokenizer(content)
-    donor = next((name for name, text in names.items() if text == source), None)
-    if source not in (None, *_VOCABULARIES, base) and donor is None:
-        raise _refuse(f"tokenizer source {source!r}", "give base, union or one of the models")
+    slices = _whole(content) if "models" in content else _slices(content)
+    models = list(slices[0].each)
+    if method == "slerp":
+        if base not in models:
+            raise UserError(f"{SOURCE}: slerp needs base_model, and as one of its two models")
+        models.sort(key=lambda model: model != base)  # t = 0 is the base model
+    names = _short_names([m for m in models if recipe.base_is_expert or m != base])
+    vocabulary, donor = _tokenizer(content, names)
+    dtype = _dtype(content)
+    parameters = Parameters(
+        method,
+        recipe,
+        names,
+        slices,
+        _parameters(content, "the configuration"),
+        {**recipe.fixed, **(recipe.with_base if base else {})},
+    )
+    places = _Places(path.parent, located or {})
+    found = {name: places.find(text) for name, text in names.items()}
+    root, adapter = places.find(base) if base else (None, None)
+    if adapter:
+        raise _refuse(f"an adapter on the base model ({base})", "fold it into the base first")
     return Translated(
         recipe.ours,
         root,
         {name: model for name, (model, _) in found.items()},
         {name: adapter for name, (_, adapter) in found.items() if adapter},
-        Parameters(
-            recipe, names, slices, top, {**recipe.fixed, **(recipe.with_base if base else {})}
-        ),
-        content.get("out_dtype") or content.get("dtype"),
-        _VOCABULARIES.get(source),
-        "base" if source == base and base else donor,
+        parameters,
+        dtype,
+        vocabulary,
+        donor,
+        parameters.notes,
     )

@@ -169,7 +169,10 @@ def test_a_full_disk_is_foreseen(base, copy, tmp_path, monkeypatch):
     arguments = Checkpoint(base), {"e": Checkpoint(copy)}
     report = preflight(*arguments, out=tmp_path / "out")
     assert len(report.errors) == 1
-    assert "has 40 KB free" in report.errors[0] and "KB are needed" in report.errors[0]
+    assert (
+        "the disk is full: 40 KB are free" in report.errors[0]
+        and "KB are needed" in report.errors[0]
+    )
     free.free = 10**9
     assert preflight(*arguments, out=tmp_path / "out").errors == []
 

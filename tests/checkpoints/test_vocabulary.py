@@ -189,6 +189,22 @@ def test_union_gives_a_complete_model(model, tmp_path):
     assert len(words) == 10
 
 
+def test_tokens_without_a_row_are_not_appended(model):
+    base = model("base", BASE_WORDS)
+    expert = model("expert", [*SPECIAL, "a", "d"])  # 6 rows
+    tokenizer(expert.path, [*SPECIAL, "a", "d"], ["<lost>", "b"])
+    aligned = align(base, {"e": expert}, "union")
+    assert aligned.rows is None and aligned.files == {}
+    found = aligned.experts["e"].load(EMBEDDING)
+    assert torch.equal(found[5], row(base, EMBEDDING, 5))  # b, which the expert has no row for
+    assert torch.equal(found[7], row(expert, EMBEDDING, 5))
+    tokenizer(base.path, BASE_WORDS, ["<lost>"])
+    with pytest.raises(UserError, match="ids beyond its 8 rows"):
+        align(base, {"e": expert}, "union")
+    aligned = align(base, {"e": expert}, "base")
+    assert aligned.experts["e"].shape(EMBEDDING) == (8, 32)
+
+
 def test_tied_embeddings_have_one_matrix(model):
     base = model("base", BASE_WORDS, tie_word_embeddings=True)
     expert = model("expert", ["b", *SPECIAL, "a"], tie_word_embeddings=True)

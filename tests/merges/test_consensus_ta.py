@@ -49,7 +49,7 @@ def ties_sum(deltas: list[np.ndarray], density: float) -> np.ndarray:
         flat = delta.ravel()
         order = np.lexsort((np.arange(flat.size), -np.abs(flat)))
         mask = np.zeros(flat.size)
-        mask[order[: max(1, math.floor(density * flat.size + 0.5))]] = 1
+        mask[order[: max(1, math.floor(density * flat.size))]] = 1
         trimmed.append((flat * mask).reshape(delta.shape))
     sign = np.where(sum(trimmed) >= 0, 1.0, -1.0)
     return sum(np.where(t * sign > 0, t, 0.0) for t in trimmed)

@@ -1,0 +1,24 @@
+"""docs/merging.md says of every method what the registry says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from merges import registry
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "merging.md"
+
+
+@pytest.mark.parametrize("name", registry.describe())
+def test_the_table_of_methods_is_that_of_the_registry(name: str) -> None:
+    info = registry.info(name)
+    row = next(
+        (line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |")), ""
+    )
+    assert info.title in row and info.paper.removeprefix("arXiv:") in row
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    acts = "whole models" if info.whole_model else info.unit
+    experts = [f"{info.experts} experts"] if info.experts else []
+    assert cells[2:] == [", ".join([*sorted(info.needs), *experts]) or "-", acts]
