@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("BOTTLE_HASH_CACHE", "off")  # the user's own cache is not the tests' place
 
 
 def tiny_tokenizer(folder: Path, size: int) -> None:

@@ -129,7 +129,8 @@ def test_union_appends_and_averages(model, tmp_path):
     first_words = [*SPECIAL, "q", "d", "c", "b", "a", "<x>"]
     first = model("first", first_words, ["<y>"])
     second = model("second", [*BASE_WORDS, "q"], ["<z>", "<y>"], dtype=torch.bfloat16)
-    aligned = align(base, {"1": first, "2": second}, "union")
+    third = model("third", BASE_WORDS)  # wider than the base, and without any new token
+    aligned = align(base, {"1": first, "2": second, "3": third}, "union")
     # Base: ids 0-7 words, 8 <x>, 9 and 10 padding. New: q and <y> of the first, <z> of the second.
     result = [*BASE_WORDS, "<x>", "q", "<y>", "<z>"]
     assert aligned.rows == 12
@@ -137,8 +138,9 @@ def test_union_appends_and_averages(model, tmp_path):
         "base": {word: n for n, word in enumerate(BASE_WORDS)} | {"<x>": 8},
         "1": {word: n for n, word in enumerate([*first_words, "<y>"])},
         "2": {word: n for n, word in enumerate([*BASE_WORDS, "q", "<z>", "<y>"])},
+        "3": {word: n for n, word in enumerate(BASE_WORDS)},
     }
-    originals = {"base": base, "1": first, "2": second}
+    originals = {"base": base, "1": first, "2": second, "3": third}
     for name in (EMBEDDING, HEAD):
         for label, found in {"base": aligned.base, **aligned.experts}.items():
             values = found.load(name)
