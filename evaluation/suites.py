@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,16 @@ class Task:
         suite: Name of its suite.
         id: Name within the suite.
         label: Short title for tables.
-        metric: Name of the score: acc, exact_match, rouge2 or execution.
+        metric: Name of the score that tables show.
         kind: multiple_choice, generation or sql.
         chance: Expected score of a uniform random choice, 0 where an answer is generated.
+        shots: Solved examples in front of each item.
+        scale: What the score is multiplied by where it is printed, as its publication prints it.
+        fidelity: published or corrected; None where the suite knows no such difference.
+        prompt: Version of the prompt; None where the suite has one.
+        how: Whether prompt and answer are tokenised `separate` or `joint`.
+        bos: Whether a begin-of-sequence token stands in front.
+        variant: Fidelity and prompt as they stand in names, empty for the suite's first ones.
     """
 
     suite: str
@@ -35,21 +42,40 @@ class Task:
     metric: str
     kind: str
     chance: float
+    shots: int = 0
+    scale: float = 1.0
+    fidelity: str | None = None
+    prompt: str | None = None
+    how: str = "joint"
+    bos: bool = True
+    variant: str = ""
+
+    @property
+    def group(self) -> str:
+        """The suite with its variant: `ja8`, `ja8:corrected`."""
+        return self.suite + self.variant
 
     @property
     def name(self) -> str:
         """The full name, suite/task, used in scores, configurations and tables."""
-        return f"{self.suite}/{self.id}"
+        return f"{self.group}/{self.id}"
 
     @property
     def lm_eval_name(self) -> str:
         """The name inside lm-eval, where all suites share one space of names."""
-        return f"{self.suite}_{self.id}"
+        return f"{self.group.replace(':', '_')}_{self.id}"
 
     @property
     def definition(self) -> Path:
         """The task's lm-eval definition."""
         return FOLDER / self.suite / f"{self.id}.yaml"
+
+    @property
+    def maker(self) -> str:
+        """The command that makes its items."""
+        if self.suite.startswith("bottle_"):
+            return "python -m bottle data"
+        return f"python -m evaluation data --suite {self.suite}"
 
 
 @dataclass(frozen=True)
@@ -59,12 +85,18 @@ class Suite:
     Attributes:
         name: Name as given to `--suites`.
         label: Title for tables.
-        tasks: By id, in the order in which they are shown.
+        tasks: By id, in the order in which they are shown, as the suite's first variant has them.
+        fidelities: Which it has, first the one meant by the plain name; empty where it has one.
+        prompts: Likewise.
+        content: What its `suite.yaml` says.
     """
 
     name: str
     label: str
     tasks: dict[str, Task]
+    fidelities: tuple[str, ...]
+    prompts: tuple[str, ...]
+    content: Mapping[str, Any]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -80,6 +112,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
 
 
+def _tasks(
+    name: str, content: Mapping[str, Any], fidelity: str | None, prompt: str | None
+) -> dict[str, Task]:
+    variant = "".join(
+        f":{chosen}"
+        for kind, chosen in (("fidelities", fidelity), ("prompts", prompt))
+        if chosen is not None and chosen != content[kind][0]
+    )
+    common = {"fidelity": fidelity, "prompt": prompt, "variant": variant}
+    common |= content.get("tokenisation", {}).get(fidelity, {})
+    tasks = {}
+    for id, about in content["tasks"].items():
+        for key, value in about.items():
+            if isinstance(value, Mapping):
+                about = about | {key: value[fidelity if fidelity in value else prompt]}
+        tasks[id] = Task(suite=name, id=id, **about, **common)
+    return tasks
+
+
 @functools.cache
 def load_suites() -> dict[str, Suite]:
     """Read every `tasks/<suite>/suite.yaml`.
@@ -91,35 +142,71 @@ def load_suites() -> dict[str, Suite]:
     for path in sorted(FOLDER.glob("*/suite.yaml")):
         name = path.parent.name
         content = read_yaml(path)
-        tasks = {id: Task(suite=name, id=id, **about) for id, about in content["tasks"].items()}
-        suites[name] = Suite(name, content["label"], tasks)
+        fidelities = tuple(content.get("fidelities", ()))
+        prompts = tuple(content.get("prompts", ()))
+        first = (next(iter(fidelities), None), next(iter(prompts), None))
+        tasks = _tasks(name, content, *first)
+        suites[name] = Suite(name, content["label"], tasks, fidelities, prompts, content)
     return suites
 
 
-def select(names: Sequence[str]) -> list[Task]:
+def _variants(suite: Suite, chosen: Mapping[str, str | None]) -> list[dict[str, Task]]:
+    """Choose a suite's variants; `chosen` holds fidelity and prompt as asked for, or None."""
+    fidelities: Sequence[str | None] = suite.fidelities[:1] or (None,)
+    if suite.fidelities and chosen["fidelity"] == "both":
+        fidelities = suite.fidelities
+    elif suite.fidelities and chosen["fidelity"] is not None:
+        fidelities = (chosen["fidelity"],)
+    prompt = (chosen["prompt"] or suite.prompts[0]) if suite.prompts else None
+    for value, valid, what in (
+        (fidelities[0], suite.fidelities, "fidelity"),
+        (prompt, suite.prompts, "prompt version"),
+    ):
+        if value is not None and value not in valid:
+            raise UserError(f"suite {suite.name} has no {what} {value!r}{nearest(value, valid)}")
+    return [_tasks(suite.name, suite.content, fidelity, prompt) for fidelity in fidelities]
+
+
+def select(
+    names: Sequence[str], fidelity: str | None = None, prompt: str | None = None
+) -> list[Task]:
     """Find the tasks meant by names of suites and of tasks.
 
     Args:
-        names: Suites (`bottle_kobest`) and single tasks (`bottle_kobest/copa`), in any mixture.
+        names: Suites (`kobest`), suites in one variant (`ja8:corrected`, `ja8:0.6`) and single
+            tasks (`ja8:corrected/jnli`), in any mixture.
+        fidelity: published, corrected or both, for suites that have them and whose name does not
+            say; None takes each suite's first.
+        prompt: Version of the prompt, likewise.
 
     Returns:
         Each task once, in the order asked for.
 
     Raises:
-        UserError: A name is neither, or there is none.
+        UserError: A name is neither, a suite lacks the variant, or there is no name.
     """
     suites = load_suites()
-    known = {task.name: task for suite in suites.values() for task in suite.tasks.values()}
     chosen: dict[str, Task] = {}
     for name in names:
-        if name in suites:
-            chosen |= {task.name: task for task in suites[name].tasks.values()}
-        elif name in known:
-            chosen[name] = known[name]
-        elif "/" in name:
-            raise UserError(f"no task named {name!r}{nearest(name, known)}")
-        else:
-            raise UserError(f"no suite named {name!r}{nearest(name, suites)}")
+        group, slash, id = name.partition("/")
+        base, *qualifiers = group.split(":")
+        if base not in suites:
+            raise UserError(f"no suite named {base!r}{nearest(base, suites)}")
+        suite = suites[base]
+        asked = {"fidelity": fidelity, "prompt": prompt}
+        for qualifier in qualifiers:
+            if qualifier not in suite.fidelities + suite.prompts:
+                valid = suite.fidelities + suite.prompts
+                raise UserError(
+                    f"suite {base} has no variant {qualifier!r}{nearest(qualifier, valid)}"
+                )
+            asked["fidelity" if qualifier in suite.fidelities else "prompt"] = qualifier
+        for tasks in _variants(suite, asked):
+            if slash and id not in tasks:
+                known = [f"{base}/{task}" for task in tasks]
+                raise UserError(f"no task named {name!r}{nearest(f'{base}/{id}', known)}")
+            found = [tasks[id]] if slash else tasks.values()
+            chosen |= {task.name: task for task in found}
     if not chosen:
         raise UserError(f"no suite was named; give some of: {', '.join(suites)}")
     return list(chosen.values())

@@ -77,7 +77,7 @@ def make_model():
 
 _WHY_NOT = {
     "faults": "long fault tests: `make test-all` runs them",
-    "vllm": "needs vLLM: `make test-all` runs them where it is installed",
+    "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",
     "slurm": "needs Slurm: `make test-all` runs them where it is installed",
     "gpu": "needs a GPU: `make test-all` runs them where one is present",
 }

@@ -11,6 +11,21 @@ import pytest
 
 WORDS = ["猫", "犬", "鳥", "は", "が", "空", "海", "に", "いる", "飛ぶ", "です", "質問:", "答え:"]
 ENGLISH = ["SQL:", " SELECT", " name", " FROM", " pets", " COUNT", " WHERE", "=", "+", ";", "\n"]
+SENTENCES = [
+    "東京",
+    "猫",
+    "犬",
+    "空",
+    "海",
+    "走る",
+    "Hund",
+    "Katze",
+    "läuft",
+    "고양이",
+    "the",
+    "cat",
+]
+SENTENCES += ["runs", "12", "7", "=", "+", "?", "!", "答え：", "質問："]
 NUMBERS = [str(number) for number in range(30)]
 
 
@@ -38,6 +53,104 @@ def make_tokenizer(folder: Path) -> None:
         eos_token="</s>",
         unk_token="<unk>",
     ).save_pretrained(folder)
+
+
+def write_bpe(folder: Path, sentencepiece: bool = False) -> None:
+    """Write a tokenizer of 400 entries that can write any bytes.
+
+    Args:
+        folder: Where.
+        sentencepiece: As Llama 2 and Mistral have it, with a space put before every text and
+            tokens for single bytes; else byte-level, as Llama 3 has it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<end>"]
+    if sentencepiece:
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+        alphabet = []
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(SENTENCES), "".join(SENTENCES)] * 20, trainer)
+    if sentencepiece:  # they are pieces, found and shown like any other
+        content = json.loads(tokenizer.to_str())
+        content["added_tokens"] = content["added_tokens"][:4]
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<end>"],
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def make_bpe():
+    """The function that writes a tokenizer of subwords; see `write_bpe`."""
+    return write_bpe
+
+
+def _text(draw: random.Random, words: int) -> str:
+    return "".join(draw.choice(SENTENCES) + draw.choice(["", " "]) for _ in range(words))
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """A function that makes a request: its kind, its item's number and its arguments."""
+    from lm_eval.api.instance import Instance
+
+    def request(kind: str, item: int, *arguments):
+        return Instance(kind, doc={}, arguments=arguments, idx=0, metadata=("task", item, 1))
+
+    return request
+
+
+@pytest.fixture(scope="session")
+def choices(ask) -> list:
+    """Three choices an item; contexts that are empty, end in whitespace or exceed 96 tokens."""
+    draw = random.Random(1)
+    contexts = [_text(draw, draw.randint(1, 14)) + draw.choice(["", "\n", " "]) for _ in range(30)]
+    contexts += ["", "\n", _text(draw, 150)]
+    return [
+        ask("loglikelihood", item, context, draw.choice(["", " "]) + _text(draw, length))
+        for item, context in enumerate(contexts)
+        for length in (1, 2, 5)
+    ]
+
+
+@pytest.fixture(scope="session")
+def writings(ask) -> list:
+    """Texts to go on with; stop strings of one and of several characters, and different limits."""
+    draw = random.Random(2)
+    kinds = [
+        {"until": ["\n"], "max_gen_toks": 24},
+        {"until": ["</s>", "猫", "<end>"], "max_gen_toks": 24},
+        {"until": ["Kat", "the cat", ") "], "max_gen_toks": 40, "do_sample": False},
+        {"until": [], "max_gen_toks": 3},
+    ]
+    return [
+        ask("generate_until", item, _text(draw, draw.randint(1, 40)), kinds[item % 4])
+        for item in range(40)
+    ]
 
 
 def make_model(folder: Path, vocabulary: int, seed: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import UserError
 from evaluation.cli import main
+from evaluation.records import read_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +26,7 @@ def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
     models = [f"--model={name}={world / name}" for name in "ab"]
     home = tmp_path / "home"
     home.mkdir()
-    # A home of its own shows that nothing is cached there.
+    # A home of its own shows that nothing is cached there but checkpoints' hashes.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -38,20 +39,21 @@ def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "bottle_ja8/jcomqa" in done.stdout and "±" in done.stdout
-    assert [path for path in home.rglob("*") if path.is_file()] == []
+    cached = {path.name for path in home.rglob("*") if path.is_file()}
+    assert cached <= {"hashes.json", "hashes.json.lock"}
 
     # The same again, in this process: the same bytes, but for what was measured.
     main(arguments(world, *models, "--out-dir", str(tmp_path / "second")))
     capsys.readouterr()
     first, second = tmp_path / "first", tmp_path / "second"
-    names = {f"{m}{end}" for m in "ab" for end in (".json", ".items.jsonl", ".manifest.json")}
+    names = {f"{m}{end}" for m in "ab" for end in (".json", ".items.jsonl.gz", ".manifest.json")}
     measured = {f"{m}.cost.json" for m in "ab"}
     assert {path.name for path in first.iterdir()} == names | measured
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes()
     scores = json.loads((first / "b.json").read_text())
     assert scores["weights"] and scores["weights"] != json.loads((first / "a.json").read_text())
-    items = [json.loads(line) for line in (first / "b.items.jsonl").read_text().splitlines()]
+    items = read_records(first / "b.items.jsonl.gz")
     assert len(items) == sum(task["items"] for task in scores["tasks"].values())
     cost = json.loads((first / "b.cost.json").read_text())
     assert cost["counted"] == scores["counted"]
@@ -60,11 +62,11 @@ def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     "more,message",
     [
-        (["--model", "{world}/none", "--out", "s.json"], "not a model folder"),
+        (["--model", "{world}/none", "--out", "s.json"], "no such folder"),
         (["--model", "{world}/tokenizer", "--out", "s.json"], "not a model folder"),
         (["--model", "{world}/a", "--model", "{world}/b", "--out", "s.json"], "--out-dir"),
         (["--model", "{world}/a", "--model", "{world}/a", "--out-dir", "s"], "are called 'a'"),
-        (["--model", "{world}/a"], "say where"),
+        (["--model", "{world}/a", "--out", "s.json", "--limit", "0"], "--limit 0: give 1 or more"),
         (["--out", "s.json"], "no --model"),
         (["--model", "{world}/a", "--out", "s.json", "--suites", "bottle_ja9"], "did you mean"),
     ],
@@ -90,4 +92,4 @@ def test_list_and_help_need_no_torch(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    assert "python -m evaluation gate" in capsys.readouterr().out
+    assert "python -m evaluation data" in capsys.readouterr().out

@@ -71,3 +71,15 @@ def test_command_line(tmp_path, capsys):
     assert not out.exists()
     with pytest.raises(UserError, match="not of the form"):
         main([*command, "ja"])
+
+
+def test_names_of_variants_hold_colons(tmp_path):
+    task = "ja8:corrected:0.6/jnli"
+    for name, value in (("base", 0.2), ("ja", 0.8)):
+        entry = {"value": value, "stderr": 0.01, "items": 9}
+        content = {"model": name, "split": "test", "tasks": {task: entry}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "gate.json"
+    command = ["gate", "--base", str(tmp_path / "base.json"), "--out", str(out)]
+    assert main([*command, "--expert", f"ja={tmp_path}/ja.json:{task}"]) == 0
+    assert json.loads(out.read_text())["experts"]["ja"]["domain"] == [task]

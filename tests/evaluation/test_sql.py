@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from evaluation import sql
+from evaluation.sql import Judge, Refused, sqlite
+from evaluation.sql.extraction import after_cue
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from evaluation import sql
     ],
 )
 def test_extract(text, statement):
-    assert sql.extract(text) == statement
+    assert after_cue(text) == statement
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_extract(text, statement):
     ],
 )
 def test_comparison(database, answer, gold, correct):
-    verdict = sql.Judge(database.parent).judge(answer, gold, database.name)
+    verdict = Judge(database.parent).judge(answer, gold, database.name)
     assert verdict.correct == correct
     assert verdict.outcome == ("correct" if correct else "wrong")
 
@@ -136,26 +137,26 @@ def test_hostile_queries_are_refused_or_stopped(database, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     start = time.monotonic()
-    with pytest.raises(sql.Refused):
-        sql.execute(database, attack)
-    assert time.monotonic() - start < sql.MAX_SECONDS + 2
+    with pytest.raises(Refused):
+        sqlite.execute(database, attack)
+    assert time.monotonic() - start < sqlite.Limits().seconds + 2
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
     assert list(tmp_path.iterdir()) == []
     assert [path.name for path in database.parent.iterdir()] == [database.name]
     # The next query is judged as if nothing had happened.
-    assert sql.execute(database, "SELECT COUNT(*) FROM pets") == [(4,)]
+    assert sqlite.execute(database, "SELECT COUNT(*) FROM pets").rows == [(4,)]
 
 
 def test_a_string_beyond_the_limit_is_never_made(database):
-    assert sql.execute(database, "SELECT printf('%1000000000d', 1)") == [(None,)]
-    assert sql.execute(database, "SELECT LENGTH(printf('%90000d', 1))") == [(90_000,)]
+    assert sqlite.execute(database, "SELECT printf('%1000000000d', 1)").rows == [(None,)]
+    assert sqlite.execute(database, "SELECT LENGTH(printf('%90000d', 1))").rows == [(90_000,)]
 
 
 def test_the_clock_stops_what_the_step_count_would_let_pass(database):
     endless = ATTACKS["endless recursion"]
     start = time.monotonic()
-    with pytest.raises(sql.Refused, match="stopped"):
-        sql.execute(database, endless, max_steps=10**15, max_seconds=0.2)
+    with pytest.raises(Refused, match="stopped"):
+        sqlite.execute(database, endless, sqlite.Limits(steps=10**15, seconds=0.2))
     assert time.monotonic() - start < 1
 
 
@@ -164,13 +165,15 @@ def test_the_step_limit_does_not_depend_on_the_clock(database):
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) "
         "SELECT COUNT(*) FROM n"
     )
-    assert sql.execute(database, count.format(1000), max_steps=100_000) == [(1000,)]
-    with pytest.raises(sql.Refused, match="too much work"):
-        sql.execute(database, count.format(100_000), max_steps=100_000)
+    assert sqlite.execute(database, count.format(1000), sqlite.Limits(steps=100_000)).rows == [
+        (1000,)
+    ]
+    with pytest.raises(Refused, match="too much work"):
+        sqlite.execute(database, count.format(100_000), sqlite.Limits(steps=100_000))
 
 
 def test_a_bad_answer_is_wrong_and_says_why(database):
-    judge = sql.Judge(database.parent)
+    judge = Judge(database.parent)
     for answer, outcome in (
         ("", "no statement"),
         ("SELECT nme FROM pets", "failed: no such column: nme"),
@@ -183,7 +186,7 @@ def test_a_bad_answer_is_wrong_and_says_why(database):
 
 
 def test_faulty_data_is_the_users_to_mend(database):
-    judge = sql.Judge(database.parent)
+    judge = Judge(database.parent)
     with pytest.raises(UserError, match="no such database"):
         judge.judge("SELECT 1", "SELECT 1", "none.sqlite")
     with pytest.raises(UserError, match="no such database"):
@@ -195,4 +198,4 @@ def test_faulty_data_is_the_users_to_mend(database):
 def test_paths_with_odd_characters_open(database, tmp_path):
     odd = tmp_path / "a ?mode=rw#b%20.sqlite"
     odd.write_bytes(database.read_bytes())
-    assert sql.execute(Path(odd), "SELECT COUNT(*) FROM pets") == [(4,)]
+    assert sqlite.execute(Path(odd), "SELECT COUNT(*) FROM pets").rows == [(4,)]

@@ -1,13 +1,24 @@
-"""The suites' metadata against the lm-eval definitions beside them."""
+"""The suites' metadata against the lm-eval definitions beside them, and names of variants."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from evaluation.suites import FOLDER, KINDS, load_suites, read_yaml, select
+from evaluation import metrics
+from evaluation.definitions import bind, load_definition
+from evaluation.suites import FOLDER, KINDS, load_suites, select
 
 TASKS = [task for suite in load_suites().values() for task in suite.tasks.values()]
+VARIANTS = [
+    task
+    for suite in load_suites().values()
+    for prompt in suite.prompts or [None]
+    for task in select([suite.name], "both", prompt)
+]
+BOTTLE = [task for task in TASKS if task.suite.startswith("bottle_")]
 
 
 def test_every_definition_belongs_to_a_suite_and_the_reverse():
@@ -17,25 +28,34 @@ def test_every_definition_belongs_to_a_suite_and_the_reverse():
     assert all((FOLDER / suite / "README.md").is_file() for suite in load_suites())
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", VARIANTS, ids=lambda task: task.name)
 def test_metadata_and_definition_agree(task):
-    definition = read_yaml(task.definition)
+    definition = load_definition(task)
     chooses = task.kind == "multiple_choice"
     assert definition["task"] == task.lm_eval_name
-    assert definition["metric_list"] == [
-        {"metric": task.metric, "aggregation": "mean", "higher_is_better": True}
-    ]
     assert definition["output_type"] == ("multiple_choice" if chooses else "generate_until")
-    assert definition["target_delimiter"] == ""
+    names = {entry["metric"]: entry.get("aggregation") for entry in definition["metric_list"]}
+    assert task.metric in names
+    assert set(names.values()) <= {None, *metrics.AGGREGATES}
+    assert task.shots == definition.get("num_fewshot", 0)
     assert task.kind in KINDS
-    assert (0 < task.chance < 1) if chooses else task.chance == 0
     if not chooses:
+        assert task.chance == 0
         assert definition["generation_kwargs"]["do_sample"] is False
-        assert definition["generation_kwargs"]["until"] == ["\n"]
+        assert definition["generation_kwargs"]["until"]
+
+
+@pytest.mark.parametrize("task", BOTTLE, ids=lambda task: task.name)
+def test_the_bottles_prompts_and_answers_are_joined_as_they_stand(task):
+    definition = load_definition(task)
+    assert definition["target_delimiter"] == "" and definition["doc_to_text"] == "prompt"
+    assert (0 < task.chance < 1) == (task.kind == "multiple_choice")
+    assert (task.how, task.bos, task.shots) == ("joint", True, 0)
 
 
 def test_names_inside_lm_eval_are_unique():
-    assert len({task.lm_eval_name for task in TASKS}) == len(TASKS)
+    assert len({task.lm_eval_name for task in VARIANTS}) == len(VARIANTS)
+    assert len({task.name for task in VARIANTS}) == len(VARIANTS)
 
 
 def test_select_takes_suites_and_single_tasks_once():
@@ -49,10 +69,68 @@ def test_select_takes_suites_and_single_tasks_once():
     )
 
 
-def test_a_mistyped_name_gets_the_nearest():
-    with pytest.raises(UserError, match=r"no suite named 'bottle_ja9' \(did you mean 'bottle_ja8'"):
-        select(["bottle_ja9"])
-    with pytest.raises(UserError, match=r"no task named .*did you mean 'bottle_ja8/jsquad'"):
-        select(["bottle_ja8/jsqad"])
-    with pytest.raises(UserError, match="no suite was named"):
-        select([])
+@pytest.mark.parametrize(
+    "name,fidelity,prompt,found",
+    [
+        ("ja8/jnli", None, None, ["ja8/jnli"]),
+        ("ja8/jnli", "published", "0.3", ["ja8/jnli"]),
+        ("ja8/jnli", "corrected", None, ["ja8:corrected/jnli"]),
+        ("ja8/jnli", "both", "0.6", ["ja8:0.6/jnli", "ja8:corrected:0.6/jnli"]),
+        ("ja8:0.6/jnli", "corrected", None, ["ja8:corrected:0.6/jnli"]),
+        ("ja8:0.6:corrected/jnli", "both", "0.3", ["ja8:corrected:0.6/jnli"]),
+        # Suites without variants take no notice.
+        ("bottle_ja8/jnli", "both", "0.6", ["bottle_ja8/jnli"]),
+    ],
+)
+def test_a_name_says_its_variant(name, fidelity, prompt, found):
+    tasks = select([name], fidelity, prompt)
+    assert [task.name for task in tasks] == found
+    assert [select([task.name]) for task in tasks] == [[task] for task in tasks]
+
+
+def test_variants_differ_as_their_suite_says():
+    published, corrected = select(["ja8/jnli"], "both")
+    assert (published.metric, corrected.metric) == ("acc", "balanced_acc")
+    assert (published.how, published.bos) == ("separate", False)
+    assert (corrected.how, corrected.bos) == ("joint", True)
+    assert [task.scale for task in select(["ja8/jsquad"], "both")] == [100, 1]
+
+
+@pytest.mark.parametrize(
+    "names,prompt,message",
+    [
+        (["bottle_ja9"], None, r"no suite named 'bottle_ja9' \(did you mean 'bottle_ja8'"),
+        (["bottle_ja8/jsqad"], None, r"no task named .*did you mean 'bottle_ja8/jsquad'"),
+        (["ja8:corected"], None, r"no variant 'corected' \(did you mean 'corrected'"),
+        (["bottle_ja8:corrected"], None, "no variant 'corrected'"),
+        (["ja8"], "0.4", "suite ja8 has no prompt version '0.4'"),
+        ([], None, "no suite was named"),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest(names, prompt, message):
+    with pytest.raises(UserError, match=message):
+        select(names, None, prompt)
+
+
+def test_functions_get_what_they_name_and_nothing_else():
+    def cap(row, tokenizer):
+        return tokenizer + row
+
+    def plain(row):
+        return row
+
+    bound = bind(
+        {"doc_to_text": plain, "metadata": {"cap": cap}, "n": 3}, tokenizer=2, context=None
+    )
+    assert bound["doc_to_text"] is plain and bound["n"] == 3
+    assert bound["metadata"]["cap"](5) == 7
+
+
+def test_an_unknown_function_is_named(tmp_path, monkeypatch):
+    task = select(["ja8/jnli"])[0]
+    text = task.definition.read_text(encoding="utf-8").replace("functions.relation", "functions.x")
+    (tmp_path / "ja8").mkdir()
+    (tmp_path / "ja8/jnli.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("evaluation.suites.FOLDER", Path(tmp_path))
+    with pytest.raises(UserError, match=r"jnli\.yaml: no function 'functions\.x'"):
+        load_definition(task)

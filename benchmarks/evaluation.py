@@ -1,0 +1,395 @@
+"""Scoring five models: items per second against plain lm_eval, and where the time goes.
+
+    python benchmarks/evaluation.py --json docs/evaluation-speed.json
+    python benchmarks/evaluation.py --items 20 --models 2 --size 64        # a quick look
+
+Makes items with `python -m bottle data` and random models with its tokenizer, and scores them in
+fresh processes, start-up included: with `python -m evaluation`, with lm_eval's own command and `hf`
+model (a run for each model), and with lm_eval's simple_evaluate for all models in one process.
+Every score, log-likelihood and answer has to be the same. A second set of items has solved examples
+in front. Where vLLM is installed (here or in .venv-vllm), it does the same work. `ratio` says how
+many times better than the other ours is; of the parts of the time, how many of them make the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SUITE = "bottle_ja8"
+CHOICES = ("jcomqa", "jnli", "marc", "xwino")
+WRITING = ("jsquad", "jaqket")
+TASKS = [f"{SUITE}/{task}" for task in (*CHOICES, *WRITING)]
+SHOTS = 8
+BATCH = 64
+GOAL = 1.5
+TOLERANCE = 1e-3  # of a log-likelihood in float32, of items of some hundred tokens
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def make_data(folder: Path, items: int) -> dict[str, Path]:
+    """Write the items, plain and with solved examples in front; return both folders."""
+    sizes = ["--test-items", str(items), "--dev-items", "40", "--train-rows", "2000"]
+    command = [sys.executable, "-m", "bottle", "data", "--case", "case1", "--out", folder / "short"]
+    subprocess.run([*command, *sizes], cwd=ROOT, check=True, capture_output=True)
+    draw = random.Random(0)
+    for task in TASKS:
+        solved = [
+            row["prompt"] + (row["target"] if "target" in row else row["choices"][row["gold"]])
+            for row in read_lines(folder / f"short/dev/{task}.jsonl")
+        ]
+        path = folder / f"shots/test/{task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_lines(folder / f"short/test/{task}.jsonl")
+        for row in rows:
+            row["prompt"] = "".join(draw.sample(solved, SHOTS)) + row["prompt"]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {name: folder / name for name in ("short", "shots")}
+
+
+def make_models(folder: Path, tokenizer: Path, count: int, size: int) -> list[Path]:
+    """Write random Mistral models of four layers; sizes that vLLM's CPU build takes."""
+    import torch
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    config = MistralConfig(
+        vocab_size=len(tokens),
+        hidden_size=size,
+        intermediate_size=3 * size,
+        num_hidden_layers=4,
+        num_attention_heads=size // 32,
+        num_key_value_heads=size // 32,
+        head_dim=32,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        initializer_range=0.1,  # predictions that differ from item to item
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    models = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        models.append(folder / f"m{seed}")
+        MistralForCausalLM(config).save_pretrained(models[-1])
+        tokens.save_pretrained(models[-1])
+    return models
+
+
+def write_plain_tasks(folder: Path, data: Path) -> Path:
+    """Write the tasks as a user of lm_eval would, for the same items."""
+    import yaml
+
+    from evaluation.suites import FOLDER, read_yaml
+
+    folder.mkdir(parents=True)
+    for task in (*CHOICES, *WRITING):
+        files = {"test": str(data / f"test/{SUITE}/{task}.jsonl")}
+        kind = {"output_type": "multiple_choice", "doc_to_choice": "choices"}
+        target, metric = "gold", "acc"
+        if task in WRITING:
+            own = read_yaml(FOLDER / SUITE / f"{task}.yaml")["generation_kwargs"]
+            kind = {"output_type": "generate_until", "generation_kwargs": own}
+            target, metric = "target", "exact_match"
+        definition = {
+            "task": f"plain_{task}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files},
+            "test_split": "test",
+            "doc_to_text": "prompt",
+            "doc_to_target": target,
+            "target_delimiter": "",
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        }
+        (folder / f"{task}.yaml").write_text(yaml.safe_dump(definition | kind))
+    return folder
+
+
+class Answers(dict):
+    """Per model and task: the score, and the items' log-likelihoods or texts."""
+
+    def check(self, other: Answers) -> None:
+        """Stop if the other's answers are not the same."""
+        if self.keys() != other.keys():
+            raise SystemExit(f"not the same tasks: {sorted(self)}, {sorted(other)}")
+        for key, (score, items) in self.items():
+            theirs_score, theirs = other[key]
+            if abs(score - theirs_score) > 1e-9 or len(items) != len(theirs):
+                raise SystemExit(f"{key}: score {score}, the other's {theirs_score}")
+            for one, two in zip(items, theirs, strict=True):
+                same = one == two
+                if isinstance(one, list):
+                    same = max(abs(a - b) for a, b in zip(one, two, strict=True)) < TOLERANCE
+                if not same:
+                    raise SystemExit(f"{key}: answer {one!r}, the other's {two!r}")
+
+
+def our_answers(out: Path, models: list[Path]) -> Answers:
+    """Read what `python -m evaluation` wrote."""
+    from evaluation.records import read_records
+
+    answers = Answers()
+    for model in models:
+        scores = json.loads((out / f"{model.name}.json").read_text())["tasks"]
+        items = read_records(out / f"{model.name}.items.jsonl.gz")
+        for task in TASKS:
+            own = [item for item in items if item["task"] == task]
+            kept = [item.get("loglikelihoods", item.get("answer")) for item in own]
+            answers[model.name, task.partition("/")[2]] = (scores[task]["value"], kept)
+    return answers
+
+
+def plain_answers(results: dict[str, Any], model: str) -> Answers:
+    """Read what lm_eval returned or wrote, its samples among it."""
+    answers = Answers()
+    for task in (*CHOICES, *WRITING):
+        metric = "exact_match,none" if task in WRITING else "acc,none"
+        samples = sorted(results["samples"][f"plain_{task}"], key=lambda sample: sample["doc_id"])
+        first = [sample["filtered_resps"] for sample in samples]
+        if task in WRITING:
+            kept = [texts[0] for texts in first]
+        else:
+            kept = [[float(value) for value, _ in pairs] for pairs in first]
+        answers[model, task] = (results["results"][f"plain_{task}"][metric], kept)
+    return answers
+
+
+def run(command: list[Any], home: Path, **more: str) -> float:
+    """Run a command offline; return its wall seconds."""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment = os.environ | offline | {"HF_HOME": str(home / "huggingface")} | more
+    start = time.monotonic()
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command[:4]))} failed:\n{done.stderr[-3000:]}")
+    return time.monotonic() - start
+
+
+def run_ours(
+    python: Path | str, backend: str, data: Path, models: list[Path], out: Path, device: str
+) -> tuple[float, Answers]:
+    """Score the models with `python -m evaluation`."""
+    command = [python, "-m", "evaluation", "--suites", ",".join(TASKS), "--data", data]
+    command += ["--backend", backend, "--batch-size", BATCH, "--device", device, "--out-dir", out]
+    for model in models:
+        command += ["--model", model]
+    return run(command, out.parent), our_answers(out, models)
+
+
+def run_plain(tasks: Path, models: list[Path], out: Path, device: str) -> tuple[float, Answers]:
+    """Score the models with lm_eval's command, a run for each."""
+    seconds, answers = 0.0, Answers()
+    for model in models:
+        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", device]
+        command += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", tasks]
+        command += ["--tasks", ",".join(f"plain_{task}" for task in (*CHOICES, *WRITING))]
+        command += ["--batch_size", BATCH, "--output_path", out / model.name, "--log_samples"]
+        seconds += run(command, out.parent)
+        (found,) = (out / model.name).rglob("results_*.json")
+        results = json.loads(found.read_text())
+        results["samples"] = {
+            f"plain_{task}": read_lines(next(found.parent.glob(f"samples_plain_{task}_*.jsonl")))
+            for task in (*CHOICES, *WRITING)
+        }
+        answers |= plain_answers(results, model.name)
+    return seconds, answers
+
+
+def inside_plain(tasks: str, models: str, out: str, device: str) -> None:
+    """Score the models with lm_eval's simple_evaluate; runs in a process of its own."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=tasks, include_defaults=False)
+    answers = []
+    for model in map(Path, models.split(",")):
+        results = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(model), "dtype": "float32"},
+            tasks=[f"plain_{task}" for task in (*CHOICES, *WRITING)],
+            task_manager=manager,
+            batch_size=BATCH,
+            device=device,
+            bootstrap_iters=0,
+        )
+        answers += [[*key, *value] for key, value in plain_answers(results, model.name).items()]
+    Path(out).write_text(json.dumps(answers))
+
+
+def run_plain_at_once(
+    tasks: Path, models: list[Path], out: Path, device: str
+) -> tuple[float, Answers]:
+    """Score the models with simple_evaluate in one process."""
+    names = ",".join(map(str, models))
+    seconds = run(
+        [sys.executable, __file__, "--inside", "plain", tasks, names, out, device], out.parent
+    )
+    rows = json.loads(out.read_text())
+    return seconds, Answers({(model, task): (score, items) for model, task, score, items in rows})
+
+
+def inside_where(data: str, models: str, out: str, device: str) -> None:
+    """Time the parts of our own evaluation; runs in a process of its own."""
+    spent: dict[str, float] = {}
+    begun = time.monotonic()
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **settings: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return function(*arguments, **settings)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.monotonic() - start
+
+        return call
+
+    from evaluation import harness as harnesses
+    from evaluation.backends import hf
+    from evaluation.lm_task import LocalTask
+
+    import transformers.models.mistral.modeling_mistral  # noqa: F401  # isort: skip
+
+    spent["imports"] = time.monotonic() - begun
+    hf.load_model = timed("reading models", hf.load_model)
+    for name, method in {
+        "tokenising and arranging": "_keep",
+        "passes that score": "_run",
+        "passes that write": "_write",
+    }.items():
+        setattr(hf.HFBackend, method, timed(name, getattr(hf.HFBackend, method)))
+    LocalTask.build_all_requests = timed("building requests", LocalTask.build_all_requests)
+    folders = list(map(Path, models.split(",")))
+    harness = timed("items and definitions", harnesses.Harness)(
+        Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device
+    )
+    read = 0
+    for folder in folders:
+        scores, _ = harness.evaluate_folder(folder, folder.name)
+        read += scores["counted"]["tokens"]
+    spent["all"] = time.monotonic() - begun
+    spent["the rest"] = spent["all"] - sum(value for key, value in spent.items() if key != "all")
+    # Without trees every choice reads its whole context, in lm_eval's batches.
+    hf.HFBackend._grows_trees = lambda self: False
+    alone = hf.HFBackend._loglikelihood_tokens
+    hf.HFBackend._loglikelihood_tokens = timed("alone", alone)
+    scores, _ = harness.evaluate_folder(folders[0], "alone")
+    together = {
+        "tokens": (read / len(folders), scores["counted"]["tokens"]),
+        "seconds": (spent["passes that score"] / len(folders), spent.pop("alone")),
+    }
+    Path(out).write_text(json.dumps({"spent": spent, "together": together}))
+
+
+def pythons_with_vllm() -> Iterator[Path | str]:
+    """Yield the interpreters that have vLLM."""
+    if importlib.util.find_spec("vllm"):
+        yield sys.executable
+    elif (ROOT / ".venv-vllm/bin/python").exists():
+        yield ROOT / ".venv-vllm/bin/python"
+
+
+def main() -> None:
+    """Measure, print a table and write the records."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
+    parser.add_argument("--items", type=int, default=200, metavar="N", help="a task (200)")
+    parser.add_argument("--models", type=int, default=5, metavar="N", help="how many (5)")
+    parser.add_argument("--size", type=int, default=128, metavar="N", help="hidden size (128)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--no-vllm", action="store_true", help="leave vLLM out")
+    parser.add_argument("--inside", nargs=5, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside:
+        {"plain": inside_plain, "where": inside_where}[given.inside[0]](*given.inside[1:])
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    records = []
+
+    def record(name: str, figure: str, ours: float, other: float, goal: float | None) -> None:
+        better = other / ours if figure != "items per second" else ours / other
+        values = {"ours": round(ours, 3), "other": round(other, 3), "ratio": round(better, 2)}
+        records.append({"name": name, "figure": figure, **values, "goal": goal})
+        print(f"{name:<72} {figure:<17} {ours:9.2f} {other:9.2f} {better:6.1f} x", flush=True)
+
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {given.device}")
+    print(f"{'':<90} {'ours':>9} {'other':>9}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = make_data(folder / "data", given.items)
+        models = make_models(
+            folder / "models", data["short"] / "tokenizer", given.models, given.size
+        )
+        for kind, what in (("short", "short prompts"), ("shots", f"{SHOTS} examples in front")):
+            work = folder / kind
+            tasks = write_plain_tasks(work / "tasks", data[kind])
+            done = given.models * sum(
+                len(read_lines(data[kind] / f"test/{task}.jsonl")) for task in TASKS
+            )
+            ours, answers = run_ours(
+                sys.executable, "hf", data[kind], models, work / "ours", given.device
+            )
+            for other, title, goal in (
+                (
+                    run_plain(tasks, models, work / "plain", given.device),
+                    "lm_eval, a run each",
+                    GOAL,
+                ),
+                (
+                    run_plain_at_once(tasks, models, work / "plain.json", given.device),
+                    "simple_evaluate in one process",
+                    None,
+                ),
+            ):
+                seconds, theirs = other
+                answers.check(theirs)
+                label = f"{given.models} models, {what} (other: {title})"
+                record(label, "items per second", done / ours, done / seconds, goal)
+            names = ",".join(map(str, models))
+            inside = ["--inside", "where", data[kind], names, work / "where.json", given.device]
+            run([sys.executable, __file__, *inside], work)
+            found = json.loads((work / "where.json").read_text())
+            spent, together = found["spent"], found["together"]
+            label = f"scoring one model, {what} (other: every choice alone)"
+            record(label, "tokens read", *together["tokens"], None)
+            record(label, "wall seconds", *together["seconds"], None)
+            total = spent.pop("all")
+            for part, seconds in sorted(spent.items(), key=lambda pair: -pair[1]):
+                label = f"{what}: {part} (other: all of it)"
+                record(label, "wall seconds", seconds, total, None)
+            for python in () if given.no_vllm else pythons_with_vllm():
+                seconds, _ = run_ours(
+                    python, "vllm", data[kind], models, work / "vllm", given.device
+                )
+                label = f"{given.models} models, {what}, vLLM (other: hf)"
+                record(label, "items per second", done / seconds, done / ours, None)
+    if given.json:
+        given.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

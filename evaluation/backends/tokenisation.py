@@ -1,0 +1,170 @@
+"""How texts become tokens and tokens become answers: the same for every backend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HOW = ("separate", "joint")
+# The choices of an item follow one another and share their context.
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a context and the continuation that is scored after it become tokens.
+
+    Attributes:
+        how: ``separate``: each on its own, so that the continuation starts as a text of its own
+            would. ``joint``: as one text, cut after as many tokens as the context has alone;
+            whitespace at the context's end counts to the continuation.
+        bos: Whether the begin-of-sequence token stands in front, once, if the tokenizer has one.
+
+    Raises:
+        UserError: `how` is neither.
+
+    Source: separate, without BOS: the JP Language Model Evaluation Harness; joint: lm-eval 0.4.
+    """
+
+    how: str
+    bos: bool
+
+    def __post_init__(self) -> None:
+        if self.how not in _HOW:
+            raise UserError(f"no tokenisation called {self.how!r}{nearest(self.how, _HOW)}")
+
+
+PUBLISHED = Rule("separate", bos=False)
+CORRECTED = Rule("joint", bos=True)
+
+
+class Encoder:
+    """Applies a rule with a tokenizer.
+
+    Args:
+        tokenizer: The tokenizer; what it would add by itself is not used.
+        rule: The rule.
+
+    Attributes:
+        prefix: The token that stands for an empty context: BOS under a rule with BOS, else EOS;
+            where the tokenizer lacks the one, the other.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rule: Rule) -> None:
+        self.tokenizer = tokenizer
+        self.rule = rule
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._start = [begin] if rule.bos and begin is not None else []
+        preferred = (begin, end) if rule.bos else (end, begin)
+        self.prefix = next((token for token in preferred if token is not None), None)
+        if self.prefix is None:
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path}: it names no bos_token and no eos_token, "
+                "and prompts need one; add one to its tokenizer_config.json"
+            )
+        self.encode = functools.lru_cache(_REMEMBERED)(self._encode)
+
+    def _encode(self, text: str) -> list[int]:
+        """Encode a text as it stands, without special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _begun(self, text: str) -> list[int]:
+        """Encode a text with BOS in front, unless the text already says it."""
+        ids = self.encode(text)
+        return ids if ids[:1] == self._start else self._start + ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode what an answer is generated after.
+
+        Args:
+            text: The prompt.
+
+        Returns:
+            Its tokens, at least one.
+        """
+        return self._begun(text) or [self.prefix]
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Encode a context and the continuation to be scored.
+
+        Args:
+            context: May be empty; the prefix token then stands for it.
+            continuation: At least one token long.
+
+        Returns:
+            The tokens of both, each at least one. If the continuation melts into the context's
+            last token, that token is scored.
+
+        Raises:
+            UserError: The continuation has no tokens.
+        """
+        if not context:
+            before, after = [self.prefix], self.encode(continuation)
+        elif self.rule.how == "separate":
+            before, after = self.encode_prompt(context), self.encode(continuation)
+        else:
+            # Trailing whitespace would often be one token with the word that follows.
+            stem = context.rstrip()
+            whole, before = self._begun(context + continuation), self._begun(stem)
+            after = whole[len(before) :]
+            if not after and continuation:
+                before, after = whole[:-1], whole[-1:]
+            before = before or [self.prefix]
+        if not after:
+            raise UserError(
+                f"nothing to score: the answer {continuation!r} has no tokens; leave it out or "
+                "correct the item"
+            )
+        return before, after
+
+
+def stop_tokens(
+    tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], past_end: bool = False
+) -> tuple[set[int], list[str]]:
+    """Tell which of some stop strings are special tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        stops: Where a generated text ends.
+        past_end: Whether the end-of-sequence token ends nothing.
+
+    Returns:
+        The tokens that end a text, the end-of-sequence token among them unless the text goes on
+        past it, and the strings that have to be looked for in the text.
+    """
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    tokens = {special[stop] for stop in stops if stop in special}
+    if tokenizer.eos_token_id is not None and not past_end:
+        tokens.add(tokenizer.eos_token_id)
+    return tokens, [stop for stop in stops if stop and stop not in special]
+
+
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    stops: Sequence[str],
+    past_end: bool = False,
+) -> str:
+    """Turn generated tokens into the answer.
+
+    Args:
+        tokenizer: The tokenizer.
+        tokens: What was generated.
+        stops: Where the answer ends.
+        past_end: Whether special tokens are text.
+
+    Returns:
+        The text in front of the first stop string, without special tokens unless they are text.
+    """
+    text = tokenizer.decode(list(tokens), skip_special_tokens=not past_end)
+    for stop in stops:
+        if stop:
+            text = text.split(stop, 1)[0]
+    return text

@@ -1,0 +1,271 @@
+"""lm-eval's `vllm` model class with the project's tokenisation, on a GPU or by vLLM's CPU build."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from checkpoints.reading import Checkpoint
+from common.errors import UserError
+from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
+from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
+
+# Read when vLLM is imported. One process instead of three starts in a third of the time; the CPU
+# build would otherwise take most of the memory, and bind every run to the same cores.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+class _CPUBuild(metadata.Distribution):
+    """Answers for the distribution `vllm` where its CPU build is installed, called `vllm-cpu`.
+
+    lm-eval asks for the version of `vllm`; vLLM itself knows its CPU build by the version's end.
+    """
+
+    def read_text(self, filename: str) -> str | None:
+        """Return the metadata, the only file there is."""
+        if filename != "METADATA":
+            return None
+        return f"Metadata-Version: 2.1\nName: vllm\nVersion: {metadata.version('vllm-cpu')}+cpu\n"
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Path:
+        """Say where a file would lie."""
+        return Path(path)
+
+
+class _Finder(metadata.DistributionFinder):
+    """Finds `_CPUBuild` when `vllm` is asked for by name."""
+
+    def find_spec(self, *_: object) -> None:
+        """Find no module."""
+
+    def find_distributions(
+        self, context: metadata.DistributionFinder.Context | None = None
+    ) -> Iterable[metadata.Distribution]:
+        """Yield what fits the context."""
+        if context is not None and context.name == "vllm":
+            yield _CPUBuild()
+
+
+def _import_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed here: use --backend hf, or an environment with vLLM "
+            "(docs/evaluation.md)"
+        )
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        sys.meta_path.append(_Finder())
+
+
+_import_vllm()
+
+from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
+
+# vLLM answers with an object for every token that it read.
+_TOKENS = 1 << 18
+
+
+class _Teller(tqdm):
+    """A progress bar that draws nothing and tells another."""
+
+    def __init__(self, *arguments: object, tell: Callable[[int], None], **settings: object) -> None:
+        super().__init__(*arguments, **(settings | {"file": io.StringIO()}))
+        self._tell = tell
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more requests as answered."""
+        self._tell(n)
+        super().update(n)
+
+
+class VLLMBackend(Backend, VLLM):
+    """A `vllm` model that can be exchanged for another while its items stay.
+
+    Args:
+        model: The first model's folder.
+        tokenizer: The tokenizer that all models share.
+        batch_size: The most sequences that vLLM works on at once.
+        rule: How contexts and continuations are tokenised.
+        max_length: The most tokens that the model reads at once; None for two less than it was
+            made for, because vLLM also reads the last scored token and adds one of its own.
+        dtype: What the model computes with.
+        device: Not used: vLLM takes the GPUs that are visible, its CPU build the CPU.
+        name: What messages call the first model.
+        engine: Further arguments of vLLM's `LLM`.
+
+    Raises:
+        UserError: The folder is not a model, or a shard is missing or truncated.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        rule: Rule = CORRECTED,
+        max_length: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        name: str = "model",
+        **engine: object,
+    ) -> None:
+        self._checkpoint = Checkpoint(model)
+        with _starting(model):
+            VLLM.__init__(
+                self,
+                pretrained=str(model),
+                tokenizer=tokenizer.name_or_path,
+                dtype=dtype,
+                batch_size="auto",
+                max_batch_size=batch_size,
+                max_model_len=None if max_length is None else max_length + 2,
+                seed=0,
+                enforce_eager=current_platform.is_cpu(),
+                use_tqdm_on_load=False,
+                disable_log_stats=False,  # they tell which answers met NaN
+                **engine,
+            )
+        self.tokenizer = tokenizer
+        self._prepare(rule, name)
+
+    def serve(self, model: Path | str, name: str) -> None:
+        """Answer with another model of the same tokenizer; see `Backend.serve`."""
+        checkpoint = Checkpoint(model)
+        if self.model is not None and _shape(checkpoint) == _shape(self._checkpoint):
+            self.model.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
+            self.model.reset_prefix_cache()
+        else:
+            self.close()  # two models at once may not fit
+            self.model_args["model"] = str(model)
+            with _starting(model):
+                self.model = LLM(**self.model_args)
+        self._checkpoint = checkpoint
+        self._begin(name)
+
+    def close(self) -> None:
+        """End the engine; a process has one at a time."""
+        if self.model is not None:
+            self.model.llm_engine.engine_core.shutdown()
+            self.model = None
+            gc.collect()
+
+    @property
+    def window(self) -> int:
+        """The most tokens that the model reads at once."""
+        return self.max_length - 2
+
+    @property
+    def parameters(self) -> int:
+        """Number of the model's parameters."""
+        return sum(self._checkpoint.count(name) for name in self._checkpoint.names())
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model computes with, such as ``float32``."""
+        return str(self.model.llm_engine.model_config.dtype).removeprefix("torch.")
+
+    def _layout(self) -> None:
+        return None
+
+    def _arrange(self, pairs: Sequence[Pair]) -> list[tuple[np.ndarray, int]]:
+        return [
+            (np.array([*pair.before, *pair.after], np.int32), len(pair.before)) for pair in pairs
+        ]
+
+    def _score(
+        self, arranged: list[tuple[np.ndarray, int]], count: int
+    ) -> list[tuple[float, bool]]:
+        settings = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
+        answers = []
+        for at, stop in _portions([len(tokens) for tokens, _ in arranged]):
+            portion = arranged[at:stop]
+            lists = [tokens.tolist() for tokens, _ in portion]
+            outputs = self._ask(lists, settings)
+            for tokens, (_, start), output in zip(lists, portion, outputs, strict=True):
+                answers.append(self._parse_logprobs(tokens, output, start))
+        return answers
+
+    def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        settings = []
+        for prompt in prompts:
+            ends, strings = stop_tokens(self.tokenizer, prompt.stops, prompt.past_end)
+            settings.append(
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=prompt.limit,
+                    stop=strings,
+                    stop_token_ids=sorted(ends),
+                    ignore_eos=prompt.past_end,
+                )
+            )
+        written = []
+        for index, output in enumerate(self._ask([p.tokens.tolist() for p in prompts], settings)):
+            if output.metrics.is_corrupted:
+                raise NotFinite(index)
+            written.append(list(output.outputs[0].token_ids))
+            self.counted["tokens"] += len(written[-1]) - 1
+        return written
+
+    def _ask(
+        self, lists: list[list[int]], settings: SamplingParams | list[SamplingParams]
+    ) -> list[RequestOutput]:
+        self.counted["tokens"] += sum(map(len, lists))
+        prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in lists]
+        bar = functools.partial(_Teller, tell=self.on_progress)
+        return self.model.generate(prompts, settings, use_tqdm=bar)
+
+
+@contextlib.contextmanager
+def _starting(model: Path | str) -> Iterator[None]:
+    """Tell in a line why vLLM does not take a model."""
+    try:
+        yield
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"vLLM cannot serve {model}: {reason}; mend what it names or use --backend hf"
+        ) from error
+
+
+def _shape(checkpoint: Checkpoint) -> dict:
+    """Return what has to be equal for a model's weights to take another's place."""
+    return {
+        "config": checkpoint.config,
+        "shapes": {n: checkpoint.shape(n) for n in checkpoint.names()},
+    }
+
+
+def _portions(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Divide a list so that what vLLM answers for a part fits the memory."""
+    start, tokens = 0, 0
+    for at, length in enumerate(lengths):
+        if tokens and tokens + length > _TOKENS:
+            yield start, at
+            start, tokens = at, 0
+        tokens += length
+    if tokens:
+        yield start, len(lengths)

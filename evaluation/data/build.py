@@ -1,0 +1,251 @@
+"""Converts sources to JSON lines, a suite's folder at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import read_json, sha256_file, staged_directory, write_bytes, write_jsonl
+from common.manifest import NAME, write_manifest
+from evaluation.data.converters import Rows, converter_of
+from evaluation.data.remote import Remote
+from evaluation.data.sources import File, Source, find_local
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One task's rows and what is recorded of their origin.
+
+    Attributes:
+        source: The entry of the table.
+        rows: By role, items and fewshot.
+        copies: Bytes by name, of files that are copied as they stand.
+        origin: For the manifest: repository, revision, licence, files with hashes, counts.
+    """
+
+    source: Source
+    rows: dict[str, Rows]
+    copies: dict[str, bytes]
+    origin: dict[str, Any]
+
+
+def _with_unique_ids(rows: Rows, prefix: str = "") -> Rows:
+    """Tell rows of one id apart by their number, so that stored answers can be joined again."""
+    seen: set[Any] = set()
+    for number, row in enumerate(rows):
+        if row["id"] in seen:
+            row["id"] = f"{row['id']}#{number}"
+        seen.add(row["id"])
+        if prefix:
+            row["id"] = f"{prefix}{row['id']}"
+    return rows
+
+
+def _check_count(source: Source, path: Path, file: File, found: int) -> None:
+    if found == 0 or (file.rows is not None and file.rows != found):
+        expected = "at least 1" if file.rows is None else file.rows
+        raise UserError(
+            f"{source.name}: {path} gives {found} rows where {expected} are expected; it is "
+            "truncated or of another version: get it again"
+        )
+
+
+def _rows(source: Source, present: Mapping[str, tuple[Path, File]]) -> dict[str, Rows]:
+    """Convert a task's files and check what comes out."""
+    paths = {role: path for role, (path, _) in present.items()}
+    try:
+        rows = converter_of(source.suite, source.task)(paths)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        named = ", ".join(str(path) for path in paths.values())
+        raise UserError(
+            f"{source.name}: {named} do not have the expected columns "
+            f"({type(error).__name__}: {error}); get the files of {source.repository} again"
+        ) from None
+    for role in rows:
+        _check_count(source, *present[role], found=len(rows[role]))
+    _with_unique_ids(rows["items"])
+    if "fewshot" in rows:
+        # A pool that is the items themselves keeps their ids: a draw must leave out the item's own.
+        own = paths["fewshot"] == paths["items"]
+        _with_unique_ids(rows["fewshot"], "" if own else "fewshot-")
+    return rows
+
+
+def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -> Converted:
+    """Read and convert one task's files.
+
+    Args:
+        source: The task's source.
+        locate: Finds a role's file; None where it is absent and optional.
+
+    Returns:
+        The rows and their origin.
+
+    Raises:
+        UserError: A file is missing, damaged, or of another count than the table says.
+    """
+    found = {role: locate(role) for role in source.files}
+    present = {role: pair for role, pair in found.items() if pair is not None}
+    rows: dict[str, Rows] = {}
+    copies: dict[str, bytes] = {}
+    if source.copies_to:
+        copies = {role: path.read_bytes() for role, (path, _) in present.items()}
+    else:
+        rows = _rows(source, present)
+    origin = {
+        "host": source.host,
+        "repository": source.repository,
+        "config": source.config,
+        "licence": source.licence,
+        "access": source.access,
+        "files": {
+            role: {"path": file.path, "sha256": sha256_file(path)}
+            for role, (path, file) in present.items()
+        },
+        "rows": {role: len(rows[role]) for role in rows},
+        "stand_in": {role: file.stand_in for role, (_, file) in present.items() if file.stand_in},
+    }
+    return Converted(source, rows, copies, origin)
+
+
+def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
+    """Convert tasks from local copies; nothing is downloaded.
+
+    Args:
+        sources: The tasks.
+        folder: Where the files lie; the table says under which names.
+
+    Returns:
+        The converted tasks, in order.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--source {folder}: no such folder; correct the path")
+    converted = []
+    for source in sources:
+        one = convert(source, lambda role, source=source: find_local(source, role, folder))
+        # A local copy does not say which revision it is; its hash does.
+        one.origin.update(host="local copy", revision=None)
+        converted.append(one)
+    return converted
+
+
+def convert_remote(sources: Sequence[Source]) -> list[Converted]:
+    """Download tasks' files at their pinned revisions and convert them."""
+    converted = []
+    with Remote() as remote:
+        for source in sources:
+            one = convert(source, lambda role, source=source: remote.fetch(source, role))
+            one.origin["revision"] = remote.revision(source)
+            converted.append(one)
+    return converted
+
+
+def _file_name(task: str, role: str) -> str:
+    return f"{task}.jsonl" if role == "items" else f"{task}.{role}.jsonl"
+
+
+def _kept(folder: Path, replaced: set[str]) -> dict[str, Any]:
+    """Return the manifest's entries of the tasks that stay from earlier calls."""
+    path = folder / NAME
+    if not path.is_file():
+        return {}
+    entries = read_json(path).get("extra", {}).get("tasks", {})
+    return {task: entry for task, entry in entries.items() if task not in replaced}
+
+
+def write_suite(out: Path, suite: str, converted: Sequence[Converted]) -> Path:
+    """Write one suite's folder with its manifest; tasks of earlier calls stay.
+
+    Args:
+        out: The data folder; the suite goes to `out/test/SUITE`.
+        suite: Name of the suite.
+        converted: Its tasks.
+
+    Returns:
+        The suite's folder.
+
+    Raises:
+        UserError: The disk is full; the old folder, if any, is untouched.
+    """
+    folder = out / "test" / suite
+    kept = _kept(folder, {one.source.task for one in converted})
+    tasks = dict(kept)
+    with staged_directory(folder) as aside:
+        for task, entry in kept.items():
+            for role in entry["rows"]:
+                shutil.copy2(folder / _file_name(task, role), aside)
+        for one in converted:
+            tasks[one.source.task] = one.origin
+            for role in one.rows:
+                write_jsonl(aside / _file_name(one.source.task, role), one.rows[role])
+        outputs = {
+            _file_name(task, role): aside / _file_name(task, role)
+            for task, entry in tasks.items()
+            for role in entry["rows"]
+        }
+        _write_manifest(aside, suite, tasks, outputs)
+    return folder
+
+
+def _write_manifest(
+    folder: Path, suite: str, tasks: Mapping[str, Any], outputs: Mapping[str, Path]
+) -> None:
+    write_manifest(
+        folder / NAME,
+        kind="benchmark data",
+        parameters={"suite": suite, "tasks": sorted(tasks)},
+        outputs=outputs,
+        packages=["evaluation/data"],
+        extra={"tasks": dict(tasks)},
+    )
+
+
+def write_copies(out: Path, one: Converted) -> Path:
+    """Write files that are copied as they stand, with their manifest.
+
+    Args:
+        out: The data folder.
+        one: The source, read.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The disk is full; the old folder, if any, is untouched.
+    """
+    folder = out / one.source.copies_to
+    with staged_directory(folder) as aside:
+        for name, content in one.copies.items():
+            write_bytes(aside / name, content)
+        outputs = {name: aside / name for name in one.copies}
+        _write_manifest(aside, one.source.suite, {one.source.task: one.origin}, outputs)
+    return folder
+
+
+def build(sources: Sequence[Source], folder: Path | None, out: Path) -> list[Converted]:
+    """Convert tasks and write their suites.
+
+    Nothing is written before every task of every suite has been converted.
+
+    Args:
+        sources: The tasks.
+        folder: Local copies; None downloads.
+        out: The data folder.
+
+    Returns:
+        The converted tasks.
+    """
+    converted = convert_local(sources, folder) if folder else convert_remote(sources)
+    for suite in dict.fromkeys(source.suite for source in sources):
+        own = [one for one in converted if one.source.suite == suite]
+        for one in own:
+            if one.copies:
+                write_copies(out, one)
+        tasks = [one for one in own if one.rows]
+        if tasks:
+            write_suite(out, suite, tasks)
+    return converted

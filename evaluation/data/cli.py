@@ -1,0 +1,96 @@
+"""Command line of `python -m evaluation data`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from evaluation.data.sources import load_sources, select_sources
+
+OUT = Path("results/evaluation/data")
+
+_EPILOG = """\
+examples:
+  python -m evaluation data --list
+  python -m evaluation data --suite ja8,kobest,okapi_de,sql_eval
+  python -m evaluation data --suite kobest/boolq,kobest/copa --source copies --out data
+
+Writes OUT/test/SUITE/TASK.jsonl (items), TASK.fewshot.jsonl (where few-shot examples are drawn
+from) and manifest.json (hashes, revisions, licences). A suite's folder is replaced as a whole, and
+only when everything asked for was read; tasks of an earlier call that are not named again stay.
+sql_eval's dumps go to OUT/databases/sql_eval.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation data",
+        description="Convert the published benchmarks to the JSON lines that the suites read: from "
+        "pinned revisions on the hub, or from local copies. Runs no code of a data set.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="show the sources and stop")
+    parser.add_argument(
+        "--suite", metavar="A,B", help="suites, or single tasks as suite/task, by commas"
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="DIR",
+        help="local copies; nothing is downloaded then. --list shows the names looked for",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help=f"the data folder ({OUT})"
+    )
+    return parser
+
+
+def _list() -> None:
+    for source in load_sources().values():
+        revision = (source.revision or "newest")[:12]
+        print(
+            f"{source.name:<22} {source.repository}@{revision}  {source.access}  {source.licence}"
+        )
+        if source.copies_to:
+            print(f"  {len(source.files)} files, to {source.copies_to}")
+            continue
+        for role, file in source.files.items():
+            count = "?" if file.rows is None else file.rows
+            names = [other.path for other in source.local.get(role, ())]
+            print(f"  {role:<8} {count:>6}  {file.path}" + "".join(f"  | {n}" for n in names))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments after `data`.
+
+    Returns:
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        _list()
+        return 0
+    if arguments.suite is None:
+        raise UserError("--suite is missing; python -m evaluation data --help shows examples")
+    names = [name.strip() for name in arguments.suite.split(",") if name.strip()]
+    sources = select_sources(names)
+
+    from evaluation.data.build import build
+
+    for one in build(sources, arguments.source, arguments.out):
+        counts = ", ".join(f"{count} {role}" for role, count in one.origin["rows"].items())
+        counts = counts or f"{len(one.copies)} files"
+        lacking = "".join(
+            f"; {role} is a stand-in: {why}" for role, why in one.origin["stand_in"].items()
+        )
+        unpinned = one.source.revision is None and one.origin["revision"] is not None
+        newest = f"; revision {one.origin['revision']} (not pinned)" if unpinned else ""
+        print(f"{one.source.name:<22} {counts}{lacking}{newest}")
+    print(f"written below {arguments.out}")
+    return 0

@@ -1,0 +1,172 @@
+"""The table of sources, and where a source's files lie."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError, nearest
+
+TABLE = Path(__file__).with_name("sources.yaml")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source.
+
+    Attributes:
+        path: Inside the repository, or below the folder given by `--source`.
+        rows: Items that its conversion yields, None where unknown.
+        stand_in: What it lacks to be the benchmark's own file; None where it is.
+    """
+
+    path: str
+    rows: int | None = None
+    stand_in: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one task's data come from.
+
+    The fields are those of `sources.yaml`; `copies_to` is the folder, below the data folder, of
+    files that are copied as they stand, None where they are converted.
+    """
+
+    suite: str
+    task: str
+    licence: str
+    access: str
+    host: str
+    repository: str
+    config: str
+    revision: str | None
+    files: Mapping[str, File]
+    local: Mapping[str, Sequence[File]] = field(default_factory=dict)
+    optional: Sequence[str] = ()
+    copies_to: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The full name, suite/task."""
+        return f"{self.suite}/{self.task}"
+
+    def candidates(self, role: str) -> list[File]:
+        """List the local files that can serve a role, best first.
+
+        Args:
+            role: A key of `files`.
+
+        Returns:
+            The repository's own copy (`REPOSITORY/PATH`), then the alternatives of the table.
+        """
+        own = self.files[role]
+        copy = File(f"{self.repository}/{own.path}", own.rows)
+        return [copy, *self.local.get(role, ())]
+
+
+def _copies(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write out the names of files that are copied as they stand."""
+    names = [
+        {"name": name, "ending": ending} for name in about["names"] for ending in about["endings"]
+    ]
+    roles = {"{name}.{ending}".format(**name): name for name in names}
+    return {
+        "files": {role: File(about["path"].format(**name)) for role, name in roles.items()},
+        "local": {role: [File(about["local"].format(**name))] for role, name in roles.items()},
+        "copies_to": about["to"],
+    }
+
+
+def _source(suite: str, task: str, entry: Mapping[str, Any]) -> Source:
+    fields = dict(entry)
+    if "copies" in fields:
+        copies = _copies(fields.pop("copies"))
+        return Source(suite, task, **fields, **copies)
+    fields["files"] = {role: File(**about) for role, about in entry["files"].items()}
+    fields["local"] = {
+        role: [File(**about) for about in abouts] for role, abouts in entry.get("local", {}).items()
+    }
+    return Source(suite, task, **fields)
+
+
+@functools.cache
+def load_sources() -> dict[str, Source]:
+    """Read the table.
+
+    Returns:
+        The sources by full name (suite/task), in the table's order.
+    """
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    sources = [
+        _source(suite, task, entry)
+        for suite, tasks in table.items()
+        for task, entry in tasks.items()
+    ]
+    return {source.name: source for source in sources}
+
+
+def select_sources(names: Sequence[str]) -> list[Source]:
+    """Find the sources meant by names of suites and of tasks.
+
+    Args:
+        names: Suites (`kobest`) and single tasks (`kobest/copa`), in any mixture.
+
+    Returns:
+        Each source once, in the order asked for, and what is copied with every task of its suite.
+
+    Raises:
+        UserError: A name is neither, or there is none.
+    """
+    sources = load_sources()
+    suites = {source.suite for source in sources.values()}
+    chosen: dict[str, Source] = {}
+    for name in names:
+        if name in suites:
+            chosen |= {key: source for key, source in sources.items() if source.suite == name}
+        elif name in sources:
+            chosen[name] = sources[name]
+        else:
+            valid = sources if "/" in name else suites
+            raise UserError(f"no benchmark data are known for {name!r}{nearest(name, valid)}")
+    if not chosen:
+        raise UserError(f"no suite was named; give some of: {', '.join(sorted(suites))}")
+    used = {source.suite for source in chosen.values()}
+    chosen |= {
+        name: source
+        for name, source in sources.items()
+        if source.copies_to and source.suite in used
+    }
+    return list(chosen.values())
+
+
+def find_local(source: Source, role: str, folder: Path) -> tuple[Path, File] | None:
+    """Find a role's file below a folder of local copies.
+
+    Args:
+        source: The task's source.
+        role: items, fewshot or another key of `files`.
+        folder: The folder given by `--source`.
+
+    Returns:
+        The path and its entry in the table; None where an optional file is absent.
+
+    Raises:
+        UserError: The file is absent and the task needs it.
+    """
+    candidates = source.candidates(role)
+    for file in candidates:
+        if (folder / file.path).is_file():
+            return folder / file.path, file
+    if role in source.optional:
+        return None
+    paths = " or ".join(file.path for file in candidates)
+    raise UserError(
+        f"{source.name}: {folder} has no {paths}; put the file there, or leave the task out "
+        f"(name the others: --suite {source.suite}/TASK,{source.suite}/TASK)"
+    )

@@ -1,0 +1,110 @@
+"""Task definitions: lm-eval's YAML, completed by the suite's one Python file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from evaluation.suites import Task
+
+
+def _functions(suite: str) -> ModuleType:
+    return importlib.import_module(f"evaluation.tasks.{suite}.functions")
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that knows `!function functions.NAME`."""
+
+    suite: str
+
+
+def _function(loader: _Loader, node: yaml.Node) -> Any:
+    module, _, name = str(node.value).partition(".")
+    found = getattr(_functions(loader.suite), name, None) if module == "functions" else None
+    if found is None:
+        raise UserError(
+            f"{loader.name}: no function {node.value!r}; name one as functions.NAME and define it "
+            "in the suite's functions.py"
+        )
+    return found
+
+
+_Loader.add_constructor("!function", _function)
+
+
+def _read(path: Path, suite: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as stream:
+        loader = _Loader(stream)
+        loader.suite = suite
+        try:
+            return loader.get_single_data()
+        except yaml.YAMLError as error:
+            problem = str(error).replace("\n", " ")
+            raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
+        finally:
+            loader.dispose()
+
+
+def _merge(definition: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(definition)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merged[key] | value if both else value
+    return merged
+
+
+def load_definition(task: Task) -> dict[str, Any]:
+    """Read a task's definition as its fidelity and prompt have it.
+
+    Args:
+        task: The task; where its suite has variants, `definition(task, prompt, fidelity)` of the
+            suite's `functions.py` says what they change: mappings key by key, else whole values.
+
+    Returns:
+        The content of an lm-eval definition, functions in the place of their names.
+
+    Raises:
+        UserError: The file is not valid YAML or names an unknown function.
+    """
+    definition = _read(task.definition, task.suite)
+    if task.fidelity is not None or task.prompt is not None:
+        changes = _functions(task.suite).definition(task.id, task.prompt, task.fidelity)
+        definition = _merge(definition, changes)
+    return definition | {"task": task.lm_eval_name}
+
+
+def bind(value: Any, **given: Any) -> Any:
+    """Give functions what they take by the name of a parameter, in mappings at any depth.
+
+    Args:
+        value: A definition, a part of one, or a function.
+        given: By parameter's name, what is given to every function that has the parameter.
+
+    Returns:
+        The same with functions that need only their other arguments.
+    """
+    if isinstance(value, Mapping):
+        return {key: bind(part, **given) for key, part in value.items()}
+    taken = given.keys() & _parameters(value) if callable(value) else set()
+    if not taken:
+        return value
+
+    # A plain function, because lm-eval makes deep copies, which stop at functions.
+    def bound(*arguments: Any) -> Any:
+        return value(*arguments, **{name: given[name] for name in taken})
+
+    return bound
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except ValueError:
+        return set()

@@ -1,0 +1,218 @@
+"""lm-eval's task over local rows: the order of items, the draw of shots, caps by item."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval.utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask
+
+from common.errors import UserError
+from common.files import read_jsonl
+from evaluation.suites import Task
+
+FEWSHOT_SEED = 1234  # lm-eval's own, for tasks that do not shuffle their items
+_COLUMNS = {
+    "multiple_choice": ["id", "prompt", "choices", "gold"],
+    "generation": ["id", "prompt", "target"],
+    "sql": ["id", "prompt", "query", "database"],
+}
+Row = dict[str, Any]
+
+# lm-eval compiles a template anew for every document, at about 3 ms each.
+lm_eval.utils.env.from_string = functools.lru_cache(lm_eval.utils.env.from_string)
+
+
+class _Rows(list):
+    """Items as lm-eval reads them, without the datasets library's files."""
+
+    @property
+    def features(self) -> Row:
+        return self[0]
+
+
+class _Shots(ContextSampler):
+    """Draws solved examples with the generator that shuffled the items, as published.
+
+    Args:
+        pool: The rows to draw from.
+        generator: The generator, as the shuffle left it.
+        stratify: A column whose values each give their share of the draw; None draws plainly.
+
+    Attributes:
+        item: The item for which is drawn. A pool of other rows never holds it; one that stands
+            in for rows that cannot be had may.
+    """
+
+    item: Row | None = None
+
+    def __init__(
+        self, pool: Sequence[Row], generator: random.Random, stratify: str | None = None
+    ) -> None:
+        super().__init__(pool)
+        self.rnd = generator
+        self._stratify = stratify
+        self._strata = self._divide(pool)
+
+    def _divide(self, rows: Sequence[Row]) -> dict[Any, list[Row]]:
+        strata = defaultdict(list)
+        for row in rows:
+            strata[row[self._stratify] if self._stratify else None].append(row)
+        return strata
+
+    def _draw(self, n: int, strata: Mapping[Any, list[Row]]) -> list[Row]:
+        if self._stratify is None:
+            return self.rnd.sample(strata[None], n)
+        size = sum(len(rows) for rows in strata.values())
+        counts = {stratum: int(len(rows) / size * n) for stratum, rows in strata.items()}
+        for _ in range(n - sum(counts.values())):
+            counts[min(counts, key=counts.__getitem__)] += 1
+        drawn = [
+            row
+            for stratum, count in counts.items()
+            for row in self.rnd.sample(strata[stratum], count)
+        ]
+        self.rnd.shuffle(drawn)
+        return drawn
+
+    def sample(self, n: int, *_: Any, **__: Any) -> list[Row]:
+        """Draw `n` rows; see `ContextSampler.sample`."""
+        drawn = self._draw(n, self._strata)
+        if self.item in drawn:
+            drawn = self._draw(n, self._divide([row for row in self.df if row != self.item]))
+        return drawn
+
+
+class LocalTask(ConfigurableTask):
+    """A task over rows in memory, which builds its requests once, for all models.
+
+    Args:
+        definition: As `load_definition` gives it, its functions bound.
+        rows: The items.
+        pool: Rows to draw solved examples from; may be empty where there are no shots.
+        limit: How many items to keep, after the shuffle; None keeps all.
+    """
+
+    _instances: list[Instance] | None = None
+
+    def __init__(
+        self,
+        definition: Mapping[str, Any],
+        rows: Sequence[Row],
+        pool: Sequence[Row],
+        limit: int | None = None,
+    ) -> None:
+        about = definition.get("metadata", {})
+        items = list(rows)
+        generator = None
+        if about.get("shuffle_seed") is not None:
+            generator = random.Random(about["shuffle_seed"])
+            generator.shuffle(items)
+        splits = {"items": _Rows(items[:limit]), "fewshot": _Rows(pool)}
+        config = dict(definition) | {
+            "custom_dataset": lambda **_: splits,
+            "test_split": "items",
+            "fewshot_split": "fewshot" if pool else None,
+            # The scores are computed from the stored items; lm-eval only has to ask the model.
+            "metric_list": [{"metric": "none", "aggregation": "mean", "higher_is_better": True}],
+            "process_results": lambda doc, results: {},
+            "metadata": {"version": about.get("version")},
+        }
+        self._cap = about.get("cap")
+        super().__init__(config=config)
+        if pool and generator is not None:
+            self.sampler = _Shots(pool, generator, about.get("stratify"))
+        else:
+            self.set_fewshot_seed(FEWSHOT_SEED)
+
+    def build_all_requests(self, **settings: Any) -> None:
+        """Build the requests at the first call and forget their answers at every other."""
+        if self._instances is None:
+            # lm-eval draws a progress bar here for work of milliseconds.
+            with contextlib.redirect_stderr(io.StringIO()):
+                super().build_all_requests(**settings)
+        for instance in self._instances:
+            instance.resps = []
+            instance.filtered_resps = {}
+
+    def fewshot_context(self, doc: Row, *arguments: Any, **settings: Any) -> Any:
+        """Build an item's context; see `ConfigurableTask.fewshot_context`."""
+        self.sampler.item = doc
+        return super().fewshot_context(doc, *arguments, **settings)
+
+    def construct_requests(self, doc: Row, ctx: str, **settings: Any) -> Any:
+        """Build an item's requests, with its own cap on the answer's length."""
+        requests = super().construct_requests(doc, ctx, **settings)
+        if self._cap is not None and isinstance(requests, Instance):
+            generation = requests.arguments[1]
+            generation["max_gen_toks"] = self._cap(doc)
+        return requests
+
+
+def items_file(data: Path, split: str, task: Task) -> Path:
+    """Return where a task's items lie."""
+    return data / split / task.suite / f"{task.id}.jsonl"
+
+
+def pool_file(data: Path, split: str, task: Task) -> Path:
+    """Return where the rows lie from which a task's shots are drawn."""
+    return data / split / task.suite / f"{task.id}.fewshot.jsonl"
+
+
+def _read(path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row]:
+    rows = read_jsonl(path) if path.is_file() else []
+    if not rows:
+        problem = "is empty" if path.is_file() else "does not exist"
+        raise UserError(
+            f"task {task.name} has no {what} in {path}, which {problem}; make the data again "
+            f"({task.maker}), or leave the task out (name the others: --suites SUITE/TASK,...)"
+        )
+    for number, row in enumerate(rows, 1):
+        for column in columns:
+            if column not in row:
+                raise UserError(f"{path}, line {number}: no {column!r}; make the data again")
+    return rows
+
+
+def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) -> list[Row]:
+    """Read a task's items.
+
+    Args:
+        data: Folder made by `python -m bottle data` or `python -m evaluation data`.
+        split: dev or test.
+        task: The task.
+        columns: What every row must have; empty takes what the bottle's tasks of its kind need.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: The file is missing, empty, or a row lacks a column.
+    """
+    path = items_file(data, split, task)
+    rows = _read(path, task, columns or _COLUMNS[task.kind], "items")
+    if not columns and task.kind == "multiple_choice":
+        for number, row in enumerate(rows, 1):
+            if not 0 <= row["gold"] < len(row["choices"]):
+                raise UserError(f"{path}, line {number}: no choice has the number in 'gold'")
+    return rows
+
+
+def read_pool(data: Path, split: str, task: Task, shots: int) -> list[Row]:
+    """Read the rows from which a task's shots are drawn; none where it has no shots."""
+    if not shots:
+        return []
+    path = pool_file(data, split, task)
+    pool = _read(path, task, (), "examples for its shots")
+    if len(pool) < shots:
+        raise UserError(f"{path}: {len(pool)} rows for {shots} shots; make the data again")
+    return pool

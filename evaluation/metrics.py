@@ -1,0 +1,176 @@
+"""Scores of a whole task from its stored items, so that no model is needed to compute them again.
+
+A multiple-choice item holds the log-likelihoods of its choices, their lengths and the gold
+choice; any item may hold `values`, its own value of each metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.scores import mean_and_stderr
+
+Item = Mapping[str, Any]
+_DRAWS = 1000  # rouge_score's number; the standard errors here vary by 2 % at most
+_SEED = 1234  # of numpy's generator in the published harness
+
+
+def choice_values(
+    loglikelihoods: Sequence[float], lengths: Sequence[int], sizes: Sequence[int], gold: int
+) -> dict[str, float]:
+    """Score one multiple-choice item in the three usual ways.
+
+    Args:
+        loglikelihoods: Of the choices, in nats.
+        lengths: Of the choices, in characters.
+        sizes: Of the choices, in bytes of UTF-8.
+        gold: Index of the right choice.
+
+    Returns:
+        Under acc, acc_norm and acc_bytes 1.0 if the right choice has the highest log-likelihood,
+        plain, by character and by byte, else 0.0. Of equals the first counts.
+    """
+    scores = {
+        "acc": list(loglikelihoods),
+        "acc_norm": [
+            value / (size or 1) for value, size in zip(loglikelihoods, lengths, strict=True)
+        ],
+        "acc_bytes": [
+            value / (size or 1) for value, size in zip(loglikelihoods, sizes, strict=True)
+        ],
+    }
+    return {name: float(score.index(max(score)) == gold) for name, score in scores.items()}
+
+
+def _values(items: Sequence[Item], metric: str) -> list[float]:
+    """Return each item's own value of a metric."""
+    found = []
+    for item in items:
+        values = item.get("values", {})
+        if metric not in values:
+            keys = ("loglikelihoods", "lengths", "bytes", "gold")
+            values = choice_values(*(item[key] for key in keys))
+        found.append(values[metric])
+    return found
+
+
+def confusion(items: Sequence[Item]) -> np.ndarray:
+    """Count the items by gold and predicted choice.
+
+    Args:
+        items: Multiple-choice items.
+
+    Returns:
+        Counts, int64, [gold, predicted], square.
+    """
+    # Where a published definition drops a choice, the gold one may be among what was dropped.
+    size = max(max(len(item["loglikelihoods"]), item["gold"] + 1) for item in items)
+    counts = np.zeros((size, size), dtype=np.int64)
+    for item in items:
+        counts[item["gold"], int(np.argmax(item["loglikelihoods"]))] += 1
+    return counts
+
+
+def balanced_accuracy(counts: np.ndarray) -> np.ndarray:
+    """Mean of the classes' accuracies, over the classes that occur.
+
+    Args:
+        counts: [..., gold, predicted].
+
+    Returns:
+        [...] in [0, 1].
+    """
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    support = counts.sum(-1)
+    return (right / np.maximum(support, 1)).sum(-1) / (support > 0).sum(-1)
+
+
+def macro_f1(counts: np.ndarray) -> np.ndarray:
+    """Unweighted mean of the classes' F1, over the classes that occur or are predicted.
+
+    Args:
+        counts: [..., gold, predicted].
+
+    Returns:
+        [...] in [0, 1].
+    """
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    either = counts.sum(-1) + counts.sum(-2)
+    return (2 * right / np.maximum(either, 1)).sum(-1) / (either > 0).sum(-1)
+
+
+def matthews(counts: np.ndarray) -> np.ndarray:
+    """Matthews' correlation coefficient, 0 where gold or predictions do not vary.
+
+    Args:
+        counts: [..., gold, predicted].
+
+    Returns:
+        [...] in [-1, 1].
+
+    Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation
+    coefficient", in the form of scikit-learn's user guide.
+    """
+    counts = counts.astype(np.float64)
+    gold, predicted, total = counts.sum(-1), counts.sum(-2), counts.sum((-2, -1))
+    right = np.trace(counts, axis1=-2, axis2=-1)
+    spread = (total**2 - (gold**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))
+    covariance = right * total - (gold * predicted).sum(-1)
+    return np.where(spread > 0, covariance / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+
+
+def _of_confusion(
+    statistic: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[Sequence[Item], str], tuple[float, float]]:
+    def aggregate(items: Sequence[Item], metric: str) -> tuple[float, float]:
+        counts = confusion(items)
+        # Drawing n items with replacement is one multinomial draw over the cells.
+        draws = np.random.default_rng(_SEED).multinomial(
+            len(items), counts.reshape(-1) / len(items), size=_DRAWS
+        )
+        spread = statistic(draws.reshape(_DRAWS, *counts.shape)).std(ddof=1)
+        return float(statistic(counts)), float(spread)
+
+    return aggregate
+
+
+def _mean(items: Sequence[Item], metric: str) -> tuple[float, float]:
+    return mean_and_stderr(_values(items, metric))
+
+
+def _bootstrap_median(items: Sequence[Item], metric: str) -> tuple[float, float]:
+    """Median of the means of 1000 bootstrap samples, as rouge_score's aggregator has it."""
+    values = np.array(_values(items, metric))
+    random = np.random.RandomState(_SEED)
+    indices = np.arange(len(values))
+    means = [values[random.choice(indices, size=len(values))].mean() for _ in range(_DRAWS)]
+    return float(np.percentile(means, 50)), float(np.std(means, ddof=1))
+
+
+AGGREGATES: dict[str, Callable[[Sequence[Item], str], tuple[float, float]]] = {
+    "mean": _mean,
+    "bootstrap_median": _bootstrap_median,
+    "balanced_acc": _of_confusion(balanced_accuracy),
+    "macro_f1": _of_confusion(macro_f1),
+    "mcc": _of_confusion(matthews),
+}
+
+
+def aggregate(items: Sequence[Item], metric: str, aggregation: str = "mean") -> dict[str, float]:
+    """Compute a task's score from its items.
+
+    Args:
+        items: The task's items.
+        metric: Name of the metric.
+        aggregation: A name of `AGGREGATES`: mean and bootstrap_median are of the items' own
+            values of the metric, the others of the table of gold and predicted choices.
+
+    Returns:
+        value, and stderr: of a mean, the sample standard deviation over sqrt(n); of the others,
+        the standard deviation over 1000 bootstrap samples.
+    """
+    value, stderr = AGGREGATES[aggregation](items, metric)
+    return {"value": value, "stderr": stderr}

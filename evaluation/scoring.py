@@ -1,0 +1,188 @@
+"""From what a model answered to an item's record, and from records to scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from evaluation import scores, sql
+from evaluation.lm_task import LocalTask
+from evaluation.metrics import aggregate, choice_values
+from evaluation.suites import Task
+
+Item = dict[str, Any]
+Definition = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a suite's functions may need beside the item.
+
+    Attributes:
+        task: The task.
+        tokenizer: The model's.
+        data: The folder of the data; databases lie in its `databases/` by habit.
+        engine: sqlite or postgres, for tasks that run SQL.
+        postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
+        resources: Shared by all tasks of a harness, for what is costly to make; what has a
+            `close()` is closed with the harness.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    data: Path
+    engine: str = "sqlite"
+    postgres: Path | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+
+
+def _compare(doc: Item, results: Sequence[str], context: Context) -> Item:
+    """Score a text against the item's target."""
+
+    def words(text: str) -> list[int]:
+        return context.tokenizer.encode(text.strip(), add_special_tokens=False)
+
+    metric, answer, target = context.task.metric, results[0], doc["target"]
+    if metric == "rouge2":
+        return {metric: scores.rouge2(words(answer), words(target))}
+    return {metric: getattr(scores, metric)(answer, target)}
+
+
+def _execute(doc: Item, results: Sequence[str], context: Context) -> Item:
+    """Run a query and compare its result with the gold query's."""
+    if "judge" not in context.resources:
+        context.resources["judge"] = sql.Judge(context.data / "databases")
+    verdict = context.resources["judge"].judge(results[0], doc["query"], doc["database"])
+    about = {key: doc[key] for key in ("category", "database") if key in doc}
+    return about | {context.task.metric: float(verdict.correct), "outcome": verdict.outcome}
+
+
+# How the kinds of the bottle's tasks are scored; other suites bring their own `process_results`.
+PROCESSORS = {"multiple_choice": lambda doc, results: {}, "generation": _compare, "sql": _execute}
+
+
+class Scorer:
+    """Turns the answers to a task's items into records and scores.
+
+    Args:
+        task: The task.
+        definition: Its definition, as `load_definition` gives it, its functions bound.
+    """
+
+    def __init__(self, task: Task, definition: Definition) -> None:
+        self._task = task
+        self._metrics = {
+            entry["metric"]: entry.get("aggregation", "mean") for entry in definition["metric_list"]
+        }
+        self._process = definition["process_results"]
+        self._group_by = definition.get("metadata", {}).get("group_by")
+
+    def record(self, lm_task: LocalTask, sample: Mapping[str, Any]) -> Item:
+        """Make an item's record.
+
+        Args:
+            lm_task: The task as lm-eval ran it.
+            sample: The item as lm-eval logged it.
+
+        Returns:
+            task, id, score (its own value of the metric that tables show), answer, gold, values
+            (of the metrics that its suite computes itself) and whatever else the suite adds; for
+            multiple choice also the choices' loglikelihoods, lengths (characters) and bytes.
+        """
+        doc, results = sample["doc"], sample["filtered_resps"]
+        found = self._process(doc, results)
+        values = {name: float(found.pop(name)) for name in self._metrics if name in found}
+        item = {"task": self._task.name, "id": doc["id"], "score": 0.0}
+        if self._task.kind == "multiple_choice":
+            loglikelihoods = [value for value, _ in results]
+            choices = lm_task.doc_to_choice(doc)
+            item |= {
+                "answer": loglikelihoods.index(max(loglikelihoods)),
+                "gold": lm_task.doc_to_target(doc),
+                "loglikelihoods": loglikelihoods,
+                "lengths": [len(choice) for choice in choices],
+                "bytes": [len(choice.encode()) for choice in choices],
+            }
+            own = choice_values(loglikelihoods, item["lengths"], item["bytes"], item["gold"])
+            # A balanced accuracy or an F1 is a whole task's: its items are right or wrong.
+            item["score"] = values.get(self._task.metric, own.get(self._task.metric, own["acc"]))
+        else:
+            item |= {"answer": results[0], "gold": lm_task.doc_to_target(doc)}
+            item["score"] = values[self._task.metric]
+        if values:
+            item["values"] = values
+        return item | found
+
+    def summarise(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Compute a task's entry in scores.json from its records.
+
+        Args:
+            items: The task's records.
+
+        Returns:
+            metric, value, stderr, items and chance; metrics: value and stderr of each; shots,
+            fidelity, prompt and scale where the task has them; groups: value, stderr and items of
+            each group of items, where its definition names a key to group by.
+        """
+        task = self._task
+        metrics = {metric: aggregate(items, metric, how) for metric, how in self._metrics.items()}
+        about = {
+            "shots": task.shots,
+            "fidelity": task.fidelity,
+            "prompt": task.prompt,
+            "scale": None if task.scale == 1 else task.scale,
+        }
+        groups: dict[str, list[Item]] = {}
+        for item in items if self._group_by else ():
+            groups.setdefault(str(item[self._group_by]), []).append(item)
+        about["groups"] = {
+            group: aggregate(part, task.metric, self._metrics[task.metric]) | {"items": len(part)}
+            for group, part in sorted(groups.items())
+        }
+        return {
+            "metric": task.metric,
+            **metrics[task.metric],
+            "items": len(items),
+            "chance": task.chance,
+            "metrics": metrics,
+        } | {key: value for key, value in about.items() if value}
+
+
+def suite_means(
+    tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Average the scores of each suite's tasks.
+
+    Args:
+        tasks: The tasks.
+        entries: Their entries in scores.json, by name.
+
+    Returns:
+        By suite (with its variant) and metric, over the tasks that have the metric: mean (every
+        task counts alike), weighted_mean (every item counts alike), tasks (how many). Under the
+        name `primary`: of the scores that tables show.
+    """
+    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    for task in tasks:
+        entry = entries[task.name]
+        suite = found.setdefault(task.group, {})
+        values = {name: metric["value"] for name, metric in entry["metrics"].items()}
+        for metric, value in (values | {"primary": entry["value"]}).items():
+            suite.setdefault(metric, []).append((value, entry["items"]))
+    return {
+        suite: {
+            metric: {
+                "mean": math.fsum(value for value, _ in pairs) / len(pairs),
+                "weighted_mean": math.fsum(value * count for value, count in pairs)
+                / sum(count for _, count in pairs),
+                "tasks": len(pairs),
+            }
+            for metric, pairs in metrics.items()
+        }
+        for suite, metrics in found.items()
+    }

@@ -1,0 +1,192 @@
+"""vLLM and transformers give the same answers: `make test-vllm`, where vLLM has its environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from evaluation.backends.tokenisation import CORRECTED, PUBLISHED, Rule
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None,
+        reason="vLLM is not installed in this environment: make test-vllm",
+    ),
+]
+RULES = [PUBLISHED, CORRECTED, Rule("separate", bos=True), Rule("joint", bos=False)]
+WINDOW = 96
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, make_model, make_bpe) -> Path:
+    """Folder of the models llama_a, llama_b, mistral_a and mistral_b."""
+    folder = tmp_path_factory.mktemp("models")
+    for first, architecture in enumerate(("llama", "mistral")):
+        for second, name in enumerate("ab"):
+            model = make_model(
+                folder / f"{architecture}_{name}",
+                architecture,
+                2 * first + second,
+                vocabulary=400,
+                hidden_size=64,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=32,
+                max_position_embeddings=256,
+                # Small enough that logits stay where fp32 rounds below 1e-5.
+                initializer_range=0.2,
+                **({"sliding_window": None} if architecture == "mistral" else {}),
+            )
+            make_bpe(model, sentencepiece=architecture == "mistral")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def backends(request, models) -> dict:
+    """Both backends with one architecture's tokenizer: models are then served in turn."""
+    from transformers import AutoTokenizer
+
+    from evaluation.backends import open_backend
+
+    first = models / f"{request.param}_a"
+    tokenizer = AutoTokenizer.from_pretrained(first)
+    opened = {
+        name: open_backend(name, first, tokenizer, batch_size=8, max_length=WINDOW)
+        for name in ("hf", "vllm")
+    }
+    yield opened | {"architecture": request.param}
+    opened["vllm"].close()
+
+
+def serve(backends: dict, models: Path, name: str, rule: Rule) -> None:
+    for backend in (backends["hf"], backends["vllm"]):
+        backend.serve(models / f"{backends['architecture']}_{name}", name)
+        backend.set_rule(rule)
+
+
+def stripped(answer: str) -> str:
+    """Leave out a character that the limit cut in the middle of its bytes."""
+    return re.sub("\ufffd+$", "", answer)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.how}-{rule.bos}")
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_backends_agree(backends, models, ask, choices, writings, model, rule):
+    agree(backends, models, ask, choices, writings, model, rule)
+
+
+def agree(backends, models, ask, choices, writings, model, rule) -> None:
+    serve(backends, models, model, rule)
+    requests = choices
+    hf, vllm = (backends[name].loglikelihood(requests) for name in ("hf", "vllm"))
+    assert [v for v, _ in vllm] == pytest.approx([v for v, _ in hf], abs=1e-4, rel=0)
+    assert [g for _, g in vllm] == [g for _, g in hf]
+    for at in range(0, len(requests), 3):
+        first, second = ([value for value, _ in found[at : at + 3]] for found in (hf, vllm))
+        assert first.index(max(first)) == second.index(max(second))
+    requests = writings
+    hf, vllm = (
+        list(map(stripped, backends[name].generate_until(requests))) for name in ("hf", "vllm")
+    )
+    assert vllm == hf
+    assert len(set(hf)) > 30
+    # Neither the window's end nor a broken byte decides a whole text.
+    rolling = [ask("loglikelihood_rolling", n, "猫が走る the cat" * n) for n in (1, 4, 30)]
+    hf, vllm = (backends[name].loglikelihood_rolling(rolling) for name in ("hf", "vllm"))
+    assert vllm == pytest.approx(hf, abs=1e-4 * WINDOW, rel=0)
+
+
+def test_greedy_continuations_are_told_as_such(backends, models, ask, writings):
+    serve(backends, models, "a", CORRECTED)
+    prompts = writings
+    answers = backends["hf"].generate_until(prompts)
+    # What was written greedily, read again: where the text gives the same tokens, it is greedy.
+    pairs = [
+        ask("loglikelihood", i, prompt.args[0], answer)
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        if answer and "\ufffd" not in answer
+    ]
+    hf, vllm = ([g for _, g in backends[name].loglikelihood(pairs)] for name in ("hf", "vllm"))
+    assert hf == vllm
+    assert any(hf)
+
+
+def test_weights_are_exchanged_and_nothing_of_the_old_stays(backends, models, choices, writings):
+    vllm, own = backends["vllm"], backends["architecture"]
+    other = "llama" if own == "mistral" else "mistral"
+    found = {}
+    # Weights of the same shape are read in place; another architecture gets another engine.
+    for name in (f"{own}_a", f"{own}_b", f"{other}_a", f"{own}_a", f"{own}_b"):
+        vllm.serve(models / name, name)
+        answer = (vllm.loglikelihood(choices), vllm.generate_until(writings))
+        assert found.setdefault(name, answer) == answer
+    assert len({str(answer) for answer in found.values()}) == 3
+
+
+def test_damaged_weights_are_named(backends, models, ask, choices, writings, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(models / f"{backends['architecture']}_a", broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    serve(backends, models, "a", CORRECTED)
+    backends["vllm"].serve(broken, "broken")
+    for kind, requests in (("loglikelihood", choices), ("generate_until", writings)):
+        with pytest.raises(UserError, match=r"'broken', task task.*not finite"):
+            getattr(backends["vllm"], kind)(requests)
+    agree(backends, models, ask, choices, writings, "a", CORRECTED)
+
+
+def test_a_long_answer_is_refused(backends, models, ask):
+    serve(backends, models, "a", CORRECTED)
+    for backend in (backends["hf"], backends["vllm"]):
+        with pytest.raises(UserError, match=r"task task: an answer of \d+ tokens does not fit"):
+            backend.loglikelihood([ask("loglikelihood", 0, "猫", "?!" * WINDOW)])
+
+
+def test_harness_scores_and_counts_alike(models, tmp_path):
+    """Through lm-eval's evaluator; last, for a second engine ends what the first one needs."""
+    import json
+
+    from evaluation.harness import Harness
+
+    draw = random.Random(3)
+    for task, row in {
+        "jcomqa": lambda: {"choices": [draw.choice("猫犬空海") + c for c in "abcd"], "gold": 1},
+        "jsquad": lambda: {"target": "猫"},
+    }.items():
+        path = tmp_path / f"test/bottle_ja8/{task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"id": str(n), "prompt": "".join(draw.choices("猫犬空 東京海", k=n % 9 + 1))} | row()
+            for n in range(20)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for backend in ("hf", "vllm"):
+        harness = Harness(
+            tmp_path,
+            ["bottle_ja8/jcomqa", "bottle_ja8/jsquad"],
+            "test",
+            models / "llama_a",
+            backend=backend,
+        )
+        found[backend] = harness.evaluate_folder(models / "mistral_b", "b")
+    (hf, hf_items), (vllm, vllm_items) = found["hf"], found["vllm"]
+    assert vllm["tasks"] == hf["tasks"]
+    assert (vllm["backend"], vllm["dtype"]) == ("vllm", "float32")
+    assert vllm["counted"]["requests"] == hf["counted"]["requests"] == 100
+    for one, other in zip(hf_items, vllm_items, strict=True):
+        assert one.keys() == other.keys()
+        if "loglikelihoods" in one:
+            assert other["loglikelihoods"] == pytest.approx(one["loglikelihoods"], abs=1e-4)
