@@ -19,6 +19,7 @@ if not SCORES_FROM:
     include: "workflow/rules/models.smk"
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
+    include: "workflow/rules/smoke.smk"
 
 
 include: "workflow/rules/report.smk"

@@ -311,6 +311,10 @@ class Adapter(Model):
             return "F64" if stored == "F64" else "F32"
         return stored
 
+    def stored(self, name: str) -> str:
+        """Return the type in which a parameter of a result is stored: the base's."""
+        return self._base.stored(name)
+
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         update = self._updates.get(name)
         if update is None:
@@ -345,6 +349,11 @@ class Adapter(Model):
         """Ask the system to fetch the base's parameter from the disk."""
         if name not in self._replaced:
             self._base.ahead(name)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The base's and the adapter's, which may bring a tokenizer."""
+        return [*self._base.folders, self.path]
 
     @property
     def shards(self) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,15 @@ def public_name(path: Path | str) -> str:
 
     Returns:
         ``owner/model`` where the path is that of a Hugging Face cache, else the folder's own name:
-        the path itself would tell about a machine.
+        the path itself would tell about a machine. Bytes that are no UTF-8 become question marks.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
+    name = path.name
     for part in (path, *path.parents):
         if part.name.startswith("models--"):
-            return part.name.removeprefix("models--").replace("--", "/")
-    return path.name
+            name = part.name.removeprefix("models--").replace("--", "/")
+            break
+    return name.encode(errors="replace").decode()
 
 
 def _yaml(value: Any) -> str:
@@ -37,9 +40,13 @@ def _fenced(text: str) -> str:
     return f"{fence}yaml\n{text}{fence}\n"
 
 
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
 def _code(text: str) -> str:
     """Put text in a table's cell as it is, whatever it holds."""
-    return f"`{' '.join(text.split())}`".replace("|", r"\|") if "`" not in text else repr(text)
+    return f"`{_cell(text)}`" if "`" not in text else _cell(repr(text))
 
 
 def _source(paper: str) -> str:
@@ -92,7 +99,7 @@ def model_card(
         f"A merge of language models with {title} (`{method}`; {_source(paper)}).\n",
         "| role | model |\n|---|---|",
         *([] if base is None else [f"| base | {_code(base)} |"]),
-        *(f"| {' '.join(expert.split())} | {_code(model)} |" for expert, model in experts.items()),
+        *(f"| {_cell(expert)} | {_code(model)} |" for expert, model in experts.items()),
         "\n## Recipe\n",
         _fenced(_yaml(dict(recipe))),
     ]

@@ -22,9 +22,9 @@ def kind(name: str) -> Kind:
     module = name.rsplit(".", 1)[0]
     if module.endswith("_proj") or module == "lm_head" or module.endswith(".lm_head"):
         return "linear"
-    if module.endswith("embed_tokens"):
+    if is_embedding(name):
         return "embedding"
-    if module.endswith("norm"):
+    if module.endswith("norm") or module.rsplit(".", 1)[-1].startswith("ln_"):
         return "norm"
     return "other"
 

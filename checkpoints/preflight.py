@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoints.checking import check_compatible, flat_config
-from checkpoints.headers import BYTES, FLOATS
+from checkpoints.headers import FLOATS
 from checkpoints.names import is_head
 from checkpoints.reading import Model
 from checkpoints.tokens import CONFIG, TOKENIZER
 from checkpoints.vocabulary import align
-from checkpoints.writing import SHARD_BYTES
+from checkpoints.writing import SHARD_BYTES, TensorSpec, divided
 from common.errors import UserError, nearest
 from common.files import sha256_file
 
@@ -81,29 +81,26 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _bytes(model: Model, dtype: str | None) -> dict[str, int]:
-    """Return each parameter's size, floating ones in another type if one is given."""
+def _specs(model: Model, dtype: str | None) -> dict[str, TensorSpec]:
+    """Describe each parameter, floating ones in another type if one is given."""
     return {
-        name: model.count(name)
-        * BYTES[dtype if dtype and model.dtype(name) in FLOATS else model.dtype(name)]
+        name: TensorSpec(
+            dtype if dtype and model.dtype(name) in FLOATS else model.stored(name),
+            model.shape(name),
+        )
         for name in model.names()
     }
 
 
-def _shards(sizes: Mapping[str, int], shard_bytes: int) -> int:
-    count, filled = 1, 0
-    for size in sizes.values():
-        if filled and filled + size > shard_bytes:
-            count, filled = count + 1, 0
-        filled += size
-    return count
+def _bytes(specs: Mapping[str, TensorSpec]) -> int:
+    return sum(spec.bytes for spec in specs.values())
 
 
 def types(model: Model) -> str:
     """Tell in which types a model is stored, by falling number of values."""
     counts: Counter[str] = Counter()
     for name in model.names():
-        counts[model.dtype(name)] += model.count(name)
+        counts[model.stored(name)] += model.count(name)
     return ", ".join(dtype for dtype, _ in counts.most_common())
 
 
@@ -143,6 +140,9 @@ def _check_disk(report: Report, out: Path, needed: int) -> None:
     parent = out.absolute()
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        report.errors.append(f"{parent}: is a file and no folder to write in; correct the path")
+        return
     free = shutil.disk_usage(parent).free
     report.facts.append(f"disk: {amount(free)} free for {out}")
     if free < needed:
@@ -164,11 +164,13 @@ def preflight(
     vocabulary: str = "refuse",
     unit: Literal["values", "rows", "tensor"] = "values",
     passes: int = 1,
+    threads: int = 1,
 ) -> Report:
     """Check a merge and foretell its size, memory and time; nothing is read but headers.
 
-    Memory is that of torch, and of one unit of work for each model and for the method's buffers,
-    in float32: a piece of 65,536 values, a block of whole rows, or the largest parameter. Time is
+    Memory is that of torch, and in every thread of one unit of work for each model and for the
+    method's buffers, in float32: a piece of 65,536 values, a block of whole rows, or the largest
+    parameter. Time is
     reading every model as often as the method passes over it and writing the result, at 1 GB a
     second, and 2 ns of arithmetic for each value and model; hashing runs beside it.
 
@@ -181,6 +183,7 @@ def preflight(
         vocabulary: Policy for vocabularies that differ; see `checkpoints.vocabulary.align`.
         unit: What the method works on at a time.
         passes: How often the method reads every model.
+        threads: Parameters that are merged at a time.
 
     Returns:
         The report; its errors are all that were found, not only the first.
@@ -208,22 +211,22 @@ def preflight(
             report.errors.append(str(error))
         result = reference
     _note_tensors(report, reference)
-    sizes = _bytes(result, dtype)
+    specs = _specs(result, dtype)
     companions = sum(
         path.stat().st_size for path in reference.path.glob("*.json") if path.is_file()
     )
-    written = sum(sizes.values()) + companions
+    written = _bytes(specs) + companions
     report.facts.append(
-        f"result: {amount(sum(sizes.values()))} in "
-        f"{counted(_shards(sizes, shard_bytes), 'weight file')}, {dtype or types(result)}"
+        f"result: {amount(_bytes(specs))} in "
+        f"{counted(len(divided(specs, shard_bytes)), 'weight file')}, {dtype or types(result)}"
     )
     if out is not None:
         _check_disk(report, out, written)
     largest = max(map(result.count, result.names()))
     columns = max((result.shape(name) or (1,))[-1] for name in result.names())
     values = {"values": _PIECE, "rows": max(_PIECE, columns), "tensor": largest}[unit]
-    memory = _LIBRARIES + (len(models) + _BUFFERS) * 4 * min(values, largest)
-    read = passes * sum(sum(_bytes(model, None).values()) for model in models)
+    memory = _LIBRARIES + threads * (len(models) + _BUFFERS) * 4 * min(values, largest)
+    read = passes * sum(_bytes(_specs(model, None)) for model in models)
     arithmetic = sum(sum(map(model.count, model.names())) for model in models) * _NANOSECONDS / 1e9
     seconds = (read + written) / _DISK + passes * arithmetic
     report.facts += [

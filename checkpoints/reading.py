@@ -27,7 +27,7 @@ from checkpoints.layout import (
     weight_file,
 )
 from checkpoints.pickles import PickledWeights
-from common.errors import UserError
+from common.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,23 @@ def torch_types() -> dict[str, torch.dtype]:
 def torch_type(dtype: str) -> torch.dtype:
     """Return torch's type for a safetensors name such as ``BF16``."""
     return torch_types()[dtype]
+
+
+def torch_name(dtype: str) -> str:
+    """Return torch's name, such as ``bfloat16``, of a type by its safetensors name."""
+    return _TORCH[dtype]
+
+
+def stored_type(dtype: str) -> str:
+    """Return the safetensors name, such as ``BF16``, of a type by torch's name.
+
+    Raises:
+        UserError: There is no such type.
+    """
+    for name, known in _TORCH.items():
+        if known == dtype:
+            return name
+    raise UserError(f"type {dtype!r} is unknown{nearest(dtype, _TORCH.values())}")
 
 
 def hash_of_files(paths: Sequence[Path]) -> str:
@@ -157,6 +174,11 @@ class Model(abc.ABC):
         """Ask the system to fetch a parameter from the disk while other work is done."""
 
     @property
+    def folders(self) -> list[Path]:
+        """The folders with its configuration and tokenizer; files of later ones replace earlier."""
+        return [self.path]
+
+    @property
     @abc.abstractmethod
     def shards(self) -> list[Path]:
         """The weight files that are read, in the order of their names."""
@@ -165,6 +187,10 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Sha256 over the hashes of all files that determine the parameters."""
+
+    def stored(self, name: str) -> str:
+        """Return the type in which a parameter of a result like this model is stored."""
+        return self.dtype(name)
 
     def count(self, name: str) -> int:
         """Return a parameter's number of values."""

@@ -88,6 +88,10 @@ class Reordered(Model):
             return own
         return own if own == self._base.dtype(name) else _wider(own, self._base.dtype(name))
 
+    def stored(self, name: str) -> str:
+        """Return the type in which a parameter of a result like this model is stored."""
+        return self._model.stored(name)
+
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         if not self._reordered(name):
             return self._model.read(name, start, stop)
@@ -119,6 +123,11 @@ class Reordered(Model):
     def ahead(self, name: str) -> None:
         """Ask the system to fetch a parameter from the disk while other work is done."""
         self._model.ahead(name)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The model's own."""
+        return self._model.folders
 
     @property
     def shards(self) -> list[Path]:

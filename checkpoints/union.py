@@ -14,7 +14,10 @@ from checkpoints.tokens import CONFIG, TOKENIZER, Tokens, kind_of, merges_of
 from common.errors import UserError
 
 # Other forms of the base's vocabulary, which would contradict the new one.
-_STALE = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_STALE = (
+    *("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt"),
+    "added_tokens.json",
+)
 _LESS_LIKELY = 10.0  # in log probability: far below any token that words are cut into
 
 

@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from checkpoints.reading import BYTES, INDEX, SINGLE
+from common.errors import UserError
 from common.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -35,22 +36,25 @@ _COMPANIONS = (
     "tokenizer.model",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
     "chat_template.jinja",
 )
 
 
-def copy_companions(donor: Path, folder: Path, dtype: str | None = None) -> None:
-    """Copy a model folder's configuration and tokenizer files, whichever of them exist.
+def copy_companions(donors: Sequence[Path], folder: Path, dtype: str | None = None) -> None:
+    """Copy a model's configuration and tokenizer files, whichever of them exist.
 
     Args:
-        donor: The folder to copy from.
+        donors: The folders to copy from; of files with one name the last counts.
         folder: The folder to copy to.
         dtype: The type that the weights have now, for the configuration; None for the donor's.
     """
-    for name in _COMPANIONS:
-        if (donor / name).is_file():
-            shutil.copyfile(donor / name, folder / name)
+    for donor in donors:
+        for name in _COMPANIONS:
+            if (donor / name).is_file():
+                shutil.copyfile(donor / name, folder / name)
     if dtype is not None:
         config = read_json(folder / "config.json")
         config.pop("torch_dtype", None)  # the key's older name
@@ -76,11 +80,39 @@ class TensorSpec:
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    """Describe a tensor as it would be stored."""
-    from checkpoints.reading import torch_type
+    """Describe a tensor as it would be stored.
 
-    dtype = next(name for name in BYTES if torch_type(name) == tensor.dtype)
-    return TensorSpec(dtype, tuple(tensor.shape))
+    Raises:
+        UserError: Its type is none that is stored here.
+    """
+    from checkpoints.reading import torch_types
+
+    for name, dtype in torch_types().items():
+        if dtype == tensor.dtype:
+            return TensorSpec(name, tuple(tensor.shape))
+    raise UserError(f"tensors of type {tensor.dtype} cannot be stored; convert them to bfloat16")
+
+
+def divided(tensors: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
+    """Divide parameters between weight files.
+
+    Args:
+        tensors: Every parameter by name.
+        shard_bytes: Most bytes of values in a file, unless a single parameter has more.
+
+    Returns:
+        The parameters of each file in the order of their places; at least one file.
+    """
+    groups: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    # Wider types first: then every parameter lies at a multiple of its type's size.
+    for name in sorted(tensors, key=lambda name: (-BYTES[tensors[name].dtype], name)):
+        if groups[-1] and filled + tensors[name].bytes > shard_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = tensors[name]
+        filled += tensors[name].bytes
+    return groups
 
 
 class _Shard:
@@ -131,16 +163,7 @@ class StreamedWeights:
     ) -> None:
         self._folder = folder
         self._specs = dict(tensors)
-        # Wider types first: then every parameter lies at a multiple of its type's size.
-        names = sorted(tensors, key=lambda name: (-BYTES[tensors[name].dtype], name))
-        groups: list[dict[str, TensorSpec]] = [{}]
-        filled = 0
-        for name in names:
-            if groups[-1] and filled + tensors[name].bytes > shard_bytes:
-                groups.append({})
-                filled = 0
-            groups[-1][name] = tensors[name]
-            filled += tensors[name].bytes
+        groups = divided(tensors, shard_bytes)
         count = len(groups)
         self._shards = [
             _Shard(
@@ -150,7 +173,7 @@ class StreamedWeights:
             for n, group in enumerate(groups, 1)
         ]
         self._shard_of = {name: shard for shard in self._shards for name in shard.places}
-        self._complete = {name: threading.Event() for name in names}
+        self._complete = {name: threading.Event() for name in tensors}
         self._stopped = False
         self._failure: BaseException | None = None
         self._hasher = threading.Thread(target=self._hash, name="hashing", daemon=True)
@@ -199,6 +222,8 @@ class StreamedWeights:
                 return ""
             while place < end:
                 got = os.preadv(descriptor, [memoryview(block)[: end - place]], place)
+                if not got:
+                    raise OSError(f"{shard.path} was cut while it was written")
                 digest.update(memoryview(block)[:got])
                 place += got
             if place - flushed > _FLUSH:
@@ -269,7 +294,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], donor: P
     Returns:
         The weight file, or the index of several.
     """
-    copy_companions(donor, folder)
+    copy_companions([donor], folder)
     hashes = write_weights(folder, tensors)
     return folder / (SINGLE if len(hashes) == 1 else INDEX)
 

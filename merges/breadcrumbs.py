@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.parameters import Density, Flag, Fraction, Scale, Weights
+from merges.parameters import Densities, Flag, Fractions, Scale, Weights
 from merges.registry import method
 from merges.selection import Threshold, thresholds
 from merges.task_vectors import l1_factors, order_by_magnitude, weighted_sum
@@ -57,8 +57,8 @@ def keep_bands(
     deltas: Sequence[torch.Tensor],
     context: TensorContext,
     bands: Sequence[Band],
-    density: float,
-    gamma: float,
+    density: Sequence[float],
+    gamma: Sequence[float],
 ) -> list[torch.Tensor]:
     """Zero what is outside each task vector's band.
 
@@ -66,16 +66,16 @@ def keep_bands(
         deltas: d_i [rows, columns].
         context: Position.
         bands: One for each.
-        density: As for `ranks`; for bands that each row has of its own.
-        gamma: As there.
+        density: As for `ranks`, of each; for bands that each row has of its own.
+        gamma: As there, of each.
 
     Returns:
         New task vectors, multiplied by the bands' factors.
     """
     kept = []
-    for delta, band in zip(deltas, bands, strict=True):
+    for delta, band, share, top in zip(deltas, bands, density, gamma, strict=True):
         if band.reached is None:
-            first, last = ranks(density, gamma, delta.shape[-1])
+            first, last = ranks(share, top, delta.shape[-1])
             order = order_by_magnitude(delta)[:, first:last]
             part = torch.zeros_like(delta).scatter_(-1, order, delta.gather(-1, order))
         else:
@@ -86,14 +86,19 @@ def keep_bands(
 
 
 def find_bands(
-    pieces: Pieces, *, density: float, gamma: float, rescale: Literal["none", "l1"], scope: Scope
+    pieces: Pieces,
+    *,
+    density: Sequence[float],
+    gamma: Sequence[float],
+    rescale: Literal["none", "l1"],
+    scope: Scope,
 ) -> list[Band]:
     """Find each task vector's band.
 
     Args:
         pieces: A parameter, or all where the scope is the model.
-        density: As for `ranks`.
-        gamma: As there.
+        density: As for `ranks`, of each expert.
+        gamma: As there, of each expert.
         rescale: ``l1``: the factor restores the sum of magnitudes of what `pieces` holds.
         scope: As for `breadcrumbs`.
 
@@ -106,7 +111,7 @@ def find_bands(
         found = thresholds(
             pieces,
             lambda piece: [delta for delta in deltas_of(piece) for _ in range(2)],
-            [*ranks(density, gamma, pieces.count)] * count,
+            [k for pair in zip(density, gamma, strict=True) for k in ranks(*pair, pieces.count)],
         )
         bands = [Band(*found[2 * n : 2 * n + 2], 1.0) for n in range(count)]
     if rescale == "none":
@@ -127,8 +132,8 @@ def breadcrumbs(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.15,
-    gamma: Fraction = 0.006,
+    density: Densities = 0.15,
+    gamma: Fractions = 0.006,
     scale: Scale = 0.2,
     weights: Weights = None,
     rescale: Literal["none", "l1"] = "none",
@@ -146,9 +151,10 @@ def breadcrumbs(
         base: Values of b, the common ancestor, [rows, columns].
         experts: Values of x_i, shaped alike.
         context: Position and bands.
-        density: Share of the values that is kept. The defaults of density, gamma and lambda are
-            where the authors' code begins its search.
-        gamma: Share of largest values that is dropped; mergekit's default is 0.01.
+        density: Share of the values that is kept; mergekit takes one for each expert. The defaults
+            of density, gamma and lambda are where the authors' code begins its search.
+        gamma: Share of largest values that is dropped; mergekit takes one for each expert, 0.01 by
+            default.
         scale: lambda, the paper's alpha; the paper tunes it.
         weights: w_i; None for 1 each, as in the paper.
         rescale: ``none`` is the paper's and mergekit's default; ``l1`` is mergekit's

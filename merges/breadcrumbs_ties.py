@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from merges.breadcrumbs import find_bands, keep_bands  # noqa: F401 (prepares)
-from merges.parameters import Density, Fraction, NonNegativeWeights, Scale
+from merges.parameters import Densities, Fractions, NonNegativeWeights, Scale
 from merges.registry import method
 from merges.ties import merge_agreeing
 
@@ -28,8 +28,8 @@ def breadcrumbs_ties(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.15,
-    gamma: Fraction = 0.006,
+    density: Densities = 0.15,
+    gamma: Fractions = 0.006,
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
     rescale: Literal["none", "l1"] = "none",
@@ -46,8 +46,8 @@ def breadcrumbs_ties(
         base: Values of b, the common ancestor, [rows, columns].
         experts: Values of x_i, shaped alike.
         context: Position and bands.
-        density: Share of the values that is kept; the default is that of `breadcrumbs`.
-        gamma: Share of largest values that is dropped; mergekit's default is 0.01.
+        density: As for `breadcrumbs`.
+        gamma: As for `breadcrumbs`.
         scale: lambda.
         weights: w_i >= 0; None for 1 each.
         rescale: As for `breadcrumbs`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from checkpoints.reading import Checkpoint
+
+_OTHER_FILES = 64  # libraries, logs, the hashes' cache
 
 
 def check_request(
@@ -96,7 +99,7 @@ def numbers_by_expert(
 def check_names(
     reference: Mapping[str, torch.Tensor], experts: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> None:
-    """Refuse experts that have not exactly the reference's parameters, in the same shapes."""
+    """Refuse experts that have not exactly the reference's parameters, in shape and kind."""
     for expert, tensors in experts.items():
         if odd := sorted(set(reference) ^ set(tensors)):
             word = "lacks" if odd[0] in reference else "alone has"
@@ -110,6 +113,11 @@ def check_names(
                     f"expert {expert}: tensor {name} has shape {list(tensor.shape)}, not "
                     f"{list(reference[name].shape)}; "
                     "merge only models fine-tuned from the same base"
+                )
+            if tensor.is_floating_point() != reference[name].is_floating_point():
+                raise UserError(
+                    f"expert {expert}: tensor {name} is of type {tensor.dtype}, not "
+                    f"{reference[name].dtype}; merge only models fine-tuned from the same base"
                 )
 
 
@@ -166,6 +174,42 @@ def check_result(base: Checkpoint, result: WholeModelResult, method: str) -> Non
                 f"method {method}: tensor {name} of the result is not finite; "
                 "lower the learning rate or the scale"
             )
+
+
+def check_whole(method: str, compute_dtype: str, dtype: str | None, device: str) -> None:
+    """Refuse options on the arithmetic that a whole-model method does not follow.
+
+    Raises:
+        UserError: An option is other than its default.
+    """
+    given = {"compute dtype": compute_dtype != "float32", "dtype": dtype, "device": device != "cpu"}
+    for option, other in given.items():
+        if other:
+            raise UserError(
+                f"method {method} merges whole models, on the CPU and into the base's types; "
+                f"leave the {option} out"
+            )
+
+
+def check_files(count: int) -> None:
+    """Let the process open many files at once, where the system lets it.
+
+    Args:
+        count: Weight files that a merge reads and writes.
+
+    Raises:
+        UserError: The system does not.
+    """
+    needed = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{count} weight files are open at once, and the system allows {hard} files; "
+            "raise its limit (ulimit -n), or write larger files"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_donor(donor: str | None, models: Sequence[str], vocabulary: str) -> str:

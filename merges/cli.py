@@ -17,6 +17,7 @@ from merges import registry
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
+    from merges.layers import LayerRules
 
 _DESCRIPTION = """\
 Merge checkpoints that were fine-tuned from one base into a single model folder: weights,
@@ -52,10 +53,9 @@ tensor's name. The numbers of a gradient are spread evenly over the model's laye
 
 
 def _threads(text: str) -> int:
-    threads = int(text)
-    if threads < 1:
-        raise argparse.ArgumentTypeError(f"{threads} threads; give at least 1")
-    return threads
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} threads; give a number from 1 on")
+    return int(text)
 
 
 def _bytes(text: str) -> int:
@@ -211,13 +211,16 @@ def pairs(items: Sequence[str], option: str) -> dict[str, Path]:
         Paths by name, in the order given.
 
     Raises:
-        UserError: An item has another form, or a name is given twice or is ``base``.
+        UserError: An item has another form, or a name is given twice, is ``base`` or cannot be
+            printed.
     """
     found: dict[str, Path] = {}
     for item in items:
         name, separator, path = item.partition("=")
         if not separator or not name or not path:
             raise UserError(f"{option} {item}: give NAME=PATH")
+        if not name.isprintable():
+            raise UserError(f"{option}: {name!a} holds unprintable characters; choose another name")
         if name == "base":
             raise UserError(f"{option} {item}: 'base' is the base's name; choose another")
         if name in found:
@@ -320,35 +323,33 @@ def _merge(
     method: str,
     base: Model | None,
     experts: Mapping[str, Model],
-    settings: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    parameters_for: LayerRules | None,
+    dtype: str | None,
     **options: Any,
 ) -> None:
     from merges.engine import merge_to_disk, plan
+    from merges.merger import Settings
 
+    order = (arguments.out, method, base, experts, parameters)
+    options["shard_bytes"] = arguments.shard_size
+    settings = Settings(
+        arguments.seed,
+        arguments.embeddings_and_norms,
+        parameters_for,
+        arguments.compute_dtype,
+        dtype,
+        arguments.device,
+        arguments.threads,
+    )
     if arguments.dry_run:
-        shards = arguments.shard_size
-        found = plan(
-            arguments.out, method, base, experts, options["dtype"], options["vocabulary"], shards
-        )
-        errors, found.errors = found.errors, []
-        print("\n".join(found.lines()), flush=True)
+        report = plan(*order, settings, **options)
+        errors, report.errors = report.errors, report.errors[1:]  # the first ends the program
+        print("\n".join(report.lines()), flush=True)
         if errors:
             raise UserError(errors[0])
         return
-    merge_to_disk(
-        arguments.out,
-        method,
-        base,
-        experts,
-        settings,
-        seed=arguments.seed,
-        embeddings_and_norms=arguments.embeddings_and_norms,
-        threads=arguments.threads,
-        compute_dtype=arguments.compute_dtype,
-        device=arguments.device,
-        shard_bytes=arguments.shard_size,
-        **options,
-    )
+    merge_to_disk(*order, **vars(settings), **options)
     print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
 
 

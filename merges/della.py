@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from common.errors import UserError
-from merges.parameters import Density, NonNegative, NonNegativeWeights, Scale
+from merges.parameters import Densities, NonNegatives, NonNegativeWeights, Scale
 from merges.registry import method
 from merges.task_vectors import l1_factors, order_by_magnitude
 from merges.ties import merge_agreeing
@@ -43,8 +43,8 @@ def keep_probabilities(rows: torch.Tensor, density: float, epsilon: float) -> to
 def drop_by_rank(
     deltas: Sequence[torch.Tensor],
     context: TensorContext,
-    density: float,
-    epsilon: float,
+    density: Sequence[float],
+    epsilon: Sequence[float],
     rescale: Rescale,
 ) -> list[torch.Tensor]:
     """Drop values of task vectors with `keep_probabilities`.
@@ -52,17 +52,17 @@ def drop_by_rank(
     Args:
         deltas: d_i [rows, columns]; overwritten.
         context: Names, position and the seed.
-        density: As there.
-        epsilon: As there.
+        density: As there, of each; 1 keeps all.
+        epsilon: As there, of each.
         rescale: ``probability`` divides what is kept by its probability.
 
     Returns:
         The task vectors.
     """
-    if density >= 1:
-        return list(deltas)
-    for name, delta in zip(context.experts, deltas, strict=True):
-        probability = keep_probabilities(delta, density, epsilon)
+    for name, delta, mean, spread in zip(context.experts, deltas, density, epsilon, strict=True):
+        if mean >= 1:
+            continue
+        probability = keep_probabilities(delta, mean, spread)
         draws = context.uniform(name, delta)
         delta.mul_(torch.sub(probability, draws, out=draws).sign_().clamp_min_(0))
         if rescale == "probability":
@@ -71,14 +71,14 @@ def drop_by_rank(
 
 
 def rescale_factors(
-    pieces: Pieces, *, density: float, epsilon: float, rescale: Rescale
+    pieces: Pieces, *, density: Sequence[float], epsilon: Sequence[float], rescale: Rescale
 ) -> list[float]:
     """Find what each expert's kept values are multiplied by, and check the probabilities.
 
     Args:
         pieces: A parameter.
-        density: As for `keep_probabilities`.
-        epsilon: As there.
+        density: As for `keep_probabilities`, of each expert.
+        epsilon: As there, of each expert.
         rescale: ``l1``: what restores the parameter's own sum of magnitudes; else 1.
 
     Returns:
@@ -87,11 +87,12 @@ def rescale_factors(
     Raises:
         UserError: density - epsilon is not above 0, or density + epsilon above 1.
     """
-    if density < 1 and not (density - epsilon > 0 and density + epsilon <= 1):
-        raise UserError(
-            f"parameter epsilon: the probabilities {density:g} ± {epsilon:g} must be in (0, 1]; "
-            f"give less than {min(density, 1 - density):g}"
-        )
+    for mean, spread in zip(density, epsilon, strict=True):
+        if mean < 1 and not (mean - spread > 0 and mean + spread <= 1):
+            raise UserError(
+                f"parameter epsilon: the probabilities {mean:g} ± {spread:g} must be in (0, 1]; "
+                f"give less than {min(mean, 1 - mean):g}"
+            )
     if rescale != "l1":
         return [1.0] * len(pieces.experts)
     return l1_factors(pieces, lambda d, context: drop_by_rank(d, context, density, epsilon, "none"))
@@ -101,8 +102,8 @@ def drop_and_rescale(
     base: torch.Tensor,
     experts: Sequence[torch.Tensor],
     context: TensorContext,
-    density: float,
-    epsilon: float,
+    density: Sequence[float],
+    epsilon: Sequence[float],
     rescale: Rescale,
 ) -> list[torch.Tensor]:
     """Turn experts into task vectors that MagPrune has thinned out and rescaled.
@@ -111,8 +112,8 @@ def drop_and_rescale(
         base: Values of b [rows, columns].
         experts: Values of x_i, shaped alike; overwritten.
         context: Names, position, seed and `rescale_factors`.
-        density: As for `keep_probabilities`.
-        epsilon: As there.
+        density: As for `keep_probabilities`, of each.
+        epsilon: As there, of each.
         rescale: As for `della`.
 
     Returns:
@@ -135,8 +136,8 @@ def della(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.7,
-    epsilon: NonNegative = 0.07,
+    density: Densities = 0.7,
+    epsilon: NonNegatives = 0.07,
     scale: Scale = 1.0,
     weights: NonNegativeWeights = None,
     rescale: Literal["probability", "l1", "none"] = "probability",
@@ -157,10 +158,10 @@ def della(
         base: Values of b, the common ancestor, [rows, columns].
         experts: Values of x_i, shaped alike.
         context: Names, position and the seed.
-        density: Mean probability that an entry is kept; 1 keeps all. 0.7 with epsilon 0.07 is the
-            example of the authors' repository.
+        density: Mean probability that an entry is kept; 1 keeps all. mergekit takes one for each
+            expert. 0.7 with epsilon 0.07 is the example of the authors' repository.
         epsilon: Half the range of the probabilities: half of the authors' `window_size`; mergekit's
-            parameter of that name, there 0.15 by default.
+            parameter of that name, one for each expert, there 0.15 by default.
         scale: lambda; the paper tunes it.
         weights: w_i >= 0; None for 1 each.
         rescale: ``probability`` is the paper's and the authors' 1/p per entry; ``l1`` is mergekit's

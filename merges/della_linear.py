@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from merges.della import drop_and_rescale, rescale_factors  # noqa: F401 (prepares)
-from merges.parameters import Density, Flag, NonNegative, Scale, Weights
+from merges.parameters import Densities, Flag, NonNegatives, Scale, Weights
 from merges.registry import method
 from merges.task_vectors import weighted_sum
 
@@ -28,8 +28,8 @@ def della_linear(
     experts: Sequence[torch.Tensor],
     context: TensorContext,
     *,
-    density: Density = 0.7,
-    epsilon: NonNegative = 0.07,
+    density: Densities = 0.7,
+    epsilon: NonNegatives = 0.07,
     scale: Scale = 1.0,
     weights: Weights = None,
     rescale: Literal["probability", "l1", "none"] = "probability",

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoints.checking import check_compatible, check_finite
-from checkpoints.preflight import Report, preflight
-from checkpoints.reading import BYTES, Model, torch_type
+from checkpoints.preflight import Report, preflight, types
+from checkpoints.reading import Model, stored_type, torch_name
 from checkpoints.vocabulary import align
-from checkpoints.writing import SHARD_BYTES, StreamedWeights, copy_companions, write_weights
+from checkpoints.writing import (
+    SHARD_BYTES,
+    StreamedWeights,
+    copy_companions,
+    divided,
+    write_weights,
+)
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
@@ -18,10 +24,12 @@ from merges import registry
 from merges.checks import (
     check_data,
     check_donor,
+    check_files,
     check_names,
     check_output,
     check_request,
     check_result,
+    check_whole,
     numbers_by_expert,
 )
 from merges.output import COST, write_extras, write_record
@@ -220,32 +228,53 @@ def plan(
     method: str,
     base: Model | None,
     experts: Mapping[str, Model],
-    dtype: str | None,
-    vocabulary: str,
-    shard_bytes: int,
+    parameters: Mapping[str, Any],
+    settings: Settings,
+    *,
+    calibration: Mapping[str, Path] | None = None,
+    teachers: Path | None = None,
+    donor: str | None = None,
+    vocabulary: str = "refuse",
+    shard_bytes: int = SHARD_BYTES,
 ) -> Report:
     """Check a merge before any byte is written, and foretell what it will take.
 
     Args:
-        out, method, base, experts, dtype, vocabulary, shard_bytes: As for `merge_to_disk`.
+        out, method, base, experts, parameters, calibration, teachers, donor, vocabulary,
+            shard_bytes: As for `merge_to_disk`.
+        settings: The other options of `merge_to_disk`.
 
     Returns:
-        What was found; see `checkpoints.preflight.preflight`.
+        What was found in the models; see `checkpoints.preflight.preflight`.
+
+    Raises:
+        UserError: The order itself is wrong, whatever the models hold.
     """
-    info = registry.info(method)
-    stored = None
-    if dtype is not None:
-        stored = next(key for key in BYTES if str(torch_type(key)) == f"torch.{dtype}")
-    return preflight(
+    info = check_request(method, base is not None, list(experts), settings.embeddings_and_norms)
+    resolved = registry.validate(method, parameters)
+    check_data(info, experts, calibration or {}, teachers)
+    models = {**({} if base is None else {"base": base}), **experts}
+    data = [*(calibration or {}).values(), *([] if teachers is None else [teachers])]
+    check_output(out, [*(folder for model in models.values() for folder in model.folders), *data])
+    check_donor(donor, list(models), vocabulary)
+    if info.whole_model:
+        check_whole(method, settings.compute_dtype, settings.dtype, settings.device)
+    report = preflight(
         base,
         experts,
         out=out,
-        dtype=stored,
+        dtype=None if settings.dtype is None else stored_type(settings.dtype),
         shard_bytes=shard_bytes,
         vocabulary=vocabulary,
         unit="tensor" if info.whole_model else info.unit,
         passes=1 if info.prepare is None else 2,
+        threads=settings.threads,
     )
+    if not info.whole_model and not report.errors:
+        merge = _merge_of(method, base, experts, resolved, settings)  # checks its layers' rules
+        read = {shard for model in models.values() for shard in model.shards}
+        check_files(len(read) + len(divided(merge.specs, shard_bytes)))
+    return report
 
 
 def merge_to_disk(
@@ -302,19 +331,30 @@ def merge_to_disk(
     """
     from merges.merger import Settings
 
-    info = check_request(method, base is not None, list(experts), embeddings_and_norms)
-    resolved = registry.validate(method, parameters)
-    check_data(info, experts, calibration or {}, teachers)
-    models = {**({} if base is None else {"base": base}), **experts}
-    check_output(out, [model.path for model in models.values()])
-    giver = models[check_donor(donor, list(models), vocabulary)]
-    plan(out, method, base, experts, dtype, vocabulary, shard_bytes).require()
-    aligned = align(next(iter(models.values())), experts, vocabulary)
-    base, experts = base and aligned.base, aligned.experts
     settings = Settings(
         seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads
     )
-    with staged_directory(out) as folder:
+    plan(
+        out,
+        method,
+        base,
+        experts,
+        parameters,
+        settings,
+        calibration=calibration,
+        teachers=teachers,
+        donor=donor,
+        vocabulary=vocabulary,
+        shard_bytes=shard_bytes,
+    ).require()
+    info, resolved = registry.info(method), registry.validate(method, parameters)
+    models = {**({} if base is None else {"base": base}), **experts}
+    reference = next(iter(models.values()))
+    giver = models[check_donor(donor, list(models), vocabulary)]
+    aligned = align(reference, experts, vocabulary)
+    base, experts = base and aligned.base, aligned.experts
+    # A link leads to where the user wants the model: what it points to is replaced.
+    with staged_directory(out.resolve()) as folder:
         with measure(folder / COST) as cost:
             if info.whole_model:
                 result = _merge_whole(
@@ -329,7 +369,9 @@ def merge_to_disk(
                     merge.run(weights, weights.names(), f"merging ({method})")
                 hashes = weights.hashes
                 cost.count(**merge.counted())
-            copy_companions(giver.path, folder, dtype)
+            # Another model's configuration may tell of another type than the weights have.
+            own = None if giver is reference else torch_name(types(reference).split(", ")[0])
+            copy_companions(giver.folders, folder, dtype or own)
             aligned.finish(folder)
         recipe = {
             "method": method,

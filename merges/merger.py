@@ -19,6 +19,38 @@ from merges.requests import EmbeddingsAndNorms
 ParametersFor = Callable[[str], Mapping[str, Any]]
 
 
+def rounded(values: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tensor:
+    """Round a parameter's values to the type in which they are stored.
+
+    Args:
+        values: Finite ones, floating.
+        stored: A floating type.
+        name: The parameter's name, for the message.
+
+    Returns:
+        The values on the CPU.
+
+    Raises:
+        UserError: One is too large for the type.
+    """
+    # A comparison with NaN fails too.
+    if values.numel() and not values.abs().amax() <= torch.finfo(stored).max:
+        raise UserError(
+            f"tensor {name}: the merge overflows {str(stored).removeprefix('torch.')}; "
+            "use smaller weights or scale, or store another type"
+        )
+    return values.to("cpu", stored)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(
+            f"device {device!r}: torch finds no such device here; leave it out to merge on the CPU"
+        ) from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a merge is carried out, apart from its method and the models.
@@ -59,8 +91,8 @@ class Merger:
         reads_base: Whether the method looks at the base at all.
 
     Raises:
-        UserError: Unknown method or parameter, a value out of range, or rules by layer together
-            with a preparation over the whole model.
+        UserError: Unknown method, parameter or device, a value out of range, or rules by layer
+            together with a preparation over the whole model.
     """
 
     def __init__(
@@ -87,6 +119,8 @@ class Merger:
         self._whole = self._parameters.get("scope") == "model" and self._prepare is not None
         self._places: dict[str, int] = {}
         self._prepared: Any = None
+        self._prepared_double = False
+        _check_device(settings.device)
         if self._whole and settings.parameters_for is not None:
             raise UserError(
                 f"method {method}: scope=model looks at the whole model at once and takes no "
@@ -96,7 +130,12 @@ class Merger:
     def _per_expert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return numbers_by_expert(self._method, self._info, values, self._given)
 
-    def _parameters_of(self, tensor: str) -> dict[str, Any]:
+    def parameters_of(self, tensor: str) -> dict[str, Any]:
+        """Return the method's parameters for a tensor, numbers per expert in `order`.
+
+        Raises:
+            UserError: A rule sets what does not fit the experts.
+        """
         values = self._parameters
         rules = self._settings.parameters_for
         if rules is not None and (own := rules(tensor)):
@@ -132,14 +171,15 @@ class Merger:
             parts: Every parameter that is merged, in the order of their names.
             double: Whether any of them is stored in float64.
         """
-        if not self._whole:
+        if not self._whole or not any(part.count for part in parts):
             return
         place = 0
         for part in parts:
             self._places[part.context.tensor] = place
             place += part.count
+        self._prepared_double = double
         pieces = self._pieces(parts, double)
-        self._prepared = self._run_prepare(pieces, self._parameters_of(""))
+        self._prepared = self._run_prepare(pieces, self.parameters_of(""))
 
     def merge(
         self, part: Part, stored: torch.dtype, double: bool = False
@@ -157,25 +197,21 @@ class Merger:
         Raises:
             UserError: NaN or infinity in a model or in the result.
         """
+        if not part.count:
+            return
         name = part.context.tensor
-        parameters = self._parameters_of(name)
-        pieces = self._pieces([part], double)
+        parameters = self.parameters_of(name)
+        # What was prepared over the whole model holds for values of the same type alone.
+        pieces = self._pieces([part], double or self._prepared_double)
         prepared, offset = self._prepared, self._places.get(name, 0)
         if self._prepare is not None and not self._whole:
             prepared = self._run_prepare(pieces, parameters)
-        largest = torch.finfo(stored).max
         for piece in pieces:
             context = dataclasses.replace(
                 piece.context, place=piece.context.start + offset, prepared=prepared
             )
             merged = self._call(piece, context, parameters)
-            # A comparison with NaN fails too.
-            if merged.numel() and not merged.abs().amax() <= largest:
-                raise UserError(
-                    f"tensor {name}: the merge overflows {str(stored).removeprefix('torch.')}; "
-                    "use smaller weights or scale"
-                )
-            yield piece.context.start, merged.to("cpu", stored)
+            yield piece.context.start, rounded(merged, stored, name)
 
     def _call(self, piece: Piece, context: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
         shape = piece.experts[0].shape

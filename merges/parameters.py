@@ -173,6 +173,7 @@ Densities = Annotated[
     float | list[float] | dict[str, float], OneOrPerExpert(Number(0, 1, low_included=False))
 ]
 Fraction = Annotated[float, Number(0, 1)]
+Fractions = Annotated[float | list[float] | dict[str, float], OneOrPerExpert(Number(0, 1))]
 Scale = Annotated[float, Number()]
 NonNegative = Annotated[float, Number(0)]
 NonNegatives = Annotated[float | list[float] | dict[str, float], OneOrPerExpert(Number(0))]

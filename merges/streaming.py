@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 
 from checkpoints.checking import check_finite
-from checkpoints.reading import BYTES, Model, torch_type
+from checkpoints.reading import Model, stored_type, torch_type
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress
 from merges.layers import LayerRules
-from merges.merger import Merger, Settings
+from merges.merger import Merger, Settings, rounded
 from merges.pieces import Part
 from merges.requests import TensorContext
 
@@ -28,7 +28,8 @@ class InMemory:
     """Tensors by name, to be read as a checkpoint is."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = tensors
+        # Flattened once: of a transposed tensor every piece would copy the whole.
+        self._tensors = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
         self._specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
 
     def names(self) -> list[str]:
@@ -40,8 +41,11 @@ class InMemory:
     def dtype(self, name: str) -> str:
         return self._specs[name].dtype
 
+    def stored(self, name: str) -> str:
+        return self._specs[name].dtype
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        return self._tensors[name].flatten()[start:stop]
+        return self._tensors[name][start:stop]
 
     def ahead(self, name: str) -> None:
         pass
@@ -110,15 +114,17 @@ class Merge:
         names = self._reference.names()
         if isinstance(settings.parameters_for, LayerRules):
             settings.parameters_for.check_used(names)
+        for name in names:
+            self._merger.parameters_of(name)
         self.specs = {
             name: TensorSpec(self._stored(name), self._reference.shape(name)) for name in names
         }
 
     def _stored(self, name: str) -> str:
-        own = self._reference.dtype(name)
+        own = self._reference.stored(name)
         if self._settings.dtype is None or not torch_type(own).is_floating_point:
             return own
-        return next(key for key in BYTES if str(torch_type(key)) == f"torch.{self._settings.dtype}")
+        return stored_type(self._settings.dtype)
 
     def _copied(self, name: str) -> bool:
         return self._merger.copies(name, torch_type(self._reference.dtype(name)))
@@ -151,7 +157,7 @@ class Merge:
                         f"tensor {name} holds integers and differs between the models; "
                         "it cannot be merged"
                     )
-            yield start, values.to(stored)
+            yield start, rounded(values, stored, name) if stored.is_floating_point else values
 
     def _one(self, name: str, sink: Sink, upcoming: str | None) -> None:
         if self._settings.threads > 1:

@@ -112,12 +112,24 @@ def footnotes(case: Case) -> list[str]:
     notes += case.notes
     if any(model.kind == "merge" and not model.best_of for model in case.models):
         notes.append("° Takes no part in the marks for the best merge.")
+    notes += _soups(case)
     if any(score.stderr == 0 for m in case.models for score in m.tasks.values()):
         notes.append(
             "±.000 stands where all items are right, or all wrong: the sample then says nothing "
             "about its error, which is not zero."
         )
     notes += [f"{m.label}: {m.status}." for m in case.models if m.status != "ok"]
+    return notes
+
+
+def _soups(case: Case) -> list[str]:
+    """Say which experts a greedy soup took; one alone is that expert and no merge at all."""
+    notes = []
+    for model in case.models:
+        search = model.manifest.get("parameters", {}).get("search", {})
+        if joined := [case.experts[id]["label"] for id in search.get("joined", ())]:
+            what = f"the average of {', '.join(joined)}" if joined[1:] else f"{joined[0]}, alone"
+            notes.append(f"{model.label}: {what}.")
     return notes
 
 
@@ -144,6 +156,17 @@ def _scores_grid(
     return Grid(name, title, caption, header, tuple(rows), tuple(footnotes(case)), texts=3)
 
 
+def _columns(case: Case) -> list[tuple[str, list]]:
+    """Return titles and scores: averaged columns, Avg, columns beside."""
+    models = _rows(case)
+    columns = [
+        (column.label + _marks(case, column.tasks), [model.column(column) for model in models])
+        for column in case.columns
+    ]
+    columns.insert(len(case.averaged), ("Avg", [case.average(model) for model in models]))
+    return columns
+
+
 def case_grid(case: Case, seed: int) -> Grid:
     """Lay out Table 1 or Table 2 for people.
 
@@ -154,21 +177,30 @@ def case_grid(case: Case, seed: int) -> Grid:
     Returns:
         The table: random choice, base, experts, merges; averaged columns, Avg, columns beside.
     """
-    models = _rows(case)
-    columns = [
-        (column.label + _marks(case, column.tasks), [model.column(column) for model in models])
-        for column in case.columns
-    ]
-    count = len(case.averaged)
-    columns.insert(count, ("Avg", [case.average(model) for model in models]))
     caption = (
-        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the {count} "
+        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the "
+        f"{len(case.averaged)} "
         "columns before it; a column of several tasks is their mean. ± is the "
         "standard error over test items; a mean of k independent scores has √(Σ SE²)/k. "
         "It does not cover what another seed would change. Bold: the highest among the "
         "merges; the smaller a lead is beside the standard errors, the less it means."
     )
-    return _scores_grid(case, case.table, table_title(case.table), caption, columns)
+    return _scores_grid(case, case.table, table_title(case.table), caption, _columns(case))
+
+
+def more_grid(case: Case, seed: int) -> Grid:
+    """Lay out a case's merges beyond the paper's, in the columns of its table."""
+    table = table_title(case.table)
+    caption = (
+        f"{case.title}. Methods beyond those of {table}, in its columns. {what_is_shown(case)} "
+        f"Seed {seed}. Untuned: where the data seen are none, each has its method's default "
+        f"parameters, so that a row compares with the untuned ones of {table}, and tuning can "
+        "change the order. ± is the standard error over test items. Bold: the highest among "
+        "these merges."
+    )
+    beyond = case.beyond()
+    name, title = f"{case.table}_more", f"{table}, other methods"
+    return _scores_grid(beyond, name, title, caption, _columns(beyond))
 
 
 def has_groups(case: Case) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from common.files import read_json
 from report import fields
 from report.case_table import table_title
-from report.experiment import Experiment
+from report.experiment import Experiment, searched
 from report.grid import Cell, Grid, Row
 
 STAGES = {
@@ -72,10 +72,9 @@ def costs(experiment: Experiment) -> list[Cost]:
         folder = results / case.id
         found += _cost(folder / "data" / "cost.json", "data", case.id, "data")
         found += _cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
-        for model in case.models:
+        for model in case.all_models:
             if model.kind == "merge":
-                row = methods[model.id]
-                stage = "search" if "tune" in row or "evolve" in row else "merges"
+                stage = "search" if searched(methods[model.id]) else "merges"
                 made = folder / "merges"
             else:
                 stage = "base" if model.kind == "base" else "experts"
@@ -144,11 +143,11 @@ def _amount(value: float | None) -> str:
 
 
 def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
-    """Lay out what each row of Tables 1 and 2 cost to make and to evaluate."""
+    """Lay out what each model of the cases cost to make and to evaluate."""
     shown = ("forward_tokens", "backward_tokens", "flops", "evaluations", "dev_tokens")
     rows = []
     for case in experiment.cases:
-        for model in case.models:
+        for model in case.all_models:
             steps = [cost for cost in found if (cost.case, cost.id) == (case.id, model.id)]
             making = [cost for cost in steps if cost.stage != "evaluation"]
             tests = [cost for cost in steps if cost.split == "test"]

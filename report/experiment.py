@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from report.averages import Score, mean
+
+SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
+
+
+def searched(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row of the configuration was chosen by its score on dev items."""
+    return any(kind in row for kind in SEARCHES)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Model:
         tasks: Test scores by full task name.
         counted: Deterministic amounts of making it: tokens, FLOPs, evaluations.
         manifest: Its manifest, empty where there is none.
+        smoke: What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it
+            has not run.
     """
 
     id: str
@@ -56,6 +66,7 @@ class Model:
     tasks: Mapping[str, Score] = field(default_factory=dict)
     counted: Mapping[str, float] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    smoke: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, column: Column) -> Score | None:
         """Return the score of a column, None where a task of it has none."""
@@ -75,6 +86,7 @@ class Case:
         experts: By expert: label and domain, from the configuration.
         gate: What the gate found on dev data; empty where it has not run.
         notes: Sentences of the configuration that stand under its tables.
+        more: Merges beyond the paper's, which stand in a table of their own.
     """
 
     id: str
@@ -85,6 +97,17 @@ class Case:
     experts: Mapping[str, Mapping[str, Any]]
     gate: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
+    more: tuple[Model, ...] = ()
+
+    @property
+    def all_models(self) -> tuple[Model, ...]:
+        """The models of all the case's tables."""
+        return self.models + self.more
+
+    def beyond(self) -> Case:
+        """Return the case as the table of the merges beyond the paper's shows it."""
+        parents = tuple(model for model in self.models if model.kind != "merge")
+        return dataclasses.replace(self, models=parents + self.more, more=())
 
     @property
     def averaged(self) -> list[Column]:

@@ -11,7 +11,7 @@ from common.files import write_bytes
 from common.manifest import NAME, write_manifest
 from report.averages import Score, spread
 from report.case_table import table_title
-from report.experiment import Ablation, Case, Experiment, Model
+from report.experiment import Ablation, Case, Experiment, Model, searched
 from report.load import score_files
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def _colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
     colour = to_rgb(_family(model, config)[1])
-    row = config["methods"].get(model.id, {})
-    if model.kind == "merge" and "tune" not in row and "evolve" not in row:
+    if model.kind == "merge" and not searched(config["methods"].get(model.id, {})):
         colour = tuple(part + (1 - part) * _PALE for part in colour)
     return colour
 

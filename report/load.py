@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import read_json
 from report.averages import Score
-from report.experiment import Ablation, Case, Column, Experiment, Model, Objective
+from report.experiment import Ablation, Case, Column, Experiment, Model, Objective, searched
 
 NOT_RUN = "not run"
 STALE = "changed since it was evaluated"
@@ -64,10 +64,11 @@ def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         samples = manifest["parameters"].get("set", {}).get("samples")
         rows = f"{len(sources)} × {samples} samples" if samples else f"{len(sources)} sets"
         seen.append(f"calibration ({rows})")
-    if "tune" in row or "evolve" in row:
-        planned = len(row["tune"]) if "tune" in row else row["evolve"]["budget"]
+    if searched(row):
+        planned = len(row["tune"]) if "tune" in row else row.get("evolve", {}).get("budget")
         search = manifest.get("parameters", {}).get("search", {})
-        seen.append(f"dev items ({search.get('evaluations', planned)} evaluations)")
+        number = search.get("evaluations", planned)
+        seen.append(f"dev items ({number} evaluations)" if number else "dev items")
     if not seen and not manifest:
         return "not recorded"
     return " + ".join(seen) or "none"
@@ -102,10 +103,32 @@ def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | N
     return "ok", tasks, seed
 
 
-def _model(results: Path, case: str, id: str, folder: str, about: Mapping[str, Any]) -> Model:
+def _smoke(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what the smoke check found, by model; see `checkpoints.smoke`."""
+    found = _optional(path)
+    if not found:
+        return {}
+    try:
+        return {"base": dict(found["model"]), **found["parents"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a smoke check ({error!r}); run it again") from None
+
+
+def _after_smoke(status: str, smoke: Mapping[str, Any]) -> str:
+    """Turn the status of a model whose logits are not finite into a failure."""
+    bad = smoke.get("not_finite", 0)
+    if status != "ok" or not bad:
+        return status
+    return f"failed: logits are NaN or infinite at {bad} positions of the smoke text"
+
+
+def _model(
+    results: Path, case: str, id: str, folder: str, about: Mapping[str, Any], smoke: Mapping
+) -> Model:
     scores = results / case / "scores" / "test" / f"{id}.json"
     made = results / case / folder / id
     status, tasks, seed = _outcome(made, scores)
+    status = _after_smoke(status, smoke)
     manifest = _optional(made / "manifest.json")
     row = about.get("row")
     common = {
@@ -114,8 +137,9 @@ def _model(results: Path, case: str, id: str, folder: str, about: Mapping[str, A
         "kind": about["kind"],
         "status": status,
         "seed": seed,
-        "tasks": tasks,
+        "tasks": tasks if status == "ok" else {},
         "manifest": manifest,
+        "smoke": smoke,
     }
     if row is None:
         return Model(**common, data="own training text" if about["kind"] == "expert" else "")
@@ -142,14 +166,19 @@ def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
     """
     entry = config["cases"][case]
     base = entry.get("base", {}).get("label", "Base")
-    models = [_model(results, case, "base", "models", {"label": base, "kind": "base"})]
+    smoke = _smoke(results / case / "smoke.json")
+
+    def model(id: str, folder: str, **about: Any) -> Model:
+        return _model(results, case, id, folder, about, smoke.get(id, {}))
+
+    models = [model("base", "models", label=base, kind="base")]
     for id, expert in entry["experts"].items():
-        about = {"label": expert["label"], "kind": "expert"}
-        models.append(_model(results, case, id, "models", about))
+        models.append(model(id, "models", label=expert["label"], kind="expert"))
+    more = []
     for id, row in config["methods"].items():
         if case in row.get("cases", [case]):
-            about = {"label": row["label"], "kind": "merge", "row": row}
-            models.append(_model(results, case, id, "merges", about))
+            place = more if row.get("table") == "more" else models
+            place.append(model(id, "merges", label=row["label"], kind="merge", row=row))
     columns = [Column(c["label"], tuple(c["tasks"]), True) for c in entry["columns"]]
     columns += [Column(c["label"], tuple(c["tasks"]), False) for c in entry.get("beside", [])]
     return Case(
@@ -161,6 +190,7 @@ def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
         experts=entry["experts"],
         gate=_optional(results / case / "gate.json").get("experts", {}),
         notes=tuple(entry.get("notes", ())),
+        more=tuple(more),
     )
 
 
@@ -170,12 +200,15 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
     if not entry:
         return None
     objectives = []
+    smoke = _smoke(results / "ablation" / "smoke.json")
     for id, about in entry["objectives"].items():
         runs = []
         for seed in entry["seeds"]:
             folder = results / "ablation" / id / f"seed{seed}"
             scores = folder / "scores.json"
             status, tasks, _ = _outcome(folder / "model", scores)
+            checked = smoke.get(f"{id}/seed{seed}", {})
+            status = _after_smoke(status, checked)
             runs.append(
                 Model(
                     f"{id}/seed{seed}",
@@ -183,7 +216,8 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
                     "merge",
                     status=status,
                     seed=seed,
-                    tasks=tasks,
+                    tasks=tasks if status == "ok" else {},
+                    smoke=checked,
                     counted=_optional(folder / "model" / "cost.json").get("counted", {}),
                     manifest=_optional(folder / "model" / "manifest.json"),
                 )
@@ -195,17 +229,21 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
 
 
 def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every score and gate file that the report reads, with its path below `results`."""
+    """Yield every file of scores, gate or smoke check that the report reads, with its path."""
     wanted = []
     for case, entry in config["cases"].items():
         models = ["base", *entry["experts"]]
         models += [id for id, row in config["methods"].items() if case in row.get("cases", [case])]
-        wanted += [f"{case}/gate.json", *(f"{case}/scores/test/{id}.json" for id in models)]
+        wanted += [f"{case}/gate.json", f"{case}/smoke.json"]
+        wanted += [f"{case}/scores/test/{id}.json" for id in models]
     ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
     wanted += [
-        f"ablation/{id}/seed{seed}/scores.json"
-        for id in ablation["objectives"]
-        for seed in ablation["seeds"]
+        "ablation/smoke.json",
+        *(
+            f"ablation/{id}/seed{seed}/scores.json"
+            for id in ablation["objectives"]
+            for seed in ablation["seeds"]
+        ),
     ]
     for name in wanted:
         if (results / name).exists():
@@ -232,7 +270,8 @@ def load(config_path: Path, results: Path) -> Experiment:
                 f"{config_path}: not a resolved configuration (it lacks {key!r}); "
                 "give the config.json that stands beside the results"
             )
-    if all(name.endswith("gate.json") for name, _ in score_files(config, results)):
+    beside = ("gate.json", "smoke.json")
+    if all(name.endswith(beside) for name, _ in score_files(config, results)):
         raise UserError(
             f"no scores in {results}: run `make reproduce` first, or give a folder with "
             "<case>/scores/test/<model>.json"

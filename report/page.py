@@ -13,14 +13,15 @@ from common.files import sha256_file, write_text
 from report import render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
-from report.case_table import case_grid, has_groups, table_title, tasks_grid
+from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
 from report.cost import costs, rows_grid, stages_grid
-from report.experiment import Experiment, Model
+from report.experiment import Case, Experiment, Model
 from report.expert_table import experts_grid
 from report.figures import titles
 from report.grid import Cell, Grid, Row
 from report.load import score_files
 from report.published import Published
+from report.smoke_table import smoke_grid
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -57,18 +58,21 @@ def _listed(items: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>\n"
 
 
+def _ranked(case: Case, models: Sequence[Model]) -> list[tuple[float, float, str]]:
+    """Return average, error and label of the merges that are compared, the highest first."""
+    found = [
+        (score.value, score.stderr, model.label)
+        for model in models
+        if model.kind == "merge" and model.best_of and (score := case.average(model))
+    ]
+    return sorted(found, reverse=True)
+
+
 def _headline(experiment: Experiment) -> str:
     """Say in words, per case, which merge has the best average and how far the next is."""
     lines = []
     for case in experiment.cases:
-        ranked = sorted(
-            (
-                (score.value, score.stderr, model.label)
-                for model in case.models
-                if model.kind == "merge" and model.best_of and (score := case.average(model))
-            ),
-            reverse=True,
-        )
+        ranked, others = _ranked(case, case.models), _ranked(case, case.more)
         if not ranked:
             lines.append(f"{case.title}: no merge has been scored on every column.")
             continue
@@ -76,6 +80,9 @@ def _headline(experiment: Experiment) -> str:
         line = f"{case.title}: {label} has the highest average, {value:.3f} ± {stderr:.3f}"
         if len(ranked) > 1:
             line += f"; next is {ranked[1][2]} with {ranked[1][0]:.3f} ± {ranked[1][1]:.3f}"
+        if others:
+            value, stderr, label = others[0]
+            line += f"; of the other methods, untuned, {label} with {value:.3f} ± {stderr:.3f}"
         lines.append(line + ".")
     return _listed(lines)
 
@@ -134,7 +141,7 @@ def _provenance(experiment: Experiment) -> str:
     grid = Grid("provenance", "Scores", caption, ("File", "sha256"), tuple(files), texts=2)
     merges = []
     for case in experiment.cases:
-        for model in case.models:
+        for model in case.all_models:
             if model.kind == "merge" and model.manifest:
                 code = str(model.manifest.get("code", ""))
                 cells = (table_title(case.table), model.label, _settings(model), code)
@@ -174,11 +181,18 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
         parts = [render.html(case_grid(case, seed)), image(f"{case.table}_tasks")]
         if has_groups(case):
             parts.append(render.html(tasks_grid(case, seed)))
+        if case.more:
+            parts.append(render.html(more_grid(case, seed)))
         sections[table_title(case.table)] = "".join(parts)
     if experiment.ablation:
         table = render.html(ablation_grid(experiment.ablation))
         sections["Table 3"] = table + image("table3")
     sections["Experts"] = render.html(experts_grid(experiment.cases, seed))
+    if checked := smoke_grid(experiment.cases):
+        sections["Smoke check"] = (
+            f"<details><summary>Perplexity of {len(checked.rows)} models on a fixed text</summary>"
+            f"{render.html(checked)}</details>\n"
+        )
     if found:
         sections["Cost"] = render.html(stages_grid(found)) + render.html(
             rows_grid(experiment, found)

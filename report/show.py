@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import render
 from report.ablation_table import ablation_grid
-from report.case_table import case_grid
+from report.case_table import case_grid, more_grid
 from report.cost import costs, stages_grid
 from report.experiment import Experiment
 from report.grid import Grid
@@ -24,7 +24,7 @@ def _section(title: str, grid: Grid) -> str:
 
 
 def show(experiment: Experiment, out: Path) -> str:
-    """Lay out the three tables and the time per stage for a terminal.
+    """Lay out the tables and the time per stage for a terminal.
 
     Args:
         experiment: The experiment.
@@ -41,6 +41,10 @@ def show(experiment: Experiment, out: Path) -> str:
         grid = ablation_grid(experiment.ablation)
         title = "Table 3. DAM's training objective: mean ± standard deviation over seeds"
         parts.append(_section(title, grid))
+    for case in experiment.cases:
+        if case.more:
+            grid = more_grid(case, experiment.seed)
+            parts.append(_section(f"{grid.title}, untuned. {case.title}", grid))
     parts.append(
         "\n* highest among the merges (Table 3: of all). Scores are of test items; ± after Avg "
         "is the standard error over items.\n"

@@ -8,7 +8,14 @@ from common.files import write_text
 from common.manifest import NAME, write_manifest
 from report import render
 from report.ablation_table import ablation_csv, ablation_grid
-from report.case_table import case_csv, case_grid, has_groups, tasks_csv, tasks_grid
+from report.case_table import (
+    case_csv,
+    case_grid,
+    has_groups,
+    more_grid,
+    tasks_csv,
+    tasks_grid,
+)
 from report.experiment import Experiment
 from report.expert_table import experts_csv, experts_grid
 from report.grid import Grid
@@ -24,6 +31,7 @@ def grids(experiment: Experiment) -> list[Grid]:
     if experiment.ablation:
         made.append(ablation_grid(experiment.ablation))
     made += [tasks_grid(case, seed) for case in experiment.cases if has_groups(case)]
+    made += [more_grid(case, seed) for case in experiment.cases if case.more]
     return [*made, experts_grid(experiment.cases, seed)]
 
 
@@ -42,6 +50,8 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
     for case in experiment.cases:
         if has_groups(case):
             texts[f"{case.table}_tasks.csv"] = tasks_csv(case)
+        if case.more:
+            texts[f"{case.table}_more.csv"] = case_csv(case.beyond())
     if experiment.ablation:
         texts["table3.csv"] = ablation_csv(experiment.ablation)
     texts["experts.csv"] = experts_csv(experiment.cases)

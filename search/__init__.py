@@ -1,1 +1,1 @@
-"""Choosing a merge's parameters by its score on the dev items: tuning and evolutionary search."""
+"""Choosing a merge by its score on the dev items: tuning, greedy soup, evolutionary search."""

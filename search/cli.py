@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Choose a merge's parameters by its average on the dev items and write the best merge as a model
 folder. `tune` tries a list of candidates; `evolve` searches with CMA-ES over each expert's weight
-in each layer. Candidates are merged and scored in memory; search.csv in the result lists them all.
+in each layer; `greedy` averages the best expert with each next one that does not make it worse.
+Candidates are merged and scored in memory; search.csv in the result lists them all.
 """
 
 _EPILOG = """\
@@ -30,6 +31,8 @@ examples:
   python -m search evolve --method task_arithmetic --base models/base \\
       --experts ja=models/ja math=models/math --budget 60 \\
       --data data --suites bottle_ja8 --out merges/evolutionary
+  python -m search greedy --base models/base --experts ja=models/ja math=models/math \\
+      --data data --suites bottle_ja8 --out merges/greedy_soup
 """
 
 
@@ -41,8 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["tune", "evolve"])
-    parser.add_argument("--method", required=True, help="as python -m merges --list shows it")
+    parser.add_argument("command", choices=["tune", "evolve", "greedy"])
+    parser.add_argument(
+        "--method", help="as python -m merges --list shows it; greedy is always of linear"
+    )
     parser.add_argument("--base", type=Path, required=True, metavar="DIR")
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME=DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -146,9 +151,24 @@ class _Search:
         return WholeModelResult(tensors)
 
     def evaluate(
-        self, genes: Mapping[str, Any], parameters: Mapping[str, Any], rules: list | None = None
+        self,
+        genes: Mapping[str, Any],
+        parameters: Mapping[str, Any],
+        rules: list | None = None,
+        *,
+        later_wins: bool = False,
     ) -> Evaluation:
-        """Merge and score one candidate; what goes wrong with it is recorded, not raised."""
+        """Merge and score one candidate; what goes wrong with it is recorded, not raised.
+
+        Args:
+            genes: The candidate's parameters, for the table.
+            parameters: The method's resolved parameters.
+            rules: Parameters that differ between layers.
+            later_wins: Whether it is kept when it equals the best so far; else the earlier is.
+
+        Returns:
+            The evaluation.
+        """
         try:
             result = self._merge(parameters, rules)
         except UserError as error:
@@ -156,7 +176,9 @@ class _Search:
         for name, amount in result.counted.items():
             self.counted[name] = self.counted.get(name, 0) + amount
         evaluation = self.bench.evaluate(genes, result.tensors)
-        if self.bench.best_so_far() is evaluation:
+        best = self.best[0].average if self.best else -1.0
+        score = evaluation.average
+        if score is not None and (score > best or (later_wins and score == best)):
             recipe = {"set": dict(parameters), **({"set_layers": rules} if rules else {})}
             self.best = (evaluation, result, recipe)
         return evaluation
@@ -204,6 +226,26 @@ def _evolve(search: _Search, given: argparse.Namespace) -> dict[str, Any]:
     return {"budget": given.budget, "population": given.population, "sigma": given.sigma}
 
 
+def _greedy(search: _Search, given: argparse.Namespace) -> dict[str, Any]:
+    from common.progress import Progress
+    from search.greedy import greedy
+
+    progress = Progress(2 * len(search.experts) - 1, "greedy soup")
+
+    def evaluate(members: tuple[str, ...]) -> Evaluation:
+        weights = {expert: float(expert in members) for expert in search.experts}
+        parameters = registry.validate(search.method, {"weights": weights})
+        # A soup is accepted if it is not worse than the one before, which is the best so far.
+        evaluation = search.evaluate(weights, parameters, later_wins=len(members) > 1)
+        progress.step(note=f"{' + '.join(members)}: dev average {evaluation.average}")
+        return evaluation
+
+    return {"joined": list(greedy(list(search.experts), evaluate))}
+
+
+_COMMANDS = {"tune": _tune, "evolve": _evolve, "greedy": _greedy}
+
+
 def _write(search: _Search, given: argparse.Namespace) -> None:
     from checkpoints.writing import write_checkpoint
     from common import manifest
@@ -216,7 +258,7 @@ def _write(search: _Search, given: argparse.Namespace) -> None:
     check_output(given.out, [parent.path for parent in parents.values()])
     with staged_directory(given.out) as folder:
         with measure(folder / "cost.json") as cost:
-            how = (_tune if given.command == "tune" else _evolve)(search, given)
+            how = _COMMANDS[given.command](search, given)
             search.bench.best()  # raises where every candidate failed
             evaluation, result, recipe = search.best
             write_checkpoint(folder, result.tensors, search.base.path)
@@ -274,6 +316,12 @@ def main(arguments: Sequence[str]) -> int:
         UserError: What the user can mend.
     """
     given = build_parser().parse_args(arguments)
+    if given.command == "greedy":
+        if given.method not in (None, "linear") or given.set:
+            raise UserError("greedy is a uniform soup; leave --method and --set out")
+        given.method = "linear"
+    elif given.method is None:
+        raise UserError(f"{given.command} needs --method; see python -m merges --list")
     # Mistakes in the candidates are told before torch is imported.
     fixed = registry.check(given.method, read_settings(given.set))
     if given.command == "tune":

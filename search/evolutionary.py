@@ -6,7 +6,7 @@ ask-and-tell interface that keeps the evaluation of candidates apart from the se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Gene:
     Attributes:
         group: The group of tensors it belongs to: ``layer 0`` ..., ``rest``.
         parameter: The method's parameter: ``weights`` or ``density``.
-        expert: Whose weight it is; empty for a parameter that has one value for all.
+        expert: Whose number it is; empty for a parameter that has one value for all.
         start: The default setting's value, where the search begins.
         bounds: Lowest and highest value.
     """
@@ -49,7 +49,8 @@ class Gene:
 def genome(method: str, parameters: dict[str, Any], experts: Sequence[str], layers: int) -> list:
     """Describe what is searched for: each expert's weight, and the density, in each group.
 
-    The groups are the decoder's layers and the rest (embedding, final norm, output head).
+    The groups are the decoder's layers and the rest (embedding, final norm, output head). A density
+    that is set for each expert is searched for each.
 
     Args:
         method: A method with a parameter `weights` (and perhaps `density`).
@@ -69,17 +70,30 @@ def genome(method: str, parameters: dict[str, Any], experts: Sequence[str], laye
             f"method {method} has no per-expert weights to search for; evolve one that has "
             "(python -m merges --list), or tune its parameters with `python -m search tune`"
         )
-    given = parameters.get("weights")
-    if isinstance(given, list):
-        given = dict(zip(experts, given, strict=True))
     genes = []
     for group in [*(f"layer {number}" for number in range(layers)), "rest"]:
-        for expert in experts:
-            start = 1.0 if given is None else given[expert]
+        weights = parameters.get("weights")
+        for expert, start in _by_expert(1.0 if weights is None else weights, experts).items():
             genes.append(Gene(group, "weights", expert, start, WEIGHT))
         if "density" in known:
-            genes.append(Gene(group, "density", "", parameters["density"], DENSITY))
+            density = parameters["density"]
+            if isinstance(density, float):
+                genes.append(Gene(group, "density", "", density, DENSITY))
+                continue
+            for expert, start in _by_expert(density, experts).items():
+                genes.append(Gene(group, "density", expert, start, DENSITY))
     return genes
+
+
+def _by_expert(
+    value: float | Sequence[float] | Mapping[str, float], experts: Sequence[str]
+) -> dict[str, float]:
+    """Spell out numbers per expert, in the order of the experts."""
+    if isinstance(value, Mapping):
+        return {expert: value[expert] for expert in experts}
+    if isinstance(value, float):
+        return dict.fromkeys(experts, value)
+    return dict(zip(experts, value, strict=True))
 
 
 def rules(genes: Sequence[Gene], values: Sequence[float]) -> list[dict[str, Any]]:

@@ -14,10 +14,11 @@ import jsonschema
 import yaml
 
 from common.errors import UserError, nearest
-from evaluation.suites import load_suites
+from evaluation.suites import select
 from merges import registry
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
+SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
 
 
 def _filling_defaults(validator: type) -> type:
@@ -113,23 +114,18 @@ def rows_of(config: Mapping[str, Any], case: str) -> list[str]:
 
 
 def _check_case(config: Mapping[str, Any], name: str) -> None:
-    suites = load_suites()
     case = config["cases"][name]
     for other, entry in config["cases"].items():
         if other != name and entry["table"] == case["table"]:
             raise UserError(
                 f"cases.{name} and cases.{other} both write {case['table']}; rename one"
             )
-    for suite in suites_of(case):
-        if suite not in suites:
-            raise UserError(f"cases.{name}: unknown suite {suite!r}{nearest(suite, suites)}")
     expected = tasks_of(case)
     expected += [task for expert in case["experts"].values() for task in expert["domain"]]
-    for task in expected:
-        suite, short = task.split("/")
-        if suite not in suites or short not in suites[suite].tasks:
-            known = [f"{s}/{t}" for s in suites for t in suites[s].tasks]
-            raise UserError(f"cases.{name}: unknown task {task!r}{nearest(task, known)}")
+    try:
+        select([*suites_of(case), *expected])
+    except UserError as error:
+        raise UserError(f"cases.{name}: {error}") from None
     for expert, entry in case["experts"].items():
         for task in entry["domain"]:
             if task not in tasks_of(case):
@@ -147,8 +143,13 @@ def _check_row(config: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"{where}: unknown method {row['method']!r}{nearest(row['method'], methods)}"
         )
-    if "tune" in row and "evolve" in row:
-        raise UserError(f"{where} has both 'tune' and 'evolve'; keep one")
+    if len(searches := [kind for kind in SEARCHES if kind in row]) > 1:
+        raise UserError(f"{where} has both {searches[0]!r} and {searches[1]!r}; keep one")
+    if "greedy" in row and (row["method"] != "linear" or row["set"]):
+        raise UserError(
+            f"{where}: 'greedy' is a uniform soup; its method is linear, and nothing stands "
+            "under 'set'"
+        )
     for case in row.get("cases", []):
         if case not in config["cases"]:
             raise UserError(f"{where}: unknown case {case!r}{nearest(case, config['cases'])}")
@@ -212,7 +213,7 @@ def _check_ablation(config: Mapping[str, Any]) -> None:
             f"{nearest(ablation['row'], config['methods'])}"
         )
     row = config["methods"][ablation["row"]]
-    if "tune" in row or "evolve" in row:
+    if any(kind in row for kind in SEARCHES):
         raise UserError(f"ablation.row: {ablation['row']} is searched for; name a fixed row")
     for name, entry in ablation["objectives"].items():
         try:

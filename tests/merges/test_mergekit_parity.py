@@ -1,20 +1,14 @@
 """The same YAML through mergekit 0.1.5 itself and through `--from-mergekit`.
 
 Where rounding is all that differs, results differ by at most K roundings of unit u (2^-24 in
-float32, 2^-9 in bfloat16, in which mergekit computes what is stored so) relative to the sum of the
+float32, 2^-8 in bfloat16, in which mergekit computes what is stored so) relative to the sum of the
 magnitudes that enter: each method is a few products and sums per value (`_ROUNDINGS`). Where values
 are chosen, by rank of magnitude or by sign of a sum, those that are nearer to the bound than its
 roundings may be chosen otherwise; they are worked out in float64 from the inputs and left out.
-
-Random masks differ by construction: there the mask is read off each result, looked at as a sample
-of what it should be, and the rest of the formula is computed with it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,181 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
 
-from merges.cli import main
-
-PROGRAM = os.environ.get("BOTTLE_MERGEKIT")
-pytestmark = pytest.mark.skipif(
-    not PROGRAM, reason="BOTTLE_MERGEKIT is not set to the path of mergekit-yaml 0.1.5"
+from tests.merges.mergekit_runs import (
+    ARCHITECTURES,
+    CASES,
+    SETTINGS,
+    UNIT,
+    Runs,
+    needs_mergekit,
+    per_expert,
 )
 
-ARCHITECTURES = ("llama", "mistral")
-UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
-EXPERTS = ("ja", "math", "sql")
-RUNNER = """
-import json, sys
-import torch, yaml
-from mergekit.config import MergeConfiguration
-from mergekit.merge import run_merge
-from mergekit.options import MergeOptions
+pytestmark = needs_mergekit
 
-torch.set_num_threads(1)
-options = MergeOptions(quiet=True, write_model_card=False, random_seed=5)
-for source, out in json.load(open(sys.argv[1])):
-    with open(source) as file:
-        config = MergeConfiguration.model_validate(yaml.safe_load(file))
-    run_merge(config, out, options)
-"""
-U_SHAPE = [
-    {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
-    {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
-    {"value": 0.5},
-]
-
-
-def models(*parameters: dict[str, Any] | None, **top: Any) -> dict[str, Any]:
-    """A configuration of the first experts with these parameters."""
-    listed = [
-        {"model": name} | ({"parameters": own} if own else {})
-        for name, own in zip(EXPERTS, parameters, strict=False)
-    ]
-    return {"models": listed, **top}
-
-
-def weights(*numbers: float, **top: Any) -> dict[str, Any]:
-    return models(*({"weight": number} for number in numbers), **top)
-
-
-def sparse(*pairs: Sequence[float], **parameters: Any) -> dict[str, Any]:
-    """Weights, densities, and where given what follows, with the base."""
-    words = ("weight", "density", parameters.pop("third", None))
-    each = [dict(zip(words, pair, strict=False)) for pair in pairs]
-    return models(*each, base_model="base", parameters=parameters)
-
-
-def slices(*parts: tuple[int, int, dict[str, Any]], sources: dict[str, Any], **top: Any) -> dict:
-    return {
-        "slices": [
-            {
-                "sources": [
-                    {"model": name, "layer_range": [first, end]}
-                    | ({"parameters": own} if own else {})
-                    for name, own in sources.items()
-                ],
-                "parameters": parameters,
-            }
-            for first, end, parameters in parts
-        ],
-        **top,
-    }
-
-
-WHOLE = [  # density 1 leaves nothing to chance
-    sparse((1.0, 1.0), (0.5, 1.0), (0.7, 1.0)),
-    sparse((0.4, 1.0), (0.3, 1.0), normalize=True),
-    sparse((1.0, 1.0), (0.6, 1.0), (0.2, 1.0), **{"lambda": [0.2, 1.5], "normalize": False}),
-]
-BANDS = [
-    sparse((1.0, 0.5), (0.5, 0.5), (0.7, 0.5), gamma=0.1),
-    sparse((0.4, 0.3), (0.3, 0.3), **{"lambda": 1.5}),
-    sparse((1.0, 0.25), (0.6, 0.25), (0.2, 0.25), gamma=0.0, normalize=True, rescale=True),
-]
-SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "linear": [
-        weights(0.3, 0.5, 0.2),
-        weights(0.7, -0.2, 0.6, parameters={"normalize": False}),
-        models(
-            {"weight": U_SHAPE}, {"weight": 0.4}, base_model="base", parameters={"weight": 0.25}
-        ),
-        slices(
-            (0, 1, {"weight": 0.3}),
-            (1, 4, {}),
-            sources={"ja": {}, "math": {"weight": [0.1, 0.9]}},
-            parameters={"weight": [{"filter": "norm", "value": "2e-1"}, {"value": 0.6}]},
-        ),
-    ],
-    "slerp": [
-        {**models({}, {}), "base_model": "math", "parameters": {"t": 0.3}},
-        {**models({}), "base_model": "base", "parameters": {"t": U_SHAPE}},
-        slices(
-            (0, 2, {"t": [0.1, 0.9]}),
-            (2, 4, {}),
-            sources={"base": {}, "sql": {}},
-            base_model="base",
-            parameters={"t": [{"filter": "mlp", "value": [0.8, 0.2]}, {"value": 0.4}]},
-        ),
-    ],
-    "nuslerp": [
-        weights(0.3, 0.7),
-        weights(0.5, 0.8, base_model="base", parameters={"nuslerp_flatten": False}),
-        models(
-            {"weight": [0, 1]},
-            {"weight": 0.6},
-            base_model="base",
-            parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
-        ),
-    ],
-    "multislerp": [
-        weights(1.0, 0.5, 0.7),
-        weights(0.2, 0.3, 0.4, base_model="base"),
-        weights(
-            0.4, 0.7, base_model="base", parameters={"normalize_weights": False, "eps": "1e-6"}
-        ),
-    ],
-    "karcher": [
-        models({}, {}, {}),
-        models({}, {}, parameters={"max_iter": 2}),
-        models({}, {}, base_model="base", parameters={"tol": 1e-4}),
-    ],
-    "model_stock": [
-        models({}, {}, {}, base_model="base"),
-        models({}, {}, {}, base_model="base", parameters={"filter_wise": True}),
-        slices(
-            (0, 3, {"filter_wise": True}),
-            (3, 4, {}),
-            sources={"base": {}, "ja": {}, "math": {}},
-            base_model="base",
-        ),
-    ],
-    "task_arithmetic": [
-        weights(0.4, 0.3, 0.6, base_model="base"),
-        weights(0.4, -0.3, base_model="base", parameters={"lambda": [0.1, 1.2, 0.4]}),
-        models(
-            {"weight": U_SHAPE}, {"weight": 0.4}, base_model="base", parameters={"normalize": 1}
-        ),
-    ],
-    "ties": [
-        sparse((1.0, 0.5), (1.0, 0.5), (1.0, 0.5)),
-        sparse((0.3, 0.3), (0.5, 0.5), (0.7, 0.7), int8_mask=True),
-        sparse((0.6, 0.25), (0.4, 1.0), **{"normalize": False, "lambda": 1.3}),
-    ],
-    "breadcrumbs": BANDS,
-    "breadcrumbs_ties": BANDS,
-    "sce": [
-        models({}, {}, {}, base_model="base"),
-        models({}, {}, {}, base_model="base", parameters={"select_topk": 0.5}),
-        models({}, {}, base_model="base", parameters={"select_topk": 0.2}),
-    ],
-    **{
-        method: [
-            *WHOLE,
-            sparse((1.0, density), third="epsilon"),
-            sparse((0.8, density, 0.1), (0.5, 0.8, 0.15), third="epsilon", rescale=False),
-        ]
-        for method, density in zip(
-            ("dare_linear", "dare_ties", "della_linear", "della"), (0.3, 0.1, 0.5, 0.6), strict=True
-        )
-    },
-}
-RANDOM = ("dare_linear", "dare_ties", "della_linear", "della")
-ONE, TWO = len(WHOLE), len(WHOLE) + 1  # one expert and two, thinned out at random
-JOBS = [(method, number) for method, found in SETTINGS.items() for number in range(len(found))]
-CASES = [job for job in JOBS if job[0] not in RANDOM or job[1] < ONE]
+Arrays = list[np.ndarray]
+BASE_IS_EXPERT = ("linear", "slerp", "karcher")
 # Products and sums per value of three experts, of both sides together; where coefficients come
 # from inner products, these add their own (their sums are exact to a few units in float32).
-_FEW, _COEFFICIENTS = 20, 80
+_FEW, _COEFFICIENTS = 10, 40
 _ROUNDINGS = dict.fromkeys(("slerp", "nuslerp", "multislerp", "karcher"), _COEFFICIENTS) | {
     "model_stock": _COEFFICIENTS,
     "sce": _COEFFICIENTS,
@@ -205,100 +42,9 @@ _ROUNDINGS = dict.fromkeys(("slerp", "nuslerp", "multislerp", "karcher"), _COEFF
 }
 
 
-Tensors = dict[str, torch.Tensor]
-
-
-def _family(top: Path, make_model: Callable[..., Path], architecture: str, dtype: str) -> Path:
-    """Write base and experts with unrelated noise, all values full ones of their type."""
-    folder = top / architecture / dtype
-    make_model(folder / "base", architecture, num_hidden_layers=4)
-    shapes = {n: t.shape for n, t in load_file(folder / "base" / "model.safetensors").items()}
-    config = json.loads((folder / "base" / "config.json").read_text())
-    generator = torch.Generator().manual_seed(11)
-    base = {name: torch.randn(s, generator=generator) * 0.3 for name, s in shapes.items()}
-    for model in ("base", *EXPERTS):
-        (folder / model).mkdir(exist_ok=True)
-        for path in (folder / "base").glob("*token*.json"):
-            (folder / model / path.name).write_bytes(path.read_bytes())
-        (folder / model / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
-        own = 0.0 if model == "base" else 0.1
-        tensors = {n: t + own * torch.randn(t.shape, generator=generator) for n, t in base.items()}
-        stored = {n: t.to(getattr(torch, dtype)) for n, t in tensors.items()}
-        save_file(stored, folder / model / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def _placed(content: Any, folder: Path) -> Any:
-    """Put the models' folders for their names."""
-    if isinstance(content, dict):
-        return {
-            key: str(folder / value)
-            if key in ("model", "base_model", "tokenizer_source")
-            else _placed(value, folder)
-            for key, value in content.items()
-        }
-    return [_placed(item, folder) for item in content] if isinstance(content, list) else content
-
-
-class Runs:
-    """Results of both programs, by architecture, stored type, method, number and variant."""
-
-    def __init__(self, top: Path, make_model: Callable[..., Path]) -> None:
-        self._top = top
-        self.folders = {
-            (architecture, dtype): _family(top, make_model, architecture, dtype)
-            for architecture in ARCHITECTURES
-            for dtype in UNIT
-        }
-        jobs = [
-            [str(self.write(*key, *job, wide)), str(self.out("kit", *key, *job, wide))]
-            for key in self.folders
-            for job in JOBS
-            for wide in ((False, True) if key[1] == "bfloat16" else (False,))
-        ]
-        (top / "jobs.json").write_text(json.dumps(jobs))
-        python = Path(PROGRAM or "").parent / "python"
-        subprocess.run([python, "-c", RUNNER, top / "jobs.json"], check=True, cwd=top)
-
-    def out(self, who: str, *parts: Any) -> Path:
-        return self._top / who / "-".join(map(str, parts))
-
-    def write(
-        self, architecture: str, stored: str, method: str, number: int, wide: bool = False
-    ) -> Path:
-        folder = self.folders[architecture, stored]
-        content = {"merge_method": method, **SETTINGS[method][number]}
-        content |= {"dtype": "float32" if wide else stored}
-        content |= {"out_dtype": stored} if wide else {}
-        path = self.out("yaml", architecture, stored, method, number, wide).with_suffix(".yml")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(_placed(content, folder)))
-        return path
-
-    def inputs(self, architecture: str, stored: str) -> dict[str, Tensors]:
-        folder = self.folders[architecture, stored]
-        return {n: load_file(folder / n / "model.safetensors") for n in ("base", *EXPERTS)}
-
-    def kit(self, *case: Any) -> Tensors:
-        return load_file(self.out("kit", *case) / "model.safetensors")
-
-    def ours(self, *case: Any) -> Tensors:
-        out = self.out("ours", *case)
-        main(["--from-mergekit", str(self.write(*case)), "--out", str(out)])
-        return load_file(out / "model.safetensors")
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path]) -> Runs:
-    return Runs(tmp_path_factory.mktemp("parity"), make_model)
-
-
-Arrays = list[np.ndarray]
-
-
-def _per_expert(configured: dict[str, Any], word: str, default: float) -> list[float]:
-    """Read numbers of a configuration whose experts have one each, of every layer."""
-    return [model.get("parameters", {}).get(word, default) for model in configured["models"]]
+    return Runs(tmp_path_factory.mktemp("parity"), make_model, CASES)
 
 
 def _largest(values: np.ndarray, count: int) -> float:
@@ -329,21 +75,23 @@ def _open(
             variance = np.var(deltas, axis=0)
             spread = np.sqrt(variance) * np.abs(deltas).max(axis=0) + variance
             count = int(density * np.count_nonzero(variance))
-            free |= _near(variance, [count], 8 * unit * spread)
+            free |= _near(variance, [count], 4 * unit * spread)
             taken = [(variance >= _largest(variance, count)).astype(float)] * len(deltas)
         given = [1.0] * len(deltas)
     elif method in ("ties", "dare_ties", "della", "breadcrumbs", "breadcrumbs_ties"):
-        given = _per_expert(configured, "weight", 1.0)
-        densities = _per_expert(configured, "density", 1.0)
-        gamma = configured["parameters"].get("gamma", 0.01) if method[0] == "b" else 0.0
+        given = per_expert(configured, "weight", 1.0)
+        densities = per_expert(configured, "density", 1.0)
+        gammas = [0.0] * len(deltas)
+        if method.startswith("breadcrumbs"):
+            gammas = per_expert(configured, "gamma", configured["parameters"].get("gamma", 0.01))
         for number, (delta, density) in enumerate(zip(deltas, densities, strict=True)):
             if density >= 1:
                 continue
             size_of = np.abs(delta)
             # mergekit's k is floor(density n), that of our TIES floor(density n + 1/2)
             counts = {int(density * size), int(density * size + 0.5 * (method == "ties"))}
-            top = min(int(gamma * size), size - min(counts))
-            free |= _near(size_of, [top, *(top + k for k in counts)], 2 * unit * size_of)
+            top = min(int(gammas[number] * size), size - min(counts))
+            free |= _near(size_of, [top, *(top + k for k in counts)], unit * size_of)
             taken[number] = (size_of >= _largest(size_of, top + min(counts))) & (
                 size_of < _largest(size_of, top)
             )
@@ -352,7 +100,8 @@ def _open(
     if method == "breadcrumbs":
         return free
     terms = [w * t * d for w, t, d in zip(given, taken, deltas, strict=True)]
-    return free | (np.abs(sum(terms)) <= 8 * unit * sum(map(np.abs, terms)))
+    sizes = sum(map(np.abs, terms))
+    return free | ((np.abs(sum(terms)) <= 4 * unit * sizes) & (sizes > 0))
 
 
 def _bound(
@@ -363,13 +112,17 @@ def _bound(
     if method in BASE_IS_EXPERT and "base_model" in configured:
         experts = [*experts, base]
     sizes = sum(np.abs(expert - origin) for expert in experts)
+    if method == "sce":  # other positions chosen have other squares, of which the weights are made
+        deltas = [expert - base for expert in experts]
+        squares = sum(map(np.square, deltas))
+        chosen = squares[_open("sce", configured, deltas, unit)].sum() / squares.sum()
+        density = configured.get("parameters", {}).get("select_topk", 1.0)
+        factor = 1.0 + (2 * chosen / density / (_COEFFICIENTS * unit) if density < 1 else 0.0)
+        return _COEFFICIENTS * unit * factor * sizes
     if method == "model_stock":  # mergekit adds up multiples of the models, not of differences
         sizes = sizes + np.abs(base) + sum(map(np.abs, experts)) / len(experts)
     factor = 1.5 if "lambda" in configured.get("parameters", {}) else 1.0
     return _ROUNDINGS.get(method, _FEW) * unit * factor * sizes
-
-
-BASE_IS_EXPERT = ("linear", "slerp", "karcher")
 
 
 def _experts(configured: dict[str, Any]) -> list[str]:
@@ -385,7 +138,7 @@ def _compare(
     configured = SETTINGS[method][number]
     inputs = runs.inputs(architecture, stored)
     ours = runs.ours(architecture, stored, method, number)
-    kit = runs.kit(architecture, stored, method, number, wide)
+    kit = runs.kit(architecture, stored, method, number, wide=wide)
     assert set(ours) == set(kit) == set(inputs["base"])
     unit = UNIT["float32" if wide else stored]
     found = {}
@@ -413,11 +166,11 @@ def test_results_differ_by_rounding_only(
     for name, (ours, kit, bound, free) in _compare(
         runs, architecture, stored, method, number, False
     ).items():
-        rounding = 2 * UNIT[stored] * np.abs(kit)
+        rounding = 2 * UNIT[stored] * np.maximum(np.abs(ours), np.abs(kit))
         wrong = (np.abs(ours - kit) > bound + rounding) & ~free
         assert not wrong.any(), (name, np.argwhere(wrong)[:3], ours[wrong][:3], kit[wrong][:3])
         left_out, total = left_out + free.sum(), total + free.size
-    assert left_out <= (0.002 if stored == "float32" else 0.2) * total
+    assert left_out <= (0.02 if stored == "float32" else 0.06) * total
 
 
 @pytest.mark.parametrize(("method", "number"), CASES)
@@ -430,10 +183,10 @@ def test_stored_in_bfloat16_ours_is_mergekits_formula_in_float32(
     for name, (ours, kit, bound, free) in _compare(
         runs, architecture, "bfloat16", method, number, True
     ).items():
-        neighbour = 2.0**-7 * np.maximum(np.abs(ours), np.abs(kit))
+        neighbour = 2 * UNIT["bfloat16"] * np.maximum(np.abs(ours), np.abs(kit))
         wrong = (np.abs(ours - kit) > bound + neighbour) & ~free
         assert not wrong.any(), (name, np.argwhere(wrong)[:3], ours[wrong][:3], kit[wrong][:3])
         unequal += ((ours != kit) & ~free).sum()
         left_out, total = left_out + free.sum(), total + free.size
-    assert unequal <= 0.002 * total
-    assert left_out <= 0.1 * total
+    assert unequal <= 0.02 * total  # most are means of two values in the middle of neighbours
+    assert left_out <= 0.04 * total

@@ -15,6 +15,7 @@ import pytest
 from common.cli import call
 from report import cost, figures, page, published
 from report.load import load
+from report.smoke_table import smoke_grid
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("averages", "table1_tasks", "table3")
@@ -107,6 +108,35 @@ def test_figures_with_gaps_are_drawn(small, tmp_path):
     assert "not run" in page.page(experiment, tmp_path, published.load())
 
 
+def test_the_smoke_check_stands_on_the_page(small, tmp_path):
+    figures.write(load(small[0], small[1]), tmp_path)
+    assert "Smoke check" not in page.page(load(*small[:2]), tmp_path, published.load())
+
+    def row(perplexity):
+        bits = None if perplexity is None else 2.0
+        return {"perplexity": perplexity, "bits_per_byte": bits, "not_finite": 0, "tokens": 9}
+
+    others = {"ja": row(80.0), "math_a": row(40.0), "soup": row(100.0), "dam": row(None)}
+    (small[1] / "case1/smoke.json").write_text(
+        json.dumps({"model": row(51234.0), "parents": others, "text": "0" * 64})
+    )
+    experiment = load(small[0], small[1])
+    grid = smoke_grid(experiment.cases)
+    assert [[cell.text for cell in row.cells[1:]] for row in grid.rows] == [
+        ["Base", "51,234", "1,281", "2"],
+        ["Japanese expert", "80", "2", "2"],
+        ["Maths & logic", "40", "1", "2"],
+        ["Model Soups", "100", "2.5", "2"],
+        ["DAM", "–", "–", "–"],
+    ]
+    text = page.page(experiment, tmp_path, published.load())
+    assert "Perplexity of 5 models on a fixed text" in text
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert "case1/smoke.json" in parser.text
+
+
 def test_costs_by_hand(small):
     found = cost.costs(load(small[0], small[1]))
     rows = {
@@ -138,7 +168,8 @@ def test_show_prints_the_three_tables_and_the_places(made, full, capsys):
     given = ["--config", str(full[0]), "--results", str(full[1]), "--out", str(made[0])]
     assert call("report.cli", ["show", *given]) == 0
     text = capsys.readouterr().out
-    for words in ("Table 1. ", "Table 2. ", "Table 3. ", "Where the time went"):
+    more = "Table 2, other methods, untuned. "
+    for words in ("Table 1. ", "Table 2. ", "Table 3. ", more, "Where the time went"):
         assert words in text
     assert str(made[0] / "report.html") in text
     assert max(map(len, text.splitlines())) <= 130

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UserError
 from report import tables
 from report.ablation_table import ablation_csv, ablation_grid
-from report.case_table import best, case_csv, case_grid, tasks_csv
+from report.case_table import best, case_csv, case_grid, more_grid, tasks_csv
 from report.load import load
 
 
@@ -115,6 +115,81 @@ def test_missing_and_failed_rows_stay_as_rows(small):
     assert "Model Soups (not run)" in labels
     assert "TIES (tuned) (failed)" in labels
     assert "TIES (tuned): failed: every candidate gave NaN." in grid.notes
+
+
+def smoke_row(not_finite=0):
+    perplexity = None if not_finite else 50.0
+    return {"perplexity": perplexity, "bits_per_byte": 3.0, "not_finite": not_finite, "tokens": 9}
+
+
+def test_a_model_that_is_not_finite_is_a_failed_row(small):
+    checked = {"soup": smoke_row(4), "dam": smoke_row()}
+    content = {"text": "0" * 64, "model": smoke_row(), "parents": checked}
+    (small[1] / "case1/smoke.json").write_text(json.dumps(content))
+    runs = {"kl/seed1": smoke_row(2), "kl/seed0": smoke_row()}
+    (small[1] / "ablation/smoke.json").write_text(json.dumps(content | {"parents": runs}))
+    rows = rows_of(case_csv(case_of(small)))
+    reason = "failed: logits are NaN or infinite at 4 positions of the smoke text"
+    assert (rows["soup"]["status"], rows["soup"]["Avg"]) == (reason, "")
+    assert rows["dam"]["status"] == "ok" and rows["dam"]["Avg"] != ""
+    assert f"Model Soups: {reason}." in case_grid(case_of(small), 7).notes
+    row = rows_of(ablation_csv(load(small[0], small[1]).ablation))["kl"]
+    assert (row["runs"], row["Avg seed 1"]) == ("2", "")
+    # What failed before has its own reason.
+    (small[1] / "case1/merges/soup.failed").write_text("error: it overflows\n")
+    assert rows_of(case_csv(case_of(small)))["soup"]["status"] == "failed: it overflows"
+
+
+def test_a_damaged_smoke_check_is_named(small):
+    (small[1] / "case1/smoke.json").write_text('{"model": {}}')
+    with pytest.raises(UserError, match=r"smoke\.json: not a smoke check"):
+        load(small[0], small[1])
+
+
+def test_methods_beyond_the_paper_s_have_a_table_of_their_own(small, tmp_path):
+    before = tmp_path / "before"
+    tables.write(load(small[0], small[1]), before)
+    config = small[2]
+    config["methods"]["karcher"] = {"label": "Karcher", "method": "karcher", "table": "more"}
+    greedy = {"label": "Greedy soup", "method": "linear", "greedy": True, "table": "more"}
+    config["methods"] = {"greedy_soup": greedy, **config["methods"]}
+    small[0].write_text(json.dumps(config))
+    scores = small[1] / "case1/scores/test"
+    for name, value in (("karcher", 0.4), ("greedy_soup", 0.3)):
+        (scores / f"{name}.json").write_text((scores / "soup.json").read_text())
+        set_tasks(scores / f"{name}.json", a=(value, 0.03))
+    set_tasks(scores / "dam.json", a=(0.99, 0.01))
+    tables.write(load(small[0], small[1]), tmp_path / "first")
+    set_tasks(scores / "karcher.json", a=(0.41, 0.03))
+    tables.write(load(small[0], small[1]), tmp_path / "after")
+    for name in ("table1.csv", "table1.md", "table1_tasks.csv", "table1_tasks.md"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    assert not (before / "table1_more.csv").exists()
+    ids = ["chance", "base", "ja", "math_a", "greedy_soup", "karcher"]
+    rows = rows_of((tmp_path / "after/table1_more.csv").read_text())
+    assert list(rows) == ids
+    assert (rows["greedy_soup"]["data"], rows["greedy_soup"]["status"]) == ("dev items", "ok")
+    assert rows["karcher"]["A_1"] == "0.410000"
+    main = rows_of((tmp_path / "after/table1.csv").read_text())
+    assert list(main) == list(rows_of((before / "table1.csv").read_text()))
+    columns = [name for name in main["dam"] if not name.startswith("counted ")]
+    assert [name for name in rows["karcher"] if not name.startswith("counted ")] == columns
+    manifest = {"kind": "merge", "inputs": {}, "parameters": {}}
+    path = small[1] / "case1/merges/greedy_soup/manifest.json"
+    path.parent.mkdir()
+    for joined, words in (
+        (["ja"], "Japanese expert, alone."),
+        (["ja", "math_a"], "the average of"),
+    ):
+        search = {"evaluations": 3, "joined": joined}
+        path.write_text(json.dumps(manifest | {"parameters": {"search": search}}))
+        grid = more_grid(case_of(small), 7)
+        assert any(note.startswith(f"Greedy soup: {words}") for note in grid.notes)
+    assert grid.rows[4].cells[1].text == "dev items (3 evaluations)"
+    marked = [row.cells[0].text for row in grid.rows if row.cells[3].strong]
+    assert marked == ["Karcher"]  # the best of its own table, whatever the paper's rows score
+    assert grid.title == "Table 1, other methods" and "Untuned" in grid.caption
+    assert grid.header == case_grid(case_of(small), 7).header
 
 
 def test_a_missing_task_leaves_its_column_and_the_average_open(small):

@@ -96,6 +96,20 @@ def test_a_genome_decodes_into_rules_that_reach_every_tensor_once():
         }
 
 
+def test_a_density_for_each_expert_is_searched_for_each():
+    densities = {"b": 0.6, "a": 0.3}
+    genes = genes_of("dare_ties", {"weights": [0.5, 1.5], "density": densities})
+    assert [(gene.name, gene.start) for gene in genes[:4]] == [
+        ("weights a layer 0", 0.5),
+        ("weights b layer 0", 1.5),
+        ("density a layer 0", 0.3),
+        ("density b layer 0", 0.6),
+    ]
+    values = [gene.start for gene in genes]
+    given = LayerRules("dare_ties", evolutionary.rules(genes, values))("lm_head.weight")
+    assert given == {"weights": {"a": 0.5, "b": 1.5}, "density": densities}
+
+
 def test_what_cannot_be_searched_is_refused():
     with pytest.raises(UserError, match="has no per-expert weights"):
         genes_of("slerp", {"t": 0.5})

@@ -27,10 +27,13 @@ def tiny(config: dict) -> dict:
         for parent in [case["base"], *case["experts"].values()]:
             parent["train"]["steps"] = 2
     keep = ("soup", "ties", "dare_ties", "ties_tuned", "evolutionary", "dam_paper")
+    keep += ("greedy_soup", "model_stock")
     config["methods"] = {row: config["methods"][row] for row in keep}
     config["methods"]["ties_tuned"]["tune"] = [{"density": 0.2}, {"density": 0.5}]
     config["methods"]["evolutionary"]["evolve"] = {"budget": 5}
     config["methods"]["evolutionary"]["cases"] = ["case1"]
+    config["methods"]["greedy_soup"]["cases"] = ["case1"]
+    config["methods"]["model_stock"]["cases"] = ["case2"]
     config["methods"]["dam_paper"]["set"] |= {"samples": 8}
     ablation = config["ablation"]
     ablation["seeds"] = [0, 1]

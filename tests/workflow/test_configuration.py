@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from merges import registry
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,23 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "soup", "set"), {"weights": [1, 2]}, r"2 numbers for 3 experts"),
         (("methods", "dam_paper", "set", "samples"), 3000, r"calibration\.rows makes only 2000"),
         (("seed",), "zero", r"seed: 'zero' is not of type 'integer'"),
-        (("ablation", "row"), "dam", r"ablation\.row: unknown row 'dam' \(did you mean 'dam_"),
+        (("ablation", "row"), "dam_papr", r"unknown row 'dam_papr' \(did you mean 'dam_paper'"),
+        (("ablation", "row"), "greedy_soup", r"ablation\.row: greedy_soup is searched for"),
+        (("methods", "greedy_soup", "tune"), [{}], r"methods\.greedy_soup\.tune\.0"),
+        (("methods", "greedy_soup", "evolve"), {"budget": 3}, r"both 'evolve' and 'greedy'"),
+        (("methods", "greedy_soup", "method"), "ties", r"greedy_soup: 'greedy' is a uniform soup"),
+        (("methods", "greedy_soup", "set"), {"normalize": False}, r"nothing stands under 'set'"),
+        (("methods", "greedy_soup", "greedy"), 3, r"methods\.greedy_soup\.greedy: True was exp"),
+        (("methods", "sce", "table"), "mor", r"methods\.sce\.table: 'mor' is not one of"),
+        (("methods", "ties", "set", "density"), [0.2, 0.3], r"density has 2 numbers for 3 exp"),
+        (("methods", "ties", "set", "density"), {"ja": 0.2}, r"ties in case1: density must name"),
+        (("methods", "ties", "set", "density"), [0.2, 0.3, 2], r"parameter density: 2 is out of"),
+        (
+            ("methods", "ties", "set", "density"),
+            "0.2x",
+            r"'0\.2x' is no number.*per expert: a list",
+        ),
+        (("methods", "consensus_ta", "set"), {"mask_lambda": -1}, r"mask_lambda: -1 is out of"),
         (("ablation", "objectives", "kl", "objective"), {"kll": 1.0}, r"objectives\.kl: "),
     ],
 )
@@ -90,6 +107,35 @@ def test_a_mistake_is_refused_with_its_place(config, path, value, pattern):
         place = place[key]
     place[path[-1]] = value
     refuse(config, pattern)
+
+
+def test_a_number_may_be_one_for_all_experts_or_one_for_each(config):
+    row = config["methods"]["ties"]
+    row["cases"] = ["case1"]
+    for density in (0.3, [0.2, 0.3, 0.4], {"math_b": 0.4, "ja": 0.2, "math_a": 0.3}):
+        row["set"]["density"] = density
+        assert configuration.resolve(config)["methods"]["ties"]["set"]["density"] == density
+    config["methods"]["ties_tuned"] = {
+        **config["methods"]["ties_tuned"],
+        "cases": ["case1"],
+        "tune": [{"density": [0.1 * number, 0.2, 0.3]} for number in range(1, 7)],
+    }
+    configuration.resolve(config)
+    config["methods"]["ties_tuned"]["tune"][4]["density"] = [0.1, 0.2]
+    refuse(config, r"methods\.ties_tuned in case1: density has 2 numbers for 3 experts")
+
+
+def test_the_paper_s_tables_hold_its_rows_and_another_table_the_rest(config):
+    resolved = configuration.resolve(config)["methods"]
+    more = [name for name, row in resolved.items() if row["table"] == "more"]
+    assert set(more) == {
+        *("greedy_soup", "model_stock", "dare_linear", "della", "breadcrumbs", "sce"),
+        *("consensus_ta", "pcb", "tsv_m", "iso_c", "iso_cts", "karcher"),
+    }
+    for name in more:  # untuned, with the defaults of the method
+        assert resolved[name]["set"] == {} and "tune" not in resolved[name]
+        assert "data" not in registry.info(resolved[name]["method"]).needs
+    assert list(resolved)[-len(more) :] == more
 
 
 def test_a_missing_key_is_named(config):

@@ -20,15 +20,50 @@ def rows(project, table):
 def test_one_command_makes_tables_figures_and_page(reproduced):
     config = reproduced.config
     for case, table in (("case1", "table1"), ("case2", "table2")):
-        methods = [m for m, row in config["methods"].items() if case in row.get("cases", [case])]
-        expected = ["chance", "base", *config["cases"][case]["experts"], *methods]
-        assert [row["id"] for row in rows(reproduced, table)] == expected
+        parents = ["chance", "base", *config["cases"][case]["experts"]]
+        for name, wanted in ((table, "main"), (f"{table}_more", "more")):
+            methods = [
+                method
+                for method, row in config["methods"].items()
+                if case in row.get("cases", [case]) and row.get("table", "main") == wanted
+            ]
+            assert [row["id"] for row in rows(reproduced, name)] == parents + methods
     assert [row["id"] for row in rows(reproduced, "table3")] == ["kl", "entropy"]
     for suffix in ("png", "pdf"):
         assert list((reproduced.results / "figures").glob(f"*.{suffix}"))
     assert "<table" in (reproduced.results / "report.html").read_text(encoding="utf-8")
     assert "report.html" in reproduced.output
     assert "DAM (paper)" in reproduced.output and "TIES" in reproduced.output
+
+
+def test_a_greedy_soup_is_chosen_on_dev_and_its_evaluations_are_counted(reproduced):
+    (row,) = [row for row in rows(reproduced, "table1_more") if row["id"] == "greedy_soup"]
+    assert (row["data"], row["counted evaluations"]) == ("dev items (5 evaluations)", "5")
+    folder = reproduced.results / "case1" / "merges" / "greedy_soup"
+    search = json.loads((folder / "manifest.json").read_text())["parameters"]["search"]
+    assert search["kind"] == "greedy" and search["joined"]
+    with open(folder / "search.csv", encoding="utf-8") as stream:
+        tried = list(csv.DictReader(stream))
+    # What was scored in memory is what the gate scored from disk.
+    for expert, line in zip(reproduced.config["cases"]["case1"]["experts"], tried, strict=False):
+        path = reproduced.results / "case1" / "scores" / "dev" / f"{expert}.json"
+        scores = json.loads(path.read_text())["tasks"]
+        for task, value in line.items():
+            if "/" in task:
+                assert float(value) == pytest.approx(scores[task]["value"], abs=1e-6)
+
+
+def test_every_model_is_smoke_checked_and_the_page_shows_it(reproduced):
+    for case in ("case1", "case2"):
+        found = json.loads((reproduced.results / case / "smoke.json").read_text())
+        models = [path.parent.name for path in reproduced.results.glob(f"{case}/m*/*/config.json")]
+        assert {"base", *found["parents"]} == set(models)
+        for checked in (found["model"], *found["parents"].values()):
+            assert checked["not_finite"] == 0 and checked["perplexity"] > 1
+    runs = json.loads((reproduced.results / "ablation" / "smoke.json").read_text())["parents"]
+    assert set(runs) == {f"{kind}/seed{seed}" for kind in ("kl", "entropy") for seed in (0, 1)}
+    page = (reproduced.results / "report.html").read_text(encoding="utf-8")
+    assert "models on a fixed text</summary>" in page
 
 
 def test_every_artefact_has_its_manifest(reproduced):
@@ -65,6 +100,7 @@ def test_a_baseline_added_as_contributing_says_runs_only_its_own_jobs(project):
     assert project.planned() == {
         "merge": 2,
         "evaluate": 2,
+        "smoke": 2,
         "resolved_config": 1,
         "make_tables": 1,
         "make_figures": 1,
@@ -82,6 +118,7 @@ def test_a_changed_number_runs_only_its_own_method(project):
     assert planned == {
         "merge": 2,
         "evaluate": 2,
+        "smoke": 2,
         "resolved_config": 1,
         "make_tables": 1,
         "make_figures": 1,
@@ -171,6 +208,8 @@ def test_a_failed_row_is_a_row_and_the_others_are_finished(project):
     weights = project.results / "case1" / "merges" / "ties"
     project.config["methods"]["ties"] |= {"set": {"scale": 1.0e39}, "cases": ["case1"]}
     project.config["methods"]["soup"]["set"] = {"weights": [1.0, 2.0, 3.0]}
+    # Its weights are finite, what they compute is not.
+    project.config["methods"]["dare_ties"] |= {"set": {"scale": 1.0e30}, "cases": ["case2"]}
     project.write()
     code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
     assert code != 0
@@ -179,4 +218,9 @@ def test_a_failed_row_is_a_row_and_the_others_are_finished(project):
     project.snakemake("tables", "figures")
     found = {row["id"]: row for row in rows(project, "table1")}
     assert found["ties"]["status"].startswith("failed: tensor ") and found["ties"]["Avg"] == ""
+    assert found["soup"]["status"] == "ok" and found["soup"]["Avg"] != ""
+    checked = json.loads((project.results / "case2" / "smoke.json").read_text())["parents"]
+    assert checked["dare_ties"]["not_finite"] > 0 and checked["soup"]["not_finite"] == 0
+    found = {row["id"]: row for row in rows(project, "table2")}
+    assert found["dare_ties"]["status"].startswith("failed: ") and found["dare_ties"]["Avg"] == ""
     assert found["soup"]["status"] == "ok" and found["soup"]["Avg"] != ""

@@ -57,9 +57,9 @@ ROWS = {case: configuration.rows_of(CONFIG, case) for case in CASES}
 PARENTS = {case: ["base", *CASES[case]["experts"]] for case in CASES}
 SEARCHED = {
     kind: [row for row, entry in CONFIG["methods"].items() if kind in entry]
-    for kind in ("tune", "evolve")
+    for kind in configuration.SEARCHES
 }
-PLAIN = [row for row in CONFIG["methods"] if row not in SEARCHED["tune"] + SEARCHED["evolve"]]
+PLAIN = [row for row in CONFIG["methods"] if row not in sum(SEARCHED.values(), [])]
 
 
 wildcard_constraints:

@@ -196,6 +196,36 @@ rule evolve:
         f"{TELL_FAILURE}"
 
 
+rule greedy:
+    """The best expert, averaged with each next one that does not lower the dev average."""
+    input:
+        unpack(search_inputs),
+    output:
+        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
+    wildcard_constraints:
+        row=any_of(SEARCHED["greedy"]),
+    priority: 70
+    params:
+        folder=output_folder,
+        failed=failed_file,
+        data=lambda wildcards, input: folder_of(input.data),
+        parents=parent_options,
+        row=row_options,
+        suites=searched_tasks,
+        average=average_groups,
+        seed=CONFIG["seed"],
+        batch=CONFIG["evaluation"]["batch_size"],
+        code=search_code,
+    shell:
+        "rm -f {params.failed}; "
+        "python -m search greedy {params.parents} {params.row} --data {params.data}"
+        " --suites {params.suites} --average {params.average} --batch-size {params.batch}"
+        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
+
+
 rule ablation_merge:
     input:
         unpack(merge_inputs),

@@ -10,14 +10,16 @@ def all_scores():
         found = {
             path for where in ("scores", "ablation") for path in folder.rglob(f"{where}/**/*.json")
         }
-        return sorted(map(str, found | set(folder.glob("*/gate.json"))))
-    scores = [f"{OUT}/{case}/gate.json" for case in CASES]
+        beside = {path for name in ("gate", "smoke") for path in folder.glob(f"*/{name}.json")}
+        return sorted(map(str, found | beside))
+    scores = [f"{OUT}/{case}/{name}.json" for case in CASES for name in ("gate", "smoke")]
     scores += [
         f"{OUT}/{case}/scores/test/{model}.json"
         for case in CASES
         for model in PARENTS[case] + ROWS[case]
     ]
     if ABLATION:
+        scores.append(f"{OUT}/ablation/smoke.json")
         scores += [
             f"{OUT}/ablation/{objective}/seed{seed}/scores.json"
             for objective in ABLATION["objectives"]

@@ -1,0 +1,148 @@
+"""Greedy soup: the order, what joins and what does not, by hand; and whole runs on tiny models."""
+
+import csv
+
+import pytest
+import torch
+
+from checkpoints.reading import Checkpoint
+from common.errors import UserError
+from common.files import read_json
+from search.cli import main
+from search.greedy import greedy
+from search.workbench import Evaluation, Workbench
+
+
+def choose(scores, experts="abc"):
+    """Run with hand-made scores, written as {"a": 0.5, "ab": 0.6}; a soup's letters are sorted."""
+    asked = []
+
+    def evaluate(members):
+        asked.append("".join(members))
+        return Evaluation(len(asked) - 1, {}, scores["".join(sorted(members))])
+
+    return "".join(greedy(tuple(experts), evaluate)), asked
+
+
+def test_experts_join_best_first_while_the_score_does_not_fall():
+    scores = {"a": 0.2, "b": 0.6, "c": 0.4, "bc": 0.7, "abc": 0.65}
+    assert choose(scores) == ("bc", ["a", "b", "c", "bc", "bca"])
+
+
+def test_one_that_is_refused_does_not_stop_the_next():
+    scores = {"a": 0.6, "b": 0.5, "c": 0.4, "ab": 0.55, "ac": 0.61}
+    assert choose(scores) == ("ac", ["a", "b", "c", "ab", "ac"])
+
+
+def test_an_equal_score_lets_an_expert_in_and_equals_keep_the_order_given():
+    scores = dict.fromkeys(("a", "b", "c", "ab", "abc"), 0.5)
+    assert choose(scores) == ("abc", ["a", "b", "c", "ab", "abc"])
+
+
+def test_a_failed_expert_stays_out_and_a_failed_soup_is_refused():
+    scores = {"a": None, "b": 0.6, "c": 0.4, "bc": None}
+    assert choose(scores) == ("b", ["a", "b", "c", "bc"])
+    assert choose({"a": None, "b": None, "c": None}) == ("", ["a", "b", "c"])
+    assert choose({"a": 0.1}, "a") == ("a", ["a"])
+
+
+@pytest.fixture
+def parents(make_model, tmp_path):
+    """Base and three experts, and a data folder that only its manifest is read of."""
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        make_model(tmp_path / name, "mistral", seed=seed)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    return tmp_path
+
+
+class Bench(Workbench):
+    """A workbench that gives hand-made scores, in the order in which it is asked."""
+
+    scores = ()
+
+    def __init__(self, *_):
+        self.history, self.counted, self.merged = [], {"tokens": 7.0}, []
+        Bench.last = self
+
+    def evaluate(self, genes, tensors):
+        average = self.scores[len(self.history)]
+        self.history.append(Evaluation(len(self.history), dict(genes), average, {"s/t": average}))
+        self.merged.append({name: tensor.clone() for name, tensor in tensors.items()})
+        return self.history[-1]
+
+
+def run(parents, monkeypatch, scores, out):
+    monkeypatch.setattr("search.workbench.Workbench", Bench)
+    monkeypatch.setattr(Bench, "scores", scores)
+    arguments = ["--data", str(parents / "data"), "--suites", "bottle_kobest/copa"]
+    experts = [f"{name}={parents / name}" for name in "abc"]
+    base = ["--base", str(parents / "base"), "--experts", *experts]
+    assert main(["greedy", *base, *arguments, "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "joined", "chosen"),
+    [
+        ([0.2, 0.6, 0.4, 0.7, 0.65], "bc", 3),
+        ([0.2, 0.6, 0.4, 0.6, 0.6], "bca", 4),  # equal ones join: the soup is the last of them
+        ([0.6, 0.6, 0.4, 0.5, 0.5], "a", 0),
+    ],
+)
+def test_the_soup_is_written_with_its_history_and_cost(
+    parents, monkeypatch, tmp_path, scores, joined, chosen
+):
+    run(parents, monkeypatch, scores, tmp_path / "out")
+    models = {name: Checkpoint(parents / name) for name in joined}
+    written = Checkpoint(tmp_path / "out")
+    for name in written.names():
+        mean = sum(model.load(name).double() for model in models.values()) / len(models)
+        torch.testing.assert_close(written.load(name).double(), mean, rtol=1e-6, atol=1e-7)
+    search = read_json(tmp_path / "out" / "manifest.json")["parameters"]["search"]
+    assert (search["kind"], search["joined"]) == ("greedy", list(joined))
+    assert (search["chosen"], search["evaluations"]) == (chosen, 5)
+    assert search["dev_average"] == scores[chosen]
+    assert read_json(tmp_path / "out" / "cost.json")["counted"] == {
+        "evaluations": 5,
+        "dev_tokens": 7.0,
+    }
+    with open(tmp_path / "out" / "search.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["dev_average"]) for row in rows] == scores
+    assert [[row[name] for name in "abc"] for row in rows[:3]] == [
+        ["1.0", "0.0", "0.0"],
+        ["0.0", "1.0", "0.0"],
+        ["0.0", "0.0", "1.0"],
+    ]
+
+
+def test_an_expert_alone_is_scored_as_it_is(parents, monkeypatch, tmp_path):
+    run(parents, monkeypatch, [0.2, 0.6, 0.4, 0.7, 0.65], tmp_path / "out")
+    for name, merged in zip("abc", Bench.last.merged, strict=False):
+        expert = Checkpoint(parents / name)
+        assert all(torch.equal(merged[tensor], expert.load(tensor)) for tensor in expert.names())
+
+
+def test_the_row_can_be_made_again_from_its_manifest(parents, monkeypatch, tmp_path):
+    from merges.engine import merge_to_disk
+
+    run(parents, monkeypatch, [0.2, 0.6, 0.4, 0.7, 0.65], tmp_path / "out")
+    recipe = read_json(tmp_path / "out" / "manifest.json")["parameters"]
+    experts = {name: Checkpoint(parents / name) for name in recipe["experts"]}
+    base = Checkpoint(parents / "base")
+    merge_to_disk(tmp_path / "again", recipe["method"], base, experts, recipe["set"])
+    assert Checkpoint(tmp_path / "again").fingerprint == Checkpoint(tmp_path / "out").fingerprint
+
+
+def test_where_no_expert_can_be_scored_nothing_is_written(parents, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="all 3 candidates failed"):
+        run(parents, monkeypatch, [None, None, None], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_method_or_a_setting_is_refused():
+    given = ["--base", "b", "--experts", "a=a", "--data", "d", "--suites", "s", "--out", "o"]
+    with pytest.raises(UserError, match="leave --method and --set out"):
+        main(["greedy", "--method", "ties", *given])
+    with pytest.raises(UserError, match="tune needs --method"):
+        main(["tune", *given])

@@ -1,0 +1,64 @@
+# Does every model still speak? Finite logits and perplexity on a fixed text.
+
+
+def smoke_models(wildcards):
+    """All models of a case, or of the ablation, as name and folder."""
+    if wildcards.get("case"):
+        case = wildcards.case
+        models = {parent: f"{OUT}/{case}/models/{parent}" for parent in PARENTS[case]}
+        return models | {row: f"{OUT}/{case}/merges/{row}" for row in ROWS[case]}
+    models = {"base": f"{OUT}/{ABLATION['case']}/models/base"}
+    for objective in ABLATION["objectives"]:
+        for seed in ABLATION["seeds"]:
+            run = f"{objective}/seed{seed}"
+            models[run] = f"{OUT}/ablation/{run}/model"
+    return models
+
+
+def smoke_inputs(wildcards):
+    return [f"{folder}/manifest.json" for folder in smoke_models(wildcards).values()]
+
+
+def smoke_options(wildcards):
+    # One process reads all, because starting one for each would cost several times the reading.
+    # Only the first may not be broken: the report marks a row that is, and the others go on.
+    base, *others = smoke_models(wildcards).items()
+    return f"--model {base[1]} " + " ".join(f"--parent {name}={path}" for name, path in others)
+
+
+# Standard error holds a warning of the tokenizer for each model; what stops the check is told.
+SMOKE = (
+    "python -m checkpoints smoke {params.models} --out {output} > {log} 2>&1"
+    " || {{ tail -n 1 {log} >&2; exit 1; }}"
+)
+
+
+rule smoke:
+    """Finite logits of every model of a case, and perplexity beside the parents'."""
+    input:
+        smoke_inputs,
+    output:
+        f"{OUT}/{{case}}/smoke.json",
+    log:
+        f"{OUT}/logs/{{case}}/smoke.log",
+    priority: 10
+    params:
+        models=smoke_options,
+        code=code(),
+    shell:
+        SMOKE
+
+
+rule ablation_smoke:
+    input:
+        smoke_inputs,
+    output:
+        f"{OUT}/ablation/smoke.json",
+    log:
+        f"{OUT}/logs/ablation/smoke.log",
+    priority: 10
+    params:
+        models=smoke_options,
+        code=code(),
+    shell:
+        SMOKE
