@@ -21,8 +21,8 @@ examples:
 _PREFLIGHT = """\
 examples:
   python -m checkpoints preflight --base models/base --experts ja=models/ja math=models/math
-  python -m checkpoints preflight --base models/base --experts lora=adapters/x --dtype BF16 \\
-      --out merged/x
+  python -m checkpoints preflight --base models/base --experts lora=adapters/x \\
+      --dtype bfloat16 --out merged/x
 
 vocabulary policies, where tokenizers differ:
   refuse        an error that says where they differ (default)
@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--experts", nargs="+", required=True, metavar="NAME=DIR", help="models or LoRA adapters"
     )
     check.add_argument("--out", type=Path, metavar="DIR", help="the folder to be written")
-    check.add_argument("--dtype", metavar="TYPE", help="of the result: F32, BF16 ... (the base's)")
+    check.add_argument(
+        "--dtype", metavar="TYPE", help="of the result: float32, bfloat16 ... (the base's)"
+    )
     check.add_argument(
         "--shard-gb", type=float, default=5.0, metavar="N", help="most GB in a weight file (5)"
     )
@@ -115,8 +117,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _preflight(arguments: argparse.Namespace) -> None:
     from checkpoints.adapters import open_model
+    from checkpoints.headers import FLOATS
     from checkpoints.preflight import preflight
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Checkpoint, torch_name
 
     if arguments.shard_gb <= 0:
         raise UserError(f"--shard-gb {arguments.shard_gb}: give a number above 0")
@@ -129,7 +132,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
             for name, path in _pairs(arguments.experts, "--experts").items()
         },
         out=arguments.out,
-        dtype=arguments.dtype,
+        dtype={torch_name(kind): kind for kind in FLOATS}.get(arguments.dtype, arguments.dtype),
         shard_bytes=int(arguments.shard_gb * 1e9),
         vocabulary=arguments.vocabulary,
     )

@@ -61,7 +61,7 @@ def _threads(text: str) -> int:
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]?)B?", text, re.IGNORECASE)
     size = found and float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
-    if not size:
+    if not size or size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give 500MB, 5GB or the like")
     return int(size)
 

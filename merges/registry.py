@@ -12,7 +12,7 @@ import ast
 import functools
 import importlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -66,6 +66,10 @@ def method(
     through several times, and those of the method's parameters that it declares. What it returns
     is `context.prepared`. Where the method has a parameter ``scope`` of ``tensor | model`` and it
     is set to ``model``, the preparation sees all parameters of the model that are merged, once.
+    A method with a parameter ``preset`` keeps its sets of values in a literal constant PRESETS of
+    its file, by name, and what holds without one in DEFAULTS; they stand in for parameters that
+    are null.
+
     `base` is None where a merge has none, and for methods without the need ``base`` but for those
     with a parameter ``origin`` of ``zero | base`` that is set to ``base``.
 
@@ -119,6 +123,7 @@ class MethodInfo:
     parameters: dict[str, ParameterInfo]
     module: str
     path: Path
+    presets: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -197,6 +202,7 @@ def _info(
         parameters={parameter.name: parameter for parameter in found},
         module=module,
         path=path,
+        presets={None: constants.get("DEFAULTS", {}), **constants.get("PRESETS", {})},
     )
 
 
@@ -327,7 +333,10 @@ def validate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked = check(name, given)
     defaults = {item.name: item.kind.check(item.default) for item in info(name).parameters.values()}
-    return {**defaults, **checked}
+    values = {**defaults, **checked}
+    presets = info(name).presets
+    chosen = {**presets.get(None, {}), **presets.get(values.get("preset"), {})}
+    return {key: chosen.get(key) if value is None else value for key, value in values.items()}
 
 
 @functools.cache

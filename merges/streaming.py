@@ -106,6 +106,7 @@ class Merge:
         self._merger = Merger(method, list(experts), parameters, settings)
         self._reference = next(iter(experts.values())) if base is None else base
         self._base = base
+        self._stopped = False
         self._experts = [experts[name] for name in self._merger.order]
         self._models = [*self._experts, *([] if base is None else [base])]
         self._sources = [
@@ -135,12 +136,17 @@ class Merge:
     def _part(self, name: str) -> Part:
         return Part(
             TensorContext(name, self._merger.order, self._settings.seed, self.specs[name].shape),
-            self._base and functools.partial(self._base.read, name)
-            if self._merger.reads_base
+            functools.partial(self._read, self._base, name)
+            if self._base is not None and self._merger.reads_base
             else None,
-            [functools.partial(expert.read, name) for expert in self._experts],
+            [functools.partial(self._read, expert, name) for expert in self._experts],
             self._sources,
         )
+
+    def _read(self, model: Model | InMemory, name: str, start: int, stop: int) -> torch.Tensor:
+        if self._stopped:  # a large parameter would keep a failed merge waiting
+            raise RuntimeError("the merge has been stopped")
+        return model.read(name, start, stop)
 
     def _copy(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         stored = torch_type(self.specs[name].dtype)
@@ -203,6 +209,7 @@ class Merge:
                     if progress:
                         counter.step()
             except BaseException:
+                self._stopped = True
                 for future in futures:
                     future.cancel()
                 raise

@@ -49,22 +49,21 @@ class Calibration:
         """Return a row's number of tokens."""
         return self.starts[row + 1] - self.starts[row]
 
-    def loss_span(self, row: int, tokens: LossTokens) -> tuple[int, int]:
+    def loss_span(self, row: int, tokens: LossTokens, last: bool = False) -> tuple[int, int]:
         """Return the positions of a row that count in the loss, as a half-open range.
-
-        A position counts if it predicts a token of the row, so that the last never does: what a
-        teacher expects after its own text's end is not part of its data.
 
         Args:
             row: The row's number.
-            tokens: ``all``, or ``answer`` for the positions that predict the answer (and its
-                end-of-sequence token).
+            tokens: ``all`` positions that predict a token of the row, or only those that predict
+                the ``answer`` (and its end-of-sequence token).
+            last: Whether the last position counts too, which predicts what follows the row: the
+                teacher has a prediction there as everywhere, and the authors' code counts it.
 
         Returns:
             First position and one past the last.
         """
         first = max(self.answers[row] - 1, 0) if tokens == "answer" else 0
-        return first, self.length(row) - 1
+        return first, self.length(row) - (not last)
 
 
 def read_calibration(
@@ -153,8 +152,8 @@ def draw(
     for data in calibrations:
         if len(data) < samples:
             raise UserError(
-                f"{data.path}: expert {data.expert} has {len(data)} calibration rows, DAM was "
-                f"asked for {samples}; give it more rows or lower the parameter samples"
+                f"{data.path}: expert {data.expert} has {len(data)} calibration rows, the training "
+                f"was asked for {samples}; give it more rows or lower the parameter samples"
             )
         drawn = torch.randperm(len(data), generator=generator)[:samples]
         passes = [drawn]
@@ -182,40 +181,98 @@ class Batch:
     sources: list[Tensor]
 
 
+def count_loss_tokens(
+    calibrations: Sequence[Calibration],
+    rows: Sequence[Sequence[int]],
+    tokens: LossTokens,
+    last: bool = False,
+) -> list[int]:
+    """Count each dataset's loss tokens in a step.
+
+    Args:
+        calibrations: The datasets.
+        rows: For each dataset, the numbers of its rows in the step.
+        tokens: Which positions count in the loss; see `Calibration.loss_span`.
+        last: Whether each row's last position does.
+
+    Returns:
+        A positive number for each dataset.
+
+    Raises:
+        UserError: A dataset has no loss token in this step.
+    """
+    counts = []
+    for data, numbers in zip(calibrations, rows, strict=True):
+        spans = [data.loss_span(row, tokens, last) for row in numbers]
+        counts.append(sum(max(stop - start, 0) for start, stop in spans))
+        if not counts[-1]:
+            raise UserError(
+                f"{data.path}: the rows {[number + 1 for number in numbers]} of expert "
+                f"{data.expert} have no answer token; use tokens=all or rows with answers"
+            )
+    return counts
+
+
+def split(
+    calibrations: Sequence[Calibration], rows: Sequence[Sequence[int]], limit: int
+) -> list[list[list[int]]]:
+    """Split a step into parts of at most so many tokens, never within a sample.
+
+    The loss is a sum over samples once each dataset's number of loss tokens is known, so that
+    gradients of the parts add up to the step's.
+
+    Args:
+        calibrations: The datasets.
+        rows: For each dataset, the numbers of its rows in the step.
+        limit: Most tokens of a part that has more than one sample; 0 for no limit.
+
+    Returns:
+        For each part, for each dataset, the numbers of its rows.
+    """
+    parts: list[list[list[int]]] = []
+    tokens = 0
+    for index, (data, numbers) in enumerate(zip(calibrations, rows, strict=True)):
+        for row in numbers:
+            length = data.length(row)
+            if not parts or (limit and tokens + length > limit):
+                parts.append([[] for _ in calibrations])
+                tokens = 0
+            parts[-1][index].append(row)
+            tokens += length
+    return parts
+
+
 def make_batch(
-    calibrations: Sequence[Calibration], rows: Sequence[Sequence[int]], tokens: LossTokens
+    calibrations: Sequence[Calibration],
+    rows: Sequence[Sequence[int]],
+    tokens: LossTokens,
+    last: bool = False,
 ) -> Batch:
     """Pack samples of several datasets into one row.
 
     Args:
         calibrations: The datasets.
-        rows: For each dataset, the numbers of its rows in this batch.
-        tokens: Which positions count in the loss.
+        rows: For each dataset, the numbers of its rows in this batch, perhaps none.
+        tokens: Which positions count in the loss; see `Calibration.loss_span`.
+        last: Whether each row's last position does.
 
     Returns:
         The batch.
-
-    Raises:
-        UserError: A dataset has no loss token in this batch.
     """
     pieces, lengths, loss, segments, sources = [], [], [], [], []
     offset = counted = 0
     for data, numbers in zip(calibrations, rows, strict=True):
-        own = []
+        own = [torch.arange(0)]
         for row in numbers:
             start, stop = data.starts[row], data.starts[row + 1]
-            first, last = data.loss_span(row, tokens)
+            first, end = data.loss_span(row, tokens, last)
+            end = max(first, end)
             pieces.append(data.ids[start:stop])
             lengths.append(stop - start)
-            own.append(torch.arange(start + first, start + last))
-            loss.append(torch.arange(offset + first, offset + last))
+            own.append(torch.arange(start + first, start + end))
+            loss.append(torch.arange(offset + first, offset + end))
             offset += stop - start
         sources.append(torch.cat(own))
         segments.append((counted, counted + len(sources[-1])))
-        if segments[-1][0] == segments[-1][1]:
-            raise UserError(
-                f"{data.path}: the rows {[number + 1 for number in numbers]} of expert "
-                f"{data.expert} have no answer token; use tokens=all or rows with answers"
-            )
         counted = segments[-1][1]
     return Batch(torch.cat(pieces), Packing(lengths), torch.cat(loss), segments, sources)

@@ -25,12 +25,15 @@ class Segment:
         hidden: The teacher's final hidden states at these tokens (tokens, hidden), or None where
             the objective has no need of a teacher.
         head: The teacher's output matrix (vocabulary, hidden), or None.
+        count: The dataset's loss tokens in the whole step, where these are a part of them; None
+            where these are all.
     """
 
     start: int
     stop: int
     hidden: Tensor | None = None
     head: Tensor | None = None
+    count: int | None = None
 
 
 class OutputLoss(torch.autograd.Function):
@@ -64,7 +67,7 @@ class OutputLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
         for segment in segments:
-            tokens = segment.stop - segment.start
+            tokens = segment.count or segment.stop - segment.start
             for start in range(segment.start, segment.stop, CHUNK):
                 chunk = slice(start, min(start + CHUNK, segment.stop))
                 inputs = hidden[chunk]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from common.errors import UserError
 from merges.parameters import (
+    Count,
+    Density,
     Flag,
     Fraction,
     LearningRate,
@@ -15,60 +18,181 @@ from merges.parameters import (
 from merges.registry import method
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from merges.requests import WholeModelRequest, WholeModelResult
 
-OBJECTIVE = {"kl": 1.0, "cosine": 0.01, "l1": 1e-6, "l2": 1e-6}
+# What a parameter that is left out is without a preset: the ablation's settings, which are the
+# paper's with the authors' formulas.
+DEFAULTS = {
+    "batch_size": 1,
+    "learning_rate": 2e-3,
+    "schedule": "constant",
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "temperature": 2.0,
+    "kl_direction": "teacher||merged",
+    "formulas": "code",
+    "objective": {"kl": 1.0, "cosine": 0.01, "l1": 1e-6, "l2": 1e-6},
+    "tokens": "all",
+    "last_position": False,
+    "transform": "none",
+    "coefficient_dtype": "float32",
+    "unmerged": "policy",
+}
+PRESETS = {
+    # The text: its equations, its learning rate, no function on the coefficients.
+    "paper": {"kl_direction": "merged||teacher", "formulas": "paper", "last_position": True},
+    # What the released code does when it runs, its training script's defaults included.
+    "authors-code": {
+        "learning_rate": 1e-3,
+        "optimizer": "mofo",
+        "weight_decay": 0.01,
+        "last_position": True,
+        "transform": "tanh",
+        "coefficient_dtype": "bfloat16",
+        "unmerged": "tanh_mean",
+    },
+    # What scored best on the bottle's dev items.
+    "best": {
+        "batch_size": 8,
+        "learning_rate": 0.02,
+        "schedule": "cosine",
+        "temperature": 1.0,
+        "tokens": "answer",
+    },
+}
+
+
+def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what a preset says, and the defaults for the rest.
+
+    Args:
+        preset: Name of a preset, or None.
+        given: Values by parameter name; None for one that is left out.
+
+    Returns:
+        The same parameters, each with a value.
+
+    Raises:
+        UserError: The preset is unknown.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"DAM has no preset {preset!r} (valid: {', '.join(PRESETS)})")
+    filled = {**DEFAULTS, **PRESETS.get(preset, {})}
+    return {name: filled[name] if value is None else value for name, value in given.items()}
 
 
 @method(title="DAM", paper="arXiv:2410.08371", needs={"base", "data"}, whole_model=True)
 def dam(
     request: WholeModelRequest,
     *,
+    preset: Literal["paper", "authors-code", "best"] | None = None,
     samples: PositiveCount = 1729,
-    batch_size: PositiveCount = 1,
+    batch_size: PositiveCount | None = None,
     epochs: PositiveCount = 1,
-    learning_rate: LearningRate = 2e-3,
-    schedule: Literal["constant", "cosine"] = "constant",
+    learning_rate: LearningRate | None = None,
+    schedule: Literal["constant", "cosine"] | None = None,
+    optimizer: Literal["adamw", "mofo"] | None = None,
+    mofo_fraction: Density = 0.3,
     beta1: Fraction = 0.9,
     beta2: Fraction = 0.999,
-    weight_decay: NonNegative = 0.0,
+    weight_decay: NonNegative | None = None,
     clip: NonNegative = 1.0,
-    temperature: Positive = 2.0,
-    kl_direction: Literal["teacher||merged", "merged||teacher"] = "teacher||merged",
-    objective: dict[
-        Literal["kl", "mse", "entropy", "cosine", "l1", "l2", "overlap"], float
-    ] = OBJECTIVE,
-    tokens: Literal["all", "answer"] = "all",
+    temperature: Positive | None = None,
+    kl_direction: Literal["teacher||merged", "merged||teacher"] | None = None,
+    formulas: Literal["code", "paper"] | None = None,
+    objective: dict[Literal["kl", "js", "mse", "entropy", "cosine", "l1", "l2", "overlap"], float]
+    | None = None,
+    tokens: Literal["all", "answer"] | None = None,
+    last_position: Flag | None = None,
+    teacher_embeddings: Literal["own", "merged"] = "own",
+    granularity: Literal["column", "row", "head", "layer", "model", "common_column"] = "column",
+    transform: Literal["none", "tanh", "sigmoid", "relu"] | None = None,
+    init: Literal["uniform", "random"] = "uniform",
+    coefficient_dtype: Literal["float32", "bfloat16"] | None = None,
+    task_vectors: Flag = False,
+    base_source: Flag = False,
     merge_lm_head: Flag = True,
+    embeddings: Literal["frozen", "scalar", "vector"] = "frozen",
+    norms: Literal["frozen", "scalar", "vector"] = "frozen",
+    unmerged: Literal["policy", "tanh_mean"] | None = None,
+    tokens_per_forward: Count = 0,
+    recompute_activations: Flag = False,
 ) -> WholeModelResult:
     """Learn a coefficient per model and input column: W = sum_i W_i diag(c_i).
 
-    The coefficients of all linear layers start at 1/N and are trained, in fp32, so that the
-    merged model predicts on each expert's data what that expert predicts:
-    sum_i mean over tokens of T^2 KL(expert_i || merged), plus penalties on the coefficients.
-    A bias is merged with one scalar per model. Embeddings and norms are not trained: they are
-    the base's or the experts' average, as the request says.
+    The coefficients of all linear layers start at 1/N and are trained so that the merged model
+    predicts on each expert's data what that expert predicts: sum_i mean over tokens of
+    T^2 KL(expert_i || merged), plus penalties on the coefficients. A bias is merged with one
+    scalar per model. Embeddings and norms are not trained unless asked for: they are the base's
+    or the experts' average, as the request says. Where a default is null it is the preset's, and
+    without a preset: batch_size 1, learning_rate 2e-3, schedule constant, optimizer adamw,
+    weight_decay 0, temperature 2, kl_direction teacher||merged, formulas code, objective
+    kl + 0.01 cosine + 1e-6 l1 + 1e-6 l2, tokens all, last_position false, transform none,
+    coefficient_dtype float32, unmerged policy.
 
     Args:
         request: Base, experts, calibration data, and perhaps cached teacher signals.
+        preset: Sets what is left out below: ``paper`` as the text (its KL direction and formulas),
+            ``authors-code`` as the released code runs (tanh, bf16 coefficients, MoFO, weight
+            decay 0.01, learning rate 1e-3, embeddings and norms as ``tanh_mean``), ``best`` what
+            did best on the bottle's dev items (T = 1, answer tokens, batches of 8, learning rate
+            0.02 with a cosine schedule).
         samples: Rows drawn from each expert's data; one of each makes a training row.
         batch_size: Training rows per optimiser step.
         epochs: Passes over the drawn rows.
-        learning_rate: Of AdamW.
+        learning_rate: Of the optimiser.
         schedule: ``constant``, or ``cosine`` for half a cosine down to 0.
-        beta1: Decay of AdamW's mean of gradients.
-        beta2: Decay of AdamW's mean of squared gradients.
-        weight_decay: Of AdamW, towards coefficients of 0.
+        optimizer: ``adamw``, or ``mofo`` (arXiv:2407.20999): AdamW that updates, of each model's
+            coefficients of a layer, those with the largest momentum only.
+        mofo_fraction: Share of the coefficients that ``mofo`` updates.
+        beta1: Decay of the optimiser's mean of gradients.
+        beta2: Decay of the optimiser's mean of squared gradients.
+        weight_decay: Towards trained values of 0.
         clip: Largest norm of the gradient over all coefficients; 0 for no limit.
-        temperature: T of ``kl`` and ``entropy``.
+        temperature: T of ``kl``, ``js`` and ``entropy``.
         kl_direction: ``teacher||merged`` is the authors' code, ``merged||teacher`` the paper's
             equation.
-        objective: Weight of each term. ``kl``, ``mse`` and ``entropy`` see the outputs; ``cosine``
-            (between models' coefficients), ``l1``, ``l2`` and ``overlap`` the coefficients.
+        formulas: Where code and paper differ otherwise. ``code``: mse is a mean over the
+            vocabulary, summed over datasets; cosine a mean over pairs of models; l2 a norm.
+            ``paper``: mse is a sum over the vocabulary, mean over datasets; cosine a sum over
+            pairs; l2 a squared norm.
+        objective: Weight of each term. ``kl``, ``js`` (Jensen-Shannon), ``mse`` and ``entropy``
+            see the outputs; ``cosine`` (between models' coefficients), ``l1``, ``l2`` and
+            ``overlap`` the trained values.
         tokens: Whether every position that predicts a token of its sample counts in the loss, or
             only those that predict the answer.
+        last_position: Whether each sample's last position counts too, which predicts what
+            follows; the authors' code counts it.
+        teacher_embeddings: Whether teachers have their ``own`` unmerged parameters (embeddings
+            and norms), as the experts do, or the ``merged`` model's; the latter are computed at
+            every step, because cached signals are the experts' own.
+        granularity: What has a coefficient per model: each input ``column`` or output ``row`` of
+            a linear layer, each attention ``head`` (and each layer without heads), each linear
+            ``layer``, or the whole ``model``; ``common_column`` gives a column one coefficient
+            for all models: it rescales their average.
+        transform: Function of the trained values that gives the coefficients.
+        init: ``uniform``, 1/N (1/(N + 1) with ``base_source``), or ``random``, the
+            softmax over the models of uniform draws. With ``sigmoid`` it is the coefficients that
+            start so, else the trained values.
+        coefficient_dtype: ``bfloat16`` keeps the trained values and the optimiser's state in
+            bf16, as the authors' code does: updates below half a unit in the last place are lost.
+        task_vectors: Merge W_0 + sum_i (W_i - W_0) diag(c_i), with W_0 the base's weight.
+        base_source: Let the base take part as one more model, without data of its own; its
+            coefficients come before the experts'.
         merge_lm_head: Whether an untied output head is a linear layer like the others; if not it
-            is treated as embeddings and norms are.
+            is treated as embeddings and norms are. A tied one follows the embedding.
+        embeddings: Whether the embedding is merged, with a coefficient per model (``scalar``) or
+            per model and feature (``vector``).
+        norms: The same for the gains of the norms.
+        unmerged: What is not merged is what the request's ``policy`` for embeddings and norms
+            says, or ``tanh_mean``: tanh(1/N) times the experts' sum, as in the authors' code.
+        tokens_per_forward: Steps with more tokens than this are computed sample by sample, or as
+            many samples together as fit, and their gradients added: the same result in less
+            memory. 0 for no limit.
+        recompute_activations: Whether activations and merged weights are computed again in the
+            backward instead of kept: the same result in less memory and more time.
 
     Returns:
         The merged model with its coefficients, the log of every term and the counted cost.
@@ -77,27 +201,50 @@ def dam(
         UserError: Bad data, parameters or teacher cache, or an objective that is not finite.
 
     Source:
-        Gauthier-Caron et al., arXiv:2410.08371, section 3; defaults are the paper's.
+        Gauthier-Caron et al., arXiv:2410.08371, section 3, and the authors' code
+        (arcee-ai/DAM).
     """
     # The training imports transformers, which the registry must not.
     from merges.dam.training import Parameters, train
 
+    chosen = resolve(
+        preset,
+        {
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "optimizer": optimizer,
+            "weight_decay": weight_decay,
+            "temperature": temperature,
+            "kl_direction": kl_direction,
+            "formulas": formulas,
+            "objective": objective,
+            "tokens": tokens,
+            "last_position": last_position,
+            "transform": transform,
+            "coefficient_dtype": coefficient_dtype,
+            "unmerged": unmerged,
+        },
+    )
     return train(
         request,
         Parameters(
             samples=samples,
-            batch_size=batch_size,
             epochs=epochs,
-            learning_rate=learning_rate,
-            schedule=schedule,
+            mofo_fraction=mofo_fraction,
             beta1=beta1,
             beta2=beta2,
-            weight_decay=weight_decay,
             clip=clip,
-            temperature=temperature,
-            kl_direction=kl_direction,
-            objective=objective,
-            tokens=tokens,
+            teacher_embeddings=teacher_embeddings,
+            granularity=granularity,
+            init=init,
+            task_vectors=task_vectors,
+            base_source=base_source,
             merge_lm_head=merge_lm_head,
+            embeddings=embeddings,
+            norms=norms,
+            tokens_per_forward=tokens_per_forward,
+            recompute_activations=recompute_activations,
+            **chosen,
         ),
     )

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from checkpoints.names import is_linear
+from checkpoints.names import is_linear, kind
 from common.errors import UserError
-from merges.dam.layers import MergedLinear
+from merges.dam.layers import (
+    FrozenRMSNorm,
+    MergedEmbedding,
+    MergedLayer,
+    MergedLinear,
+    MergedRMSNorm,
+)
 from merges.dam.packing import ATTENTION, Packing, packed_attention
 
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
-class _NormFunction(torch.autograd.Function):
-    """RMS normalisation with a frozen gain, in half the passes over memory of the plain formula."""
-
-    @staticmethod
-    def forward(ctx, inputs: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = square.mul_(1 / wide.shape[-1]).add_(epsilon).rsqrt_()
-        normal = wide * scale
-        ctx.save_for_backward(normal, scale, gain)
-        return normal.to(inputs.dtype) * gain
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        normal, scale, gain = ctx.saved_tensors
-        wide = (gradient * gain).to(normal.dtype)
-        mean = torch.linalg.vecdot(wide, normal).unsqueeze(-1).mul_(-1 / normal.shape[-1])
-        return wide.addcmul_(normal, mean).mul_(scale).to(gradient.dtype), None, None
-
-
-class FrozenRMSNorm(nn.Module):
-    """RMSNorm whose gain is not trained.
-
-    Args:
-        gain: (hidden,).
-        epsilon: Added to the mean square.
-    """
-
-    def __init__(self, gain: Tensor, epsilon: float) -> None:
-        super().__init__()
-        self.gain, self.epsilon = gain, epsilon
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise (..., hidden)."""
-        return _NormFunction.apply(inputs, self.gain, self.epsilon)
-
-
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
 # is not among them.
 _PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+
+
+def _epsilon(norm: nn.Module) -> float:
+    if type(norm).__name__ not in _PLAIN_NORMS:
+        raise UserError(
+            f"DAM cannot merge norms of the class {type(norm).__name__}; leave them unmerged"
+        )
+    return norm.variance_epsilon
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -102,21 +81,30 @@ class Decoder:
         config: The checkpoint's config.json.
         tensors: Weights by parameter name; those of merged layers are not needed. They are used
             as they are, without a copy, and stay frozen.
-        merged: Merged linear layers by module name, put in place of the ordinary ones.
+        merged: Merged layers by module name, put in place of the ordinary ones.
+        recompute: Whether a decoder layer's activations are computed anew in the backward instead
+            of kept (activation checkpointing); the results are the same.
+
+    Raises:
+        UserError: A norm is to be merged that is not a plain RMSNorm.
     """
 
     def __init__(
         self,
         config: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
-        merged: Mapping[str, MergedLinear] | None = None,
+        merged: Mapping[str, MergedLayer] | None = None,
+        recompute: bool = False,
     ) -> None:
         model = skeleton(config)
         self.body = model.base_model
         prefix = f"{model.base_model_prefix}."
         for name, layer in (merged or {}).items():
             if name.startswith(prefix):
-                _replace(self.body, name.removeprefix(prefix), layer)
+                name = name.removeprefix(prefix)
+                if isinstance(layer, MergedRMSNorm):
+                    layer.epsilon = _epsilon(self.body.get_submodule(name))
+                _replace(self.body, name, layer)
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         needed = {name for name, _ in self.body.named_parameters()}
         self.body.load_state_dict({name: own[name] for name in needed}, assign=True)
@@ -125,6 +113,11 @@ class Decoder:
             if type(module).__name__ in _PLAIN_NORMS:
                 norm = FrozenRMSNorm(module.weight.data, module.variance_epsilon)
                 _replace(self.body, name, norm)
+        if recompute:
+            for layer in self.body.layers:
+                layer.forward = partial(
+                    checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                )
 
     def hidden_states(self, ids: Tensor, packing: Packing) -> Tensor:
         """Run the body.
@@ -170,28 +163,36 @@ def head_name(config: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def merged_layers(
-    experts: Sequence[Mapping[str, Tensor]], head: str, merge_head: bool
-) -> dict[str, MergedLinear]:
-    """Build the merged linear layers of a model.
+    models: Sequence[Mapping[str, Tensor]],
+    head: str,
+    merge_head: bool,
+    kinds: Collection[str] = (),
+) -> dict[str, MergedLayer]:
+    """Build the merged layers of a model.
 
     Args:
-        experts: The experts' weights by parameter name.
+        models: Weights by parameter name of the models to merge, in the order of coefficients.
         head: Name of the output head's parameter.
         merge_head: Whether an untied output head is merged as well.
+        kinds: Of ``embedding`` and ``norm``, what is merged besides linear layers. An output head
+            tied to the embedding follows it.
 
     Returns:
         Merged layers by module name, sorted.
     """
+    classes = {"embedding": MergedEmbedding, "norm": MergedRMSNorm}
     layers = {}
-    for name in sorted(experts[0]):
+    for name in sorted(models[0]):
         module, _, leaf = name.rpartition(".")
-        if leaf != "weight" or not is_linear(name) or (name == head and not merge_head):
+        if leaf != "weight" or (name == head and is_linear(name) and not merge_head):
             continue
-        bias = f"{module}.bias"
-        layers[module] = MergedLinear(
-            [expert[name] for expert in experts],
-            [expert[bias] for expert in experts] if bias in experts[0] else None,
-        )
+        weights = [model[name] for model in models]
+        if is_linear(name):
+            bias = f"{module}.bias"
+            biases = [model[bias] for model in models] if bias in models[0] else None
+            layers[module] = MergedLinear(weights, biases)
+        elif kind(name) in kinds:
+            layers[module] = classes[kind(name)](weights)
     return layers
 
 

@@ -7,6 +7,7 @@ not kept. Penalties see the coefficients only and are left to autograd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from common.errors import UserError, nearest
 
 KL_DIRECTIONS = ("teacher||merged", "merged||teacher")
-OUTPUT_TERMS = ("kl", "mse", "entropy")
+FORMULAS = ("code", "paper")
+OUTPUT_TERMS = ("kl", "js", "mse", "entropy")
 PENALTIES = ("cosine", "l1", "l2", "overlap")
 
 
@@ -25,22 +27,29 @@ class Objective:
     """A weighted sum of terms.
 
     Attributes:
-        weights: Weight by term name. Output terms (``kl``, ``mse``, ``entropy``) are means over a
-            dataset's tokens summed over the datasets; ``cosine``, ``l1``, ``l2`` and ``overlap``
-            act on the coefficients.
-        temperature: Divides the logits of ``kl`` and ``entropy``, whose values are multiplied
-            by its square.
+        weights: Weight by term name. Output terms (``kl``, ``js``, ``mse``, ``entropy``) are means
+            over a dataset's tokens summed over the datasets; ``cosine``, ``l1``, ``l2`` and
+            ``overlap`` act on the coefficients.
+        temperature: Divides the logits of ``kl``, ``js`` and ``entropy``, whose values are
+            multiplied by its square.
         kl_direction: ``teacher||merged`` (the authors' code) or ``merged||teacher`` (the paper's
             equation).
+        formulas: Where ``code`` and ``paper`` differ otherwise. ``mse``: the code takes the mean
+            over the vocabulary and sums over the datasets, the paper sums over the vocabulary and
+            takes the mean over the datasets. ``cosine``: mean over the pairs of models, or sum.
+            ``l2``: Euclidean norm, or its square.
+        datasets: Number of datasets, for the paper's ``mse``.
 
     Raises:
-        UserError: An unknown term or direction, a weight that is no number, no output term, or a
-            temperature that is not positive.
+        UserError: An unknown term or direction, a weight that is not a finite number, no output
+            term, or a temperature that is not positive.
     """
 
     weights: Mapping[str, float]
     temperature: float = 2.0
     kl_direction: str = KL_DIRECTIONS[0]
+    formulas: str = FORMULAS[0]
+    datasets: int = 1
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -51,14 +60,21 @@ class Objective:
                 raise UserError(
                     f"DAM's objective: the weight of {name} is {weight!r}; give a number"
                 )
+            if not math.isfinite(weight):
+                raise UserError(
+                    f"DAM's objective: the weight of {name} is {weight}; give a finite number"
+                )
         if not any(self.weights.get(name) for name in OUTPUT_TERMS):
             raise UserError(
-                "DAM's objective needs at least one of kl, mse and entropy with a weight other "
+                "DAM's objective needs at least one of kl, js, mse and entropy with a weight other "
                 "than 0; the other terms see only the coefficients"
             )
         if self.kl_direction not in KL_DIRECTIONS:
             hint = nearest(self.kl_direction, KL_DIRECTIONS)
             raise UserError(f"DAM has no KL direction {self.kl_direction!r}{hint}")
+        if self.formulas not in FORMULAS:
+            hint = nearest(self.formulas, FORMULAS)
+            raise UserError(f"DAM has no formulas {self.formulas!r}{hint}")
         if not self.temperature > 0:
             raise UserError(f"DAM's temperature is {self.temperature}; it must be positive")
 
@@ -75,13 +91,13 @@ class Objective:
     @property
     def needs_teachers(self) -> bool:
         """Whether a term compares with the experts' logits."""
-        return any(self.weights.get(name) for name in ("kl", "mse"))
+        return any(self.weights.get(name) for name in ("kl", "js", "mse"))
 
     def output_term(self, name: str) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
         """Return an output term as a function of logits.
 
         Args:
-            name: ``kl``, ``mse`` or ``entropy``.
+            name: ``kl``, ``js``, ``mse`` or ``entropy``.
 
         Returns:
             A function of the merged model's logits and the teacher's, both (tokens, vocabulary).
@@ -89,24 +105,36 @@ class Objective:
             with respect to the merged logits.
         """
         if name == "mse":
-            return squared_error
+            return squared_error if self.formulas == "code" else self._paper_squared_error
         term = {
+            "js": jensen_shannon,
             "entropy": entropy,
             KL_DIRECTIONS[0]: kl_teacher_merged,
             KL_DIRECTIONS[1]: kl_merged_teacher,
         }[self.kl_direction if name == "kl" else name]
         return lambda logits, teacher: term(logits, teacher, self.temperature)
 
+    def _paper_squared_error(self, logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = squared_error(logits, teacher)
+        factor = logits.shape[-1] / self.datasets
+        return value * factor, gradient.mul_(factor)
+
     def penalties(self, columns: Sequence[Tensor]) -> dict[str, Tensor]:
         """Compute the coefficient penalties that count, unweighted.
 
         Args:
-            columns: Coefficients by width, each (layers, N, in_features).
+            columns: Coefficients by number, each (parameters, N, coefficients).
 
         Returns:
             A scalar with its graph for each penalty, by name.
         """
-        functions = {"cosine": cosine, "l1": l1, "l2": l2, "overlap": overlap}
+        paper = self.formulas == "paper"
+        functions = {
+            "cosine": cosine_over_pairs if paper else cosine,
+            "l1": l1,
+            "l2": squared_l2 if paper else l2,
+            "overlap": overlap,
+        }
         return {
             name: sum(functions[name](block) for block in columns)
             for name in PENALTIES
@@ -147,6 +175,25 @@ def kl_merged_teacher(logits: Tensor, teacher: Tensor, temperature: float) -> tu
     ratio = log_p.sub_(log_q)
     each = torch.linalg.vecdot(p, ratio).unsqueeze(-1)
     return each.sum() * temperature**2, ratio.sub_(each).mul_(p).mul_(temperature)
+
+
+def jensen_shannon(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """T^2 (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Arguments as `kl_teacher_merged`.
+
+    The gradient is T p (r - p.r) with r = log(p / m) / 2.
+
+    Source:
+        Lin, IEEE Trans. Inf. Theory 37 (1991), with equal weights.
+    """
+    log_p = torch.log_softmax(logits / temperature, -1)
+    log_q = torch.log_softmax(teacher / temperature, -1)
+    log_m = torch.logaddexp(log_p, log_q).sub_(math.log(2))
+    p = log_p.exp()
+    ours = log_p.sub_(log_m).mul_(0.5)
+    each = torch.linalg.vecdot(p, ours).unsqueeze(-1)
+    theirs = torch.dot(log_q.exp().view(-1), log_q.sub_(log_m).view(-1)) / 2
+    value = (each.sum() + theirs) * temperature**2
+    return value, ours.sub_(each).mul_(p).mul_(temperature)
 
 
 def squared_error(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,10 +241,10 @@ def _pairs(models: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def cosine(coefficients: Tensor) -> Tensor:
-    """Cosine similarity of two models' coefficients, mean over pairs, summed over layers.
+    """Cosine similarity of two models' coefficients, mean over pairs, summed over parameters.
 
     Args:
-        coefficients: (layers, N, in_features).
+        coefficients: (parameters, N, coefficients).
 
     Returns:
         A scalar; 0 for N = 1.
@@ -213,16 +260,26 @@ def cosine(coefficients: Tensor) -> Tensor:
     return (unit @ unit.transpose(1, 2))[:, first, second].mean(1).sum()
 
 
+def cosine_over_pairs(coefficients: Tensor) -> Tensor:
+    """Cosine similarity as `cosine`, summed over the pairs of models.
+
+    Source:
+        arXiv:2410.08371, equation of the cosine term.
+    """
+    models = coefficients.shape[1]
+    return cosine(coefficients) * (models * (models - 1) / 2)
+
+
 def l1(coefficients: Tensor) -> Tensor:
-    """Sum of the absolute coefficients (layers, N, in_features) over layers, models, columns."""
+    """Sum of the absolute coefficients (parameters, N, coefficients)."""
     return coefficients.abs().sum()
 
 
 def l2(coefficients: Tensor) -> Tensor:
-    """Euclidean norm of each layer's coefficients of each model, summed over both.
+    """Euclidean norm of each parameter's coefficients of each model, summed over both.
 
     Args:
-        coefficients: (layers, N, in_features).
+        coefficients: (parameters, N, coefficients).
 
     Returns:
         A scalar.
@@ -233,11 +290,20 @@ def l2(coefficients: Tensor) -> Tensor:
     return torch.linalg.vector_norm(coefficients, dim=-1).sum()
 
 
+def squared_l2(coefficients: Tensor) -> Tensor:
+    """Sum of the squared coefficients (parameters, N, coefficients).
+
+    Source:
+        arXiv:2410.08371, equation of the regularisation.
+    """
+    return coefficients.square().sum()
+
+
 def overlap(coefficients: Tensor) -> Tensor:
-    """Overlap sum_j min(|c_ij|, |c_kj|), mean over pairs of models, summed over layers.
+    """Overlap sum_j min(|c_ij|, |c_kj|), mean over pairs of models, summed over parameters.
 
     Args:
-        coefficients: (layers, N, in_features).
+        coefficients: (parameters, N, coefficients).
 
     Returns:
         A scalar; 0 for N = 1.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.dam.data import draw, make_batch, read_calibration
+from merges.dam.data import count_loss_tokens, draw, make_batch, read_calibration, split
 from merges.dam.packing import Packing, packed_attention
 
 
@@ -44,6 +44,32 @@ def test_tokens_and_loss_positions(data):
     assert data.loss_span(0, "answer") == (3, 6)
     assert data.loss_span(1, "answer") == (1, 2)
     assert data.loss_span(2, "answer") == (0, 2)
+    # The last position predicts what follows the row.
+    assert data.loss_span(0, "all", last=True) == (0, 7)
+    assert data.loss_span(1, "answer", last=True) == (1, 3)
+
+
+def test_last_positions_in_a_batch(data):
+    batch = make_batch([data, data], [[1], [2]], "answer", last=True)
+    assert batch.loss.tolist() == [1, 2, 3, 4, 5]
+    assert batch.segments == [(0, 2), (2, 5)]
+    assert [source.tolist() for source in batch.sources] == [[8, 9], [10, 11, 12]]
+
+
+def test_split_keeps_samples_whole_and_in_order(data):
+    rows = [[0, 1], [2, 1, 0]]  # of 7, 3; 3, 3 and 7 tokens
+    assert split([data, data], rows, 0) == [rows]
+    assert split([data, data], rows, 23) == [rows]
+    assert split([data, data], rows, 9) == [[[0], []], [[1], [2, 1]], [[], [0]]]
+    assert split([data, data], rows, 1) == [
+        [[0], []], [[1], []], [[], [2]], [[], [1]], [[], [0]]
+    ]  # fmt: skip
+
+
+def test_count_of_loss_tokens(data):
+    assert count_loss_tokens([data, data], [[0, 1], [2]], "all") == [8, 2]
+    assert count_loss_tokens([data, data], [[0, 1], [2]], "answer") == [4, 2]
+    assert count_loss_tokens([data, data], [[0, 1], [2]], "answer", last=True) == [6, 3]
 
 
 def test_packed_batch_keeps_datasets_in_order(data):
@@ -113,7 +139,7 @@ def test_draw_is_seeded_and_without_replacement(tmp_path, tokenizer):
         assert mine[:30] != mine[30:]
         assert set(mine) != set(theirs)
     assert first[0] != first[1]
-    with pytest.raises(UserError, match="40 calibration rows, DAM was asked for 41"):
+    with pytest.raises(UserError, match="40 calibration rows, the training was asked for 41"):
         draw(data, 41, 1, 0)
 
 
@@ -149,4 +175,4 @@ def test_rows_without_answer_need_all_tokens(tmp_path, tokenizer):
     data = read_calibration("a", path, tokenizer, 64)
     assert make_batch([data], [[0]], "all").segments == [(0, 2)]
     with pytest.raises(UserError, match=r"rows \[1\] of expert a have no answer token"):
-        make_batch([data], [[0]], "answer")
+        count_loss_tokens([data], [[0]], "answer")

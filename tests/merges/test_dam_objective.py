@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -27,6 +28,10 @@ def plain_term(name, direction, logits, teacher):
     log_p, log_q = F.log_softmax(logits / T, -1), F.log_softmax(teacher / T, -1)
     if name == "mse":
         return ((logits - teacher) ** 2).mean(-1).sum()
+    if name == "js":
+        middle = ((log_p.exp() + log_q.exp()) / 2).log()
+        both = (F.kl_div(middle, x.exp(), reduction="sum") for x in (log_p, log_q))
+        return T * T * sum(both) / 2
     if name == "entropy":
         return -T * T * (log_p.exp() * log_p).sum()
     if direction == "teacher||merged":
@@ -39,6 +44,7 @@ def plain_term(name, direction, logits, teacher):
     [
         ("kl", "teacher||merged"),
         ("kl", "merged||teacher"),
+        ("js", "teacher||merged"),
         ("mse", "teacher||merged"),
         ("entropy", "teacher||merged"),
     ],
@@ -53,13 +59,49 @@ def test_output_term_and_its_gradient(name, direction):
     torch.testing.assert_close(gradient, logits.grad, **EXACT)
 
 
+def test_divergences_by_hand():
+    """p = (1/2, 1/2), q = (1/4, 3/4), so m = (3/8, 5/8); T = 1."""
+    logits, teacher = torch.zeros(1, 2).double(), torch.tensor([[1.0, 3.0]]).double().log()
+    values = {
+        direction: Objective({"kl": 1.0}, 1.0, direction).output_term("kl")(logits, teacher)[0]
+        for direction in objective.KL_DIRECTIONS
+    }
+    assert values["merged||teacher"].item() == pytest.approx(math.log(4 / 3) / 2)
+    assert values["teacher||merged"].item() == pytest.approx(
+        math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4
+    )
+    js, _ = Objective({"js": 1.0}, 1.0).output_term("js")(logits, teacher)
+    p_m = math.log(4 / 3) / 2 + math.log(4 / 5) / 2
+    q_m = math.log(2 / 3) / 4 + 3 * math.log(6 / 5) / 4
+    assert js.item() == pytest.approx((p_m + q_m) / 2)
+
+
+def test_the_papers_formulas():
+    logits, teacher = normal(7, 11).requires_grad_(), normal(7, 11, seed=1)
+    expected = ((logits - teacher) ** 2).sum() / 3
+    expected.backward()
+    paper = Objective({"mse": 1.0, "cosine": 1.0, "l2": 1.0}, formulas="paper", datasets=3)
+    value, gradient = paper.output_term("mse")(logits.detach(), teacher)
+    torch.testing.assert_close(value, expected.detach(), **EXACT)
+    torch.testing.assert_close(gradient, logits.grad, **EXACT)
+    block = normal(2, 4, 5)
+    similarity = sum(
+        F.cosine_similarity(a, b, dim=0)
+        for layer in block
+        for a, b in itertools.combinations(layer, 2)
+    )
+    penalties = paper.penalties([block])
+    torch.testing.assert_close(penalties["cosine"], similarity, **EXACT)
+    torch.testing.assert_close(penalties["l2"], (block**2).sum(), **EXACT)
+
+
 def test_chunked_loss_of_several_terms_and_datasets(monkeypatch):
     monkeypatch.setattr(head, "CHUNK", 3)
     hidden, weight = normal(11, 6).requires_grad_(), normal(13, 6, seed=1).requires_grad_()
     parts = [(0, 7), (7, 11)]
     teachers = [normal(stop - start, 6, seed=2 + start) for start, stop in parts]
     heads = [normal(13, 6, seed=20 + start) for start, _ in parts]
-    chosen = Objective({"kl": 0.7, "mse": 0.2, "entropy": -0.3}, T, "merged||teacher")
+    chosen = Objective({"kl": 0.7, "js": 0.1, "mse": 0.2, "entropy": -0.3}, T, "merged||teacher")
     expected = 0
     for (start, stop), states, matrix in zip(parts, teachers, heads, strict=True):
         for name, factor in chosen.weights.items():
@@ -167,9 +209,11 @@ def test_minimum_of_a_quadratic_objective_is_the_least_squares_solution():
     ("weights", "changes", "message"),
     [
         ({"kl": 1.0, "cosin": 0.1}, {}, "did you mean 'cosine'"),
-        ({"cosine": 1.0}, {}, "at least one of kl, mse and entropy"),
-        ({"kl": 0.0}, {}, "at least one of kl, mse and entropy"),
+        ({"cosine": 1.0}, {}, "at least one of kl, js, mse and entropy"),
+        ({"kl": 0.0}, {}, "at least one of kl, js, mse and entropy"),
         ({"kl": "1"}, {}, "give a number"),
+        ({"kl": float("nan")}, {}, "weight of kl is nan; give a finite number"),
+        ({"kl": 1.0}, {"formulas": "papr"}, "did you mean 'paper'"),
         ({"kl": 1.0}, {"kl_direction": "teacher|merged"}, "did you mean 'teacher||merged'"),
         ({"kl": 1.0}, {"temperature": 0.0}, "must be positive"),
     ],

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import random
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn import functional as F
+from safetensors.torch import load_file
 
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
@@ -19,55 +15,19 @@ from merges.dam.data import make_batch
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
 from merges.dam.training import Parameters, Trainer, train
-from merges.requests import WholeModelRequest
+from tests.merges.dam_world import (
+    EVERY_TERM,
+    EXPERTS,
+    OUTPUT_TERMS,
+    ROWS,
+    Plain,
+    leaves,
+    make_world,
+    plain_model,
+    write_rows,
+)
 
-EXPERTS = ("one", "two", "three")
-ROWS = 24
 SMALL = Parameters(samples=4, batch_size=2)
-EVERY_TERM = {
-    "kl": 1.0, "mse": 0.3, "entropy": 0.2, "cosine": 0.1, "l1": 0.01, "l2": 0.02, "overlap": 0.03
-}  # fmt: skip
-
-
-def write_rows(path, seed, rows=ROWS):
-    draws = random.Random(seed)
-
-    def words(low, high):
-        return " ".join(f"w{draws.randrange(4, 48)}" for _ in range(draws.randint(low, high)))
-
-    lines = (
-        {"task": "t", "prompt": words(1, 9), "answer": f" {words(1, 4)}", "eos": number % 3 > 0}
-        for number in range(rows)
-    )
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def make_world(folder, make_model, architecture, dtype, **changes):
-    """Base, three experts near it, and their data; returns a request."""
-    generator = torch.Generator().manual_seed(7)
-    make_model(folder / "base", architecture, **changes)
-    base = load_file(folder / "base" / "model.safetensors")
-    for name in ("base", *EXPERTS):
-        make_model(folder / name, architecture, **changes)
-        moved = {
-            key: (value + (name != "base") * 0.1 * torch.randn(value.shape, generator=generator))
-            .to(dtype)
-            .contiguous()
-            for key, value in base.items()
-        }
-        save_file(moved, folder / name / "model.safetensors", metadata={"format": "pt"})
-    return WholeModelRequest(
-        base=Checkpoint(folder / "base"),
-        experts={name: Checkpoint(folder / name) for name in EXPERTS},
-        calibration={
-            name: write_rows(folder / f"{name}.jsonl", seed) for seed, name in enumerate(EXPERTS)
-        },
-        teachers=None,
-        seed=0,
-        embeddings_and_norms="base",
-        threads=1,
-    )
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
@@ -87,105 +47,6 @@ def world(make_model, tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"), make_model, "mistral", torch.float32)
 
 
-def plain_model(path, dtype):
-    """The model as transformers loads it, with norms and attention that keep float64."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            norm = nn.RMSNorm(len(module.weight), module.variance_epsilon, dtype=dtype)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
-    return model.eval().requires_grad_(False)
-
-
-class Plain:
-    """The obvious implementation of DAM, term by term and sample by sample."""
-
-    def __init__(self, request, dtype):
-        self.base = plain_model(request.base.path, dtype)
-        self.experts = [plain_model(expert.path, dtype) for expert in request.experts.values()]
-        self.weights = [dict(expert.named_parameters()) for expert in self.experts]
-        self.average = request.embeddings_and_norms == "merged"
-
-    def is_merged(self, name):
-        return "_proj." in name or name == "lm_head.weight"
-
-    def parameters(self, coefficients):
-        merged = {}
-        for name, value in self.base.named_parameters():
-            own = [weights[name] for weights in self.weights]
-            if self.is_merged(name):
-                merged[name] = sum(c * w for c, w in zip(coefficients[name], own, strict=True))
-            else:
-                merged[name] = sum(own) / len(own) if self.average else value
-        return merged
-
-    def logits(self, batch, dataset, parameters):
-        data, rows = batch
-        pieces = []
-        for row in rows[dataset]:
-            ids = data[dataset].ids[data[dataset].starts[row] : data[dataset].starts[row + 1]]
-            pieces.append(
-                torch.func.functional_call(
-                    self.base, parameters, (), {"input_ids": ids[None], "use_cache": False}
-                ).logits[0]
-            )
-        return pieces
-
-    def terms(self, coefficients, data, rows, tokens, temperature, direction):
-        parameters = self.parameters(coefficients)
-        terms = dict.fromkeys(EVERY_TERM, 0.0)
-        for index, teacher in enumerate(self.weights):
-            spans = [slice(*data[index].loss_span(row, tokens)) for row in rows[index]]
-            ours, theirs = (
-                torch.cat(
-                    [
-                        logits[span]
-                        for logits, span in zip(
-                            self.logits((data, rows), index, weights), spans, strict=True
-                        )
-                    ]
-                )
-                for weights in (parameters, teacher)
-            )
-            log_p, log_q = (F.log_softmax(x / temperature, -1) for x in (ours, theirs))
-            if direction == "merged||teacher":
-                kl = F.kl_div(log_q, log_p.exp(), reduction="batchmean")
-            else:
-                kl = F.kl_div(log_p, log_q.exp(), reduction="batchmean")
-            terms["kl"] += temperature**2 * kl
-            terms["mse"] += F.mse_loss(ours, theirs)
-            terms["entropy"] -= temperature**2 * (log_p.exp() * log_p).sum(-1).mean()
-        for name, c in coefficients.items():
-            if name.endswith("bias"):
-                continue
-            pairs = list(itertools.combinations(c, 2))
-            terms["l1"] += c.abs().sum()
-            terms["l2"] += sum(row.norm() for row in c)
-            terms["cosine"] += sum(F.cosine_similarity(*p, dim=0) for p in pairs) / len(pairs)
-            terms["overlap"] += sum(torch.min(a.abs(), b.abs()).sum() for a, b in pairs) / len(
-                pairs
-            )
-        return terms
-
-
-def gradients(trainer):
-    """The gradient of the flat tensor, by parameter name."""
-    current = trainer.coefficients.flat.detach().clone()
-    with torch.no_grad():
-        trainer.coefficients.flat.copy_(trainer.coefficients.flat.grad)
-        named = trainer.coefficients.named()
-        trainer.coefficients.flat.copy_(current)
-    return named
-
-
-def columns(named):
-    """Biases have one scalar per model: shape them so that c * w broadcasts alike."""
-    return {key: value.clone().requires_grad_() for key, value in named.items()}
-
-
 @pytest.mark.parametrize(
     ("tokens", "direction", "embeddings"),
     [
@@ -200,10 +61,10 @@ def test_gradients_of_every_term_agree_with_plain_autograd(world64, tokens, dire
     sources = load_sources(request.base, request.experts, request.calibration)
     rows = [[0, 3, 5], [1, 2, 7], [4, 6, 0]]
     batch = make_batch(sources.calibrations, rows, tokens)
-    plain, leaves, start = Plain(request, torch.float64), None, None
+    plain, raw, start = Plain(request, torch.float64), None, None
     for term in EVERY_TERM:
         # A penalty alone is no objective; a negligible output term carries it.
-        carrier = {} if term in ("kl", "mse", "entropy") else {"entropy": 1e-30}
+        carrier = {} if term in OUTPUT_TERMS else {"entropy": 1e-30}
         parameters = dataclasses.replace(
             SMALL,
             tokens=tokens,
@@ -213,24 +74,23 @@ def test_gradients_of_every_term_agree_with_plain_autograd(world64, tokens, dire
         )
         trainer = Trainer(request, parameters, sources)
         flat = trainer.coefficients.flat
-        if leaves is None:
+        if raw is None:
             noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(3))
             start = flat.detach() + 0.3 * noise
+            raw = leaves(trainer.coefficients.named(start))
+            expected = plain.terms(raw, sources.calibrations, rows, tokens, 1.5, direction)
         with torch.no_grad():
             flat.copy_(start)
-        if leaves is None:
-            leaves = columns(trainer.coefficients.named())
-            expected = plain.terms(leaves, sources.calibrations, rows, tokens, 1.5, direction)
         wanted = torch.autograd.grad(
-            expected[term], leaves.values(), retain_graph=True, allow_unused=True
+            expected[term], raw.values(), retain_graph=True, allow_unused=True
         )
         total, terms = trainer.loss(batch, rows)
         total.backward()
         torch.testing.assert_close(total, expected[term], rtol=1e-9, atol=1e-12)
         assert terms[term].item() == pytest.approx(expected[term].item(), rel=1e-9)
-        actual = gradients(trainer)
-        assert actual.keys() == leaves.keys()
-        for (name, leaf), gradient in zip(leaves.items(), wanted, strict=True):
+        actual = trainer.coefficients.named(flat.grad)
+        assert actual.keys() == raw.keys()
+        for (name, leaf), gradient in zip(raw.items(), wanted, strict=True):
             gradient = torch.zeros_like(leaf) if gradient is None else gradient
             tolerance = 1e-8 * gradient.abs().max().item() + 1e-25
             torch.testing.assert_close(actual[name], gradient, rtol=1e-6, atol=tolerance)
@@ -241,25 +101,25 @@ def test_twenty_steps_follow_the_plain_implementation(world):
     parameters = Parameters(samples=20, batch_size=1, learning_rate=0.02, schedule="cosine")
     sources = load_sources(world.base, world.experts, world.calibration)
     trainer = Trainer(world, parameters, sources)
-    leaves = columns(trainer.coefficients.named())
+    raw = leaves(trainer.coefficients.named())
     plain = Plain(world, torch.float32)
-    optimizer = torch.optim.AdamW(leaves.values(), lr=0.02, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(raw.values(), lr=0.02, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     expected = []
     for step in range(20):
         rows = [drawn[step : step + 1] for drawn in trainer.rows]
-        terms = plain.terms(leaves, sources.calibrations, rows, "all", 2.0, "teacher||merged")
+        terms = plain.terms(raw, sources.calibrations, rows)
         total = sum(factor * terms[name] for name, factor in weights.items())
         optimizer.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(raw.values(), 1.0)
         optimizer.step()
         schedule.step()
         expected.append(total.item())
     result = train(world, parameters)
     assert [row["loss"] for row in result.log] == pytest.approx(expected, rel=1e-5)
     assert result.log[0].keys() == {"step", "learning_rate", "loss", *weights, "gradient_norm"}
-    for name, leaf in leaves.items():
+    for name, leaf in raw.items():
         torch.testing.assert_close(result.extra_tensors[name], leaf.detach(), rtol=0, atol=1e-3)
     with torch.no_grad():
         merged = plain.parameters(result.extra_tensors)
@@ -276,8 +136,9 @@ def test_training_lowers_the_distance_to_the_experts(world):
 
 def test_cached_teachers_equal_those_on_the_fly(world, tmp_path):
     write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
-    cached = train(dataclasses.replace(world, teachers=tmp_path / "cache"), SMALL)
-    computed = train(world, SMALL)
+    parameters = dataclasses.replace(SMALL, last_position=True, tokens_per_forward=25)
+    cached = train(dataclasses.replace(world, teachers=tmp_path / "cache"), parameters)
+    computed = train(world, parameters)
     for ours, theirs in zip(cached.log, computed.log, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     for name, tensor in cached.tensors.items():
@@ -342,6 +203,25 @@ def test_one_expert_or_identical_experts_are_reproduced(world, names):
     expert = world.experts["one"].state_dict()
     for name, tensor in result.tensors.items():
         torch.testing.assert_close(tensor, expert[name], rtol=1e-6, atol=1e-7)
+
+
+def test_bfloat16_weights_have_fp32_coefficients_and_are_rounded_once(make_model, tmp_path):
+    wide = make_world(tmp_path / "wide", make_model, "llama", torch.float32)
+    half = make_world(tmp_path / "half", make_model, "llama", torch.bfloat16)
+    parameters = Parameters(samples=12, batch_size=4, learning_rate=0.02)
+    exact, rounded = train(wide, parameters), train(half, parameters)
+    losses = [[row["kl"] for row in result.log] for result in (rounded, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    experts = [expert.state_dict() for expert in half.experts.values()]
+    for name, coefficients in rounded.extra_tensors.items():
+        assert coefficients.dtype == torch.float32
+        total = sum(
+            c.double() * expert[name].double()
+            for c, expert in zip(coefficients, experts, strict=True)
+        )
+        # All but the values that fp32's own rounding carries over the border between two bf16.
+        same = rounded.tensors[name] == total.to(torch.bfloat16)
+        assert rounded.tensors[name].dtype == torch.bfloat16 and same.double().mean() > 0.995
 
 
 def test_same_seed_same_bytes_and_other_seed_other_draw(world):

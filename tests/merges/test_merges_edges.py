@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.adapters import open_model
 from checkpoints.names import kind
+from checkpoints.preflight import preflight
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import StreamedWeights, TensorSpec
 from common.errors import UserError
 from common.files import write_json
-from merges import cli, engine, registry
+from merges import cli, engine, pieces, registry
+from merges.merger import Settings
+from merges.streaming import Collected, InMemory, Merge
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
@@ -247,6 +251,35 @@ def test_a_weight_file_that_is_cut_meanwhile_does_not_hang(tmp_path: Path) -> No
         weights.write("a", 0, torch.zeros(4096))
         os.truncate(tmp_path / "model.safetensors", 4096)
         weights.done("a")
+
+
+def test_a_failure_stops_the_other_threads_within_their_parameter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pieces, "CPU_SIZE", 1)
+    tensors = {"a": torch.ones(1), "b": torch.ones(50_000)}
+    merge = Merge("linear", None, {"x": InMemory(tensors)}, {}, Settings(threads=2), {})
+    begun, written = threading.Event(), []
+
+    class Failing(Collected):
+        def write(self, name: str, start: int, values: torch.Tensor) -> None:
+            if name == "a":
+                begun.wait(10)
+                raise OSError("a broken disk")
+            begun.set()
+            written.append(start)
+
+    with pytest.raises(OSError, match="a broken disk"):
+        merge.run(Failing(merge.specs), ["a", "b"])
+    assert 0 < len(written) < 50_000
+
+
+def test_an_expert_without_a_tokenizer_is_noted(llama: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(llama / "ja", tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    report = preflight(Checkpoint(llama / "base"), {"x": Checkpoint(bare)})
+    assert not report.errors
+    assert any("expert x has no tokenizer.json" in note for note in report.notes)
 
 
 def test_a_folder_whose_name_is_no_text_can_be_merged(llama: Path, tmp_path: Path) -> None:

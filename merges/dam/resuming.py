@@ -1,0 +1,77 @@
+"""The state of a training on disk: written whole, and refused by any other training."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common.errors import UserError
+from common.files import sha256_json, write_bytes
+
+if TYPE_CHECKING:
+    from merges.dam.sources import Sources
+    from merges.dam.training import Parameters
+    from merges.requests import WholeModelRequest
+
+
+def training_key(request: WholeModelRequest, parameters: Parameters, sources: Sources) -> str:
+    """Return a hash of all that determines a training: models, data, settings and seed."""
+    return sha256_json(
+        {
+            "base": request.base.fingerprint,
+            "experts": {name: expert.fingerprint for name, expert in request.experts.items()},
+            "data": [data.sha256 for data in sources.calibrations],
+            "embeddings_and_norms": request.embeddings_and_norms,
+            "seed": request.seed,
+            "parameters": dataclasses.asdict(parameters),
+        }
+    )
+
+
+def write_state(path: Path, key: str, state: dict[str, Any]) -> None:
+    """Write a training's state, whole or not at all.
+
+    Args:
+        path: Where.
+        key: The training's, see `training_key`.
+        state: Tensors and plain values.
+
+    Raises:
+        UserError: The disk is full; an earlier state stays.
+    """
+    content = io.BytesIO()
+    torch.save({"key": key, **state}, content)
+    write_bytes(path, content.getvalue())
+
+
+def read_state(path: Path, key: str) -> dict[str, Any]:
+    """Read what `write_state` wrote.
+
+    Args:
+        path: The file.
+        key: The training's that is to go on.
+
+    Returns:
+        The state.
+
+    Raises:
+        UserError: The file is damaged, or another training's.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+        other = state.pop("key") != key
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError):
+        raise UserError(
+            f"{path}: no state of a training, or a damaged one; remove it to start anew"
+        ) from None
+    if other:
+        raise UserError(
+            f"{path}: the state of a training with other models, data or settings; "
+            "remove it to start anew"
+        )
+    return state

@@ -1,0 +1,125 @@
+"""A killed training goes on where it was, bit for bit; a diverged one keeps its last good state."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from common.errors import UserError
+from merges.dam import training
+from merges.dam.sources import load_sources
+from merges.dam.states import write_teachers
+from merges.dam.training import Parameters, Trainer, train
+from tests.merges.dam_world import make_world
+
+LONG = Parameters(samples=24, batch_size=2, epochs=2, learning_rate=0.02, schedule="cosine")
+
+
+@pytest.fixture(scope="module")
+def world(make_model, tmp_path_factory):
+    """Mistral in float32."""
+    return make_world(tmp_path_factory.mktemp("world"), make_model, "mistral", torch.float32)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_training(world, parameters, state, monkeypatch, steps):
+    step, done = Trainer.step, []
+
+    def dying(self):
+        if len(done) == steps:
+            raise Killed
+        done.append(step(self))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dying)
+        with pytest.raises(Killed):
+            train(world, parameters, state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "mofo", "coefficient_dtype": "bfloat16", "transform": "tanh"},
+        {"tokens_per_forward": 30, "init": "random"},
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, monkeypatch, changes, cached):
+    monkeypatch.setattr(training, "STATE_EVERY", 5)
+    if cached:
+        write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
+        world = dataclasses.replace(world, teachers=tmp_path / "cache")
+    parameters, state = dataclasses.replace(LONG, **changes), tmp_path / "state"
+    killed_training(world, parameters, state, monkeypatch, 13)
+    kept = torch.load(state, weights_only=True)
+    assert len(kept["log"]) == kept["counted"]["steps"] == 10
+    killed_training(world, parameters, state, monkeypatch, 9)  # as far as step 19
+    assert len(torch.load(state, weights_only=True)["log"]) == 15
+    resumed, whole = train(world, parameters, state), train(world, parameters)
+    assert not state.exists()
+    assert resumed.log == whole.log and resumed.counted == whole.counted
+    assert len(whole.log) == 24
+    for ours, theirs in (
+        (resumed.tensors, whole.tensors),
+        (resumed.extra_tensors, whole.extra_tensors),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_diverged_training_keeps_the_last_good_state(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE_EVERY", 2)
+    state = tmp_path / "state"
+    trainer = Trainer(
+        world, LONG, load_sources(world.base, world.experts, world.calibration), state
+    )
+    for _ in range(5):
+        trainer.step()
+    good = torch.load(state, weights_only=True)
+    assert len(good["log"]) == 4
+    trainer.coefficients.flat.data[7] = float("nan")
+    with pytest.raises(UserError, match=r"DAM: kl became nan at step 6 of 24; lower .* keeps the"):
+        trainer.step()
+    assert len(trainer.log) == 5
+    again = torch.load(state, weights_only=True)
+    assert torch.equal(again["flat"], good["flat"]) and again["flat"].isfinite().all()
+    resumed = train(world, LONG, state)
+    assert resumed.log == train(world, LONG).log
+
+
+def test_without_a_state_a_diverged_training_names_step_and_term(world):
+    sources = load_sources(world.base, world.experts, world.calibration)
+    trainer = Trainer(world, dataclasses.replace(LONG, objective={"mse": 1.0}), sources)
+    trainer.step()
+    before = trainer.coefficients.flat.detach().clone()
+    trainer.teachers.heads[1] = trainer.teachers.heads[1] * float("inf")
+    with pytest.raises(UserError, match=r"^DAM: mse became (nan|inf) at step 2 of 24; lower[^;]*$"):
+        trainer.step()
+    assert torch.equal(trainer.coefficients.flat, before)
+
+
+def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE_EVERY", 1)
+    state = tmp_path / "state"
+    killed_training(world, LONG, state, monkeypatch, 3)
+    content = state.read_bytes()
+    for changed, parameters in (
+        (world, dataclasses.replace(LONG, learning_rate=0.03)),
+        (dataclasses.replace(world, seed=1), LONG),
+        (dataclasses.replace(world, embeddings_and_norms="merged"), LONG),
+        (dataclasses.replace(world, experts={**world.experts, "two": world.experts["one"]}), LONG),
+    ):
+        with pytest.raises(UserError, match="state of a training with other models, data or set"):
+            train(changed, parameters, state)
+    for damaged in (content[: len(content) // 2], b"", b"not a state"):
+        state.write_bytes(damaged)
+        with pytest.raises(UserError, match="remove it to start anew"):
+            train(world, LONG, state)
+    assert not list(tmp_path.glob(".*"))
