@@ -1,0 +1,305 @@
+"""Memory and time of DAM for three models of 7B on one 80 GB GPU: counted, and measured on one.
+
+Counted from the shapes and from what the code does, without the elementwise work on activations;
+measured with random weights of the true shape, each variant in its own process, where PyTorch
+finds a CUDA device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+
+from benchmarks.dam_authors import AuthorsTrainer  # noqa: E402
+from benchmarks.merge import Records  # noqa: E402
+from merges.dam.data import Batch, Calibration  # noqa: E402
+from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
+from merges.dam.head import CHUNK  # noqa: E402
+from merges.dam.network import skeleton  # noqa: E402
+from merges.dam.optimizers import make_optimizer  # noqa: E402
+from merges.dam.sources import Sources  # noqa: E402
+from merges.dam.training import Parameters, Trainer  # noqa: E402
+from merges.requests import WholeModelRequest  # noqa: E402
+
+MISTRAL = {
+    "model_type": "mistral",
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32_768,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+}
+HEAD = "lm_head.weight"
+LENGTHS = (116, 250, 534)  # tokens of one training row: the paper's data have 874 in the mean
+PADDED = 2048
+ROWS = 1729
+CARD_GB = 85.5  # an H100 80GB: 81,559 MiB
+RATE = 396e12  # FLOP/s of bf16 products: 40 % of an H100's peak
+BANDWIDTH = 2.7e12  # B/s: 80 % of an H100's
+CONTEXT_GB = 3.5  # CUDA context, workspaces, fragmentation: assumed
+STEPS = 6  # measured; the first warms up
+VARIANTS = ("kept", "recomputed", "authors")
+
+
+class Counts:
+    """Bytes and operations of a step, by variant.
+
+    Args:
+        config: The models' config.json; weights are bfloat16.
+        lengths: Tokens of a training row's samples, one per expert.
+    """
+
+    def __init__(self, config: dict[str, Any], lengths: Sequence[int]) -> None:
+        self.config, self.lengths, self.models = config, lengths, len(lengths)
+        self.tensors = skeleton(config).state_dict()
+        self.head = self.tensors[HEAD].numel()
+        self.linear = body_parameters(self.tensors, HEAD) + self.head
+        self.rest = sum(tensor.numel() for tensor in self.tensors.values()) - self.linear
+        self.inputs = sum(
+            tensor.shape[1]
+            for name, tensor in self.tensors.items()
+            if tensor.dim() == 2 and "embed" not in name
+        )
+
+    def _activations(self, rectangle: float) -> float:
+        """Bytes per token and layer that autograd keeps; `rectangle`: padding of the attention."""
+        hidden, inner = self.config["hidden_size"], self.config["intermediate_size"]
+        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        keys = hidden // heads * kv_heads
+        norms = 2 * (4 + 2) * hidden  # the normalised input in fp32, the output
+        attention = rectangle * 2 * (2 * hidden + 2 * keys) + 2 * hidden  # q, k, v, outputs
+        return norms + attention + 4 * 2 * inner  # gate, its activation, up, their product
+
+    def memory(self) -> dict[str, dict[str, float]]:
+        """Return the decimal GB of each line by line and variant."""
+        tokens, layers = sum(self.lengths), self.config["num_hidden_layers"]
+        hidden, vocabulary = self.config["hidden_size"], self.config["vocab_size"]
+        rectangle = self.models * max(self.lengths) / tokens
+        layer = (self.linear - self.head) / layers
+        own = self._activations(rectangle) * tokens
+        padded = self.models * PADDED
+        # One line: kept, recomputed, authors.
+        lines = {
+            "experts' linear weights, bf16": [2 * self.models * self.linear] * 3,
+            "embeddings and norms, bf16": [2 * (self.models + 1) * self.rest] * 3,
+            "merged weights that autograd keeps": [
+                2 * (self.linear - self.head),
+                2 * layer,
+                2 * self.models * self.linear,
+            ],
+            # Backward of the head's merged weight: its gradient twice in bf16 and once in fp32, a
+            # product and a weight in fp32; the authors': gradient and products in bf16.
+            "largest working set of one weight": [16 * self.head] * 2 + [8 * self.head],
+            "activations": [
+                own * layers,
+                2 * hidden * tokens * layers + own,
+                self._activations(1) * padded * layers,
+            ],
+            # Ours: five arrays in fp32; the authors': log p and q kept, as much again at work.
+            "logits and their gradients": [5 * 4 * min(CHUNK, max(self.lengths)) * vocabulary] * 2
+            + [2 * 2 * 4 * padded * vocabulary],
+            "coefficients, gradient, moments, fp32": [6 * 4 * self.models * self.inputs] * 3,
+            "teachers' states of the row": [2 * hidden * tokens] * 2 + [0],
+            "context, workspaces (assumed)": [CONTEXT_GB * 1e9] * 3,
+        }
+        return {
+            name: dict(zip(VARIANTS, (value / 1e9 for value in values), strict=True))
+            for name, values in lines.items()
+        }
+
+    def flops(self) -> dict[str, float]:
+        """Return the FLOPs of a step by variant, teachers cached for ours."""
+        body = forward_flops(self.config, self.tensors, HEAD, self.lengths)
+        own = 2 * self.head * sum(self.lengths)
+        full = [PADDED] * self.models
+        authors = forward_flops(self.config, self.tensors, HEAD, full) + 2 * self.head * sum(full)
+        return {
+            "kept": 3 * body + 4 * own,
+            "recomputed": 4 * body + 4 * own,
+            "authors": 4 * authors,
+        }
+
+    def traffic(self) -> dict[str, float]:
+        """Return the bytes that building merged weights and reducing their gradients moves."""
+        # Ours by eager operations in fp32: each weight is widened (6 bytes), multiplied and added
+        # (12, the first 8), the sum rounded (6); backward widens the gradient, then widens (6),
+        # multiplies (12) and sums (4) for each.
+        build, reduce = 18 * self.models + 2, 22 * self.models + 6
+        authors = 4 * self.models + 6 * (self.models - 1) + 8 * self.models
+        kept = (build + reduce) * self.linear
+        return {
+            "kept": kept,
+            "recomputed": kept + build * (self.linear - self.head),
+            "authors": self.models * authors * self.linear,
+        }
+
+    def fused(self) -> float:
+        """Return the bytes of `traffic` were build and reduction one kernel each."""
+        return 2 * (2 * self.models + 2) * self.linear
+
+
+class _RandomStates:
+    """In place of `merges.dam.teaching.Teachers`: cached states, here random."""
+
+    def __init__(self, heads: Sequence[Tensor]) -> None:
+        self.heads, self.computed_flops = list(heads), 0
+
+    def states(self, index: int, batch: Batch, rows: Sequence[int]) -> Tensor:
+        """Return (loss tokens, hidden) for one expert's dataset."""
+        head = self.heads[index]
+        return torch.randn(len(batch.sources[index]), head.shape[1], dtype=head.dtype)
+
+
+def our_step(
+    models: Sequence[torch.nn.Module],
+    config: dict[str, Any],
+    samples: Sequence[Tensor],
+    recompute: bool,
+) -> Callable[[], float]:
+    """Return the project's step on samples that repeat, where the models are."""
+    device = samples[0].device
+    experts = {f"e{number}": model.state_dict() for number, model in enumerate(models)}
+    base = skeleton(config).state_dict()
+    base |= {
+        name: tensor
+        for name, tensor in experts["e0"].items()
+        if tensor.dim() == 1 or "embed" in name
+    }
+    data = [
+        Calibration(
+            name,
+            Path("random"),
+            ids.repeat(STEPS),
+            [len(ids) * row for row in range(STEPS + 1)],
+            [0] * STEPS,
+            "",
+        )
+        for name, ids in zip(experts, samples, strict=True)
+    ]
+    request = WholeModelRequest(
+        base=None,
+        experts={},
+        calibration={},
+        teachers=None,
+        seed=0,
+        embeddings_and_norms="base",
+        threads=1,
+    )
+    parameters = Parameters(samples=STEPS, optimizer="mofo", recompute_activations=recompute)
+    trainer = Trainer(request, parameters, Sources(base, config, experts, data, HEAD))
+    # The trainer makes its own tensors on the CPU.
+    coefficients = trainer.coefficients
+    coefficients.flat = coefficients.flat.detach().to(device).requires_grad_()
+    trainer.optimizer = make_optimizer(
+        "mofo",
+        coefficients.flat,
+        coefficients.blocks,
+        fraction=parameters.mofo_fraction,
+        learning_rate=parameters.learning_rate,
+        betas=(parameters.beta1, parameters.beta2),
+        weight_decay=0.0,
+    )
+    trainer.decoder.body.to(device)
+    trainer.teachers = _RandomStates([own[HEAD] for own in experts.values()])
+    return trainer.step
+
+
+def measure(variant: str, config: dict[str, Any], device: str) -> dict[str, float]:
+    """Run some steps with random weights.
+
+    Args:
+        variant: Of `VARIANTS`.
+        config: The models' config.json.
+        device: Torch device.
+
+    Returns:
+        The least ``seconds`` of a step, and the peak ``gb`` that PyTorch reserved on a GPU.
+    """
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = AutoConfig.for_model(config["model_type"], **settings)
+    with torch.device(device):
+        models = [AutoModelForCausalLM.from_config(parsed, dtype=torch.bfloat16) for _ in LENGTHS]
+        samples = [torch.randint(config["vocab_size"], (length,)) for length in LENGTHS]
+    for model in models:
+        model.requires_grad_(False).eval()
+    if variant == "authors":
+        trainer = AuthorsTrainer(models, torch.bfloat16)
+
+        def step() -> float:
+            return trainer.step(samples, PADDED)
+    else:
+        step = our_step(models, config, samples, variant == "recomputed")
+    seconds = []
+    with torch.device(device):
+        for _ in range(STEPS):
+            start = time.monotonic()
+            step()  # ends by handing the loss to the host
+            seconds.append(time.monotonic() - start)
+    peak = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0.0
+    return {"seconds": min(seconds[1:]), "gb": peak}
+
+
+def budget(records: Records) -> None:
+    """Print and record the counted budget, and beside it what a GPU measures."""
+    counts = Counts(MISTRAL, LENGTHS)
+    memory, flops, traffic = counts.memory(), counts.flops(), counts.traffic()
+    print(f"7B x {counts.models}, {sum(LENGTHS)} tokens a step; the authors' {3 * PADDED}")
+    print(f"{'decimal GB':<44}" + "".join(f"{variant:>12}" for variant in VARIANTS))
+    for name, values in memory.items():
+        print(f"{name:<44}" + "".join(f"{values[variant]:12.2f}" for variant in VARIANTS))
+    total = {name: sum(values[name] for values in memory.values()) for name in VARIANTS}
+    print(f"{f'total (a card has {CARD_GB})':<44}" + "".join(f"{v:12.1f}" for v in total.values()))
+    print(f"\nassumed: {RATE / 1e12:.0f} TFLOP/s, {BANDWIDTH / 1e12} TB/s, one after the other")
+    seconds = {name: flops[name] / RATE + traffic[name] / BANDWIDTH for name in VARIANTS}
+    for name in VARIANTS:
+        print(
+            f"{name:<14} {flops[name] / 1e12:6.1f} TFLOP {traffic[name] / 1e9:8.0f} GB "
+            f"{1000 * seconds[name]:8.0f} ms a step {ROWS * seconds[name] / 60:6.1f} min in all"
+        )
+    fused = flops["kept"] / RATE + counts.fused() / BANDWIDTH
+    print(f"kept, weights built by one kernel each {1000 * fused:17.0f} ms a step", end=" ")
+    print(f"{ROWS * fused / 60:6.1f} min in all")
+    cache = forward_flops(MISTRAL, counts.tensors, HEAD, LENGTHS) * ROWS
+    print(f"teachers' states, once {cache / RATE:41.0f} s\n")
+    print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
+    for name in VARIANTS[:2]:
+        label = f"7B x 3, counted, merged weights {name}"
+        records.add(label, "GB", total[name], total["authors"])
+        records.add(label, "min", ROWS * seconds[name] / 60, ROWS * seconds["authors"] / 60)
+    if not torch.cuda.is_available():
+        print("no CUDA device here: nothing measured")
+        return
+    for name in VARIANTS:
+        done = subprocess.run(
+            [sys.executable, __file__, name], capture_output=True, text=True, check=False
+        )
+        label = f"7B x 3, {name}, measured (other: counted)"
+        if "OutOfMemoryError" in done.stderr:
+            print(f"{label:<44} does not fit")
+            continue
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        found = json.loads(done.stdout.splitlines()[-1])
+        records.add(label, "GB", found["gb"], total[name])
+        records.add(label, "ms a step", 1000 * found["seconds"], 1000 * seconds[name])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], MISTRAL, "cuda")))
