@@ -197,7 +197,7 @@ def test_missing_data_and_a_foreign_base_are_refused(data, base, tmp_path):
     (foreign / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="7 tokens"):
         train(tmp_path / "m", data, "de", foreign)
-    with pytest.raises(UserError, match="not a model folder"):
+    with pytest.raises(UserError, match="no such folder"):
         train(tmp_path / "m", data, "de", tmp_path / "nothing")
 
 
