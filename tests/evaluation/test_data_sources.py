@@ -8,8 +8,8 @@ import re
 import pytest
 
 from common.errors import UserError
+from common.readers import read_csv, read_plain_tsv, read_table, read_tsv
 from evaluation.data.converters import converter_of
-from evaluation.data.readers import read_csv, read_plain_tsv, read_table, read_tsv
 from evaluation.data.sources import find_local, load_sources, select_sources
 
 SUITES = {

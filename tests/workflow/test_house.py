@@ -12,6 +12,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {
     "common": set(),
+    "hub": {"common"},
+    "calibration": {"common"},
     "checkpoints": {"common"},
     "bottle": {"common", "checkpoints"},
     "merges": {"common", "checkpoints"},

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.readers import read_plain_tsv, read_table
 from evaluation.data.converters import per_file
-from evaluation.data.readers import read_plain_tsv, read_table
 
 CONTEXTS = 5
 _JNLI_LABELS = ("entailment", "contradiction", "neutral")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.readers import read_table
 from evaluation.data.converters import Converter, per_file
-from evaluation.data.readers import read_table
 
 # The column of the tables in which KoBEST first appeared, by official column.
 _COLUMNS = {

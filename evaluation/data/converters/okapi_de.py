@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.readers import read_table
 from evaluation.data.converters import per_file
-from evaluation.data.readers import read_table
 
 
 def _options(row: dict[str, Any], letters: str) -> list[str | None]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.readers import read_csv
 from evaluation.data.converters import Converter, Rows
-from evaluation.data.readers import read_csv
 
 _PER_ENGINE = ("question", "query", "instructions")
 

@@ -1,4 +1,4 @@
-"""Readers of the formats in which benchmarks are published; each gives rows as mappings."""
+"""Readers of the formats in which data sets are published; each gives rows as mappings."""
 
 from __future__ import annotations
 

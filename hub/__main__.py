@@ -1,0 +1,5 @@
+"""Entry point of `python -m hub`."""
+
+from common.cli import run
+
+run("hub.cli")
