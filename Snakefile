@@ -16,10 +16,28 @@ include: "workflow/rules/common.smk"
 
 if not SCORES_FROM:
 
+    include: "workflow/rules/resources.smk"
     include: "workflow/rules/models.smk"
+
+    if FETCHED:
+
+        include: "workflow/rules/hub.smk"
+
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"
+
+    if "cost_study" in CONFIG:
+
+        include: "workflow/rules/cost_study.smk"
+
+    if "dam_study" in CONFIG:
+
+        include: "workflow/rules/dam_study.smk"
+
+    if "case2b" in CONFIG:
+
+        include: "workflow/rules/case2b.smk"
 
 
 include: "workflow/rules/report.smk"

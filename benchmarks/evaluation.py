@@ -1,25 +1,30 @@
 """Scoring five models: items per second against plain lm_eval, and where the time goes.
 
-    python benchmarks/evaluation.py --json docs/evaluation-speed.json
+    python benchmarks/evaluation.py --json docs/evaluation.json
     python benchmarks/evaluation.py --items 20 --models 2 --size 64        # a quick look
 
 Makes items with `python -m bottle data` and random models with its tokenizer, and scores them in
 fresh processes, start-up included: with `python -m evaluation`, with lm_eval's own command and `hf`
 model (a run for each model), and with lm_eval's simple_evaluate for all models in one process.
 Every score, log-likelihood and answer has to be the same. A second set of items has solved examples
-in front. Where vLLM is installed (here or in .venv-vllm), it does the same work. `ratio` says how
-many times better than the other ours is; of the parts of the time, how many of them make the whole.
+in front. Where vLLM is installed (here or in .venv-vllm), it does the same work. Seconds are of the
+processor on a CPU, which other work on the machine does not stretch, and of the clock on a GPU.
+`ratio` says how many times better than the other ours is; of the parts of the time, how many of
+them make the whole. With `--real DATA` (made by `python -m evaluation data`) it also counts what
+the published tasks' requests have in common (`prefixes.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import importlib.util
 import json
 import os
 import platform
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,19 +36,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SUITE = "bottle_ja8"
-CHOICES = ("jcomqa", "jnli", "marc", "xwino")
-WRITING = ("jsquad", "jaqket")
-TASKS = [f"{SUITE}/{task}" for task in (*CHOICES, *WRITING)]
+from benchmarks.answers import (  # noqa: E402
+    CHOICES,
+    SUITE,
+    TASKS,
+    WRITING,
+    Answers,
+    our_answers,
+    plain_answers,
+    read_lines,
+)
+from benchmarks.prefixes import count_common  # noqa: E402
+
 SHOTS = 8
 BATCH = 64
 GOAL = 1.5
-TOLERANCE = 1e-3  # of a log-likelihood in float32, of items of some hundred tokens
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+KINDS = {"short": "short prompts", "shots": f"{SHOTS} examples in front"}
 
 
 def make_data(folder: Path, items: int) -> dict[str, Path]:
@@ -127,66 +135,25 @@ def write_plain_tasks(folder: Path, data: Path) -> Path:
     return folder
 
 
-class Answers(dict):
-    """Per model and task: the score, and the items' log-likelihoods or texts."""
-
-    def check(self, other: Answers) -> None:
-        """Stop if the other's answers are not the same."""
-        if self.keys() != other.keys():
-            raise SystemExit(f"not the same tasks: {sorted(self)}, {sorted(other)}")
-        for key, (score, items) in self.items():
-            theirs_score, theirs = other[key]
-            if abs(score - theirs_score) > 1e-9 or len(items) != len(theirs):
-                raise SystemExit(f"{key}: score {score}, the other's {theirs_score}")
-            for one, two in zip(items, theirs, strict=True):
-                same = one == two
-                if isinstance(one, list):
-                    same = max(abs(a - b) for a, b in zip(one, two, strict=True)) < TOLERANCE
-                if not same:
-                    raise SystemExit(f"{key}: answer {one!r}, the other's {two!r}")
+def seconds_of_children(device: str) -> float:
+    """Return what finished processes took of the processor; on a GPU, the clock."""
+    if device != "cpu":
+        return time.monotonic()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def our_answers(out: Path, models: list[Path]) -> Answers:
-    """Read what `python -m evaluation` wrote."""
-    from evaluation.records import read_records
-
-    answers = Answers()
-    for model in models:
-        scores = json.loads((out / f"{model.name}.json").read_text())["tasks"]
-        items = read_records(out / f"{model.name}.items.jsonl.gz")
-        for task in TASKS:
-            own = [item for item in items if item["task"] == task]
-            kept = [item.get("loglikelihoods", item.get("answer")) for item in own]
-            answers[model.name, task.partition("/")[2]] = (scores[task]["value"], kept)
-    return answers
-
-
-def plain_answers(results: dict[str, Any], model: str) -> Answers:
-    """Read what lm_eval returned or wrote, its samples among it."""
-    answers = Answers()
-    for task in (*CHOICES, *WRITING):
-        metric = "exact_match,none" if task in WRITING else "acc,none"
-        samples = sorted(results["samples"][f"plain_{task}"], key=lambda sample: sample["doc_id"])
-        first = [sample["filtered_resps"] for sample in samples]
-        if task in WRITING:
-            kept = [texts[0] for texts in first]
-        else:
-            kept = [[float(value) for value, _ in pairs] for pairs in first]
-        answers[model, task] = (results["results"][f"plain_{task}"][metric], kept)
-    return answers
-
-
-def run(command: list[Any], home: Path, **more: str) -> float:
-    """Run a command offline; return its wall seconds."""
+def run(command: list[Any], home: Path, device: str) -> float:
+    """Run a command offline; return its seconds."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    environment = os.environ | offline | {"HF_HOME": str(home / "huggingface")} | more
-    start = time.monotonic()
+    environment = os.environ | offline | {"HF_HOME": str(home / "huggingface")}
+    start = seconds_of_children(device)
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command[:4]))} failed:\n{done.stderr[-3000:]}")
-    return time.monotonic() - start
+    return seconds_of_children(device) - start
 
 
 def run_ours(
@@ -197,7 +164,7 @@ def run_ours(
     command += ["--backend", backend, "--batch-size", BATCH, "--device", device, "--out-dir", out]
     for model in models:
         command += ["--model", model]
-    return run(command, out.parent), our_answers(out, models)
+    return run(command, out.parent, device), our_answers(out, models)
 
 
 def run_plain(tasks: Path, models: list[Path], out: Path, device: str) -> tuple[float, Answers]:
@@ -208,7 +175,7 @@ def run_plain(tasks: Path, models: list[Path], out: Path, device: str) -> tuple[
         command += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", tasks]
         command += ["--tasks", ",".join(f"plain_{task}" for task in (*CHOICES, *WRITING))]
         command += ["--batch_size", BATCH, "--output_path", out / model.name, "--log_samples"]
-        seconds += run(command, out.parent)
+        seconds += run(command, out.parent, device)
         (found,) = (out / model.name).rglob("results_*.json")
         results = json.loads(found.read_text())
         results["samples"] = {
@@ -246,63 +213,68 @@ def run_plain_at_once(
     """Score the models with simple_evaluate in one process."""
     names = ",".join(map(str, models))
     seconds = run(
-        [sys.executable, __file__, "--inside", "plain", tasks, names, out, device], out.parent
+        [sys.executable, __file__, "--inside", "plain", tasks, names, out, device],
+        out.parent,
+        device,
     )
     rows = json.loads(out.read_text())
     return seconds, Answers({(model, task): (score, items) for model, task, score, items in rows})
 
 
-def inside_where(data: str, models: str, out: str, device: str) -> None:
+def inside_where(data: str, models: str, out: str, device: str, backend: str) -> None:
     """Time the parts of our own evaluation; runs in a process of its own."""
+    clock = time.process_time if device == "cpu" else time.monotonic
     spent: dict[str, float] = {}
-    begun = time.monotonic()
+    begun = clock()
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any, **settings: Any) -> Any:
-            start = time.monotonic()
+            start, inner = clock(), sum(spent.values())
             try:
                 return function(*arguments, **settings)
             finally:
-                spent[name] = spent.get(name, 0.0) + time.monotonic() - start
+                # What a part inside took is that part's.
+                own = clock() - start - (sum(spent.values()) - inner)
+                spent[name] = spent.get(name, 0.0) + own
 
         return call
 
+    import transformers.models.mistral.modeling_mistral  # noqa: F401
+
     from evaluation import harness as harnesses
-    from evaluation.backends import hf
     from evaluation.lm_task import LocalTask
 
-    import transformers.models.mistral.modeling_mistral  # noqa: F401  # isort: skip
-
-    spent["imports"] = time.monotonic() - begun
-    hf.load_model = timed("reading models", hf.load_model)
-    for name, method in {
-        "tokenising and arranging": "_keep",
-        "passes that score": "_run",
-        "passes that write": "_write",
-    }.items():
-        setattr(hf.HFBackend, method, timed(name, getattr(hf.HFBackend, method)))
+    module = importlib.import_module(f"evaluation.backends.{backend}")
+    kind = module.HFBackend if backend == "hf" else module.VLLMBackend
+    spent["imports"] = clock() - begun
+    parts = {"__init__": "reading models", "serve": "reading models"}
+    parts |= {"_keep": "tokenising and arranging"}
+    parts |= {"_score": "passes that score", "_write": "passes that write"}
+    for method, name in parts.items():
+        setattr(kind, method, timed(name, getattr(kind, method)))
     LocalTask.build_all_requests = timed("building requests", LocalTask.build_all_requests)
     folders = list(map(Path, models.split(",")))
     harness = timed("items and definitions", harnesses.Harness)(
-        Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device
+        Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device, backend=backend
     )
     read = 0
     for folder in folders:
         scores, _ = harness.evaluate_folder(folder, folder.name)
         read += scores["counted"]["tokens"]
-    spent["all"] = time.monotonic() - begun
-    spent["the rest"] = spent["all"] - sum(value for key, value in spent.items() if key != "all")
-    # Without trees every choice reads its whole context, in lm_eval's batches.
-    hf.HFBackend._grows_trees = lambda self: False
-    alone = hf.HFBackend._loglikelihood_tokens
-    hf.HFBackend._loglikelihood_tokens = timed("alone", alone)
-    scores, _ = harness.evaluate_folder(folders[0], "alone")
-    together = {
-        "tokens": (read / len(folders), scores["counted"]["tokens"]),
-        "seconds": (spent["passes that score"] / len(folders), spent.pop("alone")),
-    }
-    Path(out).write_text(json.dumps({"spent": spent, "together": together}))
+    spent["the rest"] = clock() - begun - sum(spent.values())
+    found = {"spent": dict(spent)}
+    if backend == "hf":
+        # Without trees every choice reads its whole context, in lm_eval's batches.
+        together = spent["passes that score"] / len(folders)
+        kind._grows_trees = lambda self: False
+        spent["passes that score"] = 0.0
+        scores, _ = harness.evaluate_folder(folders[0], "alone")
+        found["together"] = {
+            "tokens": (read / len(folders), scores["counted"]["tokens"]),
+            "seconds": (together, spent["passes that score"]),
+        }
+    Path(out).write_text(json.dumps(found))
 
 
 def pythons_with_vllm() -> Iterator[Path | str]:
@@ -322,71 +294,72 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, metavar="N", help="hidden size (128)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--no-vllm", action="store_true", help="leave vLLM out")
-    parser.add_argument("--inside", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--real", type=Path, metavar="DATA", help="published tasks' converted data")
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
         {"plain": inside_plain, "where": inside_where}[given.inside[0]](*given.inside[1:])
         return
     os.environ["OMP_NUM_THREADS"] = "1"
+    unit = "CPU seconds" if given.device == "cpu" else "seconds"
+    rate = f"items per {unit.removesuffix('s')}"
     records = []
 
     def record(name: str, figure: str, ours: float, other: float, goal: float | None) -> None:
-        better = other / ours if figure != "items per second" else ours / other
+        better = ours / other if figure == rate else other / ours
         values = {"ours": round(ours, 3), "other": round(other, 3), "ratio": round(better, 2)}
         records.append({"name": name, "figure": figure, **values, "goal": goal})
-        print(f"{name:<72} {figure:<17} {ours:9.2f} {other:9.2f} {better:6.1f} x", flush=True)
+        print(f"{name:<76} {figure:<20} {ours:10.2f} {other:10.2f} {better:6.1f} x", flush=True)
+
+    def where(backend: str, python: Path | str, kind: str) -> dict[str, Any]:
+        """Record the parts of the time of one backend."""
+        out = folder / f"{kind}-{backend}.json"
+        inside = [data[kind], ",".join(map(str, models)), out, given.device, backend]
+        run([python, __file__, "--inside", "where", *inside], folder, given.device)
+        found = json.loads(out.read_text())
+        total = sum(found["spent"].values())
+        for part, seconds in sorted(found["spent"].items(), key=lambda pair: -pair[1]):
+            record(f"{backend}, {KINDS[kind]}: {part} (other: all)", unit, seconds, total, None)
+        return found
 
     print(f"{platform.platform()}, {os.cpu_count()} cores, {given.device}")
-    print(f"{'':<90} {'ours':>9} {'other':>9}")
+    print(f"{'':<98} {'ours':>10} {'other':>10}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = make_data(folder / "data", given.items)
-        models = make_models(
-            folder / "models", data["short"] / "tokenizer", given.models, given.size
-        )
-        for kind, what in (("short", "short prompts"), ("shots", f"{SHOTS} examples in front")):
+        tokenizer = data["short"] / "tokenizer"
+        models = make_models(folder / "models", tokenizer, given.models, given.size)
+        for kind, what in KINDS.items():
             work = folder / kind
             tasks = write_plain_tasks(work / "tasks", data[kind])
             done = given.models * sum(
                 len(read_lines(data[kind] / f"test/{task}.jsonl")) for task in TASKS
             )
-            ours, answers = run_ours(
-                sys.executable, "hf", data[kind], models, work / "ours", given.device
-            )
-            for other, title, goal in (
-                (
-                    run_plain(tasks, models, work / "plain", given.device),
-                    "lm_eval, a run each",
-                    GOAL,
-                ),
-                (
-                    run_plain_at_once(tasks, models, work / "plain.json", given.device),
-                    "simple_evaluate in one process",
-                    None,
-                ),
+            label = f"{given.models} models, {what}"
+            at = (models, work / "ours", given.device)
+            ours, answers = run_ours(sys.executable, "hf", data[kind], *at)
+            for runner, title, goal in (
+                (run_plain, "lm_eval, a run each", GOAL),
+                (run_plain_at_once, "simple_evaluate, one process", None),
             ):
-                seconds, theirs = other
+                seconds, theirs = runner(tasks, models, work / f"{runner.__name__}", given.device)
                 answers.check(theirs)
-                label = f"{given.models} models, {what} (other: {title})"
-                record(label, "items per second", done / ours, done / seconds, goal)
-            names = ",".join(map(str, models))
-            inside = ["--inside", "where", data[kind], names, work / "where.json", given.device]
-            run([sys.executable, __file__, *inside], work)
-            found = json.loads((work / "where.json").read_text())
-            spent, together = found["spent"], found["together"]
+                record(f"{label} (other: {title})", rate, done / ours, done / seconds, goal)
+            together = where("hf", sys.executable, kind)["together"]
             label = f"scoring one model, {what} (other: every choice alone)"
             record(label, "tokens read", *together["tokens"], None)
-            record(label, "wall seconds", *together["seconds"], None)
-            total = spent.pop("all")
-            for part, seconds in sorted(spent.items(), key=lambda pair: -pair[1]):
-                label = f"{what}: {part} (other: all of it)"
-                record(label, "wall seconds", seconds, total, None)
+            record(label, unit, *together["seconds"], None)
             for python in () if given.no_vllm else pythons_with_vllm():
-                seconds, _ = run_ours(
-                    python, "vllm", data[kind], models, work / "vllm", given.device
-                )
+                at = (models, work / "vllm", given.device)
+                seconds, _ = run_ours(python, "vllm", data[kind], *at)
                 label = f"{given.models} models, {what}, vLLM (other: hf)"
-                record(label, "items per second", done / seconds, done / ours, None)
+                record(label, rate, done / seconds, done / ours, None)
+                where("vllm", python, kind)
+        if given.real:
+            for task, alone, item, every in count_common(given.real, tokenizer):
+                for share, count in (("of an item", item), ("of all items", every)):
+                    name = f"{task}, requests {share} share their beginning (other: alone)"
+                    record(name, "characters read", count, alone, None)
     if given.json:
         given.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 

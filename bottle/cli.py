@@ -37,6 +37,8 @@ examples:
   python -m bottle train --case case2 --role base --data data --out models/base --steps 1100
   python -m bottle train --case case2 --role sql --data data --init models/base \\
       --out models/sql --steps 600 --learning-rate 2e-3
+  python -m bottle train --case case2 --role base --data data --out models/ancestor \\
+      --steps 1100 --stop-after 660
   python -m bottle train --case case1 --role base --data data --out models/wide \\
       --hidden-size 192 --heads 6 --kv-heads 2 --intermediate-size 512
 """
@@ -98,6 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     train.add_argument("--seed", type=int, default=0, help="initial weights and data order (0)")
     train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+    train.add_argument(
+        "--stop-after",
+        type=int,
+        metavar="N",
+        help="end after N of the steps: the model that the whole training passes through there",
+    )
 
     recipe = train.add_argument_group("recipe (defaults: base / expert)")
     recipe.add_argument("--steps", type=int, metavar="N", help="optimizer steps (1100 / 600)")
@@ -168,10 +176,11 @@ def _train(options: argparse.Namespace) -> None:
         recipe=recipe,
         seed=options.seed,
         threads=options.threads,
+        stop_after=options.stop_after,
     )
     print(
         f"{options.case}/{options.role}: loss {result['first_loss']:.3f} -> "
-        f"{result['last_loss']:.3f} in {recipe.steps} steps, "
+        f"{result['last_loss']:.3f} in {options.stop_after or recipe.steps} steps, "
         f"{result['forward_tokens'] / 1e6:.2f} M tokens -> {options.out}"
     )
 

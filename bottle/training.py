@@ -229,7 +229,12 @@ def parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, A
 
 
 def fit(
-    model: PreTrainedModel, texts: Sequence[Text], recipe: Recipe, seed: int, what: str
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    recipe: Recipe,
+    seed: int,
+    what: str,
+    stop_after: int | None = None,
 ) -> dict[str, float]:
     """Train a model in place.
 
@@ -239,6 +244,8 @@ def fit(
         recipe: How to train.
         seed: Seed of the data's order.
         what: What the progress line says is being trained.
+        stop_after: Steps after which training ends, in the middle of the recipe's schedule: the
+            model is then what the whole training passes through. None for all.
 
     Returns:
         `first_loss` and `last_loss` (means over the first and last tenth of the steps), and the
@@ -256,11 +263,12 @@ def fit(
         groups, betas=_BETAS, weight_decay=recipe.weight_decay, fused=True
     )
     stream = batches(texts, recipe.batch_size, recipe.prompt_weight, seed)
-    progress = Progress(recipe.steps, what)
+    count = recipe.steps if stop_after is None else stop_after
+    progress = Progress(count, what)
     model.train()
     losses: list[float] = []
     tokens, flops = 0, 0.0
-    for step in range(recipe.steps):
+    for step in range(count):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_at(step, recipe.steps)
         ids, weights = next(stream)
@@ -281,7 +289,7 @@ def fit(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
-    tenth = max(1, recipe.steps // 10)
+    tenth = max(1, count // 10)
     return {
         "first_loss": sum(losses[:tenth]) / tenth,
         "last_loss": sum(losses[-tenth:]) / tenth,
@@ -314,6 +322,7 @@ def train_role(
     recipe: Recipe,
     seed: int,
     threads: int,
+    stop_after: int | None = None,
 ) -> dict[str, float]:
     """Train one role of a case and write the model.
 
@@ -328,6 +337,7 @@ def train_role(
         recipe: How to train.
         seed: Seed of initial weights and data order.
         threads: CPU threads.
+        stop_after: See `fit`.
 
     Returns:
         What `fit` returns.
@@ -345,6 +355,10 @@ def train_role(
         )
     if recipe.steps < 1 or recipe.batch_size < 1:
         raise UserError("training needs at least 1 step and 1 text a batch; raise --steps")
+    if stop_after is not None and not 1 <= stop_after <= recipe.steps:
+        raise UserError(
+            f"--stop-after is {stop_after}; give 1 to {recipe.steps}, the steps of the schedule"
+        )
     torch.set_num_threads(threads)
     rows_path = data / "train" / f"{role}.jsonl"
     rows = read_jsonl(rows_path)
@@ -361,12 +375,14 @@ def train_role(
         "role": role,
         "recipe": dataclasses.asdict(recipe),
         "model": dataclasses.asdict(shape) if base is None and shape else None,
+        **({} if stop_after is None else {"stop_after": stop_after}),
     }
     with staged_directory(out) as folder:
         with measure(folder / "cost.json") as cost:
             # Roles that share a seed still see their data in orders of their own.
             order = random.Random(f"{case_name} {role} {seed}").getrandbits(32)
-            result = fit(model, tokenise(rows, tokenizer), recipe, order, f"{case_name}/{role}")
+            texts, what = tokenise(rows, tokenizer), f"{case_name}/{role}"
+            result = fit(model, texts, recipe, order, what, stop_after)
             counts = ("forward_tokens", "backward_tokens", "flops")
             cost.count(**{name: result[name] for name in counts})
         weights = write_model(folder, model, data / "tokenizer")

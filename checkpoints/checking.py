@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from checkpoints.headers import FLOATS
 from checkpoints.reading import Model
 from common.errors import UserError
@@ -121,24 +123,26 @@ def check_compatible(
         _check_tensors(base, expert, where)
 
 
-def check_finite(tensor: torch.Tensor, name: str, source: Path | str) -> None:
+def check_finite(tensor: torch.Tensor | np.ndarray, name: str, source: Path | str) -> None:
     """Refuse a tensor that holds NaN or infinity.
 
     Args:
-        tensor: Any shape, any floating type.
+        tensor: Any shape, any type.
         name: The parameter's name, for the message.
         source: The checkpoint it was read from, for the message.
 
     Raises:
         UserError: A value is not finite.
     """
+    bad = 0
+    if isinstance(tensor, np.ndarray):
+        bad = np.count_nonzero(~np.isfinite(tensor))
     # The sum of a tensor with NaN or infinity is not finite, and needs no mask of its size;
     # a finite sum that overflows is told apart by the exact test.
-    if tensor.is_floating_point() and not tensor.sum().isfinite():
+    elif tensor.is_floating_point() and not tensor.sum().isfinite():
         bad = int((~tensor.isfinite()).sum())
-        if bad:
-            raise UserError(
-                f"{source}: tensor {name} holds {bad} NaN or infinite "
-                f"value{'s' if bad > 1 else ''}; "
-                "fetch or train this checkpoint again"
-            )
+    if bad:
+        raise UserError(
+            f"{source}: tensor {name} holds {bad} NaN or infinite value{'s' if bad > 1 else ''}; "
+            "fetch or train this checkpoint again"
+        )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from checkpoints.hashes import sha256_cached
 from checkpoints.headers import BYTES, Stored, read_header
 from checkpoints.layout import (
@@ -45,6 +47,8 @@ _TORCH = {
     "BOOL": "bool",
 }
 
+_NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16
+
 
 @functools.cache
 def torch_types() -> dict[str, torch.dtype]:
@@ -57,6 +61,11 @@ def torch_types() -> dict[str, torch.dtype]:
 def torch_type(dtype: str) -> torch.dtype:
     """Return torch's type for a safetensors name such as ``BF16``."""
     return torch_types()[dtype]
+
+
+def numpy_type(dtype: str) -> np.dtype:
+    """Return numpy's type for a safetensors name; for ``BF16`` that of its patterns, uint16."""
+    return np.dtype(_NUMPY.get(_TORCH[dtype], _TORCH[dtype]))
 
 
 def torch_name(dtype: str) -> str:
@@ -116,18 +125,25 @@ class SafetensorsWeights:
         """Read values [start, stop) of a flattened parameter, straight into a new tensor."""
         import torch
 
+        values = torch.empty(stop - start, dtype=torch_type(self.stored[name].dtype))
+        self._fill(name, start, memoryview(values.view(torch.uint8).numpy()))
+        return values
+
+    def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read values [start, stop) of a flattened parameter into a new array."""
+        values = np.empty(stop - start, dtype=numpy_type(self.stored[name].dtype))
+        self._fill(name, start, memoryview(values.view(np.uint8)))
+        return values
+
+    def _fill(self, name: str, start: int, buffer: memoryview) -> None:
         item = self.stored[name]
-        size = BYTES[item.dtype]
-        values = torch.empty(stop - start, dtype=torch_type(item.dtype))
-        buffer = memoryview(values.view(torch.uint8).numpy())
-        place = item.place + start * size
+        place = item.place + start * BYTES[item.dtype]
         descriptor = self._descriptor(self.files[name])
         while buffer:
             got = os.preadv(descriptor, [buffer], place)
             if not got:
                 raise UserError(f"{self.files[name]}: the shard is truncated; {REMADE}")
             buffer, place = buffer[got:], place + got
-        return values
 
     def _descriptor(self, shard: Path) -> int:
         if shard not in self._open:
@@ -214,13 +230,38 @@ class Model(abc.ABC):
         """
         import torch
 
+        start, stop = self._range(name, start, stop)
+        if start == stop:
+            return torch.empty(0, dtype=torch_type(self.dtype(name)))
+        return self._read(name, start, stop)
+
+    def read_array(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read some consecutive values of a parameter as numpy has them; see `read`.
+
+        Returns:
+            A new flat array in the parameter's type; bfloat16 as its patterns in uint16.
+        """
+        start, stop = self._range(name, start, stop)
+        if start == stop:
+            return np.empty(0, dtype=numpy_type(self.dtype(name)))
+        return self._read_array(name, start, stop)
+
+    def _read_array(self, name: str, start: int, stop: int) -> np.ndarray:
+        import torch
+
+        return (
+            self._read(name, start, stop)
+            .view(torch.uint8)
+            .numpy()
+            .view(numpy_type(self.dtype(name)))
+        )
+
+    def _range(self, name: str, start: int, stop: int | None) -> tuple[int, int]:
         count = self.count(name)
         stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
             raise ValueError(f"values {start} to {stop} of tensor {name}, which has {count}")
-        if start == stop:
-            return torch.empty(0, dtype=torch_type(self.dtype(name)))
-        return self._read(name, start, stop)
+        return start, stop
 
     def load(self, name: str) -> torch.Tensor:
         """Read one parameter in its type and shape, onto the CPU."""
@@ -284,6 +325,11 @@ class Checkpoint(Model):
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self._weights.read(name, start, stop)
+
+    def _read_array(self, name: str, start: int, stop: int) -> np.ndarray:
+        if isinstance(self._weights, PickledWeights):  # torch has read them already
+            return super()._read_array(name, start, stop)
+        return self._weights.read_array(name, start, stop)
 
     def ahead(self, name: str) -> None:
         """Ask the system to fetch a parameter from the disk while other work is done."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 from checkpoints.reading import BYTES, INDEX, SINGLE
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -142,6 +144,14 @@ class _Shard:
         os.pwrite(self.stream.fileno(), len(text).to_bytes(8, "little") + text, 0)
 
 
+def _bytes(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values.view(np.uint8)
+    import torch
+
+    return values.contiguous().flatten().view(torch.uint8).numpy()
+
+
 class StreamedWeights:
     """A model's weight files, written in any order and by several threads, hashed meanwhile.
 
@@ -183,18 +193,16 @@ class StreamedWeights:
         """Return the parameters in the order of their places in the files."""
         return list(self._shard_of)
 
-    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+    def write(self, name: str, start: int, values: torch.Tensor | np.ndarray) -> None:
         """Write some consecutive values of a parameter.
 
         Args:
             name: The parameter.
             start: Row-major position of the first value.
-            values: On the CPU, in the parameter's stored type, any shape.
+            values: On the CPU, in the parameter's stored type, any shape; an array is flat.
         """
-        import torch
-
         shard, size = self._shard_of[name], BYTES[self._specs[name].dtype]
-        buffer = memoryview(values.contiguous().flatten().view(torch.uint8).numpy())
+        buffer = memoryview(_bytes(values))
         place = shard.places[name] + start * size
         while buffer:
             written = os.pwrite(shard.stream.fileno(), buffer, place)

@@ -1,15 +1,19 @@
-"""What a step cost: measured time and memory, and what was counted."""
+"""What a step cost: measured time, memory and bytes, and what was counted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.files import write_json
+
+_IO = Path("/proc/self/io")
+_mapped = 0  # bytes that this process has read through memory mappings
 
 
 class Cost:
@@ -28,9 +32,37 @@ class Cost:
             self.counted[name] = self.counted.get(name, 0) + amount
 
 
+def count_mapped(amount: int) -> None:
+    """Add bytes read through a memory mapping, which the kernel does not count as read."""
+    global _mapped
+    _mapped += amount
+
+
 def _cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _bytes_moved() -> tuple[int, int]:
+    """Return what this process and the children it has waited for asked to read and to write.
+
+    These are `rchar` and `wchar` of the kernel, so that a file in the page cache counts as one
+    from the disk does: the numbers say what a step needs and not what ran before it.
+    """
+    try:
+        lines = dict(line.split(": ") for line in _IO.read_text().splitlines())
+    except OSError:  # no such file on systems other than Linux
+        return _mapped, 0
+    return int(lines["rchar"]) + _mapped, int(lines["wchar"])
+
+
+def _gpu_in_use() -> tuple[int, float]:
+    """Return on how many GPUs this process holds memory, and its peak on any in MB."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0, 0.0
+    peaks = [torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())]
+    return sum(peak > 0 for peak in peaks), max(peaks, default=0) / 1e6
 
 
 @contextlib.contextmanager
@@ -40,21 +72,31 @@ def measure(path: Path | str) -> Iterator[Cost]:
     The file stands apart from manifests and scores, because no measurement repeats exactly.
 
     Args:
-        path: Where the cost goes, as JSON: `wall_s` and `cpu_s` in seconds, `peak_rss_mb` in
-            MB (10^6 bytes, of the whole process so far), `counted`.
+        path: Where the cost goes, as JSON: `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall
+            seconds times the GPUs that this process holds, 0 without one; `peak_rss_mb` and
+            `peak_gpu_mb` in MB (10^6 bytes, of the whole process so far); `bytes_read` and
+            `bytes_written`, asked for by this process and the children it has waited for,
+            whether or not they were in the page cache; `counted`.
 
     Yields:
         The counter to which the block reports.
     """
     cost = Cost()
-    wall, cpu = time.monotonic(), _cpu_seconds()
+    wall, cpu, moved = time.monotonic(), _cpu_seconds(), _bytes_moved()
     yield cost
+    wall_s = time.monotonic() - wall
+    read, written = (after - before for after, before in zip(_bytes_moved(), moved, strict=True))
+    gpus, peak_gpu_mb = _gpu_in_use()
     write_json(
         path,
         {
-            "wall_s": round(time.monotonic() - wall, 3),
+            "wall_s": round(wall_s, 3),
             "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "gpu_s": round(wall_s * gpus, 3),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+            "peak_gpu_mb": round(peak_gpu_mb),
+            "bytes_read": read,
+            "bytes_written": written,
             "counted": cost.counted,
         },
     )

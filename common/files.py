@@ -83,6 +83,8 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
                     ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it first, or correct the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); make the file again") from None
     return rows
 
 

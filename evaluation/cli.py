@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from common.files import write_json
-from evaluation.suites import load_suites, select
+from evaluation.suites import check_items, load_suites, select
 
 if TYPE_CHECKING:
     from evaluation.harness import Harness
@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a server started by `python -m evaluation postgres start`; default: one for the run",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="prompts a pass")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens a model reads at once; longer prompts lose their beginning (what its "
+        "config.json says)",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     parser.add_argument("--seed", type=int, default=0)
@@ -136,6 +143,41 @@ def _models(arguments: Sequence[str]) -> dict[str, Path]:
     return models
 
 
+def _number(part: Mapping[str, Any], scale: float, width: int = 0) -> str:
+    """Write a value as its publication prints it."""
+    if part["value"] is None:
+        return f"{'-':>{width}}"
+    return f"{part['value'] * scale:{width}.{3 if scale == 1 else 2}f}"
+
+
+def _lines(name: str, task: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Write one task's lines: its scores, its groups', and what to know of them."""
+    scale = task.get("scale", 1)
+
+    def shown(part: Mapping[str, Any]) -> str:
+        if part["value"] is None:
+            return f"{_number(part, scale, 6)}  n={task['items']}"
+        error = _number({"value": part["stderr"]}, scale)
+        return f"{_number(part, scale, 6)} ± {error}  n={part.get('items', task['items'])}"
+
+    chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
+    others = ", ".join(
+        f"{metric} {_number(other, scale)}"
+        for metric, other in task["metrics"].items()
+        if metric != task["metric"]
+    )
+    yield f"  {name:<{width}} {task['metric']:<13} {shown(task)}{chance}" + (
+        f"  ({others})" if others else ""
+    )
+    for group, part in task.get("groups", {}).items():
+        yield f"    {group:<{width + 11}} {shown(part)}"
+    for metric, part in task["metrics"].items():
+        if "undefined" in part:
+            yield f"    {metric} is {part['undefined']}"
+    for role, why in task.get("stand_in", {}).items():
+        yield f"    not the benchmark's own {role}: {why}"
+
+
 def summary(scores: dict[str, Any]) -> str:
     """Draw one model's scores as a small table.
 
@@ -143,39 +185,27 @@ def summary(scores: dict[str, Any]) -> str:
         scores: The content of its scores.json.
 
     Returns:
-        A line a task, in the scale of its publication, and one a suite with the mean over its
-        tasks of the scores shown (in brackets: with every item counted alike).
+        A line a task, in the scale of its publication and with its standard error, and one a
+        suite with the mean over its tasks of the scores shown (in brackets: with every item
+        counted alike).
     """
-    lines = [f"{scores['model']} ({scores['split']})"]
+    about = [scores["split"], scores["backend"], scores["dtype"]]
+    about += [f"limit {scores['limit']}"] if "limit" in scores else []
+    about += [f"max length {scores['max_length']}"] if "max_length" in scores else []
+    lines = [f"{scores['model']} ({', '.join(about)}; ± standard error)"]
     width = max(len(name) for name in scores["tasks"])
     for suite, means in scores["suites"].items():
         for name, task in scores["tasks"].items():
-            if name.rpartition("/")[0] != suite:
-                continue
-            scale = task.get("scale", 1)
-            digits = 3 if scale == 1 else 2
-            chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
-            others = ", ".join(
-                f"{metric} {other['value'] * scale:.{digits}f}"
-                for metric, other in task["metrics"].items()
-                if metric != task["metric"]
-            )
-            lines.append(
-                f"  {name:<{width}} {task['metric']:<13} {task['value'] * scale:6.{digits}f} ± "
-                f"{task['stderr'] * scale:.{digits}f}  n={task['items']}{chance}"
-                + (f"  ({others})" if others else "")
-            )
-            lines += [
-                f"    {group:<{width + 11}} {part['value'] * scale:6.{digits}f} ± "
-                f"{part['stderr'] * scale:.{digits}f}  n={part['items']}"
-                for group, part in task.get("groups", {}).items()
-            ]
+            if name.rpartition("/")[0] == suite:
+                lines += _lines(name, task, width)
         primary = means["primary"]
         if primary["tasks"] > 1:
-            lines.append(
-                f"  {suite + ': mean of ' + str(primary['tasks']):<{width + 14}} "
-                f"{primary['mean']:6.3f}  ({primary['weighted_mean']:.3f} by item)"
-            )
+            start = f"  {suite + ': mean of ' + str(primary['tasks']):<{width + 14}} "
+            if "undefined" in primary:
+                lines.append(f"{start}{'-':>6}  ({primary['undefined']})")
+            else:
+                mean, by_item = primary["mean"], primary["weighted_mean"]
+                lines.append(f"{start}{mean:6.3f}  ({by_item:.3f} by item)")
     return "\n".join(lines)
 
 
@@ -188,12 +218,13 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
     if arguments.out and len(models) > 1:
         raise UserError("--out takes the scores of one model; give --out-dir DIR for several")
-    for name in ("batch_size", "limit", "threads"):
+    for name in ("batch_size", "limit", "max_length", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
     suites = [name.strip() for name in arguments.suites.split(",") if name.strip()]
-    select(suites, arguments.fidelity, arguments.prompt)
+    tasks = select(suites, arguments.fidelity, arguments.prompt)
+    check_items(arguments.data, arguments.split, tasks)
     return models, suites
 
 
@@ -215,6 +246,7 @@ def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) 
         fidelity=arguments.fidelity,
         prompt=arguments.prompt,
         limit=arguments.limit,
+        max_length=arguments.max_length,
         backend=arguments.backend,
         dtype=arguments.dtype,
         device=arguments.device,
@@ -253,6 +285,7 @@ def _evaluate_one(
             "fidelity": arguments.fidelity,
             "prompt": arguments.prompt,
             "limit": arguments.limit,
+            **({"max_length": arguments.max_length} if arguments.max_length else {}),
             "backend": arguments.backend,
             "engine": arguments.engine,
             "batch_size": arguments.batch_size,
@@ -263,15 +296,18 @@ def _evaluate_one(
         seed=arguments.seed,
         packages=["evaluation"],
     )
-    print(summary(scores), flush=True)
+    print(summary(scores))
+    print(f"  written: {out}, its items, cost and manifest", flush=True)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     models, suites = _check(arguments)
     from checkpoints.reading import Checkpoint
+    from evaluation.backends import check_max_length
 
-    for folder in models.values():
-        Checkpoint(folder)
+    for name, folder in models.items():
+        config = Checkpoint(folder).config
+        check_max_length(arguments.max_length, config, arguments.backend, name)
 
     import torch
 

@@ -26,6 +26,9 @@ def _entry(scores: Mapping[str, Any], task: str) -> Mapping[str, Any]:
         raise UserError(
             f"the scores of {scores['model']} hold no task {task!r}{nearest(task, scores['tasks'])}"
         )
+    if scores["tasks"][task]["value"] is None:
+        why = scores["tasks"][task]["undefined"]
+        raise UserError(f"task {task} has no score for {scores['model']}: {why}; name another task")
     return scores["tasks"][task]
 
 

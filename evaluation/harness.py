@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,16 +18,17 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
+from common.errors import UserError
 from common.files import sha256_file, sha256_json
 from common.manifest import code_version
-from evaluation.backends import open_backend
+from evaluation.backends import check_max_length, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.hf import load_model
 from evaluation.backends.tokenisation import Rule
 from evaluation.definitions import bind, load_definition
-from evaluation.lm_task import LocalTask, items_file, pool_file, read_items, read_pool
+from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
 from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
-from evaluation.suites import Task, select
+from evaluation.suites import Task, items_file, pool_file, select
 
 __all__ = ["Harness", "load_model", "tokenizer_hash"]
 _TOKENIZER_FILES = (
@@ -39,6 +40,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_ROW_FAULTS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _CONFIGURATION_FILES = ("config.json", "generation_config.json")
 
 
@@ -88,6 +90,7 @@ class Harness:
         fidelity: published, corrected or both, where a suite's name does not say.
         prompt: Version of the prompt, where a suite's name does not say.
         limit: Items a task, after its shuffle; None takes all.
+        max_length: The most tokens that a model reads at once; None for what it was made for.
         backend: hf or vllm.
         dtype: Of the models that `evaluate_folder` loads.
         device: Of the models that `evaluate_folder` loads.
@@ -95,6 +98,8 @@ class Harness:
         postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
         store: Keeps the finished tasks of `evaluate_folder`; None keeps none.
         bar: Shows the progress; None shows none.
+        chosen: Chooses among a task's items, from its name and rows; None takes all. Not for use
+            with a store, which would not tell the choices apart.
 
     Raises:
         UserError: No such suite, or a task has no items.
@@ -112,6 +117,7 @@ class Harness:
         fidelity: str | None = None,
         prompt: str | None = None,
         limit: int | None = None,
+        max_length: int | None = None,
         backend: str = "hf",
         dtype: str = "float32",
         device: str = "cpu",
@@ -119,6 +125,7 @@ class Harness:
         postgres: Path | None = None,
         store: Store | None = None,
         bar: Bar | None = None,
+        chosen: Callable[[str, list[Item]], list[Item]] | None = None,
     ) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.data = Path(data)
@@ -130,10 +137,16 @@ class Harness:
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             tokenizer, local_files_only=True
         )
-        self._settings = {"dtype": dtype, "limit": limit, "engine": engine}
+        self._settings = {
+            "dtype": dtype,
+            "limit": limit,
+            "max_length": max_length,
+            "engine": engine,
+        }
         self._device = device
         self._batch_size = batch_size
         self._store = store
+        self._chosen = chosen
         self.bar = bar
         self._lm: Backend | None = None
         self._resources: dict[str, Any] = {}
@@ -148,9 +161,20 @@ class Harness:
         definition = bind(definition, context=context, tokenizer=self._tokenizer)
         columns = definition.get("metadata", {}).get("columns", ())
         rows = read_items(self.data, self.split, task, columns)
+        rows = rows if self._chosen is None else self._chosen(task.name, rows)
         pool = read_pool(self.data, self.split, task, definition.get("num_fewshot", 0))
-        self._lm_tasks[task.name] = LocalTask(definition, rows, pool, limit)
+        try:
+            self._lm_tasks[task.name] = LocalTask(definition, rows, pool, limit)
+        except _ROW_FAULTS as error:
+            raise self._unusable(task, error) from error
         self._scorers[task.name] = Scorer(task, definition)
+
+    def _unusable(self, task: Task, error: Exception) -> UserError:
+        """Tell that a suite's functions cannot make requests of a task's rows."""
+        return UserError(
+            f"{items_file(self.data, self.split, task)}: task {task.name} cannot ask what a row "
+            f"holds ({type(error).__name__}: {error}); make the data again ({task.maker})"
+        )
 
     def inputs(self) -> dict[str, Path]:
         """Return the files that the tasks were read from, by the task's name."""
@@ -159,8 +183,15 @@ class Harness:
         drawn = {f"{name}.fewshot": path for name, path in pools.items() if path.is_file()}
         return files | drawn
 
+    def contents(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Return each task's items: id, prompt without its shots, right answer."""
+        return {name: lm_task.contents() for name, lm_task in self._lm_tasks.items()}
+
     def close(self) -> None:
-        """End what the tasks have opened, such as a database server."""
+        """End the model, and what the tasks have opened, such as a database server."""
+        if self._lm is not None:
+            self._lm.close()
+            self._lm = None
         for resource in self._resources.values():
             if hasattr(resource, "close"):
                 resource.close()
@@ -209,6 +240,7 @@ class Harness:
             UserError: The folder is not a model, or its output is not finite.
         """
         checkpoint = Checkpoint(folder)
+        check_max_length(self._settings["max_length"], checkpoint.config, self.backend, name)
         return self._evaluate(checkpoint.path, name, checkpoint.fingerprint, self._store)
 
     def _evaluate(
@@ -232,6 +264,8 @@ class Harness:
                 counted[kind] = counted.get(kind, 0) + amount
             items += done["items"]
             entries[task.name] = self._scorers[task.name].summarise(done["items"])
+            if stand_ins := read_stand_ins(self.data, self.split, task):
+                entries[task.name]["stand_in"] = stand_ins
         summary = {
             "model": name,
             "weights": weights,
@@ -244,7 +278,8 @@ class Harness:
             "suites": suite_means(self.tasks, entries),
             "counted": counted,
         }
-        return summary, items
+        bounds = {name: self._settings[name] for name in ("limit", "max_length")}
+        return summary | {name: bound for name, bound in bounds.items() if bound}, items
 
     def _serve(self, model: PreTrainedModel | Path, name: str) -> None:
         if self._lm is not None:
@@ -257,6 +292,7 @@ class Harness:
             batch_size=self._batch_size,
             dtype=self._settings["dtype"],
             device=self._device,
+            max_length=self._settings["max_length"],
             name=name,
         )
 
@@ -264,7 +300,10 @@ class Harness:
         """Ask the model one task's items."""
         lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
         self._lm.set_rule(Rule(task.how, task.bos))
-        lm_task.build_all_requests()
+        try:
+            lm_task.build_all_requests()
+        except _ROW_FAULTS as error:
+            raise self._unusable(task, error) from error
         if self.bar is not None:
             self.bar.start(task.name, len(lm_task.instances))
             self._lm.on_progress = self.bar.update

@@ -17,8 +17,9 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
 from common.errors import UserError
-from common.files import read_jsonl
-from evaluation.suites import Task
+from common.files import read_json, read_jsonl
+from common.manifest import NAME
+from evaluation.suites import Task, items_file, pool_file
 
 FEWSHOT_SEED = 1234  # lm-eval's own, for tasks that do not shuffle their items
 _COLUMNS = {
@@ -144,6 +145,18 @@ class LocalTask(ConfigurableTask):
             instance.resps = []
             instance.filtered_resps = {}
 
+    def contents(self) -> list[tuple[str, str, str]]:
+        """Return each item's id, prompt without shots, and right answer as text."""
+
+        def answer(doc: Row) -> str:
+            target = self.doc_to_target(doc)
+            if isinstance(target, int) and self.config.doc_to_choice is not None:
+                return str(self.doc_to_choice(doc)[target])
+            return str(target)
+
+        docs = self.dataset[self.config.test_split]
+        return [(str(doc["id"]), str(self.doc_to_text(doc)), answer(doc)) for doc in docs]
+
     def fewshot_context(self, doc: Row, *arguments: Any, **settings: Any) -> Any:
         """Build an item's context; see `ConfigurableTask.fewshot_context`."""
         self.sampler.item = doc
@@ -156,16 +169,6 @@ class LocalTask(ConfigurableTask):
             generation = requests.arguments[1]
             generation["max_gen_toks"] = self._cap(doc)
         return requests
-
-
-def items_file(data: Path, split: str, task: Task) -> Path:
-    """Return where a task's items lie."""
-    return data / split / task.suite / f"{task.id}.jsonl"
-
-
-def pool_file(data: Path, split: str, task: Task) -> Path:
-    """Return where the rows lie from which a task's shots are drawn."""
-    return data / split / task.suite / f"{task.id}.fewshot.jsonl"
 
 
 def _read(path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row]:
@@ -181,6 +184,21 @@ def _read(path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row
             if column not in row:
                 raise UserError(f"{path}, line {number}: no {column!r}; make the data again")
     return rows
+
+
+def _fault(row: Row) -> str | None:
+    """Say what is wrong with an item of the bottle's tasks."""
+    texts = [row["prompt"], row.get("target", ""), row.get("query", "")]
+    if not all(isinstance(text, str) for text in texts):
+        return "'prompt', 'target' or 'query' is not a text"
+    if "choices" not in row:
+        return None
+    choices, gold = row["choices"], row["gold"]
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
+        return "'choices' is not a list of texts, none of them empty"
+    if not isinstance(gold, int) or not 0 <= gold < len(choices):
+        return "no choice has the number in 'gold'"
+    return None
 
 
 def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) -> list[Row]:
@@ -200,11 +218,25 @@ def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) 
     """
     path = items_file(data, split, task)
     rows = _read(path, task, columns or _COLUMNS[task.kind], "items")
-    if not columns and task.kind == "multiple_choice":
-        for number, row in enumerate(rows, 1):
-            if not 0 <= row["gold"] < len(row["choices"]):
-                raise UserError(f"{path}, line {number}: no choice has the number in 'gold'")
+    for number, row in enumerate(rows if not columns else (), 1):
+        fault = _fault(row)
+        if fault:
+            raise UserError(f"{path}, line {number}: {fault}; make the data again")
     return rows
+
+
+def read_stand_ins(data: Path, split: str, task: Task) -> dict[str, str]:
+    """Read which of a task's rows only stand in for the benchmark's own.
+
+    Args:
+        data, split, task: As for `read_items`.
+
+    Returns:
+        By role (items, fewshot), what they are instead, as the data's manifest has it.
+    """
+    path = items_file(data, split, task).with_name(NAME)
+    about = read_json(path).get("extra", {}).get("tasks", {}) if path.is_file() else {}
+    return about.get(task.id, {}).get("stand_in", {}) if isinstance(about, dict) else {}
 
 
 def read_pool(data: Path, split: str, task: Task, shots: int) -> list[Row]:

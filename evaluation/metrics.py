@@ -159,7 +159,7 @@ AGGREGATES: dict[str, Callable[[Sequence[Item], str], tuple[float, float]]] = {
 }
 
 
-def aggregate(items: Sequence[Item], metric: str, aggregation: str = "mean") -> dict[str, float]:
+def aggregate(items: Sequence[Item], metric: str, aggregation: str = "mean") -> dict[str, Any]:
     """Compute a task's score from its items.
 
     Args:
@@ -170,7 +170,12 @@ def aggregate(items: Sequence[Item], metric: str, aggregation: str = "mean") -> 
 
     Returns:
         value, and stderr: of a mean, the sample standard deviation over sqrt(n); of the others,
-        the standard deviation over 1000 bootstrap samples.
+        the standard deviation over 1000 bootstrap samples. Where the metric is not a number for
+        an item (its value is None), both are None, and `undefined` says for how many.
     """
+    lacking = sum(item.get("values", {}).get(metric, 0.0) is None for item in items)
+    if lacking:
+        why = f"not a number for {lacking} of {len(items)} items"
+        return {"value": None, "stderr": None, "undefined": why}
     value, stderr = AGGREGATES[aggregation](items, metric)
     return {"value": value, "stderr": stderr}

@@ -20,7 +20,7 @@ def write_records(path: Path, items: Sequence[dict[str, Any]]) -> None:
         path: Ends in `.jsonl.gz` by habit.
         items: The records.
     """
-    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    lines = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items)
     # No time stamp: equal records must give equal bytes.
     write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
 

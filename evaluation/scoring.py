@@ -66,6 +66,25 @@ def _execute(doc: Item, results: Sequence[str], context: Context) -> Item:
 PROCESSORS = {"multiple_choice": lambda doc, results: {}, "generation": _compare, "sql": _execute}
 
 
+def _finite(value: float) -> float | None:
+    """Return a number, None for NaN and infinity, which JSON does not know."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(pairs: Sequence[tuple[float | None, int]]) -> dict[str, Any]:
+    """Average scores with their numbers of items."""
+    undefined = sum(value is None for value, _ in pairs)
+    if undefined:
+        why = f"not a number for {undefined} of {len(pairs)} tasks"
+        return {"mean": None, "weighted_mean": None, "tasks": len(pairs), "undefined": why}
+    items = sum(count for _, count in pairs)
+    return {
+        "mean": math.fsum(value for value, _ in pairs) / len(pairs),
+        "weighted_mean": math.fsum(value * count for value, count in pairs) / items,
+        "tasks": len(pairs),
+    }
+
+
 class Scorer:
     """Turns the answers to a task's items into records and scores.
 
@@ -91,12 +110,13 @@ class Scorer:
 
         Returns:
             task, id, score (its own value of the metric that tables show), answer, gold, values
-            (of the metrics that its suite computes itself) and whatever else the suite adds; for
-            multiple choice also the choices' loglikelihoods, lengths (characters) and bytes.
+            (of the metrics that its suite computes itself; None for what is not a number) and
+            whatever else the suite adds; for multiple choice also the choices' loglikelihoods,
+            lengths (characters) and bytes.
         """
         doc, results = sample["doc"], sample["filtered_resps"]
         found = self._process(doc, results)
-        values = {name: float(found.pop(name)) for name in self._metrics if name in found}
+        values = {name: _finite(found.pop(name)) for name in self._metrics if name in found}
         item = {"task": self._task.name, "id": doc["id"], "score": 0.0}
         if self._task.kind == "multiple_choice":
             loglikelihoods = [value for value, _ in results]
@@ -125,8 +145,9 @@ class Scorer:
             items: The task's records.
 
         Returns:
-            metric, value, stderr, items and chance; metrics: value and stderr of each; shots,
-            fidelity, prompt and scale where the task has them; groups: value, stderr and items of
+            metric, value, stderr, items and chance; metrics: value and stderr of each, and
+            `undefined` where they are None; shots, fidelity, prompt and scale where the task has
+            them; groups: value, stderr and items of
             each group of items, where its definition names a key to group by.
         """
         task = self._task
@@ -155,7 +176,7 @@ class Scorer:
 
 def suite_means(
     tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Average the scores of each suite's tasks.
 
     Args:
@@ -164,10 +185,11 @@ def suite_means(
 
     Returns:
         By suite (with its variant) and metric, over the tasks that have the metric: mean (every
-        task counts alike), weighted_mean (every item counts alike), tasks (how many). Under the
+        task counts alike), weighted_mean (every item counts alike), tasks (how many). Where one
+        of the scores is not a number, both are None, and `undefined` says of how many. Under the
         name `primary`: of the scores that tables show.
     """
-    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    found: dict[str, dict[str, list[tuple[float | None, int]]]] = {}
     for task in tasks:
         entry = entries[task.name]
         suite = found.setdefault(task.group, {})
@@ -175,14 +197,6 @@ def suite_means(
         for metric, value in (values | {"primary": entry["value"]}).items():
             suite.setdefault(metric, []).append((value, entry["items"]))
     return {
-        suite: {
-            metric: {
-                "mean": math.fsum(value for value, _ in pairs) / len(pairs),
-                "weighted_mean": math.fsum(value * count for value, count in pairs)
-                / sum(count for _, count in pairs),
-                "tasks": len(pairs),
-            }
-            for metric, pairs in metrics.items()
-        }
+        suite: {metric: _mean(pairs) for metric, pairs in metrics.items()}
         for suite, metrics in found.items()
     }

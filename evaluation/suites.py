@@ -99,6 +99,40 @@ class Suite:
     content: Mapping[str, Any]
 
 
+def items_file(data: Path, split: str, task: Task) -> Path:
+    """Return where a task's items lie."""
+    return data / split / task.suite / f"{task.id}.jsonl"
+
+
+def pool_file(data: Path, split: str, task: Task) -> Path:
+    """Return where the rows lie from which a task's shots are drawn."""
+    return data / split / task.suite / f"{task.id}.fewshot.jsonl"
+
+
+def check_items(data: Path, split: str, tasks: Sequence[Task]) -> None:
+    """Refuse tasks without items, all of them at once.
+
+    Args:
+        data: Folder with `<split>/<suite>/<task>.jsonl`.
+        split: dev or test.
+        tasks: The tasks.
+
+    Raises:
+        UserError: A task's file is missing; the message says how to get what is missing, and
+            which tasks there are data for.
+    """
+    here = [task.name for task in tasks if items_file(data, split, task).is_file()]
+    lacking = [task for task in tasks if task.name not in here]
+    if not lacking:
+        return
+    makers = sorted({task.maker for task in lacking})
+    rest = f", or leave out what has none: --suites {','.join(here)}" if here else ""
+    raise UserError(
+        f"no items in {data / split} for {', '.join(task.name for task in lacking)}; get them "
+        f"({'; '.join(f'{maker} --out {data}' for maker in makers)}){rest}"
+    )
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 

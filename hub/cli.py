@@ -20,6 +20,7 @@ _EPILOG = """\
 examples:
   python -m hub list
   python -m hub fetch mistral_7b --out models/mistral_7b
+  python -m hub fetch mistral_7b --mirror /data/hub --lock mirror.lock.json --out models/mistral_7b
   HF_TOKEN=... python -m hub fetch llama3_8b_instruct --out models/llama3
 
 A gated reference needs the token of somebody who has accepted its licence on its page.
@@ -45,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR")
     fetch.add_argument(
         "--lock", type=Path, metavar="JSON", help="another lock than the one beside the table"
+    )
+    fetch.add_argument(
+        "--mirror", type=Path, metavar="DIR", help="take DIR/OWNER/NAME instead of the hub's files"
     )
     return parser
 
@@ -80,11 +84,13 @@ def main(arguments: Sequence[str]) -> int:
             print(_line(reference, lock_of(given.table)))
         return 0
     from hub.fetch import fetch
+    from hub.places import Mirror
 
     reference = find(given.reference, given.table)
     if given.out.is_file():
         raise UserError(f"{given.out} is a file; give a folder")
-    got = fetch(reference, given.out, given.lock or lock_of(given.table))
+    place = Mirror(given.mirror) if given.mirror else None
+    got = fetch(reference, given.out, given.lock or lock_of(given.table), place)
     size = sum(size for _, size in got.files.values()) / 1e9
     print(
         f"{reference.id}: {len(got.files)} files, {size:.1f} GB, of {got.repository} at "

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from common import manifest
 from common.errors import UserError
+from common.files import sha256_file
 from common.progress import Progress
 from hub.lock import Locked, locked, record
+from hub.places import Hub, Place, Remote, git_hash
 from hub.table import Reference
 
-_TIMEOUT = 60.0  # seconds without an answer
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file as the hub describes it.
-
-    Attributes:
-        path: In the repository.
-        size: In bytes.
-        sha256: Of a file in large-file storage, else empty.
-        blob: The git hash of any other.
-    """
-
-    path: str
-    size: int
-    sha256: str
-    blob: str
 
 
 def _reason(reference: Reference, error: Exception) -> UserError:
@@ -52,7 +35,7 @@ def _reason(reference: Reference, error: Exception) -> UserError:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
-            f"{about} has no revision {reference.revision[:12] or 'as recorded'} any more; "
+            f"{about} lacks the revision that the table or the lock names; "
             f"choose another in the table (see {reference.page}) and take it out of the lock"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -73,8 +56,6 @@ def _telling(reference: Reference) -> Iterator[None]:
     except (UserError, KeyboardInterrupt):
         raise
     except OSError as error:
-        import errno
-
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"the disk is full while fetching {reference.id}; free some space and run the same "
@@ -83,28 +64,6 @@ def _telling(reference: Reference) -> Iterator[None]:
         raise _reason(reference, error) from None
     except Exception as error:
         raise _reason(reference, error) from None
-
-
-def _listing(reference: Reference, revision: str) -> tuple[str, dict[str, Remote]]:
-    from huggingface_hub import HfApi
-
-    info = HfApi().repo_info(
-        reference.repository,
-        repo_type=reference.kind,
-        revision=revision or None,
-        timeout=_TIMEOUT,
-        files_metadata=True,
-    )
-    files = {
-        sibling.rfilename: Remote(
-            sibling.rfilename,
-            sibling.size or 0,
-            sibling.lfs.sha256 if sibling.lfs else "",
-            sibling.blob_id or "",
-        )
-        for sibling in info.siblings or ()
-    }
-    return info.sha, files
 
 
 def _weights(reference: Reference, files: dict[str, Remote]) -> tuple[str, str]:
@@ -144,42 +103,21 @@ def _chosen(reference: Reference, files: dict[str, Remote]) -> list[Remote]:
     return chosen
 
 
-def _download(reference: Reference, revision: str, file: Remote, folder: Path) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(
-        hf_hub_download(
-            reference.repository,
-            file.path,
-            repo_type=reference.kind,
-            revision=revision,
-            local_dir=folder,
-        )
-    )
-
-
 def _proved(reference: Reference, file: Remote, path: Path) -> str:
     """Hash a fetched file and compare it with what the hub says of it.
 
     Raises:
         UserError: It is another; the file is taken away, so that the next run fetches it again.
     """
-    whole, blob = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
-    size = path.stat().st_size
-    blob.update(f"blob {size}\0".encode())
-    with open(path, "rb") as stream:
-        while block := stream.read(8 << 20):
-            whole.update(block)
-            if not file.sha256:
-                blob.update(block)
-    right = whole.hexdigest() == file.sha256 if file.sha256 else blob.hexdigest() == file.blob
+    size, digest = path.stat().st_size, sha256_file(path)
+    right = digest == file.sha256 if file.sha256 else git_hash(path) == file.blob
     if size != file.size or not right:
         path.unlink()
         raise UserError(
             f"{reference.id}: {file.path} arrived damaged ({size} of {file.size} bytes, or another "
-            "hash than the hub's); run the same command again"
+            "hash than its place tells); run the same command again"
         )
-    return whole.hexdigest()
+    return digest
 
 
 def _space(reference: Reference, files: Sequence[Remote], folder: Path) -> None:
@@ -236,7 +174,7 @@ def whole(folder: Path, expected: Locked) -> bool:
     )
 
 
-def fetch(reference: Reference, folder: Path, lock: Path) -> Locked:
+def fetch(reference: Reference, folder: Path, lock: Path, place: Place | None = None) -> Locked:
     """Fetch a reference into a folder; a whole one that is there already is left as it is.
 
     The first download of a reference without a revision takes the newest and records it in the
@@ -247,6 +185,7 @@ def fetch(reference: Reference, folder: Path, lock: Path) -> Locked:
         reference: The row of the table.
         folder: Where its files go.
         lock: The lock; made if need be.
+        place: Where from; None for the hub.
 
     Returns:
         What the folder holds.
@@ -257,8 +196,10 @@ def fetch(reference: Reference, folder: Path, lock: Path) -> Locked:
     expected = locked(lock, reference)
     if expected and whole(folder, expected):
         return expected
+    place = Hub() if place is None else place
     with _telling(reference):
-        commit, files = _listing(reference, expected.revision if expected else reference.revision)
+        revision = expected.revision if expected else reference.revision
+        commit, files = place.listing(reference, revision)
         chosen = _chosen(reference, files)
         index = None
         if reference.kind == "model":
@@ -269,14 +210,14 @@ def fetch(reference: Reference, folder: Path, lock: Path) -> Locked:
                 index = files[name]
         hashes: dict[str, tuple[str, int]] = {}
         if index is not None:
-            path = _download(reference, commit, index, folder)
+            path = place.download(reference, commit, index, folder)
             hashes[index.path] = (_proved(reference, index, path), index.size)
             chosen += _shards(path, files, reference)
         _space(reference, chosen, folder)
         _changed(reference, chosen, expected, lock)
         progress = Progress(sum(file.size for file in chosen) // 1_000_000, f"{reference.id}: MB")
         for file in chosen:
-            path = _download(reference, commit, file, folder)
+            path = place.download(reference, commit, file, folder)
             hashes[file.path] = (_proved(reference, file, path), file.size)
             progress.step(file.size // 1_000_000, file.path)
     got = Locked(reference.repository, commit, dict(sorted(hashes.items())))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from common.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from merges.requests import Values
 
-def combine(
-    vectors: Sequence[torch.Tensor], coefficients: Sequence[float | torch.Tensor]
-) -> torch.Tensor:
+
+def combine(vectors: Sequence[Values], coefficients: Sequence[float | torch.Tensor]) -> Values:
     """Compute sum_i c_i v_i, in the order given.
 
     With u half the distance from 1 to the next number of the vectors' type (2^-24 in float32) and
@@ -24,12 +26,17 @@ def combine(
 
     Args:
         vectors: v_i of one shape; the first is overwritten with the result.
-        coefficients: c_i, each a number or a float64 tensor that broadcasts to the shape.
+        coefficients: c_i, each a number or, of tensors, a float64 tensor that broadcasts to the
+            shape.
 
     Returns:
         The combination.
     """
     merged = vectors[0]
+    if isinstance(merged, np.ndarray):
+        from merges import kernels
+
+        return kernels.combine(vectors, coefficients)
     for number, (vector, coefficient) in enumerate(zip(vectors, coefficients, strict=True)):
         if not isinstance(coefficient, float):
             coefficient = coefficient.to(vector.dtype)

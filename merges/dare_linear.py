@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from merges.dare_ties import drop_and_rescale, rescale_factors  # noqa: F401 (prepares)
 from merges.parameters import Densities, Flag, Scale, Weights
 from merges.registry import method
-from merges.task_vectors import weighted_sum
+from merges.task_vectors import from_base, weighted_sum
 
 if TYPE_CHECKING:
-    import torch
-
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 
 @method(
@@ -22,10 +20,11 @@ if TYPE_CHECKING:
     needs={"base"},
     unit="values",
     prepare="rescale_factors",
+    arrays=True,
 )
 def dare_linear(
-    base: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    base: Values,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     density: Densities = 0.5,
@@ -33,7 +32,7 @@ def dare_linear(
     weights: Weights = None,
     rescale: Literal["density", "l1", "none"] = "density",
     normalize: Flag = False,
-) -> torch.Tensor:
+) -> Values:
     """Drop at random, rescale, add up: task arithmetic on thinned-out task vectors.
 
     b + lambda * sum_i w_i (x_i - b) * mask_i / density with mask_i ~ Bernoulli(density); the masks
@@ -63,4 +62,4 @@ def dare_linear(
         Yu et al., Language models are super Mario, 2023, equation 1, with task arithmetic.
     """
     deltas = drop_and_rescale(base, experts, context, density)
-    return weighted_sum(deltas, weights, normalize).mul_(scale).add_(base)
+    return from_base(weighted_sum(deltas, weights, normalize), scale, base)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 
 from merges.parameters import Densities, NonNegativeWeights, Scale
 from merges.registry import method
+from merges.task_vectors import from_base
 from merges.ties import deltas_of, merge_agreeing
 
 if TYPE_CHECKING:
     from merges.pieces import Pieces
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 _NEGLIGIBLE = 1e-7  # mergekit's bound: norms below it are not divided by
 
@@ -37,19 +38,25 @@ def rescale_factors(
     before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
     for piece in pieces:
         for number, delta in enumerate(deltas_of(piece)):
-            magnitude = delta.abs_()
-            before[number] += float(magnitude.sum(dtype=torch.float64))
-            mask = piece.context.keep_mask(pieces.experts[number], magnitude, density[number])
-            after[number] += float(magnitude.mul_(mask).sum(dtype=torch.float64))
+            magnitude = abs(delta)
+            before[number] += _sum(magnitude)
+            magnitude *= piece.context.keep_mask(pieces.experts[number], delta, density[number])
+            after[number] += _sum(magnitude)
     return [1.0 if min(b, a) < _NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
+def _sum(values: Values) -> float:
+    if isinstance(values, np.ndarray):
+        return float(values.sum(dtype=np.float64))
+    return float(values.double().sum())
+
+
 def drop_and_rescale(
-    base: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    base: Values,
+    experts: Sequence[Values],
     context: TensorContext,
     density: Sequence[float],
-) -> list[torch.Tensor]:
+) -> list[Values]:
     """Turn experts into task vectors of which a random part is kept and rescaled.
 
     Args:
@@ -61,12 +68,13 @@ def drop_and_rescale(
     Returns:
         (x_i - b) * mask_i * factor_i of each expert.
     """
-    return [
-        expert.sub_(base).mul_(context.keep_mask(name, expert, share)).mul_(factor)
-        for name, expert, share, factor in zip(
-            context.experts, experts, density, context.prepared, strict=True
-        )
-    ]
+    for name, expert, share, factor in zip(
+        context.experts, experts, density, context.prepared, strict=True
+    ):
+        expert -= base
+        expert *= context.keep_mask(name, expert, share)
+        expert *= factor
+    return list(experts)
 
 
 @method(
@@ -75,10 +83,11 @@ def drop_and_rescale(
     needs={"base"},
     unit="values",
     prepare="rescale_factors",
+    arrays=True,
 )
 def dare_ties(
-    base: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    base: Values,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     density: Densities = 0.5,
@@ -86,7 +95,7 @@ def dare_ties(
     weights: NonNegativeWeights = None,
     rescale: Literal["density", "l1", "none"] = "density",
     merge: Literal["sum", "mean"] = "sum",
-) -> torch.Tensor:
+) -> Values:
     """Drop at random, rescale, elect sign, merge.
 
     d_i = (x_i - b) * mask_i / density, mask_i ~ Bernoulli(density); then as in `ties`: with S the
@@ -117,4 +126,4 @@ def dare_ties(
         Yu et al., Language models are super Mario, 2023, equation 1, with TIES.
     """
     deltas = drop_and_rescale(base, experts, context, density)
-    return merge_agreeing(deltas, weights, merge).mul_(scale).add_(base)
+    return from_base(merge_agreeing(deltas, weights, merge), scale, base)

@@ -119,12 +119,10 @@ def _merge_of(
     experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
     settings: Settings,
+    arrays: bool = True,
 ) -> Merge:
-    import torch
-
     from merges.streaming import Merge
 
-    torch.set_num_threads(1)  # a piece is too small to be shared; parameters are, between threads
     return Merge(
         method,
         base,
@@ -135,6 +133,7 @@ def _merge_of(
             **{name: expert.path for name, expert in experts.items()},
             **({} if base is None else {"base": base.path}),
         },
+        arrays,
     )
 
 
@@ -216,7 +215,8 @@ def merge_checkpoints(
     settings = Settings(seed, embeddings_and_norms, parameters_for, threads=threads)
     if info.whole_model:
         return _merge_whole(method, base, experts, resolved, settings, calibration or {}, teachers)
-    merge = _merge_of(method, base, experts, resolved, settings)
+    merge = _merge_of(method, base, experts, resolved, settings, arrays=False)
+    merge.work_alone()
     sink = Collected(merge.specs)
     merge.run(sink, list(merge.specs), f"merging ({method})")
     parameters_merged = sum(tensor.numel() for tensor in sink.tensors.values())
@@ -365,6 +365,7 @@ def merge_to_disk(
                 cost.count(**result.counted)
             else:
                 merge = _merge_of(method, base, experts, resolved, settings)
+                merge.work_alone()
                 with StreamedWeights(folder, merge.specs, shard_bytes) as weights:
                     merge.run(weights, weights.names(), f"merging ({method})")
                 hashes = weights.hashes

@@ -11,16 +11,19 @@ so an error of 1e-16 in it is an error of that order in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from common.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from merges.pieces import Pieces
+    from merges.requests import Values
 
 Origin = Literal["zero", "base"]
 
@@ -28,9 +31,7 @@ _NO_ANGLE = 1e-16  # squared sine, at an angle near 0, below which float64 divid
 _OPPOSITE = 1e-8  # the same near pi, where what is left of the arc's plane is rounding
 
 
-def from_origin(
-    base: torch.Tensor | None, experts: Sequence[torch.Tensor], origin: Origin
-) -> list[torch.Tensor]:
+def from_origin(base: Values | None, experts: Sequence[Values], origin: Origin) -> list[Values]:
     """Return experts as vectors from an origin, in place.
 
     Args:
@@ -45,7 +46,9 @@ def from_origin(
         return list(experts)
     if base is None:
         raise UserError("origin=base: no base given; name the experts' common ancestor")
-    return [expert.sub_(base) for expert in experts]
+    for expert in experts:
+        expert -= base
+    return list(experts)
 
 
 def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
@@ -64,16 +67,24 @@ def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
     total = wide = None
     for piece in pieces:
         vectors = from_origin(piece.base, piece.experts, origin)
-        count = vectors[0].numel()
+        count = math.prod(vectors[0].shape)
         if wide is None or wide.shape[1] < count:
             # One buffer for all pieces: fresh memory costs more than the arithmetic.
-            wide = vectors[0].new_empty(len(vectors), count, dtype=torch.float64)
+            wide = _wide(vectors[0], len(vectors), count)
         rows = wide[:, :count]
         for row, vector in zip(rows, vectors, strict=True):
-            row.copy_(vector.flatten())
+            row[:] = vector.reshape(-1)
         product = rows @ rows.T
-        total = product if total is None else total.add_(product)
-    return total.cpu().numpy()
+        total = product if total is None else total + product
+    return total if isinstance(total, np.ndarray) else total.cpu().numpy()
+
+
+def _wide(like: Values, rows: int, columns: int) -> Values:
+    if isinstance(like, np.ndarray):
+        return np.empty((rows, columns))
+    import torch
+
+    return like.new_empty(rows, columns, dtype=torch.float64)
 
 
 def row_grams(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -104,6 +115,8 @@ def arc(cosine: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
         sin((1-t) a) / sin a and sin(t a) / sin a; on the straight line, 1 - t and t, where the
         angle is 0 or within 1e-4 of pi, at which the arc has no plane.
     """
+    import torch
+
     square = (1 - cosine) * (1 + cosine)
     line = (square <= _NO_ANGLE) | ((cosine < 0) & (square <= _OPPOSITE))
     angle = torch.acos(cosine.masked_fill(line, 0.0))

@@ -14,10 +14,8 @@ from merges.parameters import Count, NonNegative, NonNegativeWeights
 from merges.registry import method
 
 if TYPE_CHECKING:
-    import torch
-
     from merges.pieces import Pieces
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 _OPPOSITE = -1 + 5e-9  # cosine below which, within 1e-4 of pi, no direction leads along the sphere
 
@@ -70,16 +68,22 @@ def coefficients(
     return (found * (w @ norms)).tolist()
 
 
-@method(title="Karcher mean", paper="arXiv:2603.04972", unit="values", prepare="coefficients")
+@method(
+    title="Karcher mean",
+    paper="arXiv:2603.04972",
+    unit="values",
+    prepare="coefficients",
+    arrays=True,
+)
 def karcher(
-    base: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
+    base: Values | None,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     weights: NonNegativeWeights = None,
     max_iterations: Count = 10,
     tolerance: NonNegative = 1e-5,
-) -> torch.Tensor:
+) -> Values:
     """Find the direction with the least sum of squared angles to the experts', and a length for it.
 
     Each tensor is taken as one vector, w_i are the weights divided by their sum. From the

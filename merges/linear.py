@@ -10,20 +10,18 @@ from merges.parameters import Flag, Weights
 from merges.registry import method
 
 if TYPE_CHECKING:
-    import torch
-
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 
-@method(title="Model Soups", paper="arXiv:2203.05482", unit="values")
+@method(title="Model Soups", paper="arXiv:2203.05482", unit="values", arrays=True)
 def linear(
-    base: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
+    base: Values | None,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     weights: Weights = None,
     normalize: Flag = True,
-) -> torch.Tensor:
+) -> Values:
     """Average the experts: sum_i w_i x_i / sum_i w_i, uniformly where no weights are given.
 
     The rounding is that of `merges.combination.combine`.

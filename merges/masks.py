@@ -7,9 +7,12 @@ import hashlib
 import json
 import math
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Stream = tuple[int, str, str]
 
@@ -57,7 +60,7 @@ def _hash(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def keep_mask(stream: Stream, start: int, count: int, density: float) -> torch.Tensor:
+def keep_array(stream: Stream, start: int, count: int, density: float) -> np.ndarray:
     """Draw a Bernoulli mask that is a pure function of seed, expert, tensor name and position.
 
     Position p (row-major) is kept where the p-th byte of the generator PCG64DXSM, seeded with a
@@ -73,14 +76,14 @@ def keep_mask(stream: Stream, start: int, count: int, density: float) -> torch.T
         density: Probability of being kept, in (0, 1].
 
     Returns:
-        A bool tensor [count], True where the value is kept.
+        A bool array [count], True where the value is kept.
 
     Source:
         O'Neill, PCG: a family of simple fast space-efficient statistically good algorithms for
         random number generation, 2014; it can be advanced to any position.
     """
     if density >= 1:
-        return torch.ones(count, dtype=torch.bool)
+        return np.ones(count, dtype=bool)
     mask = np.empty(count, dtype=bool)
     key = _key(stream)
     whole = math.floor(density * 256)
@@ -93,7 +96,14 @@ def keep_mask(stream: Stream, start: int, count: int, density: float) -> torch.T
             undecided = np.flatnonzero(draws == whole)
             bits = _hash((undecided + (start + low)).astype(np.uint64) ^ np.uint64(key >> 64))
             part[undecided] = (bits >> np.uint64(11)) < fraction
-    return torch.from_numpy(mask)
+    return mask
+
+
+def keep_mask(stream: Stream, start: int, count: int, density: float) -> torch.Tensor:
+    """Draw the mask of `keep_array` as a tensor."""
+    import torch
+
+    return torch.from_numpy(keep_array(stream, start, count, density))
 
 
 def uniform(stream: Stream, start: int, count: int) -> torch.Tensor:
@@ -109,5 +119,7 @@ def uniform(stream: Stream, start: int, count: int) -> torch.Tensor:
     Returns:
         A float32 tensor [count].
     """
+    import torch
+
     draws = _draws(_key(stream), start, count, "<u4")
     return torch.from_numpy((draws >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24))

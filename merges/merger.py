@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
+from checkpoints.headers import FLOATS
 from checkpoints.names import kind
+from checkpoints.reading import torch_name, torch_type
 from common.errors import UserError
 from merges import registry
 from merges.checks import numbers_by_expert
-from merges.pieces import Part, Piece, Pieces
+from merges.pieces import ArrayPieces, Part, Piece, Pieces
 from merges.requests import EmbeddingsAndNorms
 
+if TYPE_CHECKING:
+    import torch
+
 ParametersFor = Callable[[str], Mapping[str, Any]]
+
+
+def _overflow(name: str, stored: str) -> UserError:
+    return UserError(
+        f"tensor {name}: the merge overflows {stored}; "
+        "use smaller weights or scale, or store another type"
+    )
 
 
 def rounded(values: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tensor:
@@ -33,16 +45,41 @@ def rounded(values: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tenso
     Raises:
         UserError: One is too large for the type.
     """
+    import torch
+
     # A comparison with NaN fails too.
     if values.numel() and not values.abs().amax() <= torch.finfo(stored).max:
-        raise UserError(
-            f"tensor {name}: the merge overflows {str(stored).removeprefix('torch.')}; "
-            "use smaller weights or scale, or store another type"
-        )
+        raise _overflow(name, str(stored).removeprefix("torch."))
     return values.to("cpu", stored)
 
 
+def rounded_array(values: np.ndarray, stored: str, name: str) -> np.ndarray:
+    """Round a parameter's values to the type in which they are stored.
+
+    Args:
+        values: Float32, any shape.
+        stored: BF16, F16 or F32.
+        name: The parameter's name, for the message.
+
+    Returns:
+        The values, flat; bfloat16 as its patterns in uint16.
+
+    Raises:
+        UserError: One is too large for the type, or no number.
+    """
+    from merges import kernels
+
+    found = kernels.narrow(values.reshape(-1), stored)
+    if found is None:
+        raise _overflow(name, torch_name(stored))
+    return found
+
+
 def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
@@ -77,6 +114,22 @@ class Settings:
     threads: int = 1
 
 
+def takes_arrays(method: str, settings: Settings, types: Collection[str]) -> bool:
+    """Tell whether a merge can do without torch.
+
+    Args:
+        method: A method's name.
+        settings: How it is carried out.
+        types: The types, by their safetensors names, of the parameters read and stored.
+    """
+    return (
+        registry.info(method).arrays
+        and settings.device == "cpu"
+        and settings.compute_dtype == "float32"
+        and "F64" not in types
+    )
+
+
 class Merger:
     """Merges parameters one by one; several threads may use it at once.
 
@@ -85,6 +138,7 @@ class Merger:
         experts: The experts' names in the order given.
         parameters: The method's parameters; those left out have their defaults.
         settings: All else.
+        arrays: Whether the parts' readers give arrays, and `merge` is to; see `takes_arrays`.
 
     Attributes:
         order: The experts' names in the order in which the method is given them.
@@ -101,8 +155,10 @@ class Merger:
         experts: Sequence[str],
         parameters: Mapping[str, Any],
         settings: Settings,
+        arrays: bool = False,
     ) -> None:
         self._method = method
+        self._arrays = arrays
         self._info = registry.info(method)
         self._given = tuple(experts)
         # Sums in another order round differently: one order makes the order given immaterial.
@@ -147,14 +203,21 @@ class Merger:
             for name, value in values.items()
         }
 
-    def copies(self, name: str, dtype: torch.dtype) -> bool:
-        """Tell whether a parameter is taken from the base (or the first expert) as it is."""
+    def copies(self, name: str, dtype: str) -> bool:
+        """Tell whether a parameter is taken from the base (or the first expert) as it is.
+
+        Args:
+            name: The parameter.
+            dtype: Its type by its safetensors name.
+        """
         policy = self._settings.embeddings_and_norms
-        return (
-            policy == "base" and kind(name) in ("embedding", "norm")
-        ) or not dtype.is_floating_point
+        return (policy == "base" and kind(name) in ("embedding", "norm")) or dtype not in FLOATS
 
     def _pieces(self, parts: Sequence[Part], double: bool) -> Pieces:
+        if self._arrays:
+            return ArrayPieces(parts, self._info.unit)
+        import torch
+
         wide = double or self._settings.compute_dtype == "float64"
         dtype = torch.float64 if wide else torch.float32
         return Pieces(parts, self._info.unit, dtype, self._settings.device)
@@ -162,7 +225,8 @@ class Merger:
     def _run_prepare(self, pieces: Pieces, parameters: Mapping[str, Any]) -> Any:
         wanted = inspect.signature(self._prepare).parameters.values()
         names = [item.name for item in wanted if item.kind is item.KEYWORD_ONLY]
-        return self._prepare(pieces, **{name: parameters[name] for name in names})
+        with np.errstate(all="ignore"):  # what overflows is refused when it is rounded
+            return self._prepare(pieces, **{name: parameters[name] for name in names})
 
     def prepare(self, parts: Sequence[Part], double: bool = False) -> None:
         """Look through the whole model first, where the method's scope is the model.
@@ -182,17 +246,18 @@ class Merger:
         self._prepared = self._run_prepare(pieces, self.parameters_of(""))
 
     def merge(
-        self, part: Part, stored: torch.dtype, double: bool = False
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+        self, part: Part, stored: str, double: bool = False
+    ) -> Iterator[tuple[int, torch.Tensor | np.ndarray]]:
         """Merge one parameter, piece by piece, and round it once.
 
         Args:
             part: The parameter.
-            stored: Floating type of the result.
+            stored: Floating type of the result by its safetensors name.
             double: Whether an input is stored in float64.
 
         Yields:
-            Row-major position of a piece's first value, and its values on the CPU.
+            Row-major position of a piece's first value, and its values on the CPU, as they are
+            stored: a tensor, or with `arrays` a flat array.
 
         Raises:
             UserError: NaN or infinity in a model or in the result.
@@ -211,11 +276,17 @@ class Merger:
                 piece.context, place=piece.context.start + offset, prepared=prepared
             )
             merged = self._call(piece, context, parameters)
-            yield piece.context.start, rounded(merged, stored, name)
+            if self._arrays:
+                yield piece.context.start, rounded_array(merged, stored, name)
+            else:
+                yield piece.context.start, rounded(merged, torch_type(stored), name)
 
-    def _call(self, piece: Piece, context: Any, parameters: Mapping[str, Any]) -> torch.Tensor:
+    def _call(
+        self, piece: Piece, context: Any, parameters: Mapping[str, Any]
+    ) -> torch.Tensor | np.ndarray:
         shape = piece.experts[0].shape
-        merged = self._function(piece.base, piece.experts, context, **parameters)
+        with np.errstate(all="ignore"):
+            merged = self._function(piece.base, piece.experts, context, **parameters)
         if merged.shape != shape:
             raise RuntimeError(f"method {self._method} returned another shape than it was given")
         return merged

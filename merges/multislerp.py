@@ -14,11 +14,9 @@ from merges.parameters import Flag, NonNegative, Weights
 from merges.registry import method
 
 if TYPE_CHECKING:
-    import torch
-
     from merges.gram import Origin
     from merges.pieces import Pieces
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 
 def coefficients(
@@ -59,17 +57,18 @@ def coefficients(
     paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
     unit="values",
     prepare="coefficients",
+    arrays=True,
 )
 def multislerp(
-    base: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
+    base: Values | None,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     weights: Weights = None,
     normalize: Flag = True,
     origin: Literal["zero", "base"] = "zero",
     epsilon: NonNegative = 1e-8,
-) -> torch.Tensor:
+) -> Values:
     """Average directions in the plane that touches the sphere at their mean, lengths linearly.
 
     With v_i = x_i - o, each tensor one vector from the origin o, and e the epsilon:
@@ -103,4 +102,6 @@ def multislerp(
         mergekit's `multislerp`, described on its author's page.
     """
     merged = combine(from_origin(base, experts, origin), context.prepared)
-    return merged if origin == "zero" else merged.add_(base)
+    if origin == "base":
+        merged += base
+    return merged

@@ -6,17 +6,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from checkpoints.checking import check_finite
 from merges.requests import TensorContext
 
 if TYPE_CHECKING:
+    import torch
+
     from merges.registry import Unit
 
-Reader = Callable[[int, int], torch.Tensor]
+Reader = Callable[[int, int], Any]
 
 # About ten float32 buffers of this many values fit a core's second-level cache of 2 MiB with room
 # to spare, and the cost of calling torch (a microsecond) is spread over enough of them.
@@ -30,14 +32,16 @@ _FLAT = (-1,)
 class Piece:
     """Some consecutive values of one parameter, of the base and of every expert.
 
+    They are tensors; arrays in the pieces of `ArrayPieces`.
+
     Attributes:
         base: Values of the base, None where the merge has none; [n] or, by rows, [rows, columns].
         experts: Values of the experts in the order of `context.experts`, shaped alike.
         context: Names, position and seed.
     """
 
-    base: torch.Tensor | None
-    experts: list[torch.Tensor]
+    base: Any
+    experts: list[Any]
     context: TensorContext
 
 
@@ -47,8 +51,8 @@ class Part:
 
     Attributes:
         context: Names, shape and seed.
-        base: Reads values [start, stop) of the flattened parameter in their stored type; None
-            where the merge has no base.
+        base: Reads values [start, stop) of the flattened parameter in their stored type, as a
+            tensor, or for `ArrayPieces` as an array; None where the merge has no base.
         experts: The same for each expert, in the order of `context.experts`.
         sources: What messages call the experts and, last, the base.
     """
@@ -76,7 +80,7 @@ class Pieces:
         parts: The parameters.
         unit: ``values``: flat pieces of any length; ``rows``: pieces of whole rows along the last
             dimension, [rows, columns], a vector being one row; ``tensor``: each parameter at once.
-        dtype: Working type, float32 or float64.
+        dtype: Working type, float32 or float64; None for float32.
         device: Where the values go.
         start: Position of the first part in what `prepare` sees; see `TensorContext.place`.
     """
@@ -85,14 +89,14 @@ class Pieces:
         self,
         parts: Sequence[Part],
         unit: Unit,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         start: int = 0,
     ) -> None:
         self.parts = list(parts)
         self._unit = unit
         self._dtype = dtype
-        self._device = torch.device(device)
+        self._device = device
         self._start = start
 
     @property
@@ -106,7 +110,7 @@ class Pieces:
         return self.parts[0].context.experts
 
     def _bounds(self, part: Part) -> Iterator[tuple[int, int]]:
-        size = CPU_SIZE if self._device.type == "cpu" else GPU_SIZE
+        size = CPU_SIZE if str(self._device) == "cpu" else GPU_SIZE
         if self._unit == "tensor":
             size = part.count
         elif self._unit == "rows":
@@ -124,16 +128,23 @@ class Pieces:
 
     def _values(
         self, part: Part, number: int, start: int, stop: int, shape: tuple[int, ...]
-    ) -> torch.Tensor:
+    ) -> Any:
         """Read an expert's values, or the base's for the number behind the last expert."""
         reader = part.base if number == len(part.experts) else part.experts[number]
-        # A copy even where type and device agree: the receiver may overwrite it.
-        values = reader(start, stop).to(self._device, self._dtype, copy=True)
-        # A sum with NaN or infinity is not finite; one that overflows is told apart in the check.
-        if not math.isfinite(values.sum().item()):
+        values, finite = self._convert(reader(start, stop))
+        if not finite:
             source = part.sources[number] if part.sources else f"model {number + 1}"
             check_finite(values, part.context.tensor, source)
         return values if shape == _FLAT else values.reshape(shape)
+
+    def _convert(self, stored: Any) -> tuple[Any, bool]:
+        """Convert stored values to the working type, and tell whether all may be finite."""
+        import torch
+
+        # A copy even where type and device agree: the receiver may overwrite it.
+        values = stored.to(self._device, self._dtype or torch.float32, copy=True)
+        # A sum with NaN or infinity is not finite; one that overflows is told apart in the check.
+        return values, math.isfinite(values.sum().item())
 
     def __iter__(self) -> Iterator[Piece]:
         return self._read()
@@ -169,3 +180,23 @@ class Pieces:
                     dataclasses.replace(part.context, start=start, place=place + start),
                 )
             place += part.count
+
+
+class ArrayPieces(Pieces):
+    """The same as numpy arrays of float32, without torch.
+
+    Args:
+        parts: The parameters, whose readers give arrays, bfloat16 as its patterns in uint16.
+        unit: As for `Pieces`.
+    """
+
+    def _convert(self, stored: np.ndarray) -> tuple[np.ndarray, bool]:
+        return self.widened(stored)
+
+    @staticmethod
+    def widened(stored: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Convert stored values to float32, and tell whether all are finite."""
+        from merges import kernels
+
+        values = np.empty(stored.shape, dtype=np.float32)
+        return values, kernels.widen(stored, values)

@@ -48,6 +48,7 @@ def method(
     experts: int | None = None,
     unit: Unit = "tensor",
     prepare: str | None = None,
+    arrays: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register a merge method.
 
@@ -66,6 +67,11 @@ def method(
     through several times, and those of the method's parameters that it declares. What it returns
     is `context.prepared`. Where the method has a parameter ``scope`` of ``tensor | model`` and it
     is set to ``model``, the preparation sees all parameters of the model that are merged, once.
+    With `arrays` the function, and `prepare`, work on numpy arrays as well as on tensors: they use
+    operators in place (``-=``, ``*=``) and functions that know both, such as
+    `merges.combination.combine`. In float32 on the CPU they are then given arrays, and a merge
+    needs no torch.
+
     A method with a parameter ``preset`` keeps its sets of values in a literal constant PRESETS of
     its file, by name, and what holds without one in DEFAULTS; they stand in for parameters that
     are null.
@@ -88,6 +94,7 @@ def method(
         unit: What it is given at a time: ``values`` (flat pieces), ``rows`` ([rows, columns])
             or the whole ``tensor``.
         prepare: Name of the function of the same file that prepares its work.
+        arrays: Whether it takes numpy arrays too.
 
     Returns:
         The decorator; it leaves the function as it is.
@@ -118,6 +125,7 @@ class MethodInfo:
     experts: int | None
     unit: Unit
     prepare: str | None
+    arrays: bool
     summary: str
     doc: str
     parameters: dict[str, ParameterInfo]
@@ -197,6 +205,7 @@ def _info(
         experts=given.get("experts"),
         unit=unit,
         prepare=given.get("prepare"),
+        arrays=bool(given.get("arrays", False)),
         summary=doc.splitlines()[0],
         doc=doc,
         parameters={parameter.name: parameter for parameter in found},

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from checkpoints.reading import Checkpoint
 
 EmbeddingsAndNorms = Literal["merged", "base"]
+Values = TypeVar("Values", "torch.Tensor", np.ndarray)  # what a method is given is all of one kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class TensorContext:
     place: int = 0
     prepared: Any = None
 
-    def keep_mask(self, expert: str, like: torch.Tensor, density: float) -> torch.Tensor:
+    def keep_mask(self, expert: str, like: Values, density: float) -> Values:
         """Draw the Bernoulli mask of one expert's values; see `merges.masks.keep_mask`.
 
         Args:
@@ -49,11 +52,15 @@ class TensorContext:
         Returns:
             Ones and zeros in the shape and type and on the device of `like`.
         """
-        import torch
-
         from merges import masks
 
-        mask = masks.keep_mask(self._stream(expert), self.start, like.numel(), density)
+        stream = self._stream(expert)
+        if isinstance(like, np.ndarray):
+            kept = masks.keep_array(stream, self.start, like.size, density)
+            return kept.astype(like.dtype).reshape(like.shape)
+        import torch
+
+        mask = masks.keep_mask(stream, self.start, like.numel(), density)
         # Torch turns bytes into floats several times as fast as truth values.
         return mask.view(torch.uint8).to(like.device, like.dtype).view(like.shape)
 

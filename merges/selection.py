@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn.functional import hardshrink
 
 if TYPE_CHECKING:
+    import torch
+
     from merges.pieces import Piece, Pieces
+    from merges.requests import Values
 
 _FEW = 1 << 18  # so many values are gathered whole; a sample would not pay
 _MARGIN = 6.0  # standard errors of the sample's share above the threshold
@@ -32,7 +33,7 @@ class Threshold:
     value: float
     cut: int
 
-    def keep(self, values: torch.Tensor, place: int) -> torch.Tensor:
+    def keep(self, values: Values, place: int) -> Values:
         """Zero all but the k largest.
 
         Args:
@@ -40,9 +41,17 @@ class Threshold:
             place: Place of its first value; see `merges.requests.TensorContext.place`.
 
         Returns:
-            A new tensor of the same shape.
+            A new tensor of the same shape; an array is overwritten.
         """
         with_ties = self.cut - place
+        if isinstance(values, np.ndarray):
+            from merges import kernels
+
+            below = np.nextafter(np.float32(self.value), np.float32(0))
+            return kernels.trim(values, below, self.value, with_ties)
+        import torch
+        from torch.nn.functional import hardshrink
+
         if with_ties <= 0:
             return hardshrink(values, self.value)
         limit = torch.tensor(self.value, dtype=values.dtype)
@@ -53,6 +62,18 @@ class Threshold:
         first, rest = flat[:with_ties], flat[with_ties:]
         both = torch.cat([hardshrink(first, below), hardshrink(rest, self.value)])
         return both.reshape(values.shape)
+
+
+def _on_cpu(values: Values) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def _magnitudes(values: Values) -> np.ndarray:
+    return _on_cpu(abs(values.reshape(-1)))
+
+
+def _count(truths: Values) -> int:
+    return int(np.count_nonzero(truths) if isinstance(truths, np.ndarray) else truths.sum())
 
 
 def kept(density: float, count: int) -> int:
@@ -101,18 +122,20 @@ class _Search:
         self._counts: list[int] = []
         self._values: list[np.ndarray] = []
 
-    def add(self, magnitude: torch.Tensor, place: int) -> None:
-        """Count what is above the bounds of a piece's values [n], and gather what is between."""
-        on_cpu = magnitude.device.type == "cpu"
-        array = magnitude.numpy() if on_cpu else magnitude
-        count = np.count_nonzero if on_cpu else torch.count_nonzero
-        self._above += int(count(array > self.high))
+    def add(self, array: np.ndarray | torch.Tensor, place: int) -> None:
+        """Count what is above the bounds of magnitudes [n], and gather what is between.
+
+        Args:
+            array: The magnitudes; a tensor where they are on a GPU.
+            place: Place of the first.
+        """
+        self._above += _count(array > self.high)
         self._places.append(place)
         if self.low == self.high:  # all alike, as in a frozen parameter: their number will do
-            self._counts.append(int(count(array == self.low)))
+            self._counts.append(_count(array == self.low))
         else:
             values = array[(array >= self.low) & (array <= self.high)]
-            self._values.append(values if on_cpu else values.cpu().numpy())
+            self._values.append(_on_cpu(values))
             self._counts.append(len(values))
 
     def finish(self) -> None:
@@ -177,21 +200,24 @@ def thresholds(
     if pending and total > _FEW:
         for piece in pieces.sample():
             for run, values in zip(runs, values_of(piece), strict=True):
-                run.append(values.flatten().abs().cpu().numpy())
+                run.append(_magnitudes(values))
     searches = {number: _Search(counts[number], runs[number], total) for number in pending}
     del runs  # a sample of every series
     while pending := [n for n, search in searches.items() if search.threshold is None]:
         for piece in pieces:
             series = values_of(piece)
             for number in pending:
-                searches[number].add(series[number].flatten().abs(), piece.context.place)
+                values = series[number]
+                on_gpu = getattr(values, "is_cuda", False)
+                array = abs(values.reshape(-1)) if on_gpu else _magnitudes(values)
+                searches[number].add(array, piece.context.place)
         for number in pending:
             searches[number].finish()
     for number, search in searches.items():
         found[number] = search.threshold
         if search.split is not None:
             place, missing = search.split
-            magnitude = values_of(pieces.at(place))[number].flatten().abs()
-            tie = int((magnitude == search.threshold.value).nonzero()[missing - 1])
+            magnitude = _magnitudes(values_of(pieces.at(place))[number])
+            tie = int(np.flatnonzero(magnitude == search.threshold.value)[missing - 1])
             found[number] = Threshold(search.threshold.value, place + tie + 1)
     return found

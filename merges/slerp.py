@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from merges.combination import combine
-from merges.gram import arc, gram
+from merges.gram import gram
 from merges.parameters import Fraction
 from merges.registry import method
 
 if TYPE_CHECKING:
     from merges.pieces import Pieces
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 _NEARLY_COLINEAR = 0.9995  # |cosine| above which the sphere is flat enough for a straight line
 _NO_DIRECTION = 1e-8  # a norm below which a tensor has none
@@ -28,7 +26,8 @@ def coefficients(pieces: Pieces, *, t: float) -> list[float]:
     if min(norms) > _NO_DIRECTION:
         cosine = products[0, 1] / (norms[0] * norms[1])
         if abs(cosine) <= _NEARLY_COLINEAR:
-            return [float(c) for c in arc(torch.tensor(cosine, dtype=torch.float64), t)]
+            angle = math.acos(cosine)
+            return [math.sin(part * angle) / math.sin(angle) for part in (1.0 - t, t)]
     return [1.0 - t, t]
 
 
@@ -39,14 +38,15 @@ def coefficients(pieces: Pieces, *, t: float) -> list[float]:
     experts=2,
     unit="values",
     prepare="coefficients",
+    arrays=True,
 )
 def slerp(
-    base: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
+    base: Values | None,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     t: Fraction = 0.5,
-) -> torch.Tensor:
+) -> Values:
     """Interpolate along the arc: [sin((1-t) a) x_0 + sin(t a) x_1] / sin a, a their angle.
 
     Each tensor is taken as one vector. Where |cos a| > 0.9995 (antipodal ones included) it is the

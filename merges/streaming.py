@@ -7,19 +7,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
 
 from checkpoints.checking import check_finite
+from checkpoints.headers import FLOATS
 from checkpoints.reading import Model, stored_type, torch_type
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress
 from merges.layers import LayerRules
-from merges.merger import Merger, Settings, rounded
-from merges.pieces import Part
+from merges.merger import Merger, Settings, rounded, rounded_array, takes_arrays
+from merges.pieces import ArrayPieces, Part
 from merges.requests import TensorContext
+
+if TYPE_CHECKING:
+    import torch
 
 _COPIED_AT_ONCE = 1 << 22  # values
 
@@ -54,7 +58,7 @@ class InMemory:
 class Sink(Protocol):
     """Where merged values go, in any order."""
 
-    def write(self, name: str, start: int, values: torch.Tensor) -> None: ...
+    def write(self, name: str, start: int, values: torch.Tensor | np.ndarray) -> None: ...
     def done(self, name: str) -> None: ...
 
 
@@ -62,6 +66,8 @@ class Collected:
     """Merged values in memory."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        import torch
+
         self.tensors = {
             name: torch.empty(spec.shape, dtype=torch_type(spec.dtype))
             for name, spec in specs.items()
@@ -85,6 +91,8 @@ class Merge:
         parameters: The method's parameters; those left out have their defaults.
         settings: All else.
         sources: What to call the models in messages, by expert name and ``base``.
+        arrays: Whether to do without torch where that is possible: the sink is then given flat
+            arrays, bfloat16 as its patterns in uint16. Every bit of the result is the same.
 
     Attributes:
         specs: Type and shape of each parameter of the result.
@@ -101,10 +109,19 @@ class Merge:
         parameters: Mapping[str, Any],
         settings: Settings,
         sources: Mapping[str, Path | str],
+        arrays: bool = False,
     ) -> None:
         self._settings = settings
-        self._merger = Merger(method, list(experts), parameters, settings)
         self._reference = next(iter(experts.values())) if base is None else base
+        names = self._reference.names()
+        self.specs = {
+            name: TensorSpec(self._stored(name), self._reference.shape(name)) for name in names
+        }
+        models = [*experts.values(), *([] if base is None else [base])]
+        types = {model.dtype(name) for model in models for name in names}
+        types |= {spec.dtype for spec in self.specs.values()}
+        self._arrays = arrays and takes_arrays(method, settings, types)
+        self._merger = Merger(method, list(experts), parameters, settings, self._arrays)
         self._base = base
         self._stopped = False
         self._experts = [experts[name] for name in self._merger.order]
@@ -112,23 +129,19 @@ class Merge:
         self._sources = [
             str(sources.get(name, f"expert {name}")) for name in self._merger.order
         ] + [str(sources.get("base", "base"))]
-        names = self._reference.names()
         if isinstance(settings.parameters_for, LayerRules):
             settings.parameters_for.check_used(names)
         for name in names:
             self._merger.parameters_of(name)
-        self.specs = {
-            name: TensorSpec(self._stored(name), self._reference.shape(name)) for name in names
-        }
 
     def _stored(self, name: str) -> str:
         own = self._reference.stored(name)
-        if self._settings.dtype is None or not torch_type(own).is_floating_point:
+        if self._settings.dtype is None or own not in FLOATS:
             return own
         return stored_type(self._settings.dtype)
 
     def _copied(self, name: str) -> bool:
-        return self._merger.copies(name, torch_type(self._reference.dtype(name)))
+        return self._merger.copies(name, self._reference.dtype(name))
 
     def _double(self, name: str) -> bool:
         return any(model.dtype(name) == "F64" for model in self._models)
@@ -143,39 +156,47 @@ class Merge:
             self._sources,
         )
 
-    def _read(self, model: Model | InMemory, name: str, start: int, stop: int) -> torch.Tensor:
+    def _read(
+        self, model: Model | InMemory, name: str, start: int, stop: int
+    ) -> torch.Tensor | np.ndarray:
         if self._stopped:  # a large parameter would keep a failed merge waiting
             raise RuntimeError("the merge has been stopped")
-        return model.read(name, start, stop)
+        return (model.read_array if self._arrays else model.read)(name, start, stop)
 
-    def _copy(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        stored = torch_type(self.specs[name].dtype)
-        count = self._part(name).count
+    def _copy(self, name: str) -> Iterator[tuple[int, torch.Tensor | np.ndarray]]:
+        """Copy a parameter of the base. The experts' must be sound, and integers equal."""
+        count, floating = math.prod(self.specs[name].shape), self._reference.dtype(name) in FLOATS
         for start in range(0, count, _COPIED_AT_ONCE):
             stop = min(start + _COPIED_AT_ONCE, count)
-            values = self._reference.read(name, start, stop)
-            # The experts' are not used, but a damaged expert is told wherever the damage is.
+            values = self._read(self._reference, name, start, stop)
             for model, source in zip(self._models, self._sources, strict=False):
-                others = model.read(name, start, stop)
-                check_finite(others, name, source)
-                if not values.is_floating_point() and not torch.equal(values, others):
+                others = self._read(model, name, start, stop)
+                if floating:
+                    check_finite(self._wide(others), name, source)
+                elif not bool((values == others).all()):
                     raise UserError(
                         f"tensor {name} holds integers and differs between the models; "
                         "it cannot be merged"
                     )
-            yield start, rounded(values, stored, name) if stored.is_floating_point else values
+            yield start, self._rounded(values, name) if floating else values
+
+    def _wide(self, values: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+        return ArrayPieces.widened(values)[0] if self._arrays else values
+
+    def _rounded(self, values: torch.Tensor | np.ndarray, name: str) -> torch.Tensor | np.ndarray:
+        stored = self.specs[name].dtype
+        if self._arrays:
+            return rounded_array(self._wide(values), stored, name)
+        return rounded(values, torch_type(stored), name)
 
     def _one(self, name: str, sink: Sink, upcoming: str | None) -> None:
-        if self._settings.threads > 1:
-            torch.set_num_threads(1)  # else every thread here would bring a team of its own
         if upcoming:
             for model in self._models:
                 model.ahead(upcoming)
-        stored = torch_type(self.specs[name].dtype)
         values = (
             self._copy(name)
             if self._copied(name)
-            else self._merger.merge(self._part(name), stored, self._double(name))
+            else self._merger.merge(self._part(name), self.specs[name].dtype, self._double(name))
         )
         for start, piece in values:
             sink.write(name, start, piece)
@@ -201,7 +222,7 @@ class Merge:
                 if progress:
                     counter.step()
             return
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=self.work_alone) as pool:
             futures: list[Future] = [pool.submit(self._one, n, sink, later) for n, later in jobs]
             try:
                 for future in as_completed(futures):
@@ -213,6 +234,13 @@ class Merge:
                 for future in futures:
                     future.cancel()
                 raise
+
+    def work_alone(self) -> None:
+        """Keep torch in this thread from sharing pieces, too small for that, with others."""
+        if not self._arrays:
+            import torch
+
+            torch.set_num_threads(1)
 
     def counted(self) -> dict[str, float]:
         """Return amounts for the cost: parameters of the result, bytes of values read and written.

@@ -10,21 +10,25 @@ from merges.parameters import Flag, Scale, Weights
 from merges.registry import method
 
 if TYPE_CHECKING:
-    import torch
-
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 
-@method(title="Task arithmetic", paper="arXiv:2212.04089", needs={"base"}, unit="values")
+@method(
+    title="Task arithmetic",
+    paper="arXiv:2212.04089",
+    needs={"base"},
+    unit="values",
+    arrays=True,
+)
 def task_arithmetic(
-    base: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    base: Values,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     scale: Scale = 0.4,
     weights: Weights = None,
     normalize: Flag = False,
-) -> torch.Tensor:
+) -> Values:
     """Add task vectors to the base: b + lambda * sum_i w_i (x_i - b).
 
     The task vectors are combined first (`merges.combination.combine`), so their roundings are
@@ -53,5 +57,8 @@ def task_arithmetic(
     factors = ones_or(weights, len(experts))
     if normalize:
         factors = normalized(factors, "task_arithmetic", "give others, or normalize=false")
-    deltas = [expert.sub_(base) for expert in experts]
-    return combine(deltas, [scale * factor for factor in factors]).add_(base)
+    for expert in experts:
+        expert -= base
+    merged = combine(experts, [scale * factor for factor in factors])
+    merged += base
+    return merged

@@ -6,22 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from common.errors import UserError
+from merges.combination import combine
 
 if TYPE_CHECKING:
-    from merges.pieces import Pieces
-    from merges.requests import TensorContext
+    import torch
 
-Thin = Callable[[list[torch.Tensor], "TensorContext"], Sequence[torch.Tensor]]
+    from merges.pieces import Pieces
+    from merges.requests import TensorContext, Values
+
+Thin = Callable[[list["torch.Tensor"], "TensorContext"], Sequence["torch.Tensor"]]
 
 _NEGLIGIBLE = 1e-7  # mergekit's bound: sums below it are not divided by
 
 
 def weighted_sum(
-    deltas: Sequence[torch.Tensor], weights: Sequence[float] | None, normalize: bool
-) -> torch.Tensor:
+    deltas: Sequence[Values], weights: Sequence[float] | None, normalize: bool
+) -> Values:
     """Add up task vectors: sum_i w_i d_i, divided by sum_i w_i on request.
 
     Args:
@@ -44,10 +46,14 @@ def weighted_sum(
                 "normalize=false"
             )
         factors = [factor / total for factor in factors]
-    merged = deltas[0].mul_(factors[0])
-    for delta, factor in zip(deltas[1:], factors[1:], strict=True):
-        merged.add_(delta, alpha=factor)
-    return merged
+    return combine(deltas, factors)
+
+
+def from_base(delta: Values, scale: float, base: Values) -> Values:
+    """Compute b + scale * d in place of the task vector d."""
+    delta *= scale
+    delta += base
+    return delta
 
 
 def l1_factors(pieces: Pieces, thin: Thin) -> list[float]:
@@ -60,6 +66,8 @@ def l1_factors(pieces: Pieces, thin: Thin) -> list[float]:
     Returns:
         For each expert the sum before, divided by the sum after; 1 where either is negligible.
     """
+    import torch
+
     before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
     for piece in pieces:
         deltas = [expert.sub_(piece.base) for expert in piece.experts]
@@ -82,6 +90,8 @@ def order_by_magnitude(rows: torch.Tensor) -> torch.Tensor:
     Returns:
         Columns in this order, int64 [rows, columns].
     """
+    import torch
+
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.abs().argsort(dim=-1, descending=True, stable=True)
     # numpy sorts integers with vector instructions, ten times as fast as torch sorts floats. The

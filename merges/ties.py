@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 
 from merges.parameters import Densities, NonNegativeWeights, Scale
 from merges.registry import method
 from merges.selection import Threshold, kept, thresholds
+from merges.task_vectors import from_base
 
 if TYPE_CHECKING:
     from merges.pieces import Piece, Pieces
-    from merges.requests import TensorContext
+    from merges.requests import TensorContext, Values
 
 
 def merge_agreeing(
-    deltas: Sequence[torch.Tensor],
+    deltas: Sequence[Values],
     weights: Sequence[float] | None,
     merge: Literal["mean", "sum"],
-) -> torch.Tensor:
+) -> Values:
     """Elect a sign per entry and merge the values that have it.
 
     The elected sign is that of sum_i w_i d_i, positive where the sum is zero. Zeros have no sign
@@ -34,6 +35,12 @@ def merge_agreeing(
     Returns:
         The merged task vector; zero where no value has the elected sign.
     """
+    if isinstance(deltas[0], np.ndarray):
+        from merges import kernels
+
+        return kernels.merge_agreeing(deltas, weights, merge)
+    import torch
+
     if weights is not None:
         for delta, weight in zip(deltas, weights, strict=True):
             delta.mul_(weight)
@@ -56,9 +63,11 @@ def merge_agreeing(
     return merged.mul_(sign)
 
 
-def deltas_of(piece: Piece) -> list[torch.Tensor]:
+def deltas_of(piece: Piece) -> list[Values]:
     """Return a piece's task vectors x_i - b, in place of the experts' values."""
-    return [expert.sub_(piece.base) for expert in piece.experts]
+    for expert in piece.experts:
+        expert -= piece.base
+    return piece.experts
 
 
 def trim_thresholds(pieces: Pieces, *, density: Sequence[float]) -> list[Threshold]:
@@ -72,10 +81,11 @@ def trim_thresholds(pieces: Pieces, *, density: Sequence[float]) -> list[Thresho
     needs={"base"},
     unit="values",
     prepare="trim_thresholds",
+    arrays=True,
 )
 def ties(
-    base: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    base: Values,
+    experts: Sequence[Values],
     context: TensorContext,
     *,
     density: Densities = 0.2,
@@ -83,7 +93,7 @@ def ties(
     weights: NonNegativeWeights = None,
     merge: Literal["mean", "sum"] = "mean",
     scope: Literal["tensor", "model"] = "tensor",
-) -> torch.Tensor:
+) -> Values:
     """Trim, elect sign, merge: b + lambda * disjoint mean (or sum) of the trimmed task vectors.
 
     With d_i the task vector x_i - b of which only the k = floor(density * n) entries of
@@ -111,8 +121,10 @@ def ties(
         Yadav et al., TIES-Merging, 2023, algorithm 1; 20 % and lambda = 1 are its defaults where
         nothing is tuned (section 5).
     """
+    for expert in experts:
+        expert -= base
     trimmed = [
-        threshold.keep(expert.sub_(base), context.place)
+        threshold.keep(expert, context.place)
         for threshold, expert in zip(context.prepared, experts, strict=True)
     ]
-    return merge_agreeing(trimmed, weights, merge).mul_(scale).add_(base)
+    return from_base(merge_agreeing(trimmed, weights, merge), scale, base)

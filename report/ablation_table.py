@@ -52,17 +52,25 @@ def ablation_grid(ablation: Ablation) -> Grid:
     case = ablation.case
     table = [[case.average(run) for run in entry.runs] for entry in ablation.objectives]
     totals = [spread([score and score.value for score in scores]) for scores in table]
-    top = max((total.mean for total in totals if total), default=0.0)
+    compared = [
+        total for entry, total in zip(ablation.objectives, totals, strict=True) if not entry.extra
+    ]
+    top = max((total.mean for total in compared if total), default=0.0)
     rows, notes = [], []
     for entry, scores, total in zip(ablation.objectives, table, totals, strict=True):
         deviation = number(total.deviation) if total and total.deviation is not None else ""
-        strong = total is not None and total.mean >= top - 1e-12
-        cells = [Cell(entry.label), Cell(number(total and total.mean), deviation, strong)]
+        strong = total is not None and not entry.extra and total.mean >= top - 1e-12
+        cells = [
+            Cell(entry.label + ("°" if entry.extra else "")),
+            Cell(number(total and total.mean), deviation, strong),
+        ]
         cells += [Cell(number(score and score.value)) for score in scores]
-        rows.append(Row(tuple(cells)))
+        rows.append(Row(tuple(cells), "extra" if entry.extra else ""))
         for run in entry.runs:
             if run.status != "ok":
                 notes.append(f"{entry.label}, seed {run.seed}: {run.status}.")
+    if any(entry.extra for entry in ablation.objectives):
+        notes.append("° A row beyond the paper's table; it takes no part in the mark for the best.")
     done = [score.stderr for scores in table for score in scores if score is not None]
     items = number(sum(done) / len(done)) if done else "unknown"
     seeds = ", ".join(map(str, ablation.seeds))

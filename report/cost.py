@@ -1,17 +1,17 @@
-"""What every row and every stage cost: measured times and memory, counted tokens and FLOPs."""
+"""What every row and stage cost: measured time, memory and bytes, counted tokens and FLOPs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.files import read_json
 from report import fields
 from report.case_table import table_title
-from report.experiment import Experiment, searched
-from report.grid import Cell, Grid, Row
+from report.experiment import Experiment, Model, searched
+from report.grid import MISSING, Cell, Grid, Row
 
 STAGES = {
     "data": "Data",
@@ -36,8 +36,12 @@ class Cost:
         split: For an evaluation, the split of the items; else empty.
         wall_s: Wall time in seconds.
         cpu_s: CPU time in seconds, user and system.
+        gpu_s: Wall seconds times the GPUs that were held.
         peak_rss_mb: Peak resident memory in MB (10^6 bytes) of the process.
-        counted: Amounts by name.
+        peak_gpu_mb: Peak memory on a GPU in MB.
+        bytes_read: Asked for by the process, from the page cache or not.
+        bytes_written: The same for writing.
+        counted: Amounts by name, as the step reported them.
     """
 
     stage: str
@@ -47,14 +51,56 @@ class Cost:
     wall_s: float
     cpu_s: float
     peak_rss_mb: float
-    counted: Mapping[str, float]
+    gpu_s: float = 0.0
+    peak_gpu_mb: float = 0.0
+    bytes_read: float = 0.0
+    bytes_written: float = 0.0
+    counted: Mapping[str, float] = field(default_factory=dict)
+
+    def _sum(self, *names: str) -> float:
+        return sum(self.counted.get(name, 0) for name in names)
+
+    @property
+    def forward_tokens(self) -> float:
+        """Tokens that went through a model, a search's dev evaluations included."""
+        return self._sum("forward_tokens", "dev_tokens", "tokens")
+
+    @property
+    def backward_tokens(self) -> float:
+        """Tokens that gradients were computed for."""
+        return self._sum("backward_tokens")
+
+    @property
+    def flops(self) -> float:
+        """FLOPs derived from these tokens; the merging of weights itself is not in them."""
+        return self._sum("flops", "dev_flops")
+
+    @property
+    def evaluations(self) -> float:
+        """Candidates that were scored on dev items."""
+        return self._sum("evaluations")
 
 
-def _cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
+MEASURED = ("wall_s", "cpu_s", "gpu_s", "peak_rss_mb", "peak_gpu_mb", "bytes_read", "bytes_written")
+DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
+
+
+def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
+    """Yield the cost in a step's cost.json, nothing where there is none."""
     if path.exists():
         content: dict[str, Any] = read_json(path)
-        measured = (float(content[name]) for name in ("wall_s", "cpu_s", "peak_rss_mb"))
-        yield Cost(stage, case, id, split, *measured, content.get("counted", {}))
+        measured = {name: float(content.get(name, 0)) for name in MEASURED}
+        yield Cost(stage, case, id, split, **measured, counted=content.get("counted", {}))
+
+
+def teachers_of(case: str, model: Model, found: Sequence[Cost]) -> list[Cost]:
+    """Return the cost of the teachers' signal that a merge was given, nothing where none was.
+
+    The rows that learn from it share it; taken alone, each would have had to pay for it.
+    """
+    if "teachers" not in model.manifest.get("inputs", {}):
+        return []
+    return [cost for cost in found if (cost.stage, cost.case) == ("teachers", case)]
 
 
 def costs(experiment: Experiment) -> list[Cost]:
@@ -70,8 +116,8 @@ def costs(experiment: Experiment) -> list[Cost]:
     results, methods = experiment.results, experiment.config["methods"]
     for case in experiment.cases:
         folder = results / case.id
-        found += _cost(folder / "data" / "cost.json", "data", case.id, "data")
-        found += _cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
+        found += read_cost(folder / "data" / "cost.json", "data", case.id, "data")
+        found += read_cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
         for model in case.all_models:
             if model.kind == "merge":
                 stage = "search" if searched(methods[model.id]) else "merges"
@@ -79,29 +125,35 @@ def costs(experiment: Experiment) -> list[Cost]:
             else:
                 stage = "base" if model.kind == "base" else "experts"
                 made = folder / "models"
-            found += _cost(made / model.id / "cost.json", stage, case.id, model.id)
+            found += read_cost(made / model.id / "cost.json", stage, case.id, model.id)
             for split in ("dev", "test"):
                 path = folder / "scores" / split / f"{model.id}.cost.json"
-                found += _cost(path, "evaluation", case.id, model.id, split)
+                found += read_cost(path, "evaluation", case.id, model.id, split)
     for entry in experiment.ablation.objectives if experiment.ablation else ():
         for run in entry.runs:
             folder = results / "ablation" / run.id
             made = [folder / "model" / "cost.json", folder / "cost.json"]
             path = next((path for path in made if path.exists()), made[0])
-            found += _cost(path, "ablation", "ablation", run.id)
-            found += _cost(folder / "scores.cost.json", "evaluation", "ablation", run.id, "test")
+            found += read_cost(path, "ablation", "ablation", run.id)
+            found += read_cost(
+                folder / "scores.cost.json", "evaluation", "ablation", run.id, "test"
+            )
     return sorted(found, key=lambda cost: list(STAGES).index(cost.stage))
 
 
 def cost_csv(found: list[Cost]) -> str:
-    """Write one row per step, with every amount that any step counted as a column."""
+    """Write one row per step: measured, then derived, then every amount that any step counted."""
     names = sorted({name for cost in found for name in cost.counted})
-    about = ["stage", "case", "id", "split", "wall_s", "cpu_s", "peak_rss_mb"]
-    rows = [[*about, *(f"counted {name}" for name in names)]]
+    about = ["stage", "case", "id", "split"]
+    rows = [[*about, *MEASURED, *DERIVED, *(f"counted {name}" for name in names)]]
     for cost in found:
+        start = [getattr(cost, name) for name in about]
+        measured = [
+            f"{getattr(cost, name):.{3 if name.endswith('_s') else 0}f}" for name in MEASURED
+        ]
+        derived = [f"{getattr(cost, name):.0f}" for name in DERIVED]
         amounts = [f"{cost.counted[name]:.0f}" if name in cost.counted else "" for name in names]
-        measured = [f"{cost.wall_s:.3f}", f"{cost.cpu_s:.3f}", f"{cost.peak_rss_mb:.0f}"]
-        rows.append([cost.stage, cost.case, cost.id, cost.split, *measured, *amounts])
+        rows.append([*start, *measured, *derived, *amounts])
     return fields.text(rows)
 
 
@@ -133,9 +185,10 @@ def _sum_row(label: str, steps: list[Cost], group: str = "") -> Row:
     return Row((Cell(label), *map(Cell, sums)), group)
 
 
-def _amount(value: float | None) -> str:
+def amount(value: float | None) -> str:
+    """Write a count with three digits and its size: 1.23 M; a dash for none."""
     if not value:
-        return "–"
+        return MISSING
     for size, sign in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{sign}"
@@ -144,32 +197,47 @@ def _amount(value: float | None) -> str:
 
 def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
     """Lay out what each model of the cases cost to make and to evaluate."""
-    shown = ("forward_tokens", "backward_tokens", "flops", "evaluations", "dev_tokens")
     rows = []
     for case in experiment.cases:
+        table = table_title(case.table)
         for model in case.all_models:
             steps = [cost for cost in found if (cost.case, cost.id) == (case.id, model.id)]
-            making = [cost for cost in steps if cost.stage != "evaluation"]
-            tests = [cost for cost in steps if cost.split == "test"]
-            if not steps:
-                continue
-            counted = {name: sum(cost.counted.get(name, 0) for cost in making) for name in shown}
-            cells = [
-                *(table_title(case.table), model.label),
-                *(f"{sum(cost.cpu_s for cost in part):.1f}" for part in (making, tests)),
-                f"{max(cost.peak_rss_mb for cost in steps):.0f}",
-                *(_amount(counted[name]) for name in shown),
-            ]
-            rows.append(Row(tuple(map(Cell, cells)), case.id))
+            if steps:
+                making = [cost for cost in steps if cost.stage != "evaluation"]
+                tests = [cost for cost in steps if cost.split == "test"]
+                rows.append(_model_row(table, model.label, making, tests, case.id))
+        if taught := [cost for cost in found if (cost.stage, cost.case) == ("teachers", case.id)]:
+            rows.append(_model_row(table, STAGES["teachers"], taught, [], case.id))
     caption = (
         "Cost of making each model (training, merging, and its own search or tuning on dev "
-        "items) and of its evaluation on test items. CPU seconds and peak memory are measured "
-        "and vary; tokens, FLOPs and evaluations are counted; a dash: not counted or none. "
-        "DAM's rows share the teachers' signal, whose cost stands in its own stage. "
-        "cost.csv has every step."
+        "items) and of its evaluation on test items. Seconds, peak memory and megabytes (asked "
+        "for, from the page cache or not) are measured and vary; tokens are counted, a search's "
+        "dev evaluations included, and FLOPs derived from them; a dash: none. A plain merge runs "
+        "no model, and the arithmetic on its weights is not counted. DAM's rows share their "
+        "teachers' signal, which has a row of its own and is not in theirs. cost.csv has every "
+        "step."
     )
     header = (
-        *("Table", "Model", "Making, CPU s", "Test, CPU s", "Peak MB"),
-        *("Forward tokens", "Backward tokens", "FLOPs", "Dev evaluations", "Dev tokens"),
+        *("Table", "Model", "Making, CPU s", "Making, wall s", "GPU s", "Test, CPU s", "Peak MB"),
+        *("Read, MB", "Written, MB", "Forward tokens", "Backward tokens", "FLOPs"),
+        "Dev evaluations",
     )
     return Grid("costs", "Cost", caption, header, tuple(rows), texts=2)
+
+
+def _model_row(
+    table: str, label: str, making: Sequence[Cost], tests: Sequence[Cost], group: str
+) -> Row:
+    def total(steps: Sequence[Cost], name: str) -> float:
+        return sum(getattr(cost, name) for cost in steps)
+
+    cells = [
+        *(table, label),
+        *(f"{total(making, name):.1f}" for name in ("cpu_s", "wall_s")),
+        f"{gpu:.1f}" if (gpu := total([*making, *tests], "gpu_s")) else MISSING,
+        f"{total(tests, 'cpu_s'):.1f}" if tests else MISSING,
+        f"{max(cost.peak_rss_mb for cost in [*making, *tests]):.0f}",
+        *(f"{total(making, name) / 1e6:.1f}" for name in ("bytes_read", "bytes_written")),
+        *(amount(total(making, name)) for name in DERIVED),
+    ]
+    return Row(tuple(map(Cell, cells)), group)

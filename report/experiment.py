@@ -162,11 +162,13 @@ class Objective:
         id: Its name in the configuration and its folder.
         label: Its title.
         runs: One model a seed, in the order of the seeds.
+        extra: Whether the paper's table has no such row.
     """
 
     id: str
     label: str
     runs: tuple[Model, ...]
+    extra: bool = False
 
 
 @dataclass(frozen=True)

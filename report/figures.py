@@ -1,4 +1,4 @@
-"""Figures as PNG and PDF; equal scores give equal bytes."""
+"""Figures as PNG and PDF; equal scores and costs give equal bytes."""
 
 from __future__ import annotations
 
@@ -9,31 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import write_bytes
 from common.manifest import NAME, write_manifest
+from report import compute_figure, cost, palette
 from report.averages import Score, spread
 from report.case_table import table_title
-from report.experiment import Ablation, Case, Experiment, Model, searched
+from report.experiment import Ablation, Case, Experiment, Model
 from report.load import score_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the paper's method is black.
-_FAMILIES = {
-    "linear": ("Model Soups", "#0072B2"),
-    "task_arithmetic": ("Task arithmetic", "#56B4E9"),
-    "ties": ("TIES", "#009E73"),
-    "dare_ties": ("DARE-TIES", "#E69F00"),
-    "slerp": ("SLERP", "#CC79A7"),
-    "evolutionary": ("Evolutionary", "#D55E00"),
-    "dam": ("DAM", "#222222"),
-}
-_OTHER = ("Other methods", "#B5A900")
-_REFERENCE = ("Base and experts", "#A6A6A6")
-_PALE = 0.5  # share of white in the bars of rows that chose nothing on dev items
 _PANELS_ACROSS = 4
 _BAR_IN = 0.175  # height of one bar's place in inches: an 8-point label fits
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 9,
@@ -44,23 +32,6 @@ _STYLE = {
     "ytick.major.width": 0.6,
     "pdf.fonttype": 42,
 }
-
-
-def _family(model: Model, config: Mapping[str, Any]) -> tuple[str, str]:
-    if model.kind != "merge":
-        return _REFERENCE
-    if "evolve" in config["methods"].get(model.id, {}):
-        return _FAMILIES["evolutionary"]
-    return _FAMILIES.get(model.method, _OTHER)
-
-
-def _colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
-    from matplotlib.colors import to_rgb
-
-    colour = to_rgb(_family(model, config)[1])
-    if model.kind == "merge" and not searched(config["methods"].get(model.id, {})):
-        colour = tuple(part + (1 - part) * _PALE for part in colour)
-    return colour
 
 
 def _bars(
@@ -74,8 +45,8 @@ def _bars(
         if score is None:
             axes.text(0.015, place, model.status.split(":")[0], va="center", color="#777777")
             continue
-        colour = _colour(model, config)
-        axes.barh(place, score.value, height=0.78, color=colour, linewidth=0)
+        paint = palette.colour(model, config)
+        axes.barh(place, score.value, height=0.78, color=paint, linewidth=0)
         ends = (score.value - score.stderr, score.value + score.stderr)
         axes.plot(ends, (place, place), color="#444444", linewidth=0.9, path_effects=outlined)
     axes.set_ylim(len(models) - 0.4, -0.6)
@@ -88,15 +59,12 @@ def _bars(
 
 def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
-    seen = dict.fromkeys(_family(model, config) for model in models)
-    handles: list[Any] = [Patch(color=colour, label=label) for label, colour in seen]
-    handles += [
-        Patch(color="#D0D0D0", label="pale: nothing chosen on dev"),
+    lines = [
         Line2D([], [], color="#444444", linestyle=":", label="base"),
         Line2D([], [], color="#444444", linestyle="--", label="best expert"),
     ]
+    handles = [*palette.handles(models, config), *lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
 
 
@@ -222,7 +190,8 @@ def ablation_figure(ablation: Ablation) -> Figure:
     return figure
 
 
-def _bytes(figure: Figure, form: str) -> bytes:
+def rendered(figure: Figure, form: str) -> bytes:
+    """Return a figure as a file of a form, png or pdf; equal figures give equal bytes."""
     # Dates and version strings would make equal figures differ.
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
     stream = io.BytesIO()
@@ -246,6 +215,14 @@ def titles(experiment: Experiment) -> dict[str, str]:
             f"{case.title}: every task and every merge. {reading} "
             "† not learned by its own expert; ‡ in no expert's domain."
         )
+        names[f"{case.table}_compute"] = (
+            f"{case.title}: quality against compute. Over FLOPs, derived from counted tokens (0 "
+            "for a merge that runs no model), and over measured CPU seconds, which vary from run "
+            "to run. Each row pays for its own search on dev items, and one that learns from the "
+            "experts' cached predictions for all of these; training base and experts is in none. "
+            "Bars: 95 % intervals over test items. Dashed: the Pareto line, above which no "
+            "cheaper merge lies."
+        )
     if experiment.ablation:
         names["table3"] = (
             "Training objectives of DAM over seeds; seeds change DAM's data draw and order."
@@ -267,16 +244,20 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
 
     (out / NAME).unlink(missing_ok=True)
     written = []
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         drawn = {"averages": averages_figure(experiment)}
+        costs = cost.costs(experiment)
         for case in experiment.cases:
             drawn[f"{case.table}_tasks"] = case_figure(case, experiment.config)
+            drawn[f"{case.table}_compute"] = compute_figure.compute_figure(
+                case, costs, experiment.config
+            )
         if experiment.ablation:
             drawn["table3"] = ablation_figure(experiment.ablation)
         for name, figure in drawn.items():
             for form in ("png", "pdf"):
                 path = out / f"{name}.{form}"
-                write_bytes(path, _bytes(figure, form))
+                write_bytes(path, rendered(figure, form))
                 written.append(path)
     write_manifest(
         out / NAME,

@@ -34,6 +34,9 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
     """
     content = read_json(path)
     try:
+        for name, entry in content["tasks"].items():
+            if entry["value"] is None:
+                raise UserError(f"{path}: task {name} has no score ({entry['undefined']}); drop it")
         tasks = {
             name: Score(
                 float(entry["value"]),
@@ -222,7 +225,7 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
                     manifest=_optional(folder / "model" / "manifest.json"),
                 )
             )
-        objectives.append(Objective(id, about["label"], tuple(runs)))
+        objectives.append(Objective(id, about["label"], tuple(runs), about.get("extra", False)))
     return Ablation(
         load_case(config, results, entry["case"]), tuple(entry["seeds"]), tuple(objectives)
     )

@@ -178,7 +178,8 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
 
     sections = {"Summary": _headline(experiment) + image("averages")}
     for case in experiment.cases:
-        parts = [render.html(case_grid(case, seed)), image(f"{case.table}_tasks")]
+        figures_of_case = image(f"{case.table}_tasks") + image(f"{case.table}_compute")
+        parts = [render.html(case_grid(case, seed)), figures_of_case]
         if has_groups(case):
             parts.append(render.html(tasks_grid(case, seed)))
         if case.more:

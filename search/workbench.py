@@ -1,154 +1,206 @@
-"""Scoring merges in memory on the dev items, and the record of what was tried."""
+"""Scoring candidates in memory on the dev items: one model whose parameters are overwritten."""
 
 from __future__ import annotations
 
-import csv
-import io
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError, nearest
+import torch
+
+from common.errors import UserError
 from evaluation.harness import Harness, load_model
+from search.record import Evaluation, average_of
 
 if TYPE_CHECKING:
-    import torch
-
     from checkpoints.reading import Checkpoint
+    from search.space import Recipe, Space
+
+# What a candidate may fail with: what the project says in one line, and torch out of memory or
+# asked for a decomposition that does not converge. Anything else is a fault of the program.
+_FAILURES = (UserError, ArithmeticError, MemoryError, RuntimeError)
 
 
-@dataclass
-class Evaluation:
-    """One candidate and how it did.
-
-    Attributes:
-        index: Its number in the order of evaluation, from 0.
-        genes: Its parameters by name, plain values.
-        average: Its dev average in [0, 1]; None where it failed.
-        tasks: Scores by task (``suite/task``); empty where it failed.
-        failure: Why it failed, else empty.
-    """
-
-    index: int
-    genes: dict[str, Any]
-    average: float | None = None
-    tasks: dict[str, float] = field(default_factory=dict)
-    failure: str = ""
-
-
-def average_of(tasks: Mapping[str, float], groups: Sequence[Sequence[str]]) -> float:
-    """Average scores as the tables do: the mean over groups of the mean over their tasks.
+def choose_items(items: int, seed: int):
+    """Return what `Harness` takes to ask some of each task's items, always the same ones.
 
     Args:
-        tasks: Scores by task.
-        groups: The columns of the table, each a list of tasks.
-
-    Returns:
-        The average.
-
-    Raises:
-        UserError: A group names a task that was not scored.
+        items: How many of a task; all where it has fewer.
+        seed: Of the draw, which also depends on the task's name.
     """
-    for group in groups:
-        for task in group:
-            if task not in tasks:
-                raise UserError(f"the average needs task {task!r}{nearest(task, tasks)}")
-    means = [math.fsum(tasks[task] for task in group) / len(group) for group in groups]
-    return math.fsum(means) / len(means)
+
+    def chosen(task: str, rows: list) -> list:
+        draw = random.Random(f"{seed} {task}")
+        return [rows[n] for n in sorted(draw.sample(range(len(rows)), min(items, len(rows))))]
+
+    return chosen
+
+
+class Allocated:
+    """A model that becomes one candidate after another.
+
+    It is allocated once. A candidate overwrites only the parameters that its space says differ from
+    those held. Candidates of other depths use the first layers of a pool that grows to the deepest.
+
+    Args:
+        base: Its configuration is that of every candidate, but for what a space says.
+
+    Attributes:
+        model: The model, in float32.
+        written: Number of parameters that the last candidate overwrote.
+    """
+
+    def __init__(self, base: Checkpoint) -> None:
+        self.model = load_model(base.path)
+        self.written = 0
+        self._config = {
+            key: copy.deepcopy(getattr(self.model.config, key, None))
+            for key in ("num_hidden_layers", "layer_types")
+        }
+        self._pool: list[torch.nn.Module] = []
+        self._held: dict[str, Hashable] = {}
+
+    def _deepen(self, changes: Mapping[str, Any]) -> None:
+        decoder = self.model.model
+        self._pool = self._pool or list(decoder.layers)
+        depth = changes.get("num_hidden_layers", self._config["num_hidden_layers"])
+        while len(self._pool) < depth:
+            layer = copy.deepcopy(self._pool[0])
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = len(self._pool)  # where its keys and values are cached
+            self._pool.append(layer)
+        decoder.layers = torch.nn.ModuleList(self._pool[:depth])
+        for key, value in (self._config | dict(changes)).items():
+            setattr(self.model.config, key, value)
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """Return the parameters by name, of tied ones only the first."""
+        found: dict[int, str] = {}
+        parameters = self.model.state_dict()
+        for name, parameter in parameters.items():
+            found.setdefault(parameter.data_ptr(), name)
+        return {name: parameters[name] for name in found.values()}
+
+    def become(self, space: Space, recipe: Recipe) -> Mapping[str, float]:
+        """Make the model a candidate.
+
+        Args:
+            space: The candidate's space.
+            recipe: The candidate.
+
+        Returns:
+            Amounts for the cost, as the space counts them.
+
+        Raises:
+            UserError: The candidate cannot be made; the next one can.
+        """
+        changes = space.config(recipe)
+        if changes or self._pool:
+            self._deepen(changes)
+        parameters = self._parameters()
+        settings = space.settings(recipe)
+        names = [
+            name
+            for name in parameters
+            if settings is None or name not in self._held or self._held[name] != settings[name]
+        ]
+        for name in names:  # what is half written belongs to no candidate
+            self._held.pop(name, None)
+        with torch.no_grad():
+            counted = space.overwrite(recipe, parameters, names)
+        if settings is not None:
+            self._held |= {name: settings[name] for name in names}
+        self.written = len(names)
+        return counted
 
 
 class Workbench:
-    """Scores candidates in memory: one model object whose parameters are overwritten.
+    """Scores candidates of a space in memory.
 
     Args:
-        base: Its configuration and tokenizer are those of every candidate.
+        space: Where the candidates come from.
+        base: The configuration and the tokenizer of the candidates.
         data: Folder with the dev items.
         suites: Suites to score.
         groups: The table's columns, see `average_of`.
         batch_size: Items per forward pass.
-        seed: Passed to the harness.
+        seed: Passed to the harness; also chooses the items.
+        items: Items of each task that are asked; None for all.
     """
 
     def __init__(
         self,
+        space: Space,
         base: Checkpoint,
         data: Path,
         suites: Sequence[str],
         groups: Sequence[Sequence[str]],
-        batch_size: int,
-        seed: int,
+        batch_size: int = 64,
+        seed: int = 0,
+        items: int | None = None,
     ) -> None:
-        self._harness = Harness(data, suites, "dev", base.path, batch_size=batch_size, seed=seed)
-        self._model = load_model(base.path)
+        self.space = space
         self._groups = groups
-        self.history: list[Evaluation] = []
-        self.counted: dict[str, float] = {}
 
-    def evaluate(self, genes: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Evaluation:
+        def harness(chosen: Any) -> Harness:
+            return Harness(
+                data, suites, "dev", base.path, batch_size=batch_size, seed=seed, chosen=chosen
+            )
+
+        self._all = harness
+        self._harness = harness(None if items is None else choose_items(items, seed))
+        self._allocated = Allocated(base)
+
+    def evaluate(self, index: int, genome: Sequence[float]) -> Evaluation:
         """Score one candidate; a failure is recorded, not raised, and scores worst.
 
         Args:
-            genes: The candidate's parameters, for the record.
-            tensors: All parameters of its model.
+            index: Its number in the order of the search.
+            genome: Its genome.
 
         Returns:
-            The evaluation, also appended to `history`.
+            The evaluation.
         """
-        import torch
-
-        evaluation = Evaluation(len(self.history), dict(genes))
-        self.history.append(evaluation)
-        with torch.no_grad():
-            for name, parameter in self._model.state_dict().items():
-                parameter.copy_(tensors[name])
+        evaluation = Evaluation(index, self.space.named(genome), genome=list(genome))
         try:
-            scores = self._harness.evaluate(self._model, name=f"candidate {evaluation.index}")
-        except UserError as error:
-            evaluation.failure = str(error)
-            return evaluation
+            recipe = self.space.decode(genome)
+            evaluation.counted = dict(self._allocated.become(self.space, recipe))
+            self._score(evaluation, self._harness)
+        except _FAILURES as error:
+            evaluation.failure = " ".join(str(error).split()) or type(error).__name__
+        return evaluation
+
+    def _score(self, evaluation: Evaluation, harness: Harness) -> None:
+        scores = harness.evaluate(self._allocated.model, name=f"candidate {evaluation.index}")
         for name, amount in scores["counted"].items():
-            self.counted[name] = self.counted.get(name, 0) + amount
-        evaluation.tasks = {name: entry["value"] for name, entry in scores["tasks"].items()}
-        evaluation.average = average_of(evaluation.tasks, self._groups)
-        return evaluation
+            evaluation.counted[f"dev_{name}"] = amount
+        tasks = {name: entry["value"] for name, entry in scores["tasks"].items()}
+        average = average_of(tasks, self._groups)
+        if not math.isfinite(average):
+            raise UserError("the dev average is not finite")
+        evaluation.tasks, evaluation.average = tasks, average
 
-    def fail(self, genes: Mapping[str, Any], reason: str) -> Evaluation:
-        """Record a candidate that could not even be merged."""
-        evaluation = Evaluation(len(self.history), dict(genes), failure=reason)
-        self.history.append(evaluation)
-        return evaluation
+    def rescore(self, evaluations: Sequence[Evaluation]) -> dict[str, float]:
+        """Score candidates on all dev items, and note the averages as `full` in each.
 
-    def best_so_far(self) -> Evaluation | None:
-        """Return the best of the candidates until now, None where all failed."""
-        done = [evaluation for evaluation in self.history if evaluation.average is not None]
-        return max(done, key=lambda evaluation: evaluation.average, default=None)
+        Args:
+            evaluations: Candidates that were scored on some of the items.
 
-    def best(self) -> Evaluation:
-        """Return the candidate with the highest dev average, the earliest of equals.
-
-        Raises:
-            UserError: Every candidate failed.
+        Returns:
+            Amounts for the cost.
         """
-        best = self.best_so_far()
-        if best is None:
-            raise UserError(
-                f"all {len(self.history)} candidates failed, the first with: "
-                f"{self.history[0].failure}"
-            )
-        return best
-
-    def table(self) -> str:
-        """Write the history as CSV: index, average, failure, then genes and tasks."""
-        genes = list(dict.fromkeys(g for evaluation in self.history for g in evaluation.genes))
-        tasks = list(dict.fromkeys(t for evaluation in self.history for t in evaluation.tasks))
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["evaluation", "dev_average", "failure", *genes, *tasks])
-        for evaluation in self.history:
-            scores = [evaluation.average, *(evaluation.tasks.get(task) for task in tasks)]
-            average, *rest = ["" if s is None else f"{s:.6f}" for s in scores]
-            values = [evaluation.genes.get(gene, "") for gene in genes]
-            writer.writerow([evaluation.index, average, evaluation.failure, *values, *rest])
-        return stream.getvalue()
+        harness = self._all(None)
+        counted: dict[str, float] = {"rescored": len(evaluations)}
+        for evaluation in evaluations:
+            again = Evaluation(evaluation.index, evaluation.genes)
+            recipe = self.space.decode(evaluation.genome)
+            amounts = dict(self._allocated.become(self.space, recipe))
+            self._score(again, harness)
+            evaluation.full = again.average
+            for name, amount in (amounts | again.counted).items():
+                counted[name] = counted.get(name, 0) + amount
+        return counted

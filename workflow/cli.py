@@ -18,6 +18,7 @@ from workflow import configuration
 from workflow.lock import only_run_here
 
 ROOT = Path(__file__).resolve().parent.parent
+STUDIES = ("cost_study", "dam_study", "case2b")  # targets beside the default experiment
 _STEPS = re.compile(r"\d+ of \d+ steps")
 # What Snakemake says of its own housekeeping; its log file keeps it.
 _NOISE = re.compile(
@@ -53,13 +54,24 @@ def _snakemake(arguments: Sequence[str]) -> int:
     return 130
 
 
-def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
+def _has_a_profile(extra: Sequence[str]) -> bool:
+    """Say whether another machine, or a cluster, is described to Snakemake."""
+    options = ("--profile", "--executor", "-e")
+    given = any(word.split("=")[0] in options for word in extra)
+    return given or "SNAKEMAKE_PROFILE" in os.environ
+
+
+def reproduce(
+    config: Path, cores: int | None, extra: Sequence[str], study: str | None = None
+) -> int:
     """Run an experiment to its end, or go on where an earlier run stopped.
 
     Args:
         config: The experiment's configuration.
-        cores: How many jobs of one thread run at a time.
+        cores: How many jobs of one thread run at a time; None for all of this machine's, or what
+            the profile in `extra` says.
         extra: More arguments for Snakemake.
+        study: Name of a study to run in place of the default experiment.
 
     Returns:
         The exit code.
@@ -74,13 +86,20 @@ def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         os.environ[WORKFLOW] = str(os.getpid())
-        common = ["--configfile", str(config), "--cores", str(cores)]
+        profiled = _has_a_profile(extra)
+        common = ["--configfile", str(config)]
+        if not profiled or cores is not None:
+            common += ["--cores", str(cores or os.cpu_count())]
         # Every Snakemake that works here holds the kernel's lock, so its own is left from a kill.
         if any(Path(".snakemake/locks").glob("*")):
-            _snakemake([*common, "--unlock", "--quiet", "all"])
-        with Worker():
+            _snakemake([*common, "--cores", "1", "--unlock", "--quiet", "all"])
+        # The steps of a cluster run elsewhere, and large models have no use for a warm start.
+        with contextlib.nullcontext() if profiled else Worker():
             code = _snakemake(
-                [*common, "--rerun-incomplete", "--quiet", "host", "reason", "rules", *extra]
+                [
+                    *(*common, "--rerun-incomplete", *([study] if study else [])),
+                    *("--quiet", "host", "reason", "rules", *extra),
+                ]
             )
         if code != 0:
             print(
@@ -90,6 +109,9 @@ def reproduce(config: Path, cores: int, extra: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return code
+        if study:
+            print(f"\n{study}: its tables and figures are in {out / study}")
+            return 0
         shown = subprocess.run(
             [
                 *(sys.executable, "-m", "report", "show"),
@@ -112,16 +134,19 @@ def main(arguments: Sequence[str]) -> int:
         epilog="examples:\n"
         "  python -m workflow reproduce\n"
         "  python -m workflow reproduce --config my.yaml --cores 8\n"
+        "  python -m workflow reproduce --config paper.yaml --profile workflow/profiles/slurm\n"
+        "  python -m workflow dam_study\n"
         "  python -m workflow check --config my.yaml\n"
         "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["reproduce", "check"])
+    parser.add_argument("command", choices=["reproduce", *STUDIES, "check"])
     parser.add_argument("--config", type=Path, default=ROOT / "config.yaml")
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cores", type=int)
     given, extra = parser.parse_known_args(arguments)
     if given.command == "check":
         configuration.load(given.config)
         print(f"{given.config}: in order")
         return 0
-    return reproduce(given.config, given.cores, extra)
+    study = given.command if given.command in STUDIES else None
+    return reproduce(given.config, given.cores, extra, study)

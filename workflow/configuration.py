@@ -16,9 +16,11 @@ import yaml
 from common.errors import UserError, nearest
 from evaluation.suites import select
 from merges import registry
+from workflow import ancestry, cost_study, published, studies
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
 SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
+DATA_FLOW = ("repeats", "max_depth", "embedding_from", "scales")  # of a search in data-flow space
 
 
 def _filling_defaults(validator: type) -> type:
@@ -79,6 +81,10 @@ def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> dict[str,
             _check_row(config, row)
         if "ablation" in config:
             _check_ablation(config)
+        cost_study.check(config)
+        published.check(config, SCHEMA.parents[2])
+        studies.check(config)
+        ancestry.check(config)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return config
@@ -139,6 +145,13 @@ def _check_case(config: Mapping[str, Any], name: str) -> None:
 def _check_row(config: Mapping[str, Any], name: str) -> None:
     row, where = config["methods"][name], f"methods.{name}"
     methods = registry.describe()
+    if ("hub" in row) == ("method" in row):
+        raise UserError(f"{where} needs either a method or, of a published merge, its hub reference")
+    for case in row.get("cases", []):
+        if case not in config["cases"]:
+            raise UserError(f"{where}: unknown case {case!r}{nearest(case, config['cases'])}")
+    if "hub" in row:
+        return
     if row["method"] not in methods:
         raise UserError(
             f"{where}: unknown method {row['method']!r}{nearest(row['method'], methods)}"
@@ -150,9 +163,7 @@ def _check_row(config: Mapping[str, Any], name: str) -> None:
             f"{where}: 'greedy' is a uniform soup; its method is linear, and nothing stands "
             "under 'set'"
         )
-    for case in row.get("cases", []):
-        if case not in config["cases"]:
-            raise UserError(f"{where}: unknown case {case!r}{nearest(case, config['cases'])}")
+    _check_evolve(row, where)
     for case in row.get("cases", config["cases"]):
         experts = config["cases"][case]["experts"]
         if name in experts or name == "base":
@@ -179,6 +190,22 @@ def _check_row(config: Mapping[str, Any], name: str) -> None:
         if "data" in methods[row["method"]].needs and samples > rows:
             raise UserError(
                 f"{where}: {samples} samples per expert, but calibration.rows makes only {rows}"
+            )
+
+
+def _check_evolve(row: Mapping[str, Any], where: str) -> None:
+    evolve = row.get("evolve", {})
+    data_flow = evolve.get("space") == "data-flow"
+    if data_flow and (row["method"] != "linear" or row["set"]):
+        raise UserError(
+            f"{where}: a search in data-flow space orders whole layers; its method is linear, and "
+            "nothing stands under 'set'"
+        )
+    for name in evolve:
+        if name in ("granularity", "kinds") if data_flow else name in DATA_FLOW:
+            raise UserError(
+                f"{where}: evolve.{name} belongs to the {'parameter' if data_flow else 'data-flow'}"
+                " space; leave it out or set evolve.space"
             )
 
 
@@ -219,7 +246,12 @@ def _check_ablation(config: Mapping[str, Any]) -> None:
         try:
             registry.validate(
                 row["method"],
-                {**row["set"], **ablation["set"], "objective": entry["objective"]},
+                {
+                    **row["set"],
+                    **ablation["set"],
+                    **entry["set"],
+                    "objective": entry["objective"],
+                },
             )
         except UserError as error:
             raise UserError(f"ablation.objectives.{name}: {error}") from None

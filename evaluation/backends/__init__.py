@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,35 @@ if TYPE_CHECKING:
     from evaluation.backends.base import Backend
 
 BACKENDS = ("hf", "vllm")
+# Names under which configurations say how many tokens a model reads at once.
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+
+
+def check_max_length(
+    max_length: int | None, config: Mapping[str, Any], backend: str, name: str
+) -> None:
+    """Refuse a context length beyond the one that a model was made for.
+
+    Args:
+        max_length: In tokens; None is always right.
+        config: Content of the model's config.json.
+        backend: hf or vllm, which needs two places of its own.
+        name: What the message calls the model.
+
+    Raises:
+        UserError: The model does not read that many tokens.
+    """
+    about = config.get("text_config", config)
+    made_for = next((about[key] for key in _LENGTHS if key in about), None)
+    if max_length is None or made_for is None:
+        return
+    most = made_for - 2 if backend == "vllm" else made_for
+    if max_length > most:
+        why = ", less two that vLLM adds" if backend == "vllm" else ""
+        raise UserError(
+            f"--max-length {max_length}: model {name!r} reads at most {most} tokens "
+            f"({made_for} in its config.json{why}); give {most} or less"
+        )
 
 
 def open_backend(

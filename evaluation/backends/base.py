@@ -108,6 +108,11 @@ class Backend:
         raise NotImplementedError
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        raise NotImplementedError
+
+    @property
     def parameters(self) -> int:
         """Number of the model's parameters."""
         raise NotImplementedError
@@ -140,7 +145,7 @@ class Backend:
             hash((request.task_name, request.doc_id, request.args[0], repr(request.args[1])))
             for request in requests
         )
-        key = (self.rule, self.window, self._layout(), *digests)
+        key = (self.rule, self.window, self.vocabulary, self._layout(), *digests)
         if key not in self._prepared:
             self._prepared[key] = make()
         return self._prepared[key]
@@ -152,9 +157,20 @@ class Backend:
                 f"an answer of {len(after)} tokens does not fit the window of {self.window} "
                 "tokens; leave the item out or give a larger maximal length"
             )
+        self._check_known([*before, *after])
         cut = max(0, len(before) + len(after) - self.window - 1)
         # Cut differently, the choices of an item have no beginning in common.
         return Pair((item, cut), before[cut:], after)
+
+    def _check_known(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens that the model has no embedding for."""
+        last = max(tokens)
+        if last >= self.vocabulary:
+            raise UserError(
+                f"the tokenizer's token {last} ({self.tokenizer.convert_ids_to_tokens(last)!r}) is "
+                f"beyond the model's vocabulary of {self.vocabulary}; give the model's own "
+                "tokenizer (--tokenizer DIR) or build the model again with its vocabulary"
+            )
 
     def _pairs(self, requests: Sequence[Instance]) -> list[Pair]:
         pairs = []
@@ -179,6 +195,10 @@ class Backend:
                 problem = f"max_gen_toks {limit} does not fit the window of {self.window} tokens"
                 raise self._in_task(request.task_name, f"{problem}: give 1 or more, and less")
             tokens = self._encoder.encode_prompt(text)[-(self.window - limit) :]
+            try:
+                self._check_known(tokens)
+            except UserError as error:
+                raise self._in_task(request.task_name, error) from None
             stops, past_end = tuple(settings["until"]), bool(settings.get("ignore_eos"))
             prompts.append(Prompt(np.array(tokens, np.int32), stops, limit, past_end))
         return prompts

@@ -130,6 +130,11 @@ class HFBackend(Backend, HFLM):
         return self.max_length
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
     def parameters(self) -> int:
         """Number of the model's parameters."""
         return self.model.num_parameters()
@@ -149,12 +154,13 @@ class HFBackend(Backend, HFLM):
             and "position_ids" in inspect.signature(self.model.forward).parameters
         )
 
-    def _layout(self) -> tuple[bool, int]:
-        return self._grows_trees(), self.model.config.get_text_config().vocab_size
+    def _layout(self) -> bool:
+        return self._grows_trees()
 
     def _arrange(self, pairs: Sequence[Pair]) -> list[trees.Batch] | list[Pair]:
-        grows, vocabulary = self._layout()
-        return trees.plan(pairs, self.batch_size, vocabulary) if grows else list(pairs)
+        if not self._grows_trees():
+            return list(pairs)
+        return trees.plan(pairs, self.batch_size, self.vocabulary)
 
     def _score(
         self, arranged: list[trees.Batch] | list[Pair], count: int

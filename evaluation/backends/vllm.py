@@ -179,6 +179,11 @@ class VLLMBackend(Backend, VLLM):
         return self.max_length - 2
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        return self.model.llm_engine.model_config.get_vocab_size()
+
+    @property
     def parameters(self) -> int:
         """Number of the model's parameters."""
         return sum(self._checkpoint.count(name) for name in self._checkpoint.names())

@@ -112,6 +112,20 @@ def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -
     return Converted(source, rows, copies, origin)
 
 
+def _check_copies(sources: Sequence[Source], folder: Path) -> None:
+    """Refuse tasks whose files are missing, all of them at once."""
+    lacking = {source.name: source.missing(folder) for source in sources}
+    lacking = {name: files for name, files in lacking.items() if files}
+    if not lacking:
+        return
+    files = "; ".join(f"{', '.join(files)} ({name})" for name, files in lacking.items())
+    whole = [
+        source.name for source in sources if source.name not in lacking and not source.copies_to
+    ]
+    rest = f", or leave those tasks out: --suite {','.join(whole)}" if whole else ""
+    raise UserError(f"{folder} has no {files}; put the files there{rest}")
+
+
 def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
     """Convert tasks from local copies; nothing is downloaded.
 
@@ -124,6 +138,7 @@ def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
     """
     if not folder.is_dir():
         raise UserError(f"--source {folder}: no such folder; correct the path")
+    _check_copies(sources, folder)
     converted = []
     for source in sources:
         one = convert(source, lambda role, source=source: find_local(source, role, folder))

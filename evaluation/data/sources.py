@@ -69,6 +69,22 @@ class Source:
         copy = File(f"{self.repository}/{own.path}", own.rows)
         return [copy, *self.local.get(role, ())]
 
+    def missing(self, folder: Path) -> list[str]:
+        """List what a folder of local copies lacks for the task.
+
+        Args:
+            folder: The folder given by `--source`.
+
+        Returns:
+            Of each role that has no file there and needs one, the paths that would do.
+        """
+        return [
+            " or ".join(file.path for file in self.candidates(role))
+            for role in self.files
+            if role not in self.optional
+            and not any((folder / file.path).is_file() for file in self.candidates(role))
+        ]
+
 
 def _copies(about: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the names of files that are copied as they stand."""

@@ -48,7 +48,14 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(out: Path, data: Path, role: str = "base", base: Path | None = None, **changes) -> Path:
+def train(
+    out: Path,
+    data: Path,
+    role: str = "base",
+    base: Path | None = None,
+    stop_after: int | None = None,
+    **changes,
+) -> Path:
     recipe = Recipe(**{**_RECIPE.__dict__, **changes})
     train_role(
         out,
@@ -60,6 +67,7 @@ def train(out: Path, data: Path, role: str = "base", base: Path | None = None, *
         recipe=recipe,
         seed=0,
         threads=1,
+        stop_after=stop_after,
     )
     return out
 
@@ -73,6 +81,31 @@ def test_two_runs_give_identical_weights(data, base, tmp_path):
     again = train(tmp_path / "again", data)
     assert sha256_file(again / "model.safetensors") == sha256_file(base / "model.safetensors")
     assert (again / "manifest.json").read_bytes() == (base / "manifest.json").read_bytes()
+
+
+def test_an_ancestor_is_what_the_whole_training_passes_through(data, base, tmp_path, monkeypatch):
+    passed = []
+    step = torch.optim.AdamW.step
+
+    def remember(optimizer, *arguments):
+        result = step(optimizer, *arguments)
+        values = [p.detach().flatten() for g in optimizer.param_groups for p in g["params"]]
+        passed.append(torch.cat(values).sort().values)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", remember)
+    whole = train(tmp_path / "whole", data)
+    assert sha256_file(whole / "model.safetensors") == sha256_file(base / "model.safetensors")
+    assert len(passed) == 12
+    ancestor = train(tmp_path / "ancestor", data, stop_after=7)
+    assert len(passed) == 12 + 7
+    written = torch.cat([p.flatten() for p in load_file(ancestor / "model.safetensors").values()])
+    assert torch.equal(written.sort().values, passed[6])
+    assert not torch.equal(passed[6], passed[11])
+    assert read_json(ancestor / "manifest.json")["parameters"]["stop_after"] == 7
+    assert "stop_after" not in read_json(base / "manifest.json")["parameters"]
+    with pytest.raises(UserError, match="give 1 to 12"):
+        train(tmp_path / "late", data, stop_after=13)
 
 
 def test_a_model_folder_loads_and_says_what_it_cost(base):

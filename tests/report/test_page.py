@@ -18,7 +18,7 @@ from report.load import load
 from report.smoke_table import smoke_grid
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ("averages", "table1_tasks", "table3")
+FIGURES = ("averages", "table1_compute", "table1_tasks", "table3")
 # Elements that have no end tag.
 _VOID = {"meta", "img", "br"}
 
@@ -70,7 +70,7 @@ def test_page_is_whole_and_loads_nothing_from_elsewhere(made):
             assert reference[1:] in parser.ids
         elif not reference.startswith("data:image/png;base64,"):
             assert (made[0] / reference).is_file()
-    assert sum(reference.startswith("data:") for reference in parser.references) == 4
+    assert sum(reference.startswith("data:") for reference in parser.references) == 6
     assert "neither confirms nor refutes" in parser.text
     for claim in published.load().claims:
         assert claim.sentence in parser.text

@@ -250,6 +250,21 @@ def test_ablation_with_a_missing_seed(small):
     assert "KL, seed 1: not run." in ablation_grid(ablation).notes
 
 
+def test_a_row_beyond_the_paper_s_is_marked_and_cannot_be_the_best(small):
+    small[2]["ablation"]["objectives"]["mse"]["extra"] = True
+    small[0].write_text(json.dumps(small[2]))
+    for seed in range(3):
+        for name, value in (("kl", 0.4), ("mse", 0.9)):
+            path = small[1] / f"ablation/{name}/seed{seed}/scores.json"
+            set_tasks(path, a=(value, 0.03), jsquad=(value, 0.03), c=(value, 0.03))
+    grid = ablation_grid(load(small[0], small[1]).ablation)
+    assert [(row.cells[0].text, row.cells[1].strong) for row in grid.rows] == [
+        ("KL", True),
+        ("MSE°", False),
+    ]
+    assert any(note.startswith("° A row beyond the paper's") for note in grid.notes)
+
+
 def test_rerendering_gives_equal_bytes_whatever_was_measured(small, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     tables.write(load(small[0], small[1]), first)
@@ -283,7 +298,7 @@ def test_manifest_hashes_the_scores_that_were_used(small, tmp_path):
 
 def test_the_default_configuration_gives_three_tables(full, tmp_path):
     tables.write(load(*full), tmp_path)
-    assert len((tmp_path / "table3.csv").read_text().splitlines()) == 10
+    assert len((tmp_path / "table3.csv").read_text().splitlines()) == 11  # nine, an extra one
     header = (tmp_path / "table1.csv").read_text().splitlines()[0].split(",")
     for label in ("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM", "Avg"):
         assert label in header

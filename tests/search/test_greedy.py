@@ -9,24 +9,30 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json
 from search.cli import main
-from search.greedy import greedy
-from search.workbench import Evaluation, Workbench
+from search.greedy import Greedy
+from search.record import Evaluation
 
 
 def choose(scores, experts="abc"):
     """Run with hand-made scores, written as {"a": 0.5, "ab": 0.6}; a soup's letters are sorted."""
-    asked = []
-
-    def evaluate(members):
-        asked.append("".join(members))
-        return Evaluation(len(asked) - 1, {}, scores["".join(sorted(members))])
-
-    return "".join(greedy(tuple(experts), evaluate)), asked
+    asked, greedy = [], Greedy(len(experts))
+    while generation := greedy.ask():
+        told = []
+        for genome in generation:
+            members = "".join(name for name, part in zip(experts, genome, strict=True) if part)
+            asked.append(members)
+            told.append(scores[members])
+        # Whatever is taken up again goes on the same way.
+        again = Greedy(len(experts))
+        again.restore(greedy.state())
+        assert again.ask() == generation
+        greedy.tell(told)
+    return "".join(experts[n] for n in greedy.joined), asked
 
 
 def test_experts_join_best_first_while_the_score_does_not_fall():
     scores = {"a": 0.2, "b": 0.6, "c": 0.4, "bc": 0.7, "abc": 0.65}
-    assert choose(scores) == ("bc", ["a", "b", "c", "bc", "bca"])
+    assert choose(scores) == ("bc", ["a", "b", "c", "bc", "abc"])
 
 
 def test_one_that_is_refused_does_not_stop_the_next():
@@ -56,24 +62,27 @@ def parents(make_model, tmp_path):
     return tmp_path
 
 
-class Bench(Workbench):
+class Bench:
     """A workbench that gives hand-made scores, in the order in which it is asked."""
 
     scores = ()
 
-    def __init__(self, *_):
-        self.history, self.counted, self.merged = [], {"tokens": 7.0}, []
+    def __init__(self, space, *_):
+        self.space, self.merged = space, []
         Bench.last = self
 
-    def evaluate(self, genes, tensors):
-        average = self.scores[len(self.history)]
-        self.history.append(Evaluation(len(self.history), dict(genes), average, {"s/t": average}))
+    def evaluate(self, index, genome):
+        average = self.scores[index]
+        tensors, _ = self.space.tensors(self.space.decode(genome))
         self.merged.append({name: tensor.clone() for name, tensor in tensors.items()})
-        return self.history[-1]
+        tasks, counted = {"s/t": average}, {"dev_tokens": 7.0}
+        return Evaluation(
+            index, self.space.named(genome), average, tasks, "", list(genome), counted
+        )
 
 
 def run(parents, monkeypatch, scores, out):
-    monkeypatch.setattr("search.workbench.Workbench", Bench)
+    monkeypatch.setattr("search.searches.Workbench", Bench)
     monkeypatch.setattr(Bench, "scores", scores)
     arguments = ["--data", str(parents / "data"), "--suites", "bottle_kobest/copa"]
     experts = [f"{name}={parents / name}" for name in "abc"]
@@ -104,7 +113,7 @@ def test_the_soup_is_written_with_its_history_and_cost(
     assert search["dev_average"] == scores[chosen]
     assert read_json(tmp_path / "out" / "cost.json")["counted"] == {
         "evaluations": 5,
-        "dev_tokens": 7.0,
+        "dev_tokens": 35.0,
     }
     with open(tmp_path / "out" / "search.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -146,3 +155,14 @@ def test_another_method_or_a_setting_is_refused():
         main(["greedy", "--method", "ties", *given])
     with pytest.raises(UserError, match="tune needs --method"):
         main(["tune", *given])
+
+
+def test_a_shorter_greedy_search_is_read_off_its_record(parents, monkeypatch, tmp_path):
+    run(parents, monkeypatch, [0.2, 0.6, 0.4, 0.7, 0.65], tmp_path / "out")
+    experts = [f"{name}={parents / name}" for name in "abc"]
+    for count, chosen in ((1, "a"), (3, "b"), (4, "bc"), (5, "bc")):
+        out = tmp_path / f"after{count}"
+        given = ["--of", str(tmp_path / "out"), "--evaluations", str(count), "--out", str(out)]
+        assert main(["replay", "--base", str(parents / "base"), "--experts", *experts, *given]) == 0
+        weights = read_json(out / "manifest.json")["parameters"]["set"]["weights"]
+        assert weights == {name: float(name in chosen) for name in "abc"}

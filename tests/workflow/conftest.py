@@ -38,7 +38,37 @@ def tiny(config: dict) -> dict:
     ablation = config["ablation"]
     ablation["seeds"] = [0, 1]
     ablation["objectives"] = {name: ablation["objectives"][name] for name in ("kl", "entropy")}
+    config["dam_study"] = tiny_study(config["dam_study"])
+    config["cost_study"] = {
+        "cases": ["case1"],
+        "seeds": [0, 1],
+        "evaluations": [1, 3],
+        "rows": ["ties_tuned", "evolutionary", "dam_paper"],
+        "dam": "dam_paper",
+        "search": "evolutionary",
+    }
+    config["case2b"] |= {"leaders": ["dare_ties"], "others": ["soup"]}
     return config
+
+
+def tiny_study(study: dict) -> dict:
+    """Keep one setting of every kind, two worlds and 8 rows."""
+    keep = ("reference", "soup", "moved", "moved_shared", "swapped", "mixed", "samples_10")
+    settings = {name: study["settings"][name] for name in keep}
+    settings["samples_10"]["set"] = {"samples": 4, "epochs": 2}
+    comparisons = {}
+    for name in ("teachers", "data"):
+        chosen = [other for other in study["comparisons"][name]["settings"] if other in keep]
+        comparisons[name] = study["comparisons"][name] | {"settings": chosen}
+    comparisons["data"]["settings"].append("soup")
+    return study | {
+        "seeds": [1, 2],
+        "learning_rates": [0.01, 0.03],
+        "resamples": 200,
+        "set": study["set"] | {"samples": 8},
+        "settings": settings,
+        "comparisons": comparisons,
+    }
 
 
 class Project:

@@ -39,7 +39,8 @@ def test_the_default_holds_the_paper_s_rows(config):
     assert [column["label"] for column in resolved["cases"]["case1"]["columns"]] == [
         *("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM"),
     ]
-    assert len(resolved["ablation"]["objectives"]) == 9
+    objectives = resolved["ablation"]["objectives"].values()
+    assert [entry["extra"] for entry in objectives] == [False] * 9 + [True]
     assert len(resolved["ablation"]["seeds"]) == 3
     tuned = [row for row in resolved["methods"].values() if "tune" in row]
     assert len(tuned) >= 4
@@ -56,6 +57,11 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
 @pytest.mark.parametrize(
     ("path", "value", "pattern"),
     [
+        (("methods", "evolutionary_dfs", "method"), "ties", "its method is linear"),
+        (("methods", "evolutionary_dfs", "evolve", "kinds"), "separate", "the parameter space"),
+        (("methods", "evolutionary", "evolve", "repeats"), 2, "belongs to the data-flow space"),
+        (("methods", "evolutionary", "evolve", "spac"), "x", "'spac'.*did you mean 'space'"),
+        (("ablation", "objectives", "kl_paper", "set", "kl_direcion"), "x", "'kl_direction'"),
         (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seed'\?\)"),
         (("evaluation", "tst_items"), 1, r"'tst_items' at evaluation \(did you mean 'test_items'"),
         (("methods", "ties", "methd"), 1, r"'methd' at methods\.ties \(did you mean 'method'"),

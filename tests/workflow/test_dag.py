@@ -53,6 +53,26 @@ def test_a_greedy_soup_is_chosen_on_dev_and_its_evaluations_are_counted(reproduc
                 assert float(value) == pytest.approx(scores[task]["value"], abs=1e-6)
 
 
+def test_every_row_has_its_whole_price(reproduced):
+    with open(reproduced.results / "cost.csv", encoding="utf-8") as stream:
+        steps = list(csv.DictReader(stream))
+    made = {row["id"]: row for row in steps if row["stage"] in ("merges", "search")}
+    assert set(made) == set(reproduced.config["methods"])
+    for id, row in made.items():
+        for name in ("wall_s", "cpu_s", "peak_rss_mb", "bytes_read", "bytes_written"):
+            assert float(row[name]) > 0, (id, name)
+        assert float(row["gpu_s"]) == 0
+    weights = reproduced.results / "case1/merges/soup/model.safetensors"
+    # A merge reads its three experts and writes one model; the base it does not need.
+    assert int(made["soup"]["bytes_read"]) > 3 * 0.9 * weights.stat().st_size
+    assert int(made["soup"]["bytes_written"]) >= weights.stat().st_size
+    plain = [made[id] for id in ("soup", "ties", "dare_ties", "model_stock")]
+    assert {(row["forward_tokens"], row["flops"]) for row in plain} == {("0", "0")}
+    assert int(made["dam_paper"]["backward_tokens"]) > 0
+    assert made["evolutionary"]["evaluations"] == "5"
+    assert int(made["evolutionary"]["forward_tokens"]) > 0
+
+
 def test_every_model_is_smoke_checked_and_the_page_shows_it(reproduced):
     for case in ("case1", "case2"):
         found = json.loads((reproduced.results / case / "smoke.json").read_text())

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "evaluation": {"common", "checkpoints"},
     "search": {"common", "checkpoints", "merges", "evaluation"},
     "report": {"common"},
-    "workflow": {"common", "merges", "evaluation"},
+    "workflow": {"common", "hub", "merges", "evaluation"},
 }
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "matplotlib", "cmaes"}
 

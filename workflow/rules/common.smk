@@ -15,7 +15,7 @@ from common import warm
 from common.errors import UserError
 from common.manifest import code_version, library_versions
 from merges import registry
-from workflow import configuration, lock
+from workflow import ancestry, configuration, cost_study, lock, published, studies
 
 try:
     CONFIG = configuration.resolve(config)
@@ -35,14 +35,17 @@ if warm.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--li
 
 OUT = f"results/{CONFIG['name']}"
 SCORES_FROM = CONFIG.get("scores_from")
-CASES = CONFIG["cases"]
+# The tables' cases, and the further worlds of studies: the same cases from other seeds.
+CASES = CONFIG["cases"] | studies.worlds_of(CONFIG) | ancestry.worlds_of(CONFIG)
 ABLATION = CONFIG.get("ablation")
 
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
     "set -euo pipefail; "
-    f"export PYTHONPATH={shlex.quote(str(ROOT))} "
+    # A cluster's job inherits the submitting machine's environment, not its processes.
+    + (f"unset {warm.VARIABLE} {warm.WORKFLOW}; " if workflow.remote_exec else "")
+    + f"export PYTHONPATH={shlex.quote(str(ROOT))} "
     f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
     "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1; "
 )
@@ -53,13 +56,17 @@ def any_of(names):
     return "|".join(sorted(set(names), key=len, reverse=True)) or "(?!)"
 
 
-ROWS = {case: configuration.rows_of(CONFIG, case) for case in CASES}
+ROWS = {case: configuration.rows_of(CONFIG, entry.get("of", case)) for case, entry in CASES.items()}
 PARENTS = {case: ["base", *CASES[case]["experts"]] for case in CASES}
 SEARCHED = {
     kind: [row for row, entry in CONFIG["methods"].items() if kind in entry]
     for kind in configuration.SEARCHES
 }
-PLAIN = [row for row in CONFIG["methods"] if row not in sum(SEARCHED.values(), [])]
+# Published merges are fetched; published cases have models of the hub, the others are made here.
+HUB_ROWS = [row for row, entry in CONFIG["methods"].items() if "hub" in entry]
+FETCHED = [case for case, entry in CASES.items() if published.is_published(entry)]
+MADE = [case for case in CASES if case not in FETCHED]
+PLAIN = [row for row in CONFIG["methods"] if row not in [*sum(SEARCHED.values(), []), *HUB_ROWS]]
 
 
 wildcard_constraints:
@@ -119,6 +126,13 @@ def settings(values):
     return " ".join(
         f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in values.items()
     )
+
+
+def seed_of(wildcards):
+    """A step's seed: its own in a study, else that of its case's world, else the experiment's."""
+    if wildcards.get("seed"):
+        return int(wildcards.seed)
+    return CASES[wildcards.case].get("seed", CONFIG["seed"])
 
 
 def suites(wildcards):

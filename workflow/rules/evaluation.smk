@@ -18,6 +18,25 @@ def gate_options(wildcards):
     )
 
 
+# Finished tasks, keyed by weights, items and code: an evaluation that was cut goes on with the next.
+STORE = f" --store {OUT}/store" if CONFIG["evaluation"]["store"] else ""
+
+
+# What differs from the command's own defaults, and only that.
+HOW = options(
+    {
+        name: CONFIG["evaluation"][name]
+        for name, usual in (
+            ("dtype", "float32"),
+            ("device", "cpu"),
+            ("engine", "sqlite"),
+            ("limit", None),
+        )
+        if CONFIG["evaluation"].get(name, usual) != usual
+    }
+)
+
+
 rule evaluate:
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
@@ -28,21 +47,24 @@ rule evaluate:
     log:
         f"{OUT}/logs/{{case}}/scores/{{split}}/{{model}}.log",
     priority: 30
+    resources:
+        **asks("evaluate"),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         model=lambda wildcards, input: folder_of(input.model),
         suites=suites,
         backend=CONFIG["evaluation"]["backend"],
         batch=CONFIG["evaluation"]["batch_size"],
-        seed=CONFIG["seed"],
+        how=HOW,
+        seed=seed_of,
         failed=failed_file,
         code=code("evaluation"),
     shell:
         "rm -f {params.failed}; "
         "python -m evaluation --model {params.model} --suites {params.suites}"
         " --data {params.data} --split {wildcards.split} --backend {params.backend}"
-        " --batch-size {params.batch} --seed {params.seed} --out {output.scores}"
-        " --threads {threads} > {log} 2> >(tee -a {log} >&2)"
+        " --batch-size {params.batch} {params.how} --seed {params.seed} --out {output.scores}"
+        f"{STORE} --threads {{threads}} > {{log}} 2> >(tee -a {{log}} >&2)"
         f"{TELL_FAILURE}"
 
 
@@ -78,18 +100,22 @@ rule ablation_evaluate:
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.scores.log",
     priority: 30
+    resources:
+        **asks("evaluate"),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         model=lambda wildcards, input: folder_of(input.model),
         suites=ablation_suites,
         backend=CONFIG["evaluation"]["backend"],
         batch=CONFIG["evaluation"]["batch_size"],
+        how=HOW,
         failed=failed_file,
         code=code("evaluation"),
     shell:
         "rm -f {params.failed}; "
         "python -m evaluation --model {wildcards.objective}={params.model}"
         " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
-        " --batch-size {params.batch} --seed {wildcards.seed} --out {output.scores}"
-        " --threads {threads} > {log} 2> >(tee -a {log} >&2)"
+        " --batch-size {params.batch} {params.how} --seed {wildcards.seed}"
+        " --out {output.scores}"
+        f"{STORE} --threads {{threads}} > {{log}} 2> >(tee -a {{log}} >&2)"
         f"{TELL_FAILURE}"

@@ -13,15 +13,31 @@ def needs_data(wildcards):
     return "data" in registry.describe()[CONFIG["methods"][row]["method"]].needs
 
 
+def calibrations(case, experts):
+    """The experts' calibration files; in a case that is made here they come with its data."""
+    if case in MADE:
+        return []
+    return [f"{OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
+
+
+def needs_teachers(wildcards):
+    """Whether a row learns from the experts' cached predictions, and not from data alone."""
+    row = wildcards.get("row", ABLATION and ABLATION["row"])
+    return CONFIG["methods"][row]["method"] == "dam"
+
+
 def merge_inputs(wildcards):
     case, experts = experts_of(wildcards)
     inputs = {
-        "gate": f"{OUT}/{case}/gate.json",
         "base": f"{OUT}/{case}/models/base/manifest.json",
         "experts": [f"{OUT}/{case}/models/{expert}/manifest.json" for expert in experts],
     }
     if needs_data(wildcards):
         inputs["data"] = f"{OUT}/{case}/data/manifest.json"
+        inputs["calibration"] = calibrations(case, experts)
+    if case in MADE:
+        inputs["gate"] = f"{OUT}/{case}/gate.json"
+    if needs_teachers(wildcards):
         inputs["teachers"] = f"{OUT}/{case}/teachers/manifest.json"
     return inputs
 
@@ -39,7 +55,10 @@ def parent_options(wildcards):
     if needs_data(wildcards):
         given.append("--calibration")
         given += [f"{expert}={OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
+    if needs_teachers(wildcards):
         given.append(f"--teachers {OUT}/{case}/teachers")
+    if case in FETCHED:
+        given.append(f"--vocabulary {CASES[case]['vocabulary']}")
     return " ".join(given)
 
 
@@ -80,11 +99,14 @@ rule teachers:
             f"{OUT}/{wildcards.case}/models/{expert}/manifest.json"
             for expert in CASES[wildcards.case]["experts"]
         ],
+        calibration=lambda wildcards: calibrations(wildcards.case, CASES[wildcards.case]["experts"]),
     output:
         f"{OUT}/{{case}}/teachers/manifest.json",
     log:
         f"{OUT}/logs/{{case}}/teachers.log",
     priority: 80
+    resources:
+        **asks("teachers"),
     params:
         folder=output_folder,
         models=lambda wildcards: f"{OUT}/{wildcards.case}/models",
@@ -113,13 +135,15 @@ rule merge:
     wildcard_constraints:
         row=any_of(PLAIN),
     priority: 50
+    resources:
+        **asks("merge"),
     params:
         folder=output_folder,
         failed=failed_file,
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
         row=row_options,
-        seed=CONFIG["seed"],
+        seed=seed_of,
         code=row_code,
     shell:
         "rm -f {params.failed}; "
@@ -139,6 +163,8 @@ rule tune:
     wildcard_constraints:
         row=any_of(SEARCHED["tune"]),
     priority: 70
+    resources:
+        **asks("search"),
     params:
         folder=output_folder,
         failed=failed_file,
@@ -151,7 +177,7 @@ rule tune:
         ),
         suites=searched_tasks,
         average=average_groups,
-        seed=CONFIG["seed"],
+        seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
@@ -174,6 +200,8 @@ rule evolve:
     wildcard_constraints:
         row=any_of(SEARCHED["evolve"]),
     priority: 70
+    resources:
+        **asks("search"),
     params:
         folder=output_folder,
         failed=failed_file,
@@ -184,7 +212,7 @@ rule evolve:
         search=lambda wildcards: options(CONFIG["methods"][wildcards.row]["evolve"]),
         suites=searched_tasks,
         average=average_groups,
-        seed=CONFIG["seed"],
+        seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
@@ -207,6 +235,8 @@ rule greedy:
     wildcard_constraints:
         row=any_of(SEARCHED["greedy"]),
     priority: 70
+    resources:
+        **asks("search"),
     params:
         folder=output_folder,
         failed=failed_file,
@@ -215,7 +245,7 @@ rule greedy:
         row=row_options,
         suites=searched_tasks,
         average=average_groups,
-        seed=CONFIG["seed"],
+        seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
@@ -234,6 +264,8 @@ rule ablation_merge:
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.log",
     priority: 60
+    resources:
+        **asks("merge"),
     params:
         folder=output_folder,
         failed=failed_file,
@@ -243,6 +275,7 @@ rule ablation_merge:
         settings=lambda wildcards: settings(
             CONFIG["methods"][ABLATION["row"]]["set"]
             | ABLATION["set"]
+            | ABLATION["objectives"][wildcards.objective]["set"]
             | {"objective": ABLATION["objectives"][wildcards.objective]["objective"]}
         ),
         code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),

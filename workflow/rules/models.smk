@@ -16,11 +16,15 @@ rule bottle_data:
         f"{OUT}/{{case}}/data/manifest.json",
     log:
         f"{OUT}/logs/{{case}}/data.log",
+    wildcard_constraints:
+        case=any_of(MADE),
     priority: 100
+    resources:
+        **asks("data"),
     params:
         folder=output_folder,
         world=lambda wildcards: CASES[wildcards.case]["world"],
-        seed=CONFIG["seed"],
+        seed=seed_of,
         test_items=CONFIG["evaluation"]["test_items"],
         dev_items=CONFIG["evaluation"]["dev_items"],
         rows=CONFIG["calibration"]["rows"],
@@ -38,12 +42,16 @@ rule bottle_base:
         f"{OUT}/{{case}}/models/base/manifest.json",
     log:
         f"{OUT}/logs/{{case}}/models/base.log",
+    wildcard_constraints:
+        case=any_of(MADE),
     priority: 100
+    resources:
+        **asks("train"),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         folder=output_folder,
         world=lambda wildcards: CASES[wildcards.case]["world"],
-        seed=CONFIG["seed"],
+        seed=seed_of,
         model=model_options,
         train=train_options,
         code=code("bottle"),
@@ -61,13 +69,17 @@ rule bottle_expert:
         f"{OUT}/{{case}}/models/{{expert}}/manifest.json",
     log:
         f"{OUT}/logs/{{case}}/models/{{expert}}.log",
+    wildcard_constraints:
+        case=any_of(MADE),
     priority: 90
+    resources:
+        **asks("train"),
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
         folder=output_folder,
         world=lambda wildcards: CASES[wildcards.case]["world"],
-        seed=CONFIG["seed"],
+        seed=seed_of,
         train=train_options,
         code=code("bottle"),
     shell:

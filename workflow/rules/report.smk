@@ -12,10 +12,11 @@ def all_scores():
         }
         beside = {path for name in ("gate", "smoke") for path in folder.glob(f"*/{name}.json")}
         return sorted(map(str, found | beside))
-    scores = [f"{OUT}/{case}/{name}.json" for case in CASES for name in ("gate", "smoke")]
+    scores = [f"{OUT}/{case}/smoke.json" for case in CONFIG["cases"]]
+    scores += [f"{OUT}/{case}/gate.json" for case in CONFIG["cases"] if case in MADE]
     scores += [
         f"{OUT}/{case}/scores/test/{model}.json"
-        for case in CASES
+        for case in CONFIG["cases"]
         for model in PARENTS[case] + ROWS[case]
     ]
     if ABLATION:

@@ -42,6 +42,8 @@ rule smoke:
     log:
         f"{OUT}/logs/{{case}}/smoke.log",
     priority: 10
+    resources:
+        **asks("smoke"),
     params:
         models=smoke_options,
         code=code(),
@@ -57,6 +59,8 @@ rule ablation_smoke:
     log:
         f"{OUT}/logs/ablation/smoke.log",
     priority: 10
+    resources:
+        **asks("smoke"),
     params:
         models=smoke_options,
         code=code(),

@@ -1,0 +1,73 @@
+"""Quality against compute: what each merge of a table scored and what it took to make it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from report.averages import Score
+from report.cost import Cost, teachers_of
+from report.experiment import Case, Model
+
+CONFIDENCE = 1.96  # standard errors of a normal variable on each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """A merge's place in the figure.
+
+    Attributes:
+        model: The merge.
+        score: Its test average.
+        flops: FLOPs of making it, its search and the teachers that it learned from included.
+        cpu_s: CPU seconds of the same.
+    """
+
+    model: Model
+    score: Score
+    flops: float
+    cpu_s: float
+
+
+def points(case: Case, found: Sequence[Cost]) -> list[Point]:
+    """Collect the merges of a case's main table that have a score and a cost.
+
+    Args:
+        case: The case.
+        found: The costs of all steps.
+
+    Returns:
+        One point per merge, in the table's order. The training of base and experts is in none.
+    """
+    made = []
+    for model in case.models:
+        steps = [
+            cost
+            for cost in found
+            if (cost.case, cost.id) == (case.id, model.id) and cost.stage != "evaluation"
+        ]
+        score = case.average(model)
+        if model.kind == "merge" and steps and score is not None:
+            steps += teachers_of(case.id, model, found)
+            flops, cpu_s = (
+                sum(getattr(step, name) for step in steps) for name in ("flops", "cpu_s")
+            )
+            made.append(Point(model, score, flops, cpu_s))
+    return made
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Find what nothing beats: no other is both as cheap and as good, and better in one of them.
+
+    Args:
+        costs: The less the better.
+        values: The more the better; as many.
+
+    Returns:
+        Places in the sequences, by rising cost; the first of equals stands for all of them.
+    """
+    front: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda i: (costs[i], -values[i], i)):
+        if not front or values[place] > values[front[-1]]:
+            front.append(place)
+    return front

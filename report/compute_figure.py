@@ -1,0 +1,183 @@
+"""The figure "quality against compute", its labels placed so that none covers another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from report import palette
+from report.case_table import table_title
+from report.compute import CONFIDENCE, Point, pareto, points
+from report.cost import Cost
+from report.experiment import Case
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+_AXES = {
+    "flops": "FLOPs of making the merge, its search and its teachers included (logarithmic)",
+    "cpu_s": "CPU seconds of the same, measured (logarithmic)",
+}
+_DOT = 4.0  # half a point's width in typographic points, for what labels must not cover
+
+
+def _decade_below(values: Sequence[float]) -> float:
+    """Return where a logarithmic axis shows 0: a decade below all that is positive."""
+    positive = [value for value in values if value > 0]
+    return 10.0 ** (math.floor(math.log10(min(positive))) - 1) if positive else 1.0
+
+
+def _front(axes: Axes, costs: Sequence[float], values: Sequence[float]) -> None:
+    line = pareto(costs, values)
+    x = [costs[place] for place in line] + [axes.get_xlim()[1]]
+    y = [values[place] for place in line] + [values[line[-1]]]
+    axes.step(x, y, where="post", color="#666666", linewidth=1.0, linestyle="--", zorder=1)
+
+
+def place_labels(
+    axes: Axes, costs: Sequence[float], values: Sequence[float], texts: Sequence[str]
+) -> list[Bbox]:
+    """Write a label near each point so that labels cover neither points nor each other.
+
+    Each takes the first free place on rings of growing radius; a thin line leads to the point
+    from a place that is not beside it.
+
+    Args:
+        axes: The panel, whose limits and size are final.
+        costs: The points' x in data units.
+        values: Their y in data units.
+        texts: The labels.
+
+    Returns:
+        The labels' boxes (matplotlib's Bbox in pixels), one a text.
+    """
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    outlined = [withStroke(linewidth=2.5, foreground="white")]  # else the Pareto line strikes it
+    figure = axes.figure
+    renderer = figure.canvas.get_renderer()
+    pixel = figure.dpi / 72
+    inside = axes.get_window_extent(renderer)
+    dots = [tuple(axes.transData.transform(point)) for point in zip(costs, values, strict=True)]
+    reach = _DOT * pixel
+    taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in dots]
+    boxes = []
+    # From the top, so that the labels of a crowd keep the order of their points.
+    for place in sorted(range(len(texts)), key=lambda i: (-dots[i][1], dots[i][0])):
+        x, y = dots[place]
+        text = axes.text(0, 0, texts[place], fontsize=6.5, va="center", ha="left", zorder=5)
+        text.set_path_effects(outlined)
+        size = text.get_window_extent(renderer)
+        for radius in (1.6, *range(3, 40)):
+            best = None
+            for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12):
+                angle = math.pi * turn / 8
+                at_x = x + radius * reach * math.cos(angle) * 1.4
+                at_y = y + radius * reach * math.sin(angle)
+                left = at_x - size.width * (1 - math.cos(angle)) / 2
+                box = Bbox.from_bounds(left, at_y - size.height / 2, size.width, size.height)
+                within = inside.x0 <= box.x0 and box.x1 <= inside.x1
+                within = within and inside.y0 <= box.y0 and box.y1 <= inside.y1
+                if within and not any(box.overlaps(other) for other in taken):
+                    best = box
+                    break
+            if best is not None:
+                break
+        else:
+            best = Bbox.from_bounds(x + reach, y, size.width, size.height)
+        text.set_position(axes.transData.inverted().transform((best.x0, (best.y0 + best.y1) / 2)))
+        if radius > 3:
+            end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
+            path = axes.transData.inverted().transform([(x, y), end])
+            axes.plot(path[:, 0], path[:, 1], color="#AAAAAA", linewidth=0.5, zorder=1)
+        taken.append(best)
+        boxes.append(best)
+    return boxes
+
+
+def _panel(
+    axes: Axes, found: Sequence[Point], axis: str, config: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    given = [getattr(point, axis) for point in found]
+    none = _decade_below(given)
+    costs = [max(value, none) for value in given]
+    values = [point.score.value for point in found]
+    for point, cost in zip(found, costs, strict=True):
+        score = point.score
+        paint = palette.colour(point.model, config)
+        axes.errorbar(
+            *(cost, score.value),
+            yerr=CONFIDENCE * score.stderr,
+            fmt="o" if point.model.best_of else "s",
+            markersize=5,
+            color=paint,
+            markeredgecolor="#444444",
+            markeredgewidth=0.5,
+            ecolor="#888888",
+            elinewidth=0.8,
+            zorder=3,
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) / 2, max(costs) * 8)
+    low, high = min(values), max(values)
+    axes.set_ylim(low - 0.09 * (high - low) - 0.03, high + 0.09 * (high - low) + 0.03)
+    if min(given) == 0:
+        ticks = [tick for tick in axes.get_xticks() if none < tick <= axes.get_xlim()[1]]
+        exponents = [round(math.log10(tick)) for tick in ticks]
+        labels = [f"$10^{{{exponent}}}$" for exponent in exponents]
+        axes.set_xticks([none, *ticks], ["none", *labels])
+        axes.minorticks_off()
+        axes.axvline(none * 3, color="#BBBBBB", linewidth=0.8, linestyle=":")
+    rivals = [i for i, point in enumerate(found) if point.model.best_of]
+    if rivals:
+        _front(axes, [costs[i] for i in rivals], [values[i] for i in rivals])
+    axes.grid(color="#EEEEEE", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(_AXES[axis])
+    axes.set_ylabel(f"test average, {round(100 * math.erf(CONFIDENCE / math.sqrt(2)))} % interval")
+    return costs, values
+
+
+def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
+    """Draw a case's merges over their FLOPs and over their CPU seconds, with Pareto lines.
+
+    Args:
+        case: The case.
+        found: The costs of all steps.
+        config: The resolved configuration, which tells methods from their variants.
+
+    Returns:
+        The figure; squares are rows that take no part in the marks for the best merge, nor in
+        the Pareto line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(10, 10.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    merges = points(case, found)
+    panels = figure.subplots(len(_AXES), 1)
+    placed = []
+    for axes, axis in zip(panels, _AXES, strict=True):
+        if merges:
+            placed.append((axes, *_panel(axes, merges, axis, config)))
+        else:
+            axes.text(0.5, 0.5, "no merge has both a score and a cost", ha="center")
+    panels[0].set_title(
+        f"{table_title(case.table)}. Quality against compute. {case.title}", loc="left"
+    )
+    handles = [
+        *palette.handles([point.model for point in merges], config),
+        Line2D([], [], color="#666666", linestyle="--", label="Pareto line"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, costs, values in placed:
+        place_labels(axes, costs, values, [point.model.label for point in merges])
+    return figure

@@ -1,0 +1,51 @@
+"""Colours of the figures: one a family of methods, for all readers to tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from report.experiment import Model, searched
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the paper's method is black.
+_FAMILIES = {
+    "linear": ("Model Soups", "#0072B2"),
+    "task_arithmetic": ("Task arithmetic", "#56B4E9"),
+    "ties": ("TIES", "#009E73"),
+    "dare_ties": ("DARE-TIES", "#E69F00"),
+    "slerp": ("SLERP", "#CC79A7"),
+    "evolutionary": ("Evolutionary", "#D55E00"),
+    "adamerging": ("AdaMerging", "#B5A900"),
+    "dam": ("DAM", "#222222"),
+}
+_OTHER = ("Other methods", "#8C564B")
+_REFERENCE = ("Base and experts", "#A6A6A6")
+_PALE = 0.5  # share of white in the bars of rows that chose nothing on dev items
+
+
+def family(model: Model, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the title and the colour (RGB in hexadecimal) of a model's family of methods."""
+    if model.kind != "merge":
+        return _REFERENCE
+    if "evolve" in config["methods"].get(model.id, {}):
+        return _FAMILIES["evolutionary"]
+    return _FAMILIES.get(model.method, _OTHER)
+
+
+def colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a model's colour (RGB in [0, 1]): pale where nothing was chosen on dev items."""
+    from matplotlib.colors import to_rgb
+
+    paint = to_rgb(family(model, config)[1])
+    if model.kind == "merge" and not searched(config["methods"].get(model.id, {})):
+        paint = tuple(part + (1 - part) * _PALE for part in paint)
+    return paint
+
+
+def handles(models: Sequence[Model], config: Mapping[str, Any]) -> list[Any]:
+    """Return the legend's entries for the families of these models."""
+    from matplotlib.patches import Patch
+
+    seen = dict.fromkeys(family(model, config) for model in models)
+    made = [Patch(color=paint, label=label) for label, paint in seen]
+    return [*made, Patch(color="#D0D0D0", label="pale: nothing chosen on dev")]

@@ -1,0 +1,219 @@
+"""A path through the layers of several models as one checkpoint of the stock architecture.
+
+Along a path of n steps, step k reads the hidden state h_{k-1}, scaled by s_k > 0, and adds what its
+layer finds there:
+
+    h_k = s_k h_{k-1} + f_k(s_k h_{k-1})
+
+where f_k, attention and then the MLP, sees its input only through RMSNorms. With the cumulative
+scale S_k = s_1 ... s_k and h_k = S_k u_k this is
+
+    u_k = u_{k-1} + f_k(S_k u_{k-1}) / S_k
+
+An RMSNorm gives S u the same value as u, but for its epsilon: x / sqrt(mean(x^2) + eps). So a
+stock layer whose o_proj and down_proj, weights and biases, are divided by S_k carries u_k instead
+of h_k: both branches of f_k end in them and are linear there, and what attention adds reaches the
+MLP's norm at the scale of u as well. The final norm reads u_n where the path gives S_n u_n, which
+is the same again. Nothing else changes, and no class has to know of scales.
+
+What is left is epsilon: at a norm whose input has mean square m (that of u), it counts as eps
+instead of eps / S^2, a relative difference of about eps |1 - 1 / S^2| / (2 m) in its output.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from checkpoints.reading import Model
+
+# Pre-norm decoders: each branch reads an RMSNorm and ends in o_proj or down_proj.
+ARCHITECTURES = ("llama", "mistral")
+_LAYER = re.compile(r"(?P<before>.*\blayers\.)(?P<number>\d+)(?P<after>\..+)")
+_FOLDED = re.compile(r"\.(?:o_proj|down_proj)\.(?:weight|bias)$")
+# What a layer computes besides its weights; one configuration speaks for all layers of a model.
+_SHARED = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer of a path.
+
+    Attributes:
+        expert: The model that it is taken from.
+        layer: Its number there.
+        scale: What the hidden state is multiplied by on its way in; positive.
+    """
+
+    expert: str
+    layer: int
+    scale: float = 1.0
+
+
+def depth(model: Model) -> int:
+    """Return a model's number of decoder layers, by its configuration."""
+    return int(model.config["num_hidden_layers"])
+
+
+def check_stackable(models: Mapping[str, Model]) -> None:
+    """Refuse models whose layers cannot stand in one model.
+
+    Args:
+        models: The models by name, at least one.
+
+    Raises:
+        UserError: One is no Llama or Mistral, or its layers compute something else than the first
+            model's, by its configuration or by its parameters' names and shapes.
+    """
+    from transformers import AutoConfig
+
+    configs, shapes = {}, {}
+    for name, model in models.items():
+        kind = model.config.get("model_type")
+        if kind not in ARCHITECTURES:
+            raise UserError(
+                f"expert {name} ({model.path}): layers of a {kind!a} model cannot be rearranged; "
+                f"give models of type {' or '.join(ARCHITECTURES)}"
+            )
+        # The class knows the defaults of what a configuration leaves out, and older keys.
+        configs[name] = AutoConfig.for_model(**model.config).to_dict()
+        shapes[name] = {
+            (layer, after): model.shape(tensor)
+            for tensor in model.names()
+            for layer, after in [_layer_of(tensor)]
+            if layer is not None
+        }
+    first = next(iter(models))
+    one = {after: shape for (layer, after), shape in shapes[first].items() if layer == 0}
+    for name, model in models.items():
+        for field in _SHARED:
+            if configs[name].get(field) != configs[first].get(field):
+                raise UserError(
+                    f"expert {name} ({model.path}): {field} is {configs[name].get(field)!a}, that "
+                    f"of {first} is {configs[first].get(field)!a}; layers of one path share it"
+                )
+        if shapes[name] != {(n, a): s for n in range(depth(model)) for a, s in one.items()}:
+            raise UserError(
+                f"expert {name} ({model.path}): its layers' parameters differ in name or shape "
+                f"from those of {first}'s first layer; give models of one architecture"
+            )
+
+
+def _layer_of(tensor: str) -> tuple[int | None, str]:
+    """Return a parameter's layer and the name within; None and the whole name outside layers."""
+    found = _LAYER.fullmatch(tensor)
+    return (None, tensor) if found is None else (int(found["number"]), found["after"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter of the new model comes from.
+
+    Attributes:
+        model: The model's name.
+        tensor: The parameter's name there.
+        divisor: What it is divided by: the cumulative scale for o_proj and down_proj, else 1.
+        dtype: The type in which it is stored, as safetensors writes it.
+    """
+
+    model: str
+    tensor: str
+    divisor: float
+    dtype: str
+
+
+def sources(path: Sequence[Step], outside: str, models: Mapping[str, Model]) -> dict[str, Source]:
+    """Say where every parameter of the model that follows a path comes from.
+
+    Layers are renumbered from 0 in the order of the path; a layer that occurs twice is there twice.
+
+    Args:
+        path: The steps, at least one, with positive scales.
+        outside: The model that embedding, final norm and output head are taken from, and whose
+            first layer says in which types the layers are stored.
+        models: The models that are named, see `check_stackable`.
+
+    Returns:
+        The sources by the parameter's name in the new model, whose ``num_hidden_layers`` is the
+        path's length.
+
+    Source:
+        Akiba et al., arXiv:2403.13187, section 3.2; the division is derived above.
+    """
+    found: dict[str, Source] = {}
+    within: dict[str, str] = {}
+    before = ""
+    for name in models[outside].names():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            found[name] = Source(outside, name, 1.0, models[outside].stored(name))
+        elif int(match["number"]) == 0:
+            before = match["before"]
+            within[match["after"]] = models[outside].stored(name)
+    cumulative = 1.0
+    for number, step in enumerate(path):
+        cumulative *= step.scale
+        for after, dtype in within.items():
+            divisor = cumulative if _FOLDED.search(after) else 1.0
+            source = Source(step.expert, f"{before}{step.layer}{after}", divisor, dtype)
+            found[f"{before}{number}{after}"] = source
+    return found
+
+
+def load(name: str, source: Source, models: Mapping[str, Model]) -> torch.Tensor:
+    """Read a parameter of the new model.
+
+    Args:
+        name: Its name there, for messages.
+        source: Where it comes from.
+        models: The models that are named.
+
+    Returns:
+        The values on the CPU, divided and rounded once; undivided they keep every bit.
+
+    Raises:
+        UserError: A value overflows the type in which it is stored.
+    """
+    import torch
+
+    from checkpoints.reading import torch_type
+    from merges.merger import rounded
+
+    values = models[source.model].load(source.tensor)
+    stored = torch_type(source.dtype)
+    if source.divisor == 1.0 and values.dtype == stored:
+        return values
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return rounded(wide / source.divisor, stored, name)
+
+
+def path_table(path: Sequence[Step]) -> str:
+    """Write a path as a Markdown table, a row for each layer of the model."""
+    lines = ["| layer | expert | its layer | scale | cumulative scale |", "|---|---|---|---|---|"]
+    cumulative = 1.0
+    for number, step in enumerate(path):
+        cumulative *= step.scale
+        lines.append(
+            f"| {number} | {step.expert} | {step.layer} | {step.scale:.4f} | {cumulative:.4f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""The search itself: ask, have scored, write down, tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.progress import Progress
+from search.record import Evaluation, best_of, spearman
+from search.space import Space
+from search.state import State, StateFile
+from search.strategies import Strategy
+from search.workbench import Workbench
+
+Candidate = tuple[int, list[float]]  # its number in the order of the search, its genome
+
+
+class Executor(Protocol):
+    """Has candidates scored, here or elsewhere, one after another or many at a time."""
+
+    def run(
+        self, candidates: Sequence[Candidate], stop: Callable[[], bool]
+    ) -> Iterator[Evaluation]:
+        """Score candidates of one generation; none depends on another.
+
+        Args:
+            candidates: What to score.
+            stop: Asked before a candidate is begun; where it is true, none is begun any more.
+
+        Yields:
+            Evaluations as they are done, in any order.
+        """
+
+
+class Serial:
+    """Scores candidates one after another in this process.
+
+    Args:
+        bench: Scores one.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+
+    def run(
+        self, candidates: Sequence[Candidate], stop: Callable[[], bool]
+    ) -> Iterator[Evaluation]:
+        """Score candidates in their order; see `Executor.run`."""
+        for index, genome in candidates:
+            if stop():
+                return
+            yield self._bench.evaluate(index, genome)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends, at the latest.
+
+    Attributes:
+        evaluations: Number of candidates that are scored; None for no limit.
+        seconds: Wall time, over all runs of a search that is taken up again, after which no
+            candidate is begun (but for the first); None for no limit.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Search:
+    """Runs a strategy on a space until it has nothing left to try or the budget is spent.
+
+    After every candidate the state is written: strategy with its random state, evaluations, time.
+    A killed search that is begun again asks for the same generation and scores only what is
+    missing of it, so that it ends as if it had never been interrupted.
+
+    Args:
+        space: What the genomes stand for.
+        strategy: Proposes them.
+        executor: Has them scored.
+        budget: When to end.
+        file: Where the state is kept; None to keep none.
+        what: What to call the search in progress lines.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        strategy: Strategy,
+        executor: Executor,
+        budget: Budget,
+        file: StateFile | None = None,
+        what: str = "searching",
+    ) -> None:
+        self._space, self._strategy, self._executor = space, strategy, executor
+        self._budget, self._file, self._what = budget, file, what
+        self._state = (file.load() if file else None) or State()
+        self.earlier = (self._state.wall_s, self._state.cpu_s)
+        self._began = (time.monotonic(), _cpu_seconds())
+        if self._state.strategy is not None:
+            strategy.restore(self._state.strategy)
+
+    @property
+    def history(self) -> list[Evaluation]:
+        """All evaluations so far, in the order of the search."""
+        return [self._state.evaluations[index] for index in sorted(self._state.evaluations)]
+
+    def save(self) -> None:
+        """Write the state down."""
+        if self._file is not None:
+            self._state.wall_s = self.earlier[0] + time.monotonic() - self._began[0]
+            self._state.cpu_s = self.earlier[1] + _cpu_seconds() - self._began[1]
+            self._file.save(self._state)
+
+    def _spent(self) -> bool:
+        seconds = self._budget.seconds
+        return (
+            seconds is not None
+            and bool(self._state.evaluations)
+            and self.earlier[0] + time.monotonic() - self._began[0] >= seconds
+        )
+
+    def run(self) -> list[Evaluation]:
+        """Search.
+
+        Returns:
+            Every evaluation in the order of the search.
+
+        Raises:
+            UserError: The disk is full; the state written before stands.
+        """
+        state, budget = self._state, self._budget.evaluations
+        progress = Progress(budget or 0, self._what)
+        if state.evaluations:
+            progress.step(len(state.evaluations), note="taken up again")
+        while budget is None or state.told < budget:
+            state.strategy = self._strategy.state()
+            generation = list(enumerate(self._strategy.ask(), start=state.told))
+            asked = generation if budget is None else generation[: budget - state.told]
+            missing = [item for item in asked if item[0] not in state.evaluations]
+            for evaluation in self._executor.run(missing, self._spent):
+                self._record(evaluation)
+                progress.step(note=f"dev average {evaluation.average}")
+            done = [state.evaluations[n] for n, _ in generation if n in state.evaluations]
+            if not generation or len(done) < len(generation):
+                break
+            self._strategy.tell([evaluation.average for evaluation in done])
+            state.told += len(generation)
+        return self.history
+
+    def _record(self, evaluation: Evaluation) -> None:
+        state = self._state
+        state.evaluations[evaluation.index] = evaluation
+        if best_of(self._space, self.history) is evaluation:
+            self._space.keep(self._space.decode(evaluation.genome))
+        self.save()
+
+
+def spread(history: Sequence[Evaluation], count: int) -> list[Evaluation]:
+    """Choose candidates that are evenly spread over the ranks of their dev averages.
+
+    Args:
+        history: All candidates; failed ones are left aside.
+        count: How many; all where there are fewer.
+
+    Returns:
+        The chosen ones, best first, the best and the worst among them.
+    """
+    ranked = sorted(
+        (item for item in history if item.average is not None),
+        key=lambda item: (-item.average, item.index),
+    )
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))) if ranked else []
+    return [ranked[n] for n in sorted({round(float(place)) for place in places})]
+
+
+def agreement(chosen: Sequence[Evaluation]) -> float | None:
+    """Return Spearman's correlation of averages over some and over all items of candidates."""
+    return spearman([item.average for item in chosen], [item.full for item in chosen])

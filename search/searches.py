@@ -1,0 +1,228 @@
+"""From a command line to a finished search: tune, evolve and greedy."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints.checking import check_compatible
+from checkpoints.reading import Checkpoint
+from common import manifest
+from common.cost import measure
+from common.errors import UserError
+from common.files import staged_directory
+from evaluation.suites import select
+from merges import registry
+from merges.checks import check_output
+from merges.cli import pairs, read_settings
+from search import result
+from search.cli import json_list
+from search.greedy import Greedy
+from search.loop import Budget, Search, Serial, agreement, spread
+from search.merged import ListedSpace, Merging, SoupSpace
+from search.overlap import check_no_overlap
+from search.parameters import ParameterSpace
+from search.record import check_groups, table, winner_of
+from search.space import Space
+from search.state import StateFile
+from search.strategies import Listed, Strategy
+from search.workbench import Workbench
+
+
+@dataclass
+class Plan:
+    """A search that could begin.
+
+    Attributes:
+        space: What is searched.
+        strategy: How.
+        budget: Until when.
+        about: What the manifest says of it.
+    """
+
+    space: Space
+    strategy: Strategy
+    budget: Budget
+    about: dict[str, Any]
+
+
+def data_flow(base: Checkpoint, experts: dict[str, Checkpoint], **settings: Any) -> Space:
+    """Make the data-flow space; settings that are None have their defaults."""
+    from search.dataflow import DataFlowSpace
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    return DataFlowSpace(base, experts, **given)
+
+
+def _evolve(given: argparse.Namespace, merging: Merging) -> Plan:
+    from search.evolutionary import CmaEs, check_settings
+
+    if given.space == "data-flow":
+        space = data_flow(
+            merging.base,
+            dict(merging.experts),
+            repeats=given.repeats,
+            scales=given.scales,
+            max_depth=given.max_depth,
+            embedding_from=given.embedding_from,
+        )
+    else:
+        grouping = {"granularity": given.granularity, "kinds": given.kinds}
+        grouping = {name: value for name, value in grouping.items() if value is not None}
+        space = ParameterSpace(merging, read_settings(given.set), **grouping)
+    settings = {"population": given.population, "sigma": given.sigma}
+    check_settings(space.genes, given.budget, **settings)
+    strategy = CmaEs(space.genes, seed=given.seed, **settings)
+    budget = {"budget": given.budget, "seconds": given.seconds}
+    return Plan(space, strategy, Budget(given.budget, given.seconds), budget | settings)
+
+
+def _tune(given: argparse.Namespace, merging: Merging) -> Plan:
+    candidates = json_list(given.candidates, "--candidates")
+    space = ListedSpace(merging, read_settings(given.set), candidates)
+    return Plan(space, Listed(len(candidates)), Budget(), {})
+
+
+def _greedy(given: argparse.Namespace, merging: Merging) -> Plan:
+    return Plan(SoupSpace(merging), Greedy(len(merging.experts)), Budget(), {})
+
+
+_COMMANDS = {"tune": _tune, "evolve": _evolve, "greedy": _greedy}
+
+
+def _columns(given: argparse.Namespace, suites: list[str]) -> list[list[str]]:
+    tasks = [task.name for task in select(suites)]
+    columns = json_list(given.average, "--average") if given.average else [tasks]
+    check_groups(tasks, columns)
+    return columns
+
+
+def _configuration(
+    given: argparse.Namespace, plan: Plan, parents: dict[str, Any], columns: list[list[str]]
+) -> dict[str, Any]:
+    """Say what must be the same for a search to be taken up; its budget may grow."""
+    return {
+        "command": given.command,
+        "space": plan.space.describe(),
+        "settings": {k: v for k, v in plan.about.items() if k not in ("budget", "seconds")},
+        "models": {name: parent.fingerprint for name, parent in parents.items()},
+        "data": manifest.hash_of(given.data),
+        "average": columns,
+        "suites": given.suites,
+        "batch size": given.batch_size,
+        "fitness items": given.fitness_items,
+        "seed": given.seed,
+        "program": manifest.code_version(("common", *_packages(registry.sources(given.method)))),
+        "libraries": manifest.library_versions(),
+    }
+
+
+def _packages(sources: tuple[str, ...]) -> tuple[str, ...]:
+    return ("checkpoints", "evaluation", "search", *sources)
+
+
+def search(given: argparse.Namespace) -> str:
+    """Search, and write the winner's model with the table of all candidates.
+
+    Args:
+        given: The command line, as `search.cli` has checked it.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        UserError: Bad input, every candidate failed, or the disk is full; a state that was written
+            before stands.
+    """
+    base = Checkpoint(given.base)
+    experts = {n: Checkpoint(path) for n, path in pairs(given.experts, "--experts").items()}
+    parents = {"base": base} | {f"experts.{name}": expert for name, expert in experts.items()}
+    check_output(given.out, [parent.path for parent in parents.values()])
+    check_compatible(base, experts)
+    merging = Merging(
+        given.method,
+        base,
+        experts,
+        given.seed,
+        given.embeddings_and_norms,
+        pairs(given.calibration, "--calibration"),
+        given.teachers,
+        given.threads,
+    )
+    merging.check()
+    plan = _COMMANDS[given.command](given, merging)
+    suites = given.suites.split(",")
+    columns = _columns(given, suites)
+    if not (given.data / manifest.NAME).is_file():
+        raise UserError(f"{given.data}: no {manifest.NAME} in this folder; make the data first")
+    file = StateFile(given.out, _configuration(given, plan, parents, columns))
+    with staged_directory(given.out) as folder:
+        with measure(folder / "cost.json") as cost:
+            bench = Workbench(
+                plan.space,
+                base,
+                given.data,
+                suites,
+                columns,
+                given.batch_size,
+                given.seed,
+                given.fitness_items,
+            )
+            check_no_overlap(given.data, suites, base.path)
+            run = Search(
+                plan.space,
+                plan.strategy,
+                Serial(bench),
+                plan.budget,
+                file,
+                f"{given.command} ({plan.space.describe().get('method', given.space)})",
+            )
+            history = run.run()
+            winner = winner_of(plan.space, history)
+            about = {"kind": given.command, **plan.about, "space": plan.space.describe()}
+            about |= {
+                "average": columns,
+                "evaluations": len(history),
+                "chosen": winner.index,
+                "dev_average": winner.average,
+            }
+            if isinstance(plan.strategy, Greedy):
+                about["joined"] = [list(experts)[n] for n in plan.strategy.joined]
+            if given.fitness_items is not None:
+                chosen = spread(history, given.rescored)
+                cost.count(**bench.rescore(chosen))
+                about["fitness"] = {
+                    "items": given.fitness_items,
+                    "rescored": len(chosen),
+                    "spearman": agreement(chosen),
+                    "full_average": winner.full,
+                }
+            recipe = plan.space.decode(winner.genome)
+            result.write_model(folder, plan.space, recipe, base)
+            result.write_table(folder, table(history))
+            cost.count(evaluations=len(history))
+            for evaluation in history:
+                cost.count(**evaluation.counted)
+            if run.earlier[0]:
+                cost.count(earlier_wall_s=run.earlier[0], earlier_cpu_s=run.earlier[1])
+        result.write_record(
+            folder,
+            plan.space,
+            recipe,
+            about,
+            models={"base": base, **experts},
+            inputs={
+                **{name: parent.fingerprint for name, parent in parents.items()},
+                **{f"calibration.{n}": path for n, path in merging.calibration.items()},
+                **({"teachers": given.teachers} if given.teachers else {}),
+                "data": given.data,
+            },
+            seed=given.seed,
+            packages=_packages(registry.sources(given.method)),
+        )
+    file.remove()
+    return (
+        f"{given.command}: candidate {winner.index} of {len(history)} has the best dev average, "
+        f"{winner.average:.3f}; its model is in {given.out}"
+    )

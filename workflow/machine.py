@@ -1,0 +1,174 @@
+"""Whether this machine, or the cluster, can give what the steps ask for; told before any runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.errors import UserError, nearest
+
+COUNTS = ("gpu", "gpu_mem_mb", "mem_mb", "runtime")  # resources that a step names
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one step asks for.
+
+    Attributes:
+        rule: The name of its rule.
+        gpu: Number of GPUs.
+        gpu_mem_mb: Memory on each, MB.
+        mem_mb: Memory of the node, MB.
+        runtime: Minutes.
+        threads: CPU cores.
+        partition: Slurm's, None for the cluster's default.
+    """
+
+    rule: str
+    gpu: int = 0
+    gpu_mem_mb: int = 0
+    mem_mb: int = 0
+    runtime: int = 0
+    threads: int = 1
+    partition: str | None = None
+
+
+def gpus() -> list[int]:
+    """Return the memory in MB of every GPU that this process may use; no torch is needed."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        return []
+    found = [int(line) for line in done.stdout.split("\n") if line.strip().isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    named = [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    # A GPU may also be named by its UUID, which says nothing of its memory: take the smallest.
+    return [
+        found[int(name)] if name.isdigit() else min(found, default=0)
+        for name in named
+        if not name.isdigit() or int(name) < len(found)
+    ]
+
+
+def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None) -> None:
+    """Refuse steps that need a GPU where there is none, too small a one, or no limit on them.
+
+    Args:
+        asks: What the steps ask for.
+        limit: GPUs that Snakemake may give away at a time, None for any number.
+        torch: Version of the installed PyTorch; None looks it up.
+
+    Raises:
+        UserError: One line with the first thing that is lacking and its mend.
+    """
+    on_gpu = [ask for ask in asks if ask.gpu]
+    if not on_gpu:
+        return
+    largest = max(on_gpu, key=lambda ask: ask.gpu_mem_mb)
+    told = f"{len(on_gpu)} steps ask for a GPU (such as {largest.rule})"
+    elsewhere = "or use a cluster: --profile workflow/profiles/slurm"
+    found = gpus()
+    if not found:
+        raise UserError(
+            f"{told}, and nvidia-smi shows none; run on a machine with one, {elsewhere}"
+        )
+    if limit is None:
+        # Snakemake takes a resource without a limit for endless and starts all such steps at once.
+        raise UserError(f"{told}, and nothing limits how many run at a time; add --resources gpu=1")
+    if limit > 1:
+        raise UserError(
+            f"--resources gpu={limit}: without a scheduler, steps at the same time would share one "
+            f"GPU; give gpu=1, {elsewhere}"
+        )
+    wants = max(ask.gpu for ask in on_gpu)
+    if wants > limit:
+        raise UserError(f"a step asks for {wants} GPUs, and the profile gives {limit}; {elsewhere}")
+    if found[0] < largest.gpu_mem_mb:
+        raise UserError(
+            f"{largest.rule} needs about {largest.gpu_mem_mb / 1000:.0f} GB of GPU memory, and the "
+            f"GPU has {found[0] / 1000:.0f} GB; use a larger one, {elsewhere}"
+        )
+    if (torch or importlib.metadata.version("torch")).endswith("+cpu"):
+        raise UserError(
+            f"{told}, and {sys.executable} has PyTorch's CPU build; install requirements-gpu.lock"
+        )
+
+
+def _told_by(*command: str) -> str:
+    """Run one of Slurm's programs; return what it printed."""
+    if shutil.which(command[0]) is None:
+        raise UserError(
+            f"{command[0]} is not found; start on a login node of the cluster, where Slurm's "
+            "programs are, or leave --profile away"
+        )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr.strip() or done.stdout.strip() or "no reason told").splitlines()
+        raise UserError(f"Slurm refuses: {lines[-1].removeprefix(f'{command[0]}: ')}")
+    return done.stdout
+
+
+def check_slurm(asks: Iterable[Ask]) -> None:
+    """Have Slurm itself say, before anything is submitted, whether every step could run.
+
+    Args:
+        asks: What the steps ask for.
+
+    Raises:
+        UserError: One line: an unknown partition, or the step that no node can hold.
+    """
+    limits = {}
+    for line in _told_by("sinfo", "--noheader", "--format=%R %l").splitlines():
+        name, limit = line.split()
+        limits[name] = minutes_of(limit)
+    # One request of each kind is enough: sbatch takes a moment for each.
+    for ask in {(a.partition, a.gpu, a.mem_mb, a.runtime, a.threads): a for a in asks}.values():
+        if ask.partition is not None and ask.partition not in limits:
+            raise UserError(
+                f"Slurm has no partition {ask.partition!r}{nearest(ask.partition, limits)}; "
+                "correct slurm_partition in the profile (sinfo lists them)"
+            )
+        command = ["sbatch", "--test-only", f"--mem={ask.mem_mb}", f"--time={ask.runtime}"]
+        command += [f"--cpus-per-task={ask.threads}"]
+        command += [f"--partition={ask.partition}"] if ask.partition else []
+        command += [f"--gpus={ask.gpu}"] if ask.gpu else []
+        told = (
+            f"{ask.rule} ({ask.gpu} GPUs, {ask.mem_mb / 1000:.0f} GB, {ask.runtime} min, "
+            f"{ask.threads} cores)"
+        )
+        # A job beyond its partition's limit is accepted by default, and waits for ever.
+        if ask.partition and ask.runtime > limits[ask.partition]:
+            raise UserError(
+                f"{told}: partition {ask.partition} ends jobs after {limits[ask.partition]:.0f} "
+                "min; choose another, or lower the rule's runtime under set-resources"
+            )
+        try:
+            _told_by(*command, "--wrap=true")
+        except UserError as error:
+            raise UserError(
+                f"{told}: {error}; choose another partition, or lower the rule's demands under "
+                "set-resources in the profile"
+            ) from None
+
+
+def minutes_of(limit: str) -> float:
+    """Read a time limit as sinfo prints it: ``days-hours:minutes:seconds`` or ``infinite``."""
+    if limit in ("infinite", "n/a"):
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, seconds = [0] * (3 - len(parts)) + parts
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60

@@ -1,0 +1,136 @@
+"""Cases of published checkpoints: what the configuration may say of them, and the steps' options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, nearest
+from hub.lock import lock_of
+from hub.table import Reference, read_table
+from merges import registry
+
+_SEARCHES = ("tune", "evolve", "greedy")
+
+
+def is_published(case: Mapping[str, Any]) -> bool:
+    """Tell a case of published checkpoints from one that the bottle makes."""
+    return "hub" in case["base"]
+
+
+def table_of(config: Mapping[str, Any], root: Path) -> Path:
+    """Return the table of references; a relative one is sought from the project's folder.
+
+    Args:
+        config: The resolved configuration.
+        root: The project's folder.
+    """
+    return root / config["hub"]["table"]
+
+
+def lock_file(config: Mapping[str, Any], root: Path) -> Path:
+    """Return the lock of what was fetched; a mirror has one of its own, in the results."""
+    if "mirror" in config["hub"]:
+        return Path("results") / config["name"] / "hub.lock.json"
+    return lock_of(table_of(config, root))
+
+
+def _referred(
+    references: Mapping[str, Reference], name: str, kind: str, where: str, table: Path
+) -> None:
+    if name not in references:
+        raise UserError(f"{where}: {table} has no reference {name!r}{nearest(name, references)}")
+    if references[name].kind != kind:
+        raise UserError(f"{where}: {name} is a {references[name].kind} in {table}, not a {kind}")
+
+
+def _check_made(case: Mapping[str, Any], where: str) -> None:
+    for key in ("world", "model"):
+        if key not in case:
+            raise UserError(f"{where} lacks the key {key!r}; or give its base and experts as hub")
+    for name, parent in {"base": case["base"], **case["experts"]}.items():
+        if "hub" in parent:
+            raise UserError(f"{where}: {name} is of the hub and the base is not; give all or none")
+        if "train" not in parent:
+            raise UserError(f"{where}: {name} lacks the key 'train'")
+
+
+def _check_fetched(
+    case: Mapping[str, Any], where: str, references: Mapping[str, Reference], table: Path
+) -> None:
+    for key in ("world", "model"):
+        if key in case:
+            raise UserError(f"{where}: {key!r} is of a bottle's case, and the base is of the hub")
+    if "size" not in case:
+        raise UserError(f"{where} lacks the key 'size', from which steps ask for memory and time")
+    for name, parent in {"base": case["base"], **case["experts"]}.items():
+        if "train" in parent:
+            raise UserError(f"{where}: {name} cannot be trained, the base is of the hub")
+        if "hub" not in parent:
+            raise UserError(f"{where}: {name} lacks the key 'hub'")
+        _referred(references, parent["hub"], "model", f"{where}: {name}", table)
+        if "calibration" in parent:
+            about = f"{where}: {name}.calibration"
+            _referred(references, parent["calibration"]["hub"], "dataset", about, table)
+
+
+def _check_row(config: Mapping[str, Any], name: str, references: Mapping, table: Path) -> None:
+    row, where = config["methods"][name], f"methods.{name}"
+    cases = {case: config["cases"][case] for case in row.get("cases", config["cases"])}
+    if "hub" in row:
+        _referred(references, row["hub"], "model", where, table)
+    for id, case in cases.items():
+        if not is_published(case):
+            if "hub" in row:
+                raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
+            continue
+        if any(kind in row for kind in _SEARCHES):
+            raise UserError(
+                f"{where}: searched rows need dev items, which the benchmarks of {id} do not "
+                "have here; give the row fixed settings, or leave the case out under 'cases'"
+            )
+        if "hub" in row or "data" not in registry.describe()[row["method"]].needs:
+            continue
+        for expert in row.get("experts", case["experts"]):
+            if "calibration" not in case["experts"][expert]:
+                raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")
+
+
+def check(config: Mapping[str, Any], root: Path) -> None:
+    """Refuse cases that are neither of the bottle nor of the hub, and unknown references.
+
+    Args:
+        config: The configuration with the schema's defaults filled in.
+        root: The project's folder.
+
+    Raises:
+        UserError: One line with the place and, where there is one, the nearest valid name.
+    """
+    rows = config["methods"].values()
+    fetched = any(map(is_published, config["cases"].values())) or any("hub" in row for row in rows)
+    table = table_of(config, root)
+    references = read_table(table) if fetched else {}
+    for name, case in config["cases"].items():
+        if is_published(case):
+            _check_fetched(case, f"cases.{name}", references, table)
+        else:
+            _check_made(case, f"cases.{name}")
+    for name in config["methods"]:
+        _check_row(config, name, references, table)
+
+
+def fetch_options(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Return the options of `python -m hub fetch` that the configuration decides."""
+    given: dict[str, Any] = {"table": table_of(config, root), "lock": lock_file(config, root)}
+    if "mirror" in config["hub"]:
+        given["mirror"] = config["hub"]["mirror"]
+    return given
+
+
+def calibration_options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `python -m calibration` for an expert's entry."""
+    options: dict[str, Any] = {"answer": ",".join(entry["answer"])}
+    if entry["prompt"]:
+        options["prompt"] = ",".join(entry["prompt"])
+    return options | {"joiner": entry["joiner"], "template": entry["template"]}

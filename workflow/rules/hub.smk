@@ -1,0 +1,133 @@
+# Published checkpoints and data sets: fetched once, at a recorded revision, proved by hash.
+
+# These steps use the network; the warm worker was started without it.
+ONLINE = f"env -u {warm.VARIABLE} HF_HUB_OFFLINE=0 python -m"
+FETCH = (
+    f"{ONLINE} hub fetch {{params.reference}} {{params.options}} --out {{params.folder}}"
+    " > {log} 2> >(tee -a {log} >&2)"
+)
+
+
+def reference_of(wildcards):
+    case = CASES[wildcards.case]
+    parent = wildcards.get("expert", "base")
+    return (case["base"] if parent == "base" else case["experts"][parent])["hub"]
+
+
+def calibration_of(wildcards):
+    return CASES[wildcards.case]["experts"][wildcards.expert]["calibration"]
+
+
+rule fetch_base:
+    output:
+        f"{OUT}/{{case}}/models/base/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/models/base.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+    priority: 100
+    resources:
+        **asks("fetch"),
+        hub=1,
+    params:
+        reference=reference_of,
+        folder=output_folder,
+        options=options(published.fetch_options(CONFIG, ROOT)),
+    shell:
+        FETCH
+
+
+use rule fetch_base as fetch_expert with:
+    output:
+        f"{OUT}/{{case}}/models/{{expert}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/models/{{expert}}.log",
+
+
+use rule fetch_base as fetch_row with:
+    output:
+        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+        row=any_of(HUB_ROWS),
+    params:
+        reference=lambda wildcards: CONFIG["methods"][wildcards.row]["hub"],
+        folder=output_folder,
+        options=options(published.fetch_options(CONFIG, ROOT)),
+
+
+use rule fetch_base as fetch_dataset with:
+    output:
+        f"{OUT}/datasets/{{reference}}/manifest.json",
+    log:
+        f"{OUT}/logs/datasets/{{reference}}.log",
+    wildcard_constraints:
+        reference=r"[a-z][a-z0-9_]*",
+    params:
+        reference=lambda wildcards: wildcards.reference,
+        folder=output_folder,
+        options=options(published.fetch_options(CONFIG, ROOT)),
+
+
+rule calibrate:
+    """An expert's calibration rows, from its published data set."""
+    input:
+        source=lambda wildcards: (
+            f"{OUT}/datasets/{calibration_of(wildcards)['hub']}/manifest.json"
+        ),
+        base=f"{OUT}/{{case}}/models/base/manifest.json",
+    output:
+        f"{OUT}/{{case}}/data/calibration/{{expert}}.jsonl",
+        f"{OUT}/{{case}}/data/calibration/{{expert}}.manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/calibration/{{expert}}.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+    priority: 90
+    resources:
+        **asks("data"),
+    params:
+        source=lambda wildcards, input: folder_of(input.source),
+        base=lambda wildcards, input: folder_of(input.base),
+        columns=lambda wildcards: options(published.calibration_options(calibration_of(wildcards))),
+        eos=lambda wildcards: "" if calibration_of(wildcards)["eos"] else "--no-eos",
+        rows=CONFIG["calibration"]["rows"],
+        length=CONFIG["calibration"]["max_length"],
+        seed=seed_of,
+        code=code("calibration"),
+    shell:
+        "python -m calibration --source {params.source} {params.columns} {params.eos}"
+        " --rows {params.rows} --seed {params.seed} --tokenizer {params.base}"
+        " --max-length {params.length} --task {wildcards.expert} --out {output[0]}"
+        " 2>&1 | tee {log}"
+
+
+rule benchmarks:
+    """A case's benchmarks as JSON lines, from pinned revisions or local copies."""
+    output:
+        f"{OUT}/{{case}}/data/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/data.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+    priority: 100
+    resources:
+        **asks("data"),
+        hub=1,
+    params:
+        folder=output_folder,
+        tasks=lambda wildcards: ",".join(
+            dict.fromkeys(
+                f"{task.split(':')[0].split('/')[0]}/{task.split('/')[1]}"
+                for task in configuration.tasks_of(CASES[wildcards.case])
+            )
+        ),
+        source=options(
+            {"source": CONFIG["hub"]["benchmarks"]} if "benchmarks" in CONFIG["hub"] else {}
+        ),
+        code=code("evaluation/data"),
+    shell:
+        f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}}"
+        " --out {params.folder} 2>&1 | tee {log}"
