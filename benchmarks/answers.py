@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,71 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Answers(dict):
     """Per model and task: the score, and the items' log-likelihoods or texts."""
 
-    def check(self, other: Answers) -> None:
-        """Stop if the other's answers are not the same."""
+    def check(self, other: Answers, tied: Callable[[str, str, int, str, str], bool]) -> int:
+        """Stop if the other's answers are not the same.
+
+        Args:
+            other: What another program answered.
+            tied: Tells of model, task, item and two texts whether rounding decides between them.
+
+        Returns:
+            How many texts differ because two tokens are equally probable but for rounding.
+        """
+        ties = 0
         if self.keys() != other.keys():
             raise SystemExit(f"not the same tasks: {sorted(self)}, {sorted(other)}")
         for key, (score, items) in self.items():
             theirs_score, theirs = other[key]
             if abs(score - theirs_score) > 1e-9 or len(items) != len(theirs):
                 raise SystemExit(f"{key}: score {score}, the other's {theirs_score}")
-            for one, two in zip(items, theirs, strict=True):
+            for at, (one, two) in enumerate(zip(items, theirs, strict=True)):
                 same = one == two
                 if isinstance(one, list):
                     same = max(abs(a - b) for a, b in zip(one, two, strict=True)) < TOLERANCE
-                if not same:
+                if not same and isinstance(one, str) and tied(*key, at, one, two):
+                    ties += 1
+                elif not same:
                     raise SystemExit(f"{key}: answer {one!r}, the other's {two!r}")
+        return ties
+
+
+def is_tie(folder: Path, prompt: str, one: str, two: str) -> bool:
+    """Tell whether two greedy answers part where the two best tokens are equal but for rounding.
+
+    Args:
+        folder: The model.
+        prompt: What both answers follow.
+        one, two: The answers.
+
+    Returns:
+        Whether the best two logits are closer than `TOLERANCE` in float64 somewhere before the
+        answers part.
+    """
+    import torch
+
+    model, tokenizer = load_exactly(folder)
+    written: list[int] = []
+    start = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    for _ in range(len(one) + len(two)):
+        text = tokenizer.decode(written)
+        if not (one.startswith(text) and two.startswith(text)):
+            break
+        with torch.no_grad():
+            best = model(torch.tensor([start + written])).logits[0, -1].topk(2)
+        if best.values[0] - best.values[1] < TOLERANCE:
+            return True
+        written.append(int(best.indices[0]))
+    return False
+
+
+@functools.cache
+def load_exactly(folder: Path) -> tuple[Any, Any]:
+    """Load a model in float64, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def our_answers(out: Path, models: list[Path]) -> Answers:

@@ -42,6 +42,7 @@ from benchmarks.answers import (  # noqa: E402
     TASKS,
     WRITING,
     Answers,
+    is_tie,
     our_answers,
     plain_answers,
     read_lines,
@@ -322,6 +323,11 @@ def main() -> None:
             record(f"{backend}, {KINDS[kind]}: {part} (other: all)", unit, seconds, total, None)
         return found
 
+    def tied(rows: Path, model: str, task: str, at: int, one: str, two: str) -> bool:
+        """Tell whether rounding decides between two answers to an item."""
+        prompt = read_lines(rows / f"test/{SUITE}/{task}.jsonl")[at]["prompt"]
+        return is_tie(folder / "models" / model, prompt, one, two)
+
     print(f"{platform.platform()}, {os.cpu_count()} cores, {given.device}")
     print(f"{'':<98} {'ours':>10} {'other':>10}")
     with tempfile.TemporaryDirectory() as name:
@@ -343,7 +349,9 @@ def main() -> None:
                 (run_plain_at_once, "simple_evaluate, one process", None),
             ):
                 seconds, theirs = runner(tasks, models, work / f"{runner.__name__}", given.device)
-                answers.check(theirs)
+                ties = answers.check(theirs, functools.partial(tied, data[kind]))
+                if ties:
+                    print(f"{ties} texts part where two tokens are equal but for rounding")
                 record(f"{label} (other: {title})", rate, done / ours, done / seconds, goal)
             together = where("hf", sys.executable, kind)["together"]
             label = f"scoring one model, {what} (other: every choice alone)"

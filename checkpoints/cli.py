@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,8 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         "preflight", help="check a merge before it runs", epilog=_PREFLIGHT, **raw
     )
     check.add_argument("--base", type=Path, metavar="DIR", help="common ancestor of the experts")
+    check.add_argument("--experts", nargs="+", metavar="NAME=DIR", help="models or LoRA adapters")
     check.add_argument(
-        "--experts", nargs="+", required=True, metavar="NAME=DIR", help="models or LoRA adapters"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="instead: what a whole experiment will fetch, store and compute",
     )
     check.add_argument("--out", type=Path, metavar="DIR", help="the folder to be written")
     check.add_argument(
@@ -116,6 +122,15 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
+    if arguments.config:
+        # An experiment is the workflow's to read, which stands above this package.
+        command = [sys.executable, "-m", "workflow", "preflight", "--config", arguments.config]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            sys.exit(code)
+        return
+    if not arguments.experts:
+        raise UserError("preflight needs --experts NAME=DIR ..., or --config FILE")
     from checkpoints.adapters import open_model
     from checkpoints.headers import FLOATS
     from checkpoints.preflight import preflight

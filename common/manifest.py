@@ -15,7 +15,10 @@ from common.files import read_json, sha256_file, write_json
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "manifest.json"
 # The libraries that determine the numbers; the lock pins all others.
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "lm_eval", "cmaes")
+_LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "lm_eval"),
+    "cmaes",
+)
 
 
 @functools.cache

@@ -5,8 +5,9 @@ from __future__ import annotations
 from report.averages import Score
 from report.case_table import has_own_tasks, table_title
 from report.experiment import Case, Experiment, Model
-from report.grid import Cell, Grid, Row, score_cell
+from report.grid import MISSING, Cell, Grid, Row, score_cell
 from report.published import Published
+from report.verdicts import verdicts
 
 _BOTTLE = (
     "The scales differ: the paper's numbers are of {scale}. A score of tiny models on generated "
@@ -52,11 +53,20 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
     return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)
 
 
-def claims_grid(published: Published) -> Grid:
-    """Lay out the paper's claims with the tables that bear on them."""
-    rows = [
-        Row((Cell(claim.id), Cell(claim.sentence), Cell(", ".join(map(table_title, claim.tables)))))
-        for claim in published.claims
-    ]
-    caption = "What a reproduction can test; the tables named are this page's."
-    return Grid("claims", "Claims", caption, ("Claim", "Sentence", "Look at"), tuple(rows), texts=3)
+def claims_grid(experiment: Experiment, published: Published) -> Grid:
+    """Lay out the paper's claims with the tables that bear on them, and what these say here."""
+    found = verdicts(experiment, published)
+    rows = []
+    for claim in published.claims:
+        tables = ", ".join(map(table_title, claim.tables))
+        cells = (claim.id, claim.sentence, tables, found.get(claim.id, MISSING))
+        rows.append(Row(tuple(map(Cell, cells))))
+    caption = (
+        "What a reproduction can test; the tables named are this page's. Verdicts are for this "
+        "experiment, with differences of averages and their 95 % intervals, over items and, in "
+        "Table 3, seeds; rows count as independent although they answer the same items, so that "
+        "the intervals are too wide rather than too narrow. A claim is open where the interval "
+        "lies across the border; a dash: these tables cannot tell."
+    )
+    header = ("Claim", "Sentence", "Look at", "Here")
+    return Grid("claims", "Claims", caption, header, tuple(rows), texts=4)

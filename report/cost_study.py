@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from report.averages import Score, spread
 from report.cost import amount, read_cost
 from report.experiment import Case, Model
 from report.grid import MISSING, Cell, Grid, Row, number
+from report.intervals import difference, mean
 from report.load import load_case, read_scores
 
 FOLDER = "cost_study"
@@ -112,7 +112,9 @@ def load_looks(config: Mapping[str, Any], results: Path) -> list[Look]:
             for seed in study["seeds"]:
                 looks += _looks(results, case, row, config["methods"][row]["label"], seed)
     if not looks:
-        raise UserError(f"no scores in {results / FOLDER}: run `python -m workflow cost_study` first")
+        raise UserError(
+            f"no scores in {results / FOLDER}: run `python -m workflow cost_study` first"
+        )
     return looks
 
 
@@ -122,11 +124,6 @@ def grouped(looks: Sequence[Look]) -> dict[tuple[str, str, int], list[Look]]:
     for look in looks:
         groups.setdefault((look.case, look.row, look.evaluations), []).append(look)
     return groups
-
-
-def mean(values: Sequence[float]) -> float:
-    """Average numbers, of which there must be one at least."""
-    return math.fsum(values) / len(values)
 
 
 def study_csv(looks: Sequence[Look]) -> str:
@@ -169,39 +166,6 @@ def study_grid(looks: Sequence[Look], config: Mapping[str, Any]) -> Grid:
     header = ("Case", "Row", "Evaluations", "Seeds", "Best dev", "Test average", "FLOPs", "CPU s")
     notes = tuple(claim(looks, config, case) for case in config["cost_study"]["cases"])
     return Grid(FOLDER, "Quality against price", caption, header, tuple(rows), notes, texts=2)
-
-
-def difference(first: Sequence[Score], second: Sequence[Score]) -> tuple[float, float]:
-    """Compare two rows over seeds, all of whose runs answered the same items.
-
-    Args:
-        first: A row's test averages, one a seed.
-        second: Another's.
-
-    Returns:
-        The difference of the means, and half the width of its 95 % interval: Welch's t with the
-        deviations over seeds, and the items' error once for each row, because more seeds do not
-        lessen it. The rows' item errors count as independent, which makes the interval too wide
-        rather than too narrow.
-
-    Source:
-        Welch 1947; degrees of freedom by Welch and Satterthwaite, infinite for the items' part.
-    """
-    from scipy.stats import t
-
-    parts, items = [], 0.0
-    for scores in (first, second):
-        values = [score.value for score in scores]
-        items += mean([score.stderr**2 for score in scores])
-        if len(values) > 1:
-            centre = mean(values)
-            variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
-            parts.append((variance / len(values), len(values) - 1))
-    variance = items + sum(part for part, _ in parts)
-    uncertain = sum(part**2 / freedom for part, freedom in parts)
-    freedom = variance**2 / uncertain if uncertain else math.inf
-    between = mean([score.value for score in first]) - mean([score.value for score in second])
-    return between, float(t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 def claim(looks: Sequence[Look], config: Mapping[str, Any], case: str) -> str:

@@ -10,8 +10,9 @@ from common.files import write_bytes, write_text
 from common.manifest import NAME, write_manifest
 from report import figures, palette, render
 from report.averages import spread
-from report.cost_study import FOLDER, Look, grouped, load_looks, mean, study_csv, study_grid
+from report.cost_study import FOLDER, Look, grouped, load_looks, study_csv, study_grid
 from report.experiment import Model
+from report.intervals import mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -97,7 +97,8 @@ def _paper(experiment: Experiment, published: Published) -> str:
     ]
     for table in published.tables.values():
         parts.append(f"<p><b>{escape(table.title)}</b></p>{_listed(table.statements)}")
-    parts += [render.html(claims_grid(published)), "<p>What the paper leaves open:</p>\n"]
+    parts += [render.html(claims_grid(experiment, published))]
+    parts += ["<p>What the paper leaves open:</p>\n"]
     return "".join([*parts, _listed(published.unknown)])
 
 

@@ -78,7 +78,7 @@ def make_model():
 _WHY_NOT = {
     "faults": "long fault tests: `make test-all` runs them",
     "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",
-    "slurm": "needs Slurm: `make test-all` runs them where it is installed",
+    "slurm": "needs Slurm: `make test-slurm` installs it and runs them",
     "gpu": "needs a GPU: `make test-all` runs them where one is present",
 }
 _left_out: dict[str, int] = {}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
 from workflow import configuration
 from workflow.lock import only_run_here
@@ -125,6 +126,29 @@ def reproduce(
         return shown
 
 
+def preflight(config: Path) -> int:
+    """Tell what an experiment will fetch, store and compute, before anything is fetched.
+
+    Args:
+        config: The experiment's configuration.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: The configuration is wrong, or something would stop the run.
+    """
+    from workflow import budget
+
+    resolved = configuration.load(config)
+    lines, errors = budget.report(resolved, ROOT, Path("results") / resolved["name"])
+    lines += [f"error: {error}" for error in errors[1:]]  # the first is told by the program's end
+    print("\n".join(lines), flush=True)
+    if errors:
+        raise UserError(errors[0])
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m workflow --help`."""
     parser = argparse.ArgumentParser(
@@ -137,10 +161,11 @@ def main(arguments: Sequence[str]) -> int:
         "  python -m workflow reproduce --config paper.yaml --profile workflow/profiles/slurm\n"
         "  python -m workflow dam_study\n"
         "  python -m workflow check --config my.yaml\n"
+        "  python -m workflow preflight --config paper.yaml\n"
         "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["reproduce", *STUDIES, "check"])
+    parser.add_argument("command", choices=["reproduce", *STUDIES, "check", "preflight"])
     parser.add_argument("--config", type=Path, default=ROOT / "config.yaml")
     parser.add_argument("--cores", type=int)
     given, extra = parser.parse_known_args(arguments)
@@ -148,5 +173,7 @@ def main(arguments: Sequence[str]) -> int:
         configuration.load(given.config)
         print(f"{given.config}: in order")
         return 0
+    if given.command == "preflight":
+        return preflight(given.config)
     study = given.command if given.command in STUDIES else None
     return reproduce(given.config, given.cores, extra, study)

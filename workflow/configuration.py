@@ -146,7 +146,9 @@ def _check_row(config: Mapping[str, Any], name: str) -> None:
     row, where = config["methods"][name], f"methods.{name}"
     methods = registry.describe()
     if ("hub" in row) == ("method" in row):
-        raise UserError(f"{where} needs either a method or, of a published merge, its hub reference")
+        raise UserError(
+            f"{where} needs either a method or, of a published merge, its hub reference"
+        )
     for case in row.get("cases", []):
         if case not in config["cases"]:
             raise UserError(f"{where}: unknown case {case!r}{nearest(case, config['cases'])}")

@@ -1,4 +1,4 @@
-"""Cases of published checkpoints: what the configuration may say of them, and the steps' options."""
+"""Cases of published checkpoints: what a configuration may say, and the options of their steps."""
 
 from __future__ import annotations
 

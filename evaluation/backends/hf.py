@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from checkpoints.reading import Checkpoint
+from common.cost import count_mapped
 from evaluation.backends import trees
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
@@ -49,7 +50,9 @@ def load_model(
     Raises:
         UserError: The folder is not a model, or a shard is missing or truncated.
     """
-    Checkpoint(folder)
+    checkpoint = Checkpoint(folder)
+    # transformers maps the shards into memory.
+    count_mapped(sum(shard.stat().st_size for shard in checkpoint.shards))
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
     return model.to(device).eval()

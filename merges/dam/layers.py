@@ -8,13 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
+# added; elsewhere it bounds the memory of the widened copies, and kernels stay large.
+CPU_BLOCK, DEVICE_BLOCK = 1 << 16, 1 << 25
+# Weights of at most so many values are kept as one tensor: there, operations cost more than bytes.
+SMALL = 1 << 16
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """View (..., columns) as (rows, columns)."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _rows(matrix: Tensor) -> int:
+    """Return the number of rows in a block."""
+    size = CPU_BLOCK if matrix.device.type == "cpu" else DEVICE_BLOCK
+    return max(size // matrix.shape[1], 1)
+
+
+def _blocks(tensor: Tensor, rows: int, count: int) -> Sequence[Tensor]:
+    """Cut a matrix into blocks of rows; one row serves every block."""
+    matrix = _matrix(tensor)
+    return [matrix] * count if len(matrix) == 1 else matrix.split(rows)
+
 
 class MergedWeight(torch.autograd.Function):
     """The merged weight W = sum_i c_i * W_i of one parameter, c_i broadcast over W_i.
 
     With one coefficient per input column this is W = sum_i W_i diag(c_i). Plain autograd would
     keep the M products. Here the graph keeps nothing but the models' own weights, and the
-    gradient is reduced model by model: dL/dc_ij = sum_m (dL/dW)_mj (W_i)_mj.
+    gradient is reduced model by model: dL/dc_ij = sum_m (dL/dW)_mj (W_i)_mj. Both go by blocks of
+    rows, so that no model's weight is ever widened as a whole.
 
     Source:
         Gauthier-Caron et al., arXiv:2410.08371, section 3.1.
@@ -34,24 +58,38 @@ class MergedWeight(torch.autograd.Function):
             The merged weight in the weights' shape and type.
         """
         ctx.save_for_backward(*weights)
-        ctx.dtype, ctx.shape = coefficients.dtype, coefficients.shape[1:]
-        first, *others = coefficients.unbind()
-        merged = weights[0].to(ctx.dtype) * first
-        for weight, coefficient in zip(weights[1:], others, strict=True):
-            merged.addcmul_(weight.to(ctx.dtype), coefficient)
-        return merged.to(weights[0].dtype)
+        ctx.dtype, ctx.shape = coefficients.dtype, coefficients.shape
+        merged = torch.empty_like(weights[0])
+        rows = _rows(_matrix(merged))
+        results = _matrix(merged).split(rows)
+        total = merged.new_empty(results[0].shape, dtype=ctx.dtype)
+        blocks = zip(*(_matrix(weight).split(rows) for weight in weights), strict=True)
+        factors = zip(*(_blocks(own, rows, len(results)) for own in coefficients), strict=True)
+        for result, own, factor in zip(results, blocks, factors, strict=True):
+            out = result if result.dtype == ctx.dtype else total[: len(result)]
+            torch.mul(own[0], factor[0], out=out)
+            for index in range(1, len(own)):
+                out.addcmul_(own[index], factor[index])
+            if out is not result:
+                result.copy_(out)
+        return merged
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Reduce dL/dW (a weight's shape) to dL/dc (M, ...)."""
-        gradient = gradient.to(ctx.dtype)
         weights = ctx.saved_tensors
-        result = gradient.new_empty(len(weights), *ctx.shape)
-        product = torch.empty_like(gradient)
-        for weight, row in zip(weights, result.unbind(), strict=True):
-            torch.mul(gradient, weight.to(ctx.dtype), out=product)
-            row.copy_(product.sum_to_size(ctx.shape))
-        return result, *(None for _ in weights)
+        gradient = _matrix(gradient)
+        reduced = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
+        rows = _rows(gradient)
+        gradients = gradient.split(rows)
+        product = gradient.new_empty(gradients[0].shape, dtype=ctx.dtype)
+        blocks = zip(*(_matrix(weight).split(rows) for weight in weights), strict=True)
+        sums = zip(*(_blocks(own, rows, len(gradients)) for own in reduced), strict=True)
+        for upstream, own, totals in zip(gradients, blocks, sums, strict=True):
+            upstream, out = upstream.to(ctx.dtype), product[: len(upstream)]
+            for block, total in zip(own, totals, strict=True):
+                total += torch.mul(upstream, block, out=out).sum_to_size(total.shape)
+        return reduced, *(None for _ in weights)
 
 
 class MergedLayer(nn.Module):
@@ -92,6 +130,15 @@ class MergedLinear(MergedLayer):
         super().__init__(weights)
         self.biases = None if biases is None else torch.stack(tuple(biases))
         self.bias_coefficients: Tensor | None = None
+        self._stack = torch.stack(self.weights) if weights[0].numel() <= SMALL else None
+
+    def merged_weight(self) -> Tensor:
+        """Return W = sum_i c_i * W_i, (out_features, in_features)."""
+        if self._stack is None:
+            return super().merged_weight()
+        own = self.coefficients
+        own = own.reshape(len(own), -1, own.shape[-1])
+        return (own * self._stack).sum(0).to(self._stack.dtype)
 
     def merged_bias(self) -> Tensor | None:
         """Return b = sum_i s_i b_i, (out_features,), or None for a layer without bias."""

@@ -69,10 +69,11 @@ class Packing:
     def _visible(self) -> dict[tuple, Tensor]:
         return {}
 
-    def visible(self, sliding_window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return what causal attention adds to the scores, (longest, longest).
+    def visible(self, length: int, sliding_window: int | None, dtype: torch.dtype) -> Tensor:
+        """Return what causal attention adds to a sample's scores, (length, length).
 
         Args:
+            length: Tokens of the sample.
             sliding_window: Number of last positions, its own included, that a token sees; None
                 for all.
             dtype: The scores' type.
@@ -80,9 +81,8 @@ class Packing:
         Returns:
             0 where the column is visible from the row, -infinity elsewhere.
         """
-        key = sliding_window, dtype
+        key = length, sliding_window, dtype
         if key not in self._visible:
-            length = self.shape[1]
             hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
             if sliding_window is not None:
                 hidden |= torch.ones_like(hidden).tril(-sliding_window)
@@ -167,8 +167,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample of a packed row.
 
-    Only here do the samples take a rectangle's shape; projections, norms and the MLP, nearly all
-    of the work, see no padding.
+    Short samples go together, as a rectangle; from `SHORT` tokens on each goes alone, so that none
+    pays for the length of another.
 
     Args:
         module: The attention module that calls.
@@ -184,27 +184,25 @@ def packed_attention(
     Returns:
         The output (1, tokens, heads, head_dim), and None in place of attention weights.
     """
-    samples, longest = packing.shape
+    longest = packing.shape[1]
     if longest <= SHORT:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        mask = packing.visible(sliding_window, query.dtype)
+        mask = packing.visible(longest, sliding_window, query.dtype)
         return ShortAttention.apply(query, key, value, packing, scale, mask), None
-
-    def rectangle(row: Tensor) -> Tensor:
-        tokens = row.squeeze(0).transpose(0, 1).index_select(0, packing.to_padded)
-        return tokens.unflatten(0, (samples, longest)).transpose(1, 2)
-
-    window = None
-    if sliding_window is not None and longest > sliding_window:
-        window = packing.visible(sliding_window, query.dtype)
-    output = F.scaled_dot_product_attention(
-        rectangle(query),
-        rectangle(key),
-        rectangle(value),
-        attn_mask=window,
-        is_causal=window is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+    outputs = []
+    samples = zip(
+        *(row.split(list(packing.lengths), 2) for row in (query, key, value)), strict=True
     )
-    output = output.transpose(1, 2).flatten(0, 1)
-    return output.index_select(0, packing.to_packed)[None], None
+    for length, sample in zip(packing.lengths, samples, strict=True):
+        window = None
+        if sliding_window is not None and length > sliding_window:
+            window = packing.visible(length, sliding_window, query.dtype)
+        output = F.scaled_dot_product_attention(
+            *sample,
+            attn_mask=window,
+            is_causal=window is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, 1), None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints.reading import Checkpoint
-from common.cost import measure
+from common.cost import count_mapped, measure
 from common.errors import UserError
 from common.files import staged_directory
 from common.manifest import NAME, read_manifest, write_manifest
@@ -157,5 +157,7 @@ def read_teachers(
                 f"{folder}: the signal of {data.expert} was computed on other data than "
                 f"{data.path}; {remade}"
             )
-        result.append(load_file(folder / f"{data.expert}.safetensors")["hidden"])
+        path = folder / f"{data.expert}.safetensors"
+        result.append(load_file(path)["hidden"])
+        count_mapped(path.stat().st_size)
     return result

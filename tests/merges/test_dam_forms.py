@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from merges.dam import layers
 from merges.dam.coefficients import Coefficients, Form
 from merges.dam.data import make_batch
 from merges.dam.layers import MergedLinear
@@ -99,6 +100,15 @@ def test_loss_gradient_and_result_agree_with_plain_autograd(worlds, architecture
     merged = trainer.result().tensors
     for name, tensor in plain.parameters(raw).items():
         torch.testing.assert_close(merged[name], tensor.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "form", ["row", "task vectors by head, tanh", "common column", "teachers share"]
+)
+def test_weights_in_blocks_of_rows_agree_too(worlds, form, monkeypatch):
+    monkeypatch.setattr(layers, "SMALL", 0)
+    monkeypatch.setattr(layers, "CPU_BLOCK", 100)
+    test_loss_gradient_and_result_agree_with_plain_autograd(worlds, "llama", form)
 
 
 @pytest.mark.parametrize("form", ["task vectors", "base as a source", "teachers share"])

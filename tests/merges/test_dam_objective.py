@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from common.errors import UserError
-from merges.dam import head, objective
+from merges.dam import head, layers, objective
 from merges.dam.head import OutputLoss, Segment
 from merges.dam.layers import MergedLinear
 from merges.dam.objective import Objective
@@ -149,11 +149,21 @@ def test_penalties_by_hand():
     assert objective.cosine(single).item() == objective.overlap(single).item() == 0
 
 
-def test_merged_weight_and_its_gradient():
-    weights = [normal(4, 3, seed=i) for i in range(3)]
-    coefficients = normal(3, 3, seed=5).requires_grad_()
-    upstream = normal(4, 3, seed=6)
-    expected = sum(w @ torch.diag(c) for w, c in zip(weights, coefficients, strict=True))
+@pytest.mark.parametrize("small", [0, 1 << 16])
+@pytest.mark.parametrize("block", [1, 7, 1 << 16])  # one row, two rows, all rows at a time
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 1), (1, 1)])
+def test_merged_weight_and_its_gradient(shape, block, small, monkeypatch):
+    monkeypatch.setattr(layers, "SMALL", small)
+    monkeypatch.setattr(layers, "CPU_BLOCK", block)
+    weights = [normal(5, 3, seed=i) for i in range(3)]
+    coefficients = normal(3, *shape, seed=5).requires_grad_()
+    upstream = normal(5, 3, seed=6)
+    if shape[-1] == 3:
+        parts = [w @ torch.diag(c.view(3)) for w, c in zip(weights, coefficients, strict=True)]
+    else:
+        full = [c.expand(5, 1).reshape(5) for c in coefficients]
+        parts = [torch.diag(c) @ w for w, c in zip(weights, full, strict=True)]
+    expected = sum(parts)
     (wanted,) = torch.autograd.grad((expected * upstream).sum(), coefficients)
     layer = MergedLinear(weights)
     layer.coefficients = coefficients
@@ -162,7 +172,11 @@ def test_merged_weight_and_its_gradient():
     torch.testing.assert_close(actual, wanted, **EXACT)
 
 
-def test_merged_weight_of_bfloat16_experts_is_rounded_once():
+@pytest.mark.parametrize("small", [0, 1 << 16])
+@pytest.mark.parametrize("block", [7, 1 << 16])
+def test_merged_weight_of_bfloat16_experts_is_rounded_once(block, small, monkeypatch):
+    monkeypatch.setattr(layers, "SMALL", small)
+    monkeypatch.setattr(layers, "CPU_BLOCK", block)
     weights = [normal(8, 6, seed=i).to(torch.bfloat16) for i in range(3)]
     layer = MergedLinear(weights)
     layer.coefficients = torch.full((3, 6), 1 / 3)

@@ -218,6 +218,8 @@ def test_sources_are_the_shared_files_and_the_methods_own() -> None:
     assert "merges/cli.py" not in shared
     # DARE-TIES takes the sign election from TIES' file, so that file counts for it too.
     own = set(registry.sources("dare_ties")) - shared
-    assert own == {"merges/dare_ties.py", "merges/ties.py", "merges/selection.py"}
+    assert own == {
+        f"merges/{name}.py" for name in ("dare_ties", "ties", "selection", "task_vectors")
+    }
     for path in registry.sources("dare_ties"):
         assert (registry.FOLDER.parent / path).is_file()

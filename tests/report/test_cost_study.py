@@ -12,7 +12,8 @@ from scipy import stats
 from common.cli import call
 from common.errors import UserError
 from report.averages import Score
-from report.cost_study import claim, difference, load_looks, study_grid
+from report.cost_study import claim, load_looks, study_grid
+from report.intervals import difference
 
 STUDY = {
     "cases": ["case1"],

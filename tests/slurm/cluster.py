@@ -1,4 +1,4 @@
-"""A whole Slurm on this machine: its own keys, ports and folders, one node with one pretended GPU."""
+"""A whole Slurm on this machine: its own keys, ports and folders, a node with a pretended GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+
+from common.warm import die_with_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 
@@ -52,11 +54,9 @@ def lacking() -> str | None:
     if os.geteuid() != 0:
         return "Slurm's daemons need root"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    return (
-        f"not installed: {', '.join(missing)} (`make test-slurm` installs them)"
-        if missing
-        else None
-    )
+    if missing:
+        return f"not installed: {', '.join(missing)} (`make test-slurm` installs them)"
+    return None
 
 
 def _free_ports(count: int) -> list[int]:
@@ -94,6 +94,7 @@ class Cluster:
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         }
         self._running: dict[str, subprocess.Popen] = {}
+        self._parent = os.getpid()
 
     def start(self) -> None:
         """Start everything and wait for the node."""
@@ -157,6 +158,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=lambda: die_with_parent(self._parent),
             )
 
     def _stop(self, name: str) -> None:

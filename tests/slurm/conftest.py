@@ -15,7 +15,7 @@ from tests.workflow.conftest import ROOT, Project, tiny
 
 
 def small(config: dict) -> dict:
-    """Shrink the tiny experiment to one case, two experts and two merges: 11 jobs to their scores."""
+    """Shrink the tiny experiment to a case, two experts and two merges: 11 jobs to the scores."""
     config = tiny(config)
     kept = ("name", "seed", "evaluation", "gate", "calibration", "cases", "methods")
     config = {key: copy.deepcopy(config[key]) for key in kept}

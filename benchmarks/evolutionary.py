@@ -1,0 +1,171 @@
+"""What a candidate of a search costs in one process, against a checkpoint and a process for each.
+
+    python benchmarks/evolutionary.py --case results/bottle/case1 --json docs/evolutionary.json
+
+Takes the models and the dev items of a case of the bottle. The same candidates (CMA-ES, from its
+start) are scored twice: by the search itself, in memory; and each merged, written, and evaluated by
+a fresh `python -m evaluation`. Both must give the same scores. CPU seconds of the processes, on one
+thread; what a process spends before its first candidate is told apart. `ratio` says how many times
+better the first way is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.merge import Records  # noqa: E402
+
+GOAL_RATIO = 5.0  # candidates a minute, in memory against on disk
+GOAL_SHARE = 10.0  # per cent of a candidate's time that is not its evaluation
+METHODS = ("task_arithmetic", "ties", "dare_ties")
+
+
+class Clock:
+    """CPU seconds of calls, by name.
+
+    Attributes:
+        spent: The sums.
+    """
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Count a method's time from now on."""
+        function: Callable = getattr(owner, name)
+
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.spent[name] = self.spent.get(name, 0) + time.process_time() - began
+
+        setattr(owner, name, counted)
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def compare(
+    case: Path, method: str, suites: str, count: int, written: int, records: Records
+) -> None:
+    """Score the same candidates both ways.
+
+    Args:
+        case: A case's folder, with `models/` and `data/`.
+        method: What the candidates are merged with.
+        suites: Suites to score.
+        count: Candidates that are scored in memory.
+        written: How many of them are scored from the disk too.
+        records: Takes the figures.
+    """
+    from checkpoints.reading import Checkpoint
+    from evaluation.suites import select
+    from merges.engine import merge_to_disk
+    from merges.layers import LayerRules
+    from search.evolutionary import CmaEs
+    from search.loop import Budget, Search, Serial
+    from search.merged import Merging
+    from search.parameters import ParameterSpace
+    from search.state import StateFile
+    from search.workbench import Allocated, Workbench
+
+    base = Checkpoint(case / "models" / "base")
+    experts = {
+        path.name: Checkpoint(path)
+        for path in sorted((case / "models").iterdir())
+        if path.name != "base" and (path / "config.json").is_file()
+    }
+    space = ParameterSpace(Merging(method, base, experts), {})
+    tasks = [task.name for task in select(suites.split(","))]
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
+        began = time.process_time()
+        bench = Workbench(space, base, case / "data", suites.split(","), [tasks])
+        bench.evaluate(0, [gene.start for gene in space.genes])  # encodes the items, for all
+        ready = time.process_time() - began
+        strategy = CmaEs(space.genes, population=None, sigma=0.3, seed=0)
+        file = StateFile(Path(scratch) / "out", {})
+        search = Search(space, strategy, Serial(bench), Budget(count), file)
+        clock = Clock()
+        clock.watch(Allocated, "become")
+        clock.watch(Workbench, "_score")
+        began = time.process_time()
+        history = search.run()
+        whole = time.process_time() - began
+        other = whole - clock.spent["become"] - clock.spent["_score"]
+        on_disk = 0.0
+        for evaluation in history[:written]:
+            recipe = space.decode(evaluation.genome)
+            folder, scores = Path(scratch) / "model", Path(scratch) / "scores.json"
+            began = time.process_time() + _children()
+            merge_to_disk(
+                folder,
+                method,
+                base,
+                experts,
+                recipe["set"],
+                parameters_for=LayerRules(method, recipe["set_layers"]),
+            )
+            command = [sys.executable, "-m", "evaluation", "--model", folder, "--suites", suites]
+            command += ["--data", case / "data", "--split", "dev", "--out", scores]
+            subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+            on_disk += time.process_time() + _children() - began
+            found = json.loads(scores.read_text())["tasks"]
+            assert {name: found[name]["value"] for name in tasks} == evaluation.tasks
+            shutil.rmtree(folder)
+    per, against = whole / count, on_disk / written
+    records.add(method, "CPU s", per, against, GOAL_RATIO)
+    records.add(method, "per CPU min", 60 / per, None)
+    records.add(f"{method}: before the first", "CPU s", ready, None)
+    for what, spent in (("merge", clock.spent["become"]), ("ask, tell, state", other)):
+        records.add(f"{method}: {what}", "% of it", 100 * spent / whole, None)
+    share = 100 * (whole - clock.spent["_score"]) / whole
+    # As a ratio: how many times below the goal it stays.
+    records.add(f"{method}: all but evaluation", "% of it", share, GOAL_SHARE, 1.0)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--suites", default="bottle_ja8,bottle_gsm_en", metavar="A,B")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--candidates", type=int, default=24, metavar="N")
+    parser.add_argument("--written", type=int, default=3, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    # Read when the libraries are imported, here and in the fresh processes.
+    os.environ.update(OMP_NUM_THREADS="1", BOTTLE_HASH_CACHE="off", PYTHONPATH=str(ROOT))
+    import torch
+
+    torch.set_num_threads(1)
+    records = Records()
+    for method in given.methods:
+        compare(
+            given.case.resolve(), method, given.suites, given.candidates, given.written, records
+        )
+    if given.json is not None:
+        given.json.write_text(json.dumps(records.rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Cases of published checkpoints: refusals, the jobs that the paper's tables need, the budget."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from workflow import budget, configuration, published
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
+
+
+def changed(change):
+    config = copy.deepcopy(PAPER)
+    change(config)
+    return config
+
+
+def test_the_papers_configuration_is_in_order():
+    config = configuration.resolve(PAPER, "paper.yaml")
+    assert all(published.is_published(case) for case in config["cases"].values())
+    ids = [reference.id for reference in budget.references_of(config, ROOT)]
+    assert len(ids) == len(set(ids)) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda c: c["cases"]["case1"]["base"].update(hub="mistral_7c"),
+            "no reference 'mistral_7c' (did you mean 'mistral_7b'?)",
+        ),
+        (
+            lambda c: c["cases"]["case1"]["base"].update(hub="ichikara"),
+            "ichikara is a dataset in",
+        ),
+        (
+            lambda c: c["cases"]["case1"]["experts"]["abel"].pop("hub"),
+            "abel lacks the key 'hub'",
+        ),
+        (
+            lambda c: c["cases"]["case1"]["experts"]["abel"].pop("calibration"),
+            "case1.experts.abel has no calibration data to learn",
+        ),
+        (
+            lambda c: c["cases"]["case1"]["base"].update(train={"steps": 1, "learning_rate": 0.1}),
+            "base cannot be trained",
+        ),
+        (lambda c: c["cases"]["case1"].update(world="case1"), "'world' is of a bottle's case"),
+        (lambda c: c["cases"]["case1"].pop("size"), "lacks the key 'size'"),
+        (
+            lambda c: c["methods"].update(
+                evolved={"label": "E", "method": "task_arithmetic", "evolve": {"budget": 9}}
+            ),
+            "searched rows need dev items",
+        ),
+        (
+            lambda c: c["methods"]["evollm"].update(method="linear"),
+            "methods.evollm needs either a method or",
+        ),
+        (lambda c: c["cases"]["case1"].update(vocabulary="crop"), "'crop' is not one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(change, told):
+    with pytest.raises(UserError) as caught:
+        configuration.resolve(changed(change), "paper.yaml")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bottles_case_cannot_hold_models_of_the_hub():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config["cases"]["case1"]["experts"]["ja"]["hub"] = "shisa_gamma_7b"
+    with pytest.raises(UserError, match="ja is of the hub and the base is not"):
+        configuration.resolve(config)
+
+
+def test_the_budget_agrees_with_what_was_counted_by_hand():
+    # 1,729 rows of three samples, about 874 tokens, Mistral's 7.24 G parameters: 22 PFLOP for the
+    # teachers; a training step of 94 ms of products and 47 ms of weight traffic.
+    def only_dam(config):
+        config["calibration"]["rows"] = 1729
+        config["methods"] = {"dam_paper": config["methods"]["dam_paper"]}
+
+    config = configuration.resolve(changed(only_dam), "paper.yaml")
+    hours = budget.learning_hours(config, "case1")
+    assert hours["teachers"] * 3600 * 396e12 == pytest.approx(22e15, rel=0.02)
+    del config["ablation"]
+    training = budget.learning_hours(config, "case1")["training"]
+    assert training * 3600 / 1729 == pytest.approx(0.094 + 0.047, rel=0.05)
+
+
+def test_the_report_names_licences_disk_and_missing_tokens(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    config = configuration.resolve(PAPER, "paper.yaml")
+    lines, errors = budget.report(config, ROOT, tmp_path)
+    assert any("Meta-Llama-3-8B-Instruct" in line and "NO TOKEN" in line for line in lines)
+    assert any("is gated and there is no token" in error for error in errors)
+    monkeypatch.setenv("HF_TOKEN", "a token")
+    _, errors = budget.report(config, ROOT, tmp_path)
+    assert not any("gated" in error for error in errors)
+
+
+@pytest.mark.workflow
+def test_the_papers_profile_lists_all_jobs_without_torch():
+    code = (
+        "import sys, runpy\n"
+        "profile = 'workflow/profiles/paper'\n"
+        "sys.argv = ['snakemake', '--profile', profile, '-n', '--quiet', 'rules']\n"
+        "try: runpy.run_module('snakemake', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counts = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert counts["fetch_base"] == "2" and counts["fetch_expert"] == "6"
+    assert counts["ablation_merge"] == "30"
