@@ -22,7 +22,6 @@ if not SCORES_FROM:
     if FETCHED:
 
         include: "workflow/rules/hub.smk"
-
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"

@@ -28,8 +28,8 @@ from benchmarks.merge import Records  # noqa: E402
 from merges.dam.data import Batch, Calibration  # noqa: E402
 from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
 from merges.dam.head import CHUNK  # noqa: E402
+from merges.dam.layers import DEVICE_BLOCK  # noqa: E402
 from merges.dam.network import skeleton  # noqa: E402
-from merges.dam.optimizers import make_optimizer  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
 from merges.dam.training import Parameters, Trainer  # noqa: E402
 from merges.requests import WholeModelRequest  # noqa: E402
@@ -78,22 +78,21 @@ class Counts:
             if tensor.dim() == 2 and "embed" not in name
         )
 
-    def _activations(self, rectangle: float) -> float:
-        """Bytes per token and layer that autograd keeps; `rectangle`: padding of the attention."""
+    def _activations(self) -> float:
+        """Bytes per token and layer that autograd keeps."""
         hidden, inner = self.config["hidden_size"], self.config["intermediate_size"]
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         keys = hidden // heads * kv_heads
         norms = 2 * (4 + 2) * hidden  # the normalised input in fp32, the output
-        attention = rectangle * 2 * (2 * hidden + 2 * keys) + 2 * hidden  # q, k, v, outputs
+        attention = 2 * (2 * hidden + 2 * keys) + 2 * hidden  # q, k, v, outputs
         return norms + attention + 4 * 2 * inner  # gate, its activation, up, their product
 
     def memory(self) -> dict[str, dict[str, float]]:
         """Return the decimal GB of each line by line and variant."""
         tokens, layers = sum(self.lengths), self.config["num_hidden_layers"]
         hidden, vocabulary = self.config["hidden_size"], self.config["vocab_size"]
-        rectangle = self.models * max(self.lengths) / tokens
         layer = (self.linear - self.head) / layers
-        own = self._activations(rectangle) * tokens
+        own = self._activations() * tokens
         padded = self.models * PADDED
         # One line: kept, recomputed, authors.
         lines = {
@@ -104,13 +103,14 @@ class Counts:
                 2 * layer,
                 2 * self.models * self.linear,
             ],
-            # Backward of the head's merged weight: its gradient twice in bf16 and once in fp32, a
-            # product and a weight in fp32; the authors': gradient and products in bf16.
-            "largest working set of one weight": [16 * self.head] * 2 + [8 * self.head],
+            # The head's gradient once in fp32 and twice in bf16, two blocks of rows in fp32; the
+            # authors': gradient and products in bf16.
+            "largest working set of one weight": [8 * self.head + 8 * DEVICE_BLOCK] * 2
+            + [8 * self.head],
             "activations": [
                 own * layers,
                 2 * hidden * tokens * layers + own,
-                self._activations(1) * padded * layers,
+                self._activations() * padded * layers,
             ],
             # Ours: five arrays in fp32; the authors': log p and q kept, as much again at work.
             "logits and their gradients": [5 * 4 * min(CHUNK, max(self.lengths)) * vocabulary] * 2
@@ -138,10 +138,10 @@ class Counts:
 
     def traffic(self) -> dict[str, float]:
         """Return the bytes that building merged weights and reducing their gradients moves."""
-        # Ours by eager operations in fp32: each weight is widened (6 bytes), multiplied and added
-        # (12, the first 8), the sum rounded (6); backward widens the gradient, then widens (6),
-        # multiplies (12) and sums (4) for each.
-        build, reduce = 18 * self.models + 2, 22 * self.models + 6
+        # Ours by eager operations with sums in fp32: the first weight is multiplied (6 bytes), each
+        # other multiplied and added (10), the sum rounded (6); backward widens the gradient (6),
+        # then multiplies it with each weight (10) and sums (4).
+        build, reduce = 10 * self.models + 2, 14 * self.models + 6
         authors = 4 * self.models + 6 * (self.models - 1) + 8 * self.models
         kept = (build + reduce) * self.linear
         return {
@@ -201,22 +201,10 @@ def our_step(
         seed=0,
         embeddings_and_norms="base",
         threads=1,
+        device=str(device),
     )
     parameters = Parameters(samples=STEPS, optimizer="mofo", recompute_activations=recompute)
     trainer = Trainer(request, parameters, Sources(base, config, experts, data, HEAD))
-    # The trainer makes its own tensors on the CPU.
-    coefficients = trainer.coefficients
-    coefficients.flat = coefficients.flat.detach().to(device).requires_grad_()
-    trainer.optimizer = make_optimizer(
-        "mofo",
-        coefficients.flat,
-        coefficients.blocks,
-        fraction=parameters.mofo_fraction,
-        learning_rate=parameters.learning_rate,
-        betas=(parameters.beta1, parameters.beta2),
-        weight_decay=0.0,
-    )
-    trainer.decoder.body.to(device)
     trainer.teachers = _RandomStates([own[HEAD] for own in experts.values()])
     return trainer.step
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import byte_size
 from common.errors import UserError
 
 _DESCRIPTION = "Look at models on disk, check a merge before it runs, and its result after."
@@ -72,7 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", metavar="TYPE", help="of the result: float32, bfloat16 ... (the base's)"
     )
     check.add_argument(
-        "--shard-gb", type=float, default=5.0, metavar="N", help="most GB in a weight file (5)"
+        "--shard-size",
+        type=byte_size,
+        default="5GB",
+        metavar="SIZE",
+        help="most bytes of weights in a file: 500MB, 5GB ... (5GB)",
     )
     check.add_argument(
         "--vocabulary", default="refuse", metavar="POLICY", help="see below (default: refuse)"
@@ -136,8 +141,6 @@ def _preflight(arguments: argparse.Namespace) -> None:
     from checkpoints.preflight import preflight
     from checkpoints.reading import Checkpoint, torch_name
 
-    if arguments.shard_gb <= 0:
-        raise UserError(f"--shard-gb {arguments.shard_gb}: give a number above 0")
     pickles = arguments.allow_pickle
     base = arguments.base and Checkpoint(arguments.base, allow_pickle=pickles)
     report = preflight(
@@ -148,7 +151,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
         },
         out=arguments.out,
         dtype={torch_name(kind): kind for kind in FLOATS}.get(arguments.dtype, arguments.dtype),
-        shard_bytes=int(arguments.shard_gb * 1e9),
+        shard_bytes=arguments.shard_size,
         vocabulary=arguments.vocabulary,
     )
     errors = report.errors

@@ -93,13 +93,15 @@ def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT)
         text: What the models read.
 
     Returns:
-        What was written: ``text`` (sha256), ``model`` and ``parents`` as `measure` gives them.
+        What was written: ``text`` (sha256), ``weights`` (the model's fingerprint, sha256 over its
+        weight files' hashes), ``model`` and ``parents`` as `measure` gives them.
 
     Raises:
         UserError: The model's logits are not finite.
     """
     report = {
         "text": hashlib.sha256(text.encode()).hexdigest(),
+        "weights": Checkpoint(model).fingerprint,
         "model": measure(model, text),
         "parents": {name: measure(path, text) for name, path in parents.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def _converted(folder: Path) -> dict[str, Any] | None:
 
 
 def read_tokens(folder: Path) -> Tokens | None:
-    """Read a model folder's vocabulary.
+    """Read a model folder's vocabulary; while its files stay as they are, only once.
 
     Args:
         folder: The folder.
@@ -79,6 +80,13 @@ def read_tokens(folder: Path) -> Tokens | None:
     Raises:
         UserError: The tokenizer's files are damaged or of an unknown form.
     """
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return _read_tokens(folder, tuple((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in stats))
+
+
+@functools.lru_cache(maxsize=4)  # a base and three experts; a large vocabulary takes 50 MB
+def _read_tokens(folder: Path, stamp: tuple[tuple[str | int, ...], ...]) -> Tokens | None:
     path = folder / TOKENIZER
     content = read_object(path) if path.is_file() else _converted(folder)
     if content is None:

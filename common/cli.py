@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from common.errors import UserError
+
+
+def byte_size(text: str) -> int:
+    """Read a size as transformers and mergekit write it: 500MB, 5GB, powers of 1000."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]?)B?", text, re.IGNORECASE)
+    size = found and float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
+    if not size or size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 500MB, 5GB or the like")
+    return int(size)
 
 
 def call(module: str, arguments: Sequence[str]) -> int:

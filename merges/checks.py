@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from common import manifest
 from common.errors import UserError, nearest
 from merges import registry
 from merges.requests import EmbeddingsAndNorms, WholeModelResult
@@ -180,15 +181,17 @@ def check_whole(method: str, compute_dtype: str, dtype: str | None, device: str)
     """Refuse options on the arithmetic that a whole-model method does not follow.
 
     Raises:
-        UserError: An option is other than its default.
+        UserError: A type is other than its default, or the device is not there.
     """
-    given = {"compute dtype": compute_dtype != "float32", "dtype": dtype, "device": device != "cpu"}
+    given = {"compute dtype": compute_dtype != "float32", "dtype": dtype}
     for option, other in given.items():
         if other:
             raise UserError(
-                f"method {method} merges whole models, on the CPU and into the base's types; "
-                f"leave the {option} out"
+                f"method {method} merges whole models into the base's types; leave the {option} out"
             )
+    from merges.merger import check_device
+
+    check_device(device)
 
 
 def check_files(count: int) -> None:
@@ -249,5 +252,16 @@ def check_output(out: Path, inputs: Sequence[Path]) -> None:
             raise UserError(f"{out}: holds the input {path}; give another output folder")
     if out.is_file():
         raise UserError(f"{out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise UserError(f"{out}: is not empty and is no model folder; give another output folder")
+    if out.is_dir() and any(out.iterdir()) and not _is_merge(out):
+        raise UserError(
+            f"{out}: is not empty and holds no earlier merge (no {manifest.NAME} of one); give "
+            "another output folder, or remove this one"
+        )
+
+
+def _is_merge(folder: Path) -> bool:
+    try:
+        record = manifest.read_manifest(folder)
+    except (UserError, OSError):
+        return False
+    return isinstance(record, dict) and record.get("kind") == "merge"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import byte_size
 from common.errors import UserError
 from merges import registry
 
@@ -52,18 +53,10 @@ tensor's name. The numbers of a gradient are spread evenly over the model's laye
 """
 
 
-def _threads(text: str) -> int:
+def _count(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} threads; give a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
     return int(text)
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]?)B?", text, re.IGNORECASE)
-    size = found and float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")
-    if not size or size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 500MB, 5GB or the like")
-    return int(size)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what `python -m merges teachers` wrote, for methods that learn from the experts",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
-    parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (1)")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -162,6 +155,16 @@ def build_parser() -> argparse.ArgumentParser:
     stored.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 ... (cpu)"
     )
+    long = parser.add_argument_group("methods that train")
+    long.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="record the training's state here now and then, and go on from it after a kill",
+    )
+    long.add_argument(
+        "--save-every", type=_count, default=100, metavar="K", help="steps between records (100)"
+    )
     stored.add_argument(
         "--donor",
         metavar="NAME",
@@ -170,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     stored.add_argument(
         "--shard-size",
-        type=_bytes,
+        type=byte_size,
         default="5GB",
         metavar="SIZE",
         help="most bytes of weights in a file: 500MB, 5GB ... (5GB)",
@@ -330,6 +333,7 @@ def _merge(
 ) -> None:
     from merges.engine import merge_to_disk, plan
     from merges.merger import Settings
+    from merges.requests import Resuming
 
     order = (arguments.out, method, base, experts, parameters)
     options["shard_bytes"] = arguments.shard_size
@@ -341,7 +345,10 @@ def _merge(
         dtype,
         arguments.device,
         arguments.threads,
+        arguments.state and Resuming(arguments.state, arguments.save_every),
     )
+    if arguments.state and not registry.info(method).whole_model:
+        raise UserError(f"method {method} trains nothing that --state could record; leave it out")
     if arguments.dry_run:
         report = plan(*order, settings, **options)
         errors, report.errors = report.errors, report.errors[1:]  # the first ends the program
@@ -349,7 +356,12 @@ def _merge(
         if errors:
             raise UserError(errors[0])
         return
-    merge_to_disk(*order, **vars(settings), **options)
+    merge_to_disk(
+        *order,
+        **vars(settings),
+        **options,
+        tell=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
+    )
     print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +33,7 @@ from merges.checks import (
     numbers_by_expert,
 )
 from merges.output import COST, write_extras, write_record
-from merges.requests import EmbeddingsAndNorms, WholeModelRequest, WholeModelResult
+from merges.requests import EmbeddingsAndNorms, Resuming, WholeModelRequest, WholeModelResult
 
 if TYPE_CHECKING:
     import torch
@@ -156,14 +156,9 @@ def _merge_whole(
     for checkpoint in (base, *experts.values()):
         for tensor in checkpoint.names():
             check_finite(checkpoint.load(tensor), tensor, checkpoint.path)
+    how = (settings.seed, settings.embeddings_and_norms, settings.threads, settings.device)
     request = WholeModelRequest(
-        base,
-        dict(experts),
-        dict(calibration),
-        teachers,
-        settings.seed,
-        settings.embeddings_and_norms,
-        settings.threads,
+        base, dict(experts), dict(calibration), teachers, *how, settings.resuming
     )
     result = registry.load(method)(
         request, **numbers_by_expert(method, registry.info(method), parameters, list(experts))
@@ -293,9 +288,11 @@ def merge_to_disk(
     dtype: str | None = None,
     device: str = "cpu",
     threads: int = 1,
+    resuming: Resuming | None = None,
     donor: str | None = None,
     vocabulary: str = "refuse",
     shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[str], object] | None = None,
 ) -> Path:
     """Merge checkpoints into a Hugging Face folder with manifest.json and cost.json.
 
@@ -317,10 +314,12 @@ def merge_to_disk(
         dtype: Type in which to store floating parameters, by torch's name; None for the base's.
         device: Torch device on which values are merged.
         threads: Number of CPU threads.
+        resuming: Where a whole-model method records how far it is; None for nowhere.
         donor: The model that configuration, tokenizer and chat template come from: an expert's
             name or ``base``; None for the base, or the first expert where there is no base.
         vocabulary: What to do where tokenizers differ; see `checkpoints.vocabulary.align`.
         shard_bytes: Most bytes of values in a weight file.
+        tell: Is called with each note of the preflight: what should be known but stops nothing.
 
     Returns:
         The folder.
@@ -332,9 +331,9 @@ def merge_to_disk(
     from merges.merger import Settings
 
     settings = Settings(
-        seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads
+        seed, embeddings_and_norms, parameters_for, compute_dtype, dtype, device, threads, resuming
     )
-    plan(
+    report = plan(
         out,
         method,
         base,
@@ -346,7 +345,10 @@ def merge_to_disk(
         donor=donor,
         vocabulary=vocabulary,
         shard_bytes=shard_bytes,
-    ).require()
+    )
+    report.require()
+    for note in report.notes if tell else []:
+        tell(note)
     info, resolved = registry.info(method), registry.validate(method, parameters)
     models = {**({} if base is None else {"base": base}), **experts}
     reference = next(iter(models.values()))

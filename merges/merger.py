@@ -16,7 +16,7 @@ from common.errors import UserError
 from merges import registry
 from merges.checks import numbers_by_expert
 from merges.pieces import ArrayPieces, Part, Piece, Pieces
-from merges.requests import EmbeddingsAndNorms
+from merges.requests import EmbeddingsAndNorms, Resuming
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,8 @@ def rounded_array(values: np.ndarray, stored: str, name: str) -> np.ndarray:
     return found
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not find."""
     if device == "cpu":
         return
     import torch
@@ -103,6 +104,7 @@ class Settings:
             base's (without a base, the first expert's).
         device: Torch device on which values are merged.
         threads: Parameters that are merged at a time.
+        resuming: Where a whole-model method records how far it is; None for nowhere.
     """
 
     seed: int = 0
@@ -112,6 +114,7 @@ class Settings:
     dtype: str | None = None
     device: str = "cpu"
     threads: int = 1
+    resuming: Resuming | None = None
 
 
 def takes_arrays(method: str, settings: Settings, types: Collection[str]) -> bool:
@@ -176,7 +179,7 @@ class Merger:
         self._places: dict[str, int] = {}
         self._prepared: Any = None
         self._prepared_double = False
-        _check_device(settings.device)
+        check_device(settings.device)
         if self._whole and settings.parameters_for is not None:
             raise UserError(
                 f"method {method}: scope=model looks at the whole model at once and takes no "

@@ -125,13 +125,13 @@ class MethodInfo:
     experts: int | None
     unit: Unit
     prepare: str | None
-    arrays: bool
     summary: str
     doc: str
     parameters: dict[str, ParameterInfo]
     module: str
     path: Path
     presets: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
+    arrays: bool = False
 
 
 def _files(folder: Path) -> list[Path]:

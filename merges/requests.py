@@ -76,6 +76,19 @@ class TensorContext:
 
 
 @dataclass(frozen=True)
+class Resuming:
+    """Where a long method records how far it is, so that it goes on after it was killed.
+
+    Attributes:
+        path: The file; what is there of the same order is gone on with, and in the end removed.
+        every: Steps between two records.
+    """
+
+    path: Path
+    every: int = 100
+
+
+@dataclass(frozen=True)
 class WholeModelRequest:
     """The order to a method that needs whole models, and data, at once.
 
@@ -90,6 +103,8 @@ class WholeModelRequest:
         embeddings_and_norms: ``base``: the result has the base's; ``merged``: the average of the
             experts'.
         threads: Number of CPU threads.
+        device: Torch device on which the method computes.
+        resuming: Where to record how far it is; None for nowhere.
     """
 
     base: Checkpoint
@@ -99,6 +114,8 @@ class WholeModelRequest:
     seed: int
     embeddings_and_norms: EmbeddingsAndNorms
     threads: int
+    device: str = "cpu"
+    resuming: Resuming | None = None
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _run(folder: Path, tasks: Sequence[str]) -> Run | None:
     path = folder / "model" / "manifest.json"
     parameters = read_json(path)["parameters"] if path.exists() else {}
     search = parameters.get("search", {})
-    candidates = search.get("candidates", [])
+    candidates = search.get("space", {}).get("candidates", [])
     candidate = candidates[search["chosen"]] if len(candidates) > 1 else {}
     return Run({task: items[task] for task in tasks}, search.get("dev_average"), candidate)
 

@@ -132,7 +132,7 @@ def grid(study: Study, name: str, found: Differences) -> Grid:
     return Grid(
         f"dam_study_{name}",
         comparison["title"],
-        "",
+        "The first row is the reference.",
         (*header, *apart, "Learning rates"),
         tuple(_row(study, name, setting, found) for setting in settings),
         tuple(notes),

@@ -179,6 +179,8 @@ def search(given: argparse.Namespace) -> str:
                 f"{given.command} ({plan.space.describe().get('method', given.space)})",
             )
             history = run.run()
+            if all(evaluation.average is None for evaluation in history):
+                file.remove()  # what failed for good or for once is tried again
             winner = winner_of(plan.space, history)
             about = {"kind": given.command, **plan.about, "space": plan.space.describe()}
             about |= {

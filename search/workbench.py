@@ -110,8 +110,8 @@ class Allocated:
         ]
         for name in names:  # what is half written belongs to no candidate
             self._held.pop(name, None)
-        with torch.no_grad():
-            counted = space.overwrite(recipe, parameters, names)
+        # The parameters are detached already, and a method that learns needs its gradients.
+        counted = space.overwrite(recipe, parameters, names)
         if settings is not None:
             self._held |= {name: settings[name] for name in names}
         self.written = len(names)

@@ -246,7 +246,7 @@ def _check_ablation(config: Mapping[str, Any]) -> None:
         raise UserError(f"ablation.row: {ablation['row']} is searched for; name a fixed row")
     for name, entry in ablation["objectives"].items():
         try:
-            registry.validate(
+            resolved = registry.validate(
                 row["method"],
                 {
                     **row["set"],
@@ -257,3 +257,9 @@ def _check_ablation(config: Mapping[str, Any]) -> None:
             )
         except UserError as error:
             raise UserError(f"ablation.objectives.{name}: {error}") from None
+        rows, samples = config["calibration"]["rows"], resolved.get("samples", 0)
+        if samples > rows:
+            raise UserError(
+                f"ablation.objectives.{name}: {samples} samples per expert, but calibration.rows "
+                f"makes only {rows}"
+            )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.errors import UserError, nearest
 
@@ -172,3 +174,28 @@ def minutes_of(limit: str) -> float:
     parts = [int(part) for part in clock.split(":")]
     hours, minutes, seconds = [0] * (3 - len(parts)) + parts
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def why_jobs_died(logs: Path, since: float, executable: str) -> str | None:
+    """Look in Slurm's logs for a node that lacks the environment, which Snakemake cannot tell.
+
+    Args:
+        logs: The folder of the executor's logs.
+        since: Only logs written after this time count, seconds since 1970.
+        executable: The interpreter that every job starts.
+
+    Returns:
+        One line for the user, None where the logs show nothing of the kind.
+    """
+    for path in sorted(logs.rglob("*.log")):
+        if path.stat().st_mtime < since:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if re.search(rf"{re.escape(executable)}: (No such file|not found|Permission)", text) or (
+            re.search(r"No module named '?snakemake", text)
+        ):
+            return (
+                f"a node of the cluster has no working {executable} (log: {path}); keep the "
+                "project and its .venv on a file system that all nodes share, under one path"
+            )
+    return None

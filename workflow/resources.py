@@ -84,7 +84,13 @@ def gigabytes_of(case: Mapping[str, Any]) -> float:
 
 
 def ask(
-    kind: str, case: Mapping[str, Any], *, experts: int = 0, times: int = 1, attempt: int = 1
+    kind: str,
+    case: Mapping[str, Any],
+    *,
+    experts: int = 0,
+    times: int = 1,
+    device: str = "cpu",
+    attempt: int = 1,
 ) -> dict[str, int]:
     """Return what a step asks for.
 
@@ -93,6 +99,7 @@ def ask(
         case: A case of the resolved configuration.
         experts: Models that are merged.
         times: Evaluations of a search, or models of a smoke check.
+        device: Where evaluations run; small models, too, run on the GPU that is named here.
         attempt: 1, and one more with each retry: half as much memory again, as much time again.
 
     Returns:
@@ -100,7 +107,8 @@ def ask(
         (minutes).
     """
     work, size = WORK[kind], gigabytes_of(case)
-    on_gpu = work.gpu_memory is not None and parameters_of(case) >= GPU_FROM
+    named = kind == "evaluate" and device != "cpu"
+    on_gpu = named or (work.gpu_memory is not None and parameters_of(case) >= GPU_FROM)
     held = work.memory + work.per_expert * experts
     gpu_held = (work.gpu_memory or 0.0) + work.gpu_per_expert * experts
     return {

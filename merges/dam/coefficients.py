@@ -115,6 +115,7 @@ class Coefficients:
         form: What is learnt.
         vectors: Whether a merged embedding or norm has a coefficient per feature, not a scalar.
         head_dim: Width of an attention head.
+        device: Where the layers are.
 
     Attributes:
         flat: Every trained value, a leaf that requires its gradient.
@@ -131,6 +132,7 @@ class Coefficients:
         form: Form | None = None,
         vectors: Mapping[str, bool] | None = None,
         head_dim: int = 1,
+        device: str = "cpu",
     ) -> None:
         self._form, self._models, self._dtype = form or Form(), models, dtype
         shared = self._form.granularity == "common_column"
@@ -152,7 +154,7 @@ class Coefficients:
             for slots, width in zip(self._blocks, widths, strict=True)
         ]
         self._sizes = [count * rows * width for count, rows, width in self._shapes]
-        self.flat = self._initial().to(self._form.dtype or dtype).requires_grad_()
+        self.flat = self._initial().to(device, self._form.dtype or dtype).requires_grad_()
 
     def _slots(
         self, layers: Mapping[str, MergedLayer], vectors: Mapping[str, bool], head_dim: int

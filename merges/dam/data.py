@@ -247,6 +247,7 @@ def make_batch(
     rows: Sequence[Sequence[int]],
     tokens: LossTokens,
     last: bool = False,
+    device: str = "cpu",
 ) -> Batch:
     """Pack samples of several datasets into one row.
 
@@ -255,6 +256,7 @@ def make_batch(
         rows: For each dataset, the numbers of its rows in this batch, perhaps none.
         tokens: Which positions count in the loss; see `Calibration.loss_span`.
         last: Whether each row's last position does.
+        device: Where the batch is computed on; `Batch.sources` stay with the data.
 
     Returns:
         The batch.
@@ -275,4 +277,5 @@ def make_batch(
         sources.append(torch.cat(own))
         segments.append((counted, counted + len(sources[-1])))
         counted = segments[-1][1]
-    return Batch(torch.cat(pieces), Packing(lengths), torch.cat(loss), segments, sources)
+    ids, places = (torch.cat(parts).to(device) for parts in (pieces, loss))
+    return Batch(ids, Packing(lengths, device), places, segments, sources)

@@ -85,6 +85,9 @@ class Decoder:
         recompute: Whether a decoder layer's activations are computed anew in the backward instead
             of kept (activation checkpointing); the results are the same.
 
+    Attributes:
+        device: Where it computes: where the weights are.
+
     Raises:
         UserError: A norm is to be merged that is not a plain RMSNorm.
     """
@@ -109,6 +112,9 @@ class Decoder:
         needed = {name for name, _ in self.body.named_parameters()}
         self.body.load_state_dict({name: own[name] for name in needed}, assign=True)
         self.body.requires_grad_(False)
+        weights = [*own.values(), *(layer.weights[0] for layer in (merged or {}).values())]
+        self.device = weights[0].device
+        self.body.to(self.device)  # the rotary frequencies
         for name, module in list(self.body.named_modules()):
             if type(module).__name__ in _PLAIN_NORMS:
                 norm = FrozenRMSNorm(module.weight.data, module.variance_epsilon)
@@ -213,9 +219,11 @@ def check_head(
     reference = skeleton(config, "eager")
     reference.load_state_dict(dict(tensors), strict=False, assign=True)
     reference.tie_weights()
+    reference.to(decoder.device)
+    ids = ids.to(decoder.device)
     with torch.no_grad():
         expected = reference(input_ids=ids[None], use_cache=False).logits[0]
-        hidden = decoder.hidden_states(ids, Packing([len(ids)]))
+        hidden = decoder.hidden_states(ids, Packing([len(ids)], ids.device))
         actual = F.linear(hidden, tensors[head_name(config, list(tensors))])
     spread = expected.abs().max().clamp_min(1)
     tolerance = 1e-3 if actual.dtype in (torch.float32, torch.float64) else 0.1

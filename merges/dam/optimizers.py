@@ -124,4 +124,6 @@ def restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     """Put back what `moments` returned."""
     if tensors:
         parameter = optimizer.param_groups[0]["params"][0]
-        optimizer.state[parameter] = {name: tensor.clone() for name, tensor in tensors.items()}
+        optimizer.state[parameter] = {
+            name: tensor.to(parameter.device, copy=True) for name, tensor in tensors.items()
+        }

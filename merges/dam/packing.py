@@ -23,9 +23,11 @@ class Packing:
 
     Attributes:
         lengths: Tokens of each sample, in the row's order.
+        device: Where the row is.
     """
 
     lengths: Sequence[int]
+    device: torch.device | str = "cpu"
 
     @property
     def tokens(self) -> int:
@@ -40,7 +42,8 @@ class Packing:
     @cached_property
     def positions(self) -> Tensor:
         """Position of each token in its own sample, (1, tokens)."""
-        return torch.cat([torch.arange(length) for length in self.lengths])[None]
+        each = [torch.arange(length) for length in self.lengths]
+        return torch.cat(each)[None].to(self.device)
 
     @cached_property
     def _ends(self) -> Tensor:
@@ -56,14 +59,14 @@ class Packing:
         lengths = torch.tensor(self.lengths)[:, None]
         cells = torch.arange(max(self.lengths))[None]
         starts = self._ends[:, None] - lengths
-        return (starts + torch.minimum(cells, lengths - 1)).view(-1)
+        return (starts + torch.minimum(cells, lengths - 1)).view(-1).to(self.device)
 
     @cached_property
     def to_packed(self) -> Tensor:
         """Index in the flattened (samples, longest) rectangle for each token of the row."""
         lengths = torch.tensor(self.lengths)
         sample = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        return sample * max(self.lengths) + self.positions[0]
+        return sample.to(self.device) * max(self.lengths) + self.positions[0]
 
     @cached_property
     def _visible(self) -> dict[tuple, Tensor]:
@@ -83,10 +86,10 @@ class Packing:
         """
         key = length, sliding_window, dtype
         if key not in self._visible:
-            hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+            hidden = torch.ones(length, length, dtype=torch.bool, device=self.device).triu(1)
             if sliding_window is not None:
                 hidden |= torch.ones_like(hidden).tril(-sliding_window)
-            mask = torch.zeros(length, length, dtype=dtype)
+            mask = torch.zeros(length, length, dtype=dtype, device=self.device)
             self._visible[key] = mask.masked_fill_(hidden, float("-inf"))
         return self._visible[key]
 

@@ -28,6 +28,7 @@ def training_key(request: WholeModelRequest, parameters: Parameters, sources: So
             "data": [data.sha256 for data in sources.calibrations],
             "embeddings_and_norms": request.embeddings_and_norms,
             "seed": request.seed,
+            "device": request.device,
             "parameters": dataclasses.asdict(parameters),
         }
     )
@@ -63,7 +64,7 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
         UserError: The file is damaged, or another training's.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         other = state.pop("key") != key
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError):
         raise UserError(

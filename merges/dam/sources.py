@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from checkpoints.checking import check_finite
+from checkpoints.names import is_linear
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from merges.dam.data import Calibration, read_calibration
@@ -22,11 +22,13 @@ class Sources:
     """Everything a training reads from disk; several trainings in one process share it.
 
     Attributes:
-        base: The base's weights by parameter name.
+        base: The base's weights by parameter name; those of linear layers but the output head,
+            which few trainings look at, have no more than shape and type (`whole_base` reads them).
         config: The base's config.json.
         experts: The experts' weights by expert name and parameter name, in the order of merging.
         calibrations: Each expert's data, in the same order.
         head: Name of the output head's parameter.
+        origin: The base's checkpoint.
     """
 
     base: dict[str, Tensor]
@@ -34,6 +36,16 @@ class Sources:
     experts: dict[str, dict[str, Tensor]]
     calibrations: list[Calibration]
     head: str
+    origin: Checkpoint | None = None
+
+    def whole_base(self) -> dict[str, Tensor]:
+        """Read the base's weights that are not held, and return all of them."""
+        return {
+            name: self.origin.load(name).to(self.base[self.head].device)
+            if tensor.is_meta
+            else tensor
+            for name, tensor in self.base.items()
+        }
 
 
 def _state(path: Path) -> tuple:
@@ -46,15 +58,28 @@ def _state(path: Path) -> tuple:
 _last: tuple[tuple, Sources] | None = None
 
 
-def _load(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    tensors = checkpoint.state_dict()
-    for name, tensor in tensors.items():
+def _load(checkpoint: Checkpoint, device: str) -> dict[str, Tensor]:
+    """Read weights one by one to where they are used, so that no second copy of all exists."""
+    tensors = {}
+    for name in checkpoint.names():
+        tensor = checkpoint.load(name)
         check_finite(tensor, name, checkpoint.path)
+        tensors[name] = tensor.to(device)
     return tensors
 
 
+def _held(tensors: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    return {
+        name: tensor.to("meta") if is_linear(name) and name != head else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def load_sources(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], calibration: Mapping[str, Path]
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    calibration: Mapping[str, Path],
+    device: str = "cpu",
 ) -> Sources:
     """Read weights and data, or return what the last call read if the files are the same.
 
@@ -62,6 +87,7 @@ def load_sources(
         base: The common ancestor.
         experts: The experts by name.
         calibration: Each expert's file of calibration rows.
+        device: Where the weights are to be.
 
     Returns:
         The sources; shared, so not to be changed.
@@ -85,6 +111,7 @@ def load_sources(
                 f"(experts: {', '.join(experts)}); remove it or add the expert"
             )
     key = (
+        device,
         _state(base.path),
         *((name, _state(expert.path)) for name, expert in experts.items()),
         *(_state(Path(calibration[name])) for name in experts),
@@ -96,21 +123,20 @@ def load_sources(
     calibrations = [
         read_calibration(name, Path(calibration[name]), tokenizer, context) for name in experts
     ]
-    weights = {name: _load(expert) for name, expert in experts.items()}
+    _last = None  # what is not wanted any more goes before the new comes
+    head, first = head_name(base.config, base.names()), calibrations[0]
+    whole = _load(base, device)
+    decoder = Decoder(base.config, whole)
+    check_head(base.config, whole, first.ids[: first.length(0)], decoder)
+    held = _held(whole, head)
+    del whole, decoder
     sources = Sources(
-        base=_load(base),
+        base=held,
         config=base.config,
-        experts=weights,
+        experts={name: _load(expert, device) for name, expert in experts.items()},
         calibrations=calibrations,
-        head=head_name(base.config, base.names()),
+        head=head,
+        origin=base,
     )
-    first = calibrations[0]
-    with torch.no_grad():
-        check_head(
-            base.config,
-            sources.base,
-            first.ids[: first.length(0)],
-            Decoder(base.config, sources.base),
-        )
     _last = (key, sources)
     return sources

@@ -41,8 +41,9 @@ def expert_states(decoder: Decoder, data: Calibration, rows: Sequence[int]) -> T
         (tokens, hidden), the rows end to end.
     """
     ids = torch.cat([data.ids[data.starts[row] : data.starts[row + 1]] for row in rows])
+    packing = Packing([data.length(row) for row in rows], decoder.device)
     with torch.no_grad():
-        return decoder.hidden_states(ids, Packing([data.length(row) for row in rows]))
+        return decoder.hidden_states(ids.to(decoder.device), packing)
 
 
 def compute_states(decoder: Decoder, data: Calibration, progress: Progress | None = None) -> Tensor:
@@ -61,7 +62,7 @@ def compute_states(decoder: Decoder, data: Calibration, progress: Progress | Non
         rows.append(row)
         tokens += data.length(row)
         if tokens >= _TOKENS or row == len(data) - 1:
-            parts.append(expert_states(decoder, data, rows))
+            parts.append(expert_states(decoder, data, rows).cpu())
             if progress is not None:
                 progress.step(len(rows))
             rows, tokens = [], 0
@@ -73,6 +74,7 @@ def write_teachers(
     experts: Mapping[str, Checkpoint],
     calibration: Mapping[str, Path],
     out: Path,
+    device: str = "cpu",
 ) -> None:
     """Write the teachers' signal of all experts into a folder.
 
@@ -82,13 +84,14 @@ def write_teachers(
         calibration: Each expert's file of calibration rows.
         out: The folder to make: ``<expert>.safetensors`` with ``hidden`` (tokens, hidden),
             cost.json, and manifest.json with the fingerprints of experts and data.
+        device: Torch device on which to compute.
 
     Raises:
         UserError: Bad data (`load_sources`), a folder that holds something else, or a full disk.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / NAME).exists()):
         raise UserError(f"{out}: is no earlier teacher signal; give another output folder")
-    sources = load_sources(base, experts, calibration)
+    sources = load_sources(base, experts, calibration, device)
     progress = Progress(sum(len(data) for data in sources.calibrations), "teachers: rows")
     outputs, signals = {}, {}
     with staged_directory(out) as folder:
@@ -135,7 +138,8 @@ def read_teachers(
         calibrations: Their data, in the order wanted.
 
     Returns:
-        For each of the data, the hidden states (tokens, hidden) parallel to its ids.
+        For each of the data, the hidden states (tokens, hidden) parallel to its ids; mapped, so
+        that memory holds what was looked at and can be given back.
 
     Raises:
         UserError: The folder lacks an expert, or was made from another expert or other data.

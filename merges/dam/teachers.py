@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 ... (cpu)"
+    )
     return parser
 
 
@@ -79,11 +82,13 @@ def main(argv: Sequence[str]) -> int:
     from checkpoints.checking import check_compatible
     from checkpoints.reading import Checkpoint
     from merges.dam.states import write_teachers
+    from merges.merger import check_device
 
+    check_device(arguments.device)
     torch.set_num_threads(arguments.threads)
     base = Checkpoint(arguments.base)
     models = {name: Checkpoint(path) for name, path in experts.items()}
     check_compatible(base, models)
-    write_teachers(base, models, calibration, arguments.out)
+    write_teachers(base, models, calibration, arguments.out, arguments.device)
     print(f"wrote the teachers' signal of {', '.join(experts)} to {arguments.out}")
     return 0

@@ -99,7 +99,7 @@ class Teachers:
         """
         source = batch.sources[index]
         if self._states is not None:
-            return self._states[index].index_select(0, source)
+            return self._states[index].index_select(0, source).to(self.heads[index].device)
         if not rows:
             return self.heads[index].new_empty(0, self.heads[index].shape[1])
         data = self._sources.calibrations[index]
@@ -113,4 +113,4 @@ class Teachers:
         )
         # Rows are drawn without replacement, but may be in any order.
         order = positions.argsort()
-        return hidden[order[torch.searchsorted(positions[order], source)]]
+        return hidden[order[torch.searchsorted(positions[order], source)].to(hidden.device)]

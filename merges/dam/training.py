@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,21 +27,19 @@ from merges.dam.teaching import Teachers, unmerged_parameters
 from merges.requests import WholeModelResult
 
 if TYPE_CHECKING:
-    from merges.requests import WholeModelRequest
+    from pathlib import Path
 
-# Optimiser steps between two records of the training's state.
-STATE_EVERY = 100
+    from merges.requests import WholeModelRequest
 
 
 class Trainer:
     """One training of merge coefficients.
 
     Args:
-        request: What to merge.
+        request: What to merge, and where to record the training's state now and then; a state
+            that is there is gone on with.
         parameters: How to train.
         sources: What was read from disk.
-        state: File in which the training's state is recorded now and then, and from which it goes
-            on if it exists; None for none.
 
     Raises:
         UserError: A bad objective or beta, options that exclude each other, too few rows, a
@@ -50,13 +47,9 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        request: WholeModelRequest,
-        parameters: Parameters,
-        sources: Sources,
-        state: Path | None = None,
+        self, request: WholeModelRequest, parameters: Parameters, sources: Sources
     ) -> None:
-        self.parameters, self.sources = parameters, sources
+        self.parameters, self.sources, self._device = parameters, sources, request.device
         experts = list(sources.experts.values())
         self.objective = Objective(
             parameters.objective,
@@ -73,7 +66,7 @@ class Trainer:
             if choice != "frozen"
         }
         self.layers = merged_layers(
-            [sources.base, *experts] if with_base else experts,
+            [sources.whole_base(), *experts] if with_base else experts,
             sources.head,
             parameters.merge_lm_head,
             kinds,
@@ -102,10 +95,11 @@ class Trainer:
         )
         self.log: list[dict[str, Any]] = []
         self.counted = {"forward_tokens": 0, "backward_tokens": 0, "flops": 0, "steps": 0}
-        self._state = state
-        self._key = training_key(request, parameters, sources) if state is not None else ""
-        if state is not None and state.exists():
-            self._resume(state)
+        self._resuming = request.resuming
+        if self._resuming is not None:
+            self._key = training_key(request, parameters, sources)
+            if self._saved():
+                self._resume(self._resuming.path)
 
     def _coefficients(self, seed: int, kinds: Mapping[str, bool]) -> Coefficients:
         parameters, config = self.parameters, self.sources.config
@@ -126,7 +120,7 @@ class Trainer:
         )
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         models = len(self.sources.experts) + parameters.base_source
-        return Coefficients(self.layers, models, dtype, form, vectors, head_dim)
+        return Coefficients(self.layers, models, dtype, form, vectors, head_dim, self._device)
 
     def head(self) -> Tensor:
         """Return the output matrix (vocabulary, hidden), merged where it is to be."""
@@ -182,7 +176,7 @@ class Trainer:
         self.coefficients.flat.grad = None
         sums: dict[str, Tensor] = {}
         for part in split(data, rows, p.tokens_per_forward):
-            batch = make_batch(data, part, p.tokens, p.last_position)
+            batch = make_batch(data, part, p.tokens, p.last_position, self._device)
             total, terms = self.loss(batch, part, counts, penalties=not sums)
             total.backward()
             for name, value in {**terms, "loss": total.detach()}.items():
@@ -215,12 +209,12 @@ class Trainer:
         values = dict(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = f"; {self._state} keeps the last good state" if self._saved() else ""
+                kept = f"; {self._resuming.path} keeps the last good state" if self._saved() else ""
                 raise UserError(
                     f"{self.parameters.title}: {name} became {value} at step {step + 1} of "
                     f"{self.steps}; lower the learning rate or the term's weight{kept}"
                 )
-        if self._state is not None and step and step % STATE_EVERY == 0:
+        if self._resuming is not None and step and step % self._resuming.every == 0:
             self._record(counted, flops)
         rate = self.learning_rate(step)
         self.optimizer.param_groups[0]["lr"] = rate
@@ -239,12 +233,12 @@ class Trainer:
         return values["loss"]
 
     def _saved(self) -> bool:
-        return self._state is not None and self._state.exists()
+        return self._resuming is not None and self._resuming.path.exists()
 
     def _record(self, counted: Mapping[str, int], teacher_flops: int) -> None:
         """Record the state before the step whose terms have just been seen to be finite."""
         write_state(
-            self._state,
+            self._resuming.path,
             self._key,
             {
                 "flat": self.coefficients.flat.detach(),
@@ -289,31 +283,28 @@ class Trainer:
                 if isinstance(layer, MergedLinear) and layer.biases is not None:
                     tensors[f"{name}.bias"] = layer.merged_bias()
         for name, tensor in tensors.items():
-            tensors[name] = tensor.to(self.sources.base[name].dtype)
+            tensors[name] = tensor.to("cpu", self.sources.base[name].dtype)
         counted = dict(self.counted)
         if self.teachers:
             counted["flops"] += self.teachers.computed_flops
         return WholeModelResult(
             tensors=tensors,
-            extra_tensors=self.coefficients.named(),
+            extra_tensors={name: own.cpu() for name, own in self.coefficients.named().items()},
             log=list(self.log),
             counted=counted,
         )
 
 
-def train(
-    request: WholeModelRequest, parameters: Parameters, state: Path | None = None
-) -> WholeModelResult:
+def train(request: WholeModelRequest, parameters: Parameters) -> WholeModelResult:
     """Learn the merge coefficients and merge.
 
     Weights and data are kept for the next call with the same files, so that a search over
     parameters reads them once.
 
     Args:
-        request: What to merge, with the experts' data and perhaps their teacher signals.
+        request: What to merge, with the experts' data and perhaps their teacher signals; a state
+            of the training that it asks for is removed at the end.
         parameters: How to train.
-        state: File that records the training's state, so that a killed training goes on; removed
-            at the end. None for none.
 
     Returns:
         The merged tensors; the coefficients by parameter name, (N, in_features) fp32; a log row
@@ -323,8 +314,8 @@ def train(
         UserError: Bad data, parameters or cache, the state of another training, or an objective
             that is not finite.
     """
-    sources = load_sources(request.base, request.experts, request.calibration)
-    trainer = Trainer(request, parameters, sources, state)
+    sources = load_sources(request.base, request.experts, request.calibration, request.device)
+    trainer = Trainer(request, parameters, sources)
     done, before = len(trainer.log), trainer.counted["forward_tokens"]
     progress = Progress(trainer.steps - done, "dam: training step")
     start = time.monotonic()
@@ -334,6 +325,6 @@ def train(
         rate = tokens / max(time.monotonic() - start, 1e-9)
         progress.step(note=f"loss {loss:.4f}, {rate:.0f} tokens/s")
     result = trainer.result()
-    if state is not None:
-        state.unlink(missing_ok=True)
+    if request.resuming is not None:
+        request.resuming.path.unlink(missing_ok=True)
     return result

@@ -224,10 +224,13 @@ def test_the_command_prints_the_report_and_fails_with_it(base, copy, tmp_path, c
     for wrong, match in [
         (["--experts", "e"], "--experts e: give NAME=DIR"),
         (["--experts", f"e={copy}", f"e={copy}"], "'e' is given twice"),
-        (["--experts", f"e={copy}", "--shard-gb", "0"], "--shard-gb 0.0: give a number above 0"),
     ]:
         with pytest.raises(UserError, match=match):
             main(["preflight", "--base", str(base), *wrong])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*given, "--shard-size", "0"])
+    assert "'0' is no size; give 500MB" in capsys.readouterr().err
 
 
 def test_show_summarises_a_model(base, copy, capsys):

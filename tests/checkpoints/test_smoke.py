@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints.cli import main
-from checkpoints.reading import SINGLE
+from checkpoints.reading import SINGLE, Checkpoint
 from checkpoints.smoke import TEXT, lines, measure, smoke
 from common.cli import call
 from common.errors import UserError
@@ -81,6 +81,8 @@ def test_the_report_has_the_model_beside_its_parents(models, tmp_path, capsys):
     assert main(arguments) == 0
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["model"] == measure(models["merged"], TEXT)
+    assert report["weights"] == Checkpoint(models["merged"]).fingerprint
+    assert report["weights"] != Checkpoint(models["ja"]).fingerprint
     assert list(report["parents"]) == ["base", "ja"]
     assert report["parents"]["ja"] == measure(models["ja"], TEXT)
     printed = capsys.readouterr().out

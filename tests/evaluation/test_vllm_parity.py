@@ -154,8 +154,48 @@ def test_a_long_answer_is_refused(backends, models, ask):
             backend.loglikelihood([ask("loglikelihood", 0, "猫", "?!" * WINDOW)])
 
 
+def test_answers_beyond_the_end_agree(backends, models, writings, tmp_path):
+    """As published: the end-of-sequence token ends nothing, and special tokens are text."""
+    import copy
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    ending = tmp_path / "ending"
+    shutil.copytree(models / f"{backends['architecture']}_a", ending)
+    tensors = load_file(ending / "model.safetensors")
+    tensors["lm_head.weight"][2] *= 4  # it writes </s> again and again
+    save_file(tensors, ending / "model.safetensors", metadata={"format": "pt"})
+    past = copy.deepcopy(writings)
+    for request in past:
+        request.args[1]["ignore_eos"] = True
+    found = {}
+    for name in ("hf", "vllm"):
+        backends[name].serve(ending, "ending")
+        backends[name].set_rule(PUBLISHED)
+        found[name] = [
+            list(map(stripped, backends[name].generate_until(requests)))
+            for requests in (past, writings)
+        ]
+    assert found["vllm"] == found["hf"]
+    beyond, within = found["hf"]
+    assert sum("</s>" in answer for answer in beyond) > 5
+    assert not any("</s>" in answer for answer in within)
+    ended = [answer.split("</s>")[0] for answer in beyond if "</s>" in answer]
+    assert any(ended)
+
+
+def test_tokens_beyond_the_vocabulary_are_named_alike(backends, models, ask, tmp_path):
+    """Before vLLM meets them."""
+    serve(backends, models, "a", CORRECTED)
+    for backend in (backends["hf"], backends["vllm"]):
+        assert backend.vocabulary == 400
+        with pytest.raises(UserError, match=r"token 400 .* beyond the model's vocabulary of 400"):
+            backend._check_known([3, 400])
+
+
 def test_harness_scores_and_counts_alike(models, tmp_path):
-    """Through lm-eval's evaluator; last, for a second engine ends what the first one needs."""
+    """Through lm-eval's evaluator; last, for two engines at once need each other's parts."""
     import json
 
     from evaluation.harness import Harness
@@ -189,4 +229,34 @@ def test_harness_scores_and_counts_alike(models, tmp_path):
     for one, other in zip(hf_items, vllm_items, strict=True):
         assert one.keys() == other.keys()
         if "loglikelihoods" in one:
+            assert other["loglikelihoods"] == pytest.approx(one["loglikelihoods"], abs=1e-4)
+
+
+def test_models_of_two_tokenizers_are_served_in_turn(models, tmp_path):
+    """One engine after another in one process, with a context of a given length."""
+    import json
+
+    from evaluation.cli import main
+    from evaluation.records import read_records
+
+    path = tmp_path / "test/bottle_ja8/jcomqa.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = [
+        {"id": str(n), "prompt": "猫犬" * 10 * n + "東京", "choices": ["猫", "空12"], "gold": n % 2}
+        for n in range(6)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for backend in ("hf", "vllm"):
+        arguments = ["--data", str(tmp_path), "--suites", "bottle_ja8/jcomqa"]
+        arguments += ["--backend", backend, "--max-length", "60"]
+        for name in ("llama_b", "mistral_b", "llama_a"):
+            arguments += ["--model", str(models / name)]
+        main([*arguments, "--out-dir", str(tmp_path / backend)])
+        found[backend] = {
+            name: read_records(tmp_path / backend / f"{name}.items.jsonl.gz")
+            for name in ("llama_b", "mistral_b", "llama_a")
+        }
+    for name, items in found["hf"].items():
+        for one, other in zip(items, found["vllm"][name], strict=True):
             assert other["loglikelihoods"] == pytest.approx(one["loglikelihoods"], abs=1e-4)

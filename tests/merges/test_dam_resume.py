@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 from common.errors import UserError
-from merges.dam import training
+from merges.cli import main
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
 from merges.dam.training import Parameters, Trainer, train
+from merges.requests import Resuming
 from tests.merges.dam_world import make_world
 
 LONG = Parameters(samples=24, batch_size=2, epochs=2, learning_rate=0.02, schedule="cosine")
@@ -27,7 +31,11 @@ class Killed(BaseException):
     pass
 
 
-def killed_training(world, parameters, state, monkeypatch, steps):
+def recording(world, state, every):
+    return dataclasses.replace(world, resuming=Resuming(state, every))
+
+
+def killed_training(world, parameters, monkeypatch, steps):
     step, done = Trainer.step, []
 
     def dying(self):
@@ -39,7 +47,7 @@ def killed_training(world, parameters, state, monkeypatch, steps):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", dying)
         with pytest.raises(Killed):
-            train(world, parameters, state)
+            train(world, parameters)
 
 
 @pytest.mark.parametrize(
@@ -52,17 +60,17 @@ def killed_training(world, parameters, state, monkeypatch, steps):
 )
 @pytest.mark.parametrize("cached", [False, True])
 def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, monkeypatch, changes, cached):
-    monkeypatch.setattr(training, "STATE_EVERY", 5)
     if cached:
         write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
         world = dataclasses.replace(world, teachers=tmp_path / "cache")
     parameters, state = dataclasses.replace(LONG, **changes), tmp_path / "state"
-    killed_training(world, parameters, state, monkeypatch, 13)
+    recorded = recording(world, state, 5)
+    killed_training(recorded, parameters, monkeypatch, 13)
     kept = torch.load(state, weights_only=True)
     assert len(kept["log"]) == kept["counted"]["steps"] == 10
-    killed_training(world, parameters, state, monkeypatch, 9)  # as far as step 19
+    killed_training(recorded, parameters, monkeypatch, 9)  # as far as step 19
     assert len(torch.load(state, weights_only=True)["log"]) == 15
-    resumed, whole = train(world, parameters, state), train(world, parameters)
+    resumed, whole = train(recorded, parameters), train(world, parameters)
     assert not state.exists()
     assert resumed.log == whole.log and resumed.counted == whole.counted
     assert len(whole.log) == 24
@@ -74,12 +82,11 @@ def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, monkeypatch, c
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_diverged_training_keeps_the_last_good_state(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STATE_EVERY", 2)
+def test_diverged_training_keeps_the_last_good_state(world, tmp_path):
     state = tmp_path / "state"
-    trainer = Trainer(
-        world, LONG, load_sources(world.base, world.experts, world.calibration), state
-    )
+    recorded = recording(world, state, 2)
+    sources = load_sources(world.base, world.experts, world.calibration)
+    trainer = Trainer(recorded, LONG, sources)
     for _ in range(5):
         trainer.step()
     good = torch.load(state, weights_only=True)
@@ -90,7 +97,7 @@ def test_diverged_training_keeps_the_last_good_state(world, tmp_path, monkeypatc
     assert len(trainer.log) == 5
     again = torch.load(state, weights_only=True)
     assert torch.equal(again["flat"], good["flat"]) and again["flat"].isfinite().all()
-    resumed = train(world, LONG, state)
+    resumed = train(recorded, LONG)
     assert resumed.log == train(world, LONG).log
 
 
@@ -106,9 +113,9 @@ def test_without_a_state_a_diverged_training_names_step_and_term(world):
 
 
 def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STATE_EVERY", 1)
     state = tmp_path / "state"
-    killed_training(world, LONG, state, monkeypatch, 3)
+    world = recording(world, state, 1)
+    killed_training(world, LONG, monkeypatch, 3)
     content = state.read_bytes()
     for changed, parameters in (
         (world, dataclasses.replace(LONG, learning_rate=0.03)),
@@ -117,9 +124,46 @@ def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path,
         (dataclasses.replace(world, experts={**world.experts, "two": world.experts["one"]}), LONG),
     ):
         with pytest.raises(UserError, match="state of a training with other models, data or set"):
-            train(changed, parameters, state)
+            train(changed, parameters)
     for damaged in (content[: len(content) // 2], b"", b"not a state"):
         state.write_bytes(damaged)
         with pytest.raises(UserError, match="remove it to start anew"):
-            train(world, LONG, state)
+            train(world, LONG)
     assert not list(tmp_path.glob(".*"))
+
+
+def command(world, out, *more):
+    experts = [f"{name}={expert.path}" for name, expert in world.experts.items()]
+    data = [f"{name}={path}" for name, path in world.calibration.items()]
+    settings = {"samples": 24, "epochs": 12, "learning_rate": 0.01, "schedule": "cosine"}
+    return [
+        *("--method", "dam", "--base", world.base.path, "--experts", *experts),
+        *("--calibration", *data, "--embeddings-and-norms", "base", "--out", out),
+        *(part for name, value in settings.items() for part in ("--set", f"{name}={value}")),
+        *more,
+    ]
+
+
+@pytest.mark.faults
+def test_a_killed_command_goes_on_and_gives_the_same_bytes(world, tmp_path):
+    state, out, whole = tmp_path / "state", tmp_path / "killed", tmp_path / "whole"
+    recorded = [str(part) for part in command(world, out, "--state", state, "--save-every", 7)]
+    process = subprocess.Popen([sys.executable, "-m", "merges", *recorded])
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9
+    assert 7 <= len(torch.load(state, weights_only=True)["log"]) < 288
+    assert not out.exists()
+    assert main(recorded) == 0
+    assert not state.exists()
+    assert main([str(part) for part in command(world, whole)]) == 0
+    for name in ("model.safetensors", "training.csv", "extra/coefficients.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_state_for_a_method_that_does_not_train_is_refused(world, tmp_path):
+    experts = [f"{name}={expert.path}" for name, expert in world.experts.items()]
+    given = ["--method", "linear", "--experts", *experts, "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="method linear trains nothing that --state could record"):
+        main([*given, "--state", str(tmp_path / "state")])

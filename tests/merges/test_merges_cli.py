@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,15 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert shown.count("python -m merges --method") >= 3 and "--set-layers" in shown
+
+
+def test_a_merge_prints_the_notes_of_its_checks(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", "ja", "math"):
+        shutil.copytree(llama / name, tmp_path / name)
+        (tmp_path / name / "tokenizer.json").unlink()
+    assert cli.main(arguments(tmp_path, tmp_path / "out", method="linear")) == 0
+    printed = capsys.readouterr()
+    assert "note: " in printed.err and "vocabularies are not compared" in printed.err
+    assert "memory: about" not in printed.out + printed.err  # the table is the dry run's

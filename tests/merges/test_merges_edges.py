@@ -144,9 +144,7 @@ def test_a_dry_run_tells_what_the_merge_would_stop_at(
     assert os.listdir(tmp_path) == ["rules.json"]
 
 
-@pytest.mark.parametrize(
-    "option", [{"dtype": "float16"}, {"compute_dtype": "float64"}, {"device": "cuda"}]
-)
+@pytest.mark.parametrize("option", [{"dtype": "float16"}, {"compute_dtype": "float64"}])
 def test_a_whole_model_method_refuses_what_it_does_not_follow(
     option: dict[str, str], llama: Path, tmp_path: Path
 ) -> None:

@@ -380,10 +380,14 @@ def test_a_failure_in_the_middle_leaves_no_half_of_a_model(
 
 
 def test_an_output_folder_with_something_else_is_not_replaced(copy: Path) -> None:
+    foreign = copy.parent / "foreign"  # somebody's model
+    shutil.copytree(copy / "ja", foreign)
+    write_json(foreign / "manifest.json", {"kind": "expert"})
     for out, message in [
         (copy / "ja", "holds the input"),
         (copy, "holds the input"),
-        (copy / "tokenizer", "is not empty and is no model folder"),
+        (copy / "tokenizer", "is not empty and holds no earlier merge"),
+        (foreign, "is not empty and holds no earlier merge"),
         (copy / "base" / "config.json", "is a file"),
     ]:
         with pytest.raises(UserError, match=message):

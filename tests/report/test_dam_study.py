@@ -79,7 +79,7 @@ def write_run(results, setting, seed, answers):
     lines = "\n".join(map(json.dumps, records)) + "\n"
     (folder / "test.items.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     search = {
-        "candidates": [{"learning_rate": 0.1}, {"learning_rate": 0.2}],
+        "space": {"candidates": [{"learning_rate": 0.1}, {"learning_rate": 0.2}]},
         "chosen": seed - 1,
         "dev_average": 0.25 * seed,
     }

@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+
+from common import warm
 
 pytestmark = pytest.mark.slurm
 TARGETS = [f"results/tiny/case1/scores/test/{row}.json" for row in ("soup", "ties")]
@@ -16,21 +19,24 @@ TARGETS = [f"results/tiny/case1/scores/test/{row}.json" for row in ("soup", "tie
 QUICK = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5")
 
 
-def start(project, cluster, *arguments):
+def start(project, cluster, *arguments, **environment):
     command = (sys.executable, "-m", "snakemake", *arguments, "--configfile", "tiny.yaml")
     return subprocess.Popen(
         [*command, "--profile", "workflow/profiles/slurm", *QUICK],
         cwd=project.folder,
-        env={k: v for k, v in cluster.environment.items() if k != "PYTHONPATH"},
+        env={k: v for k, v in cluster.environment.items() if k != "PYTHONPATH"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(project, cluster, *arguments):
-    process = start(project, cluster, *arguments)
-    output = process.communicate(timeout=900)[0]
+def run(project, cluster, *arguments, **environment):
+    process = start(project, cluster, *arguments, **environment)
+    try:
+        output = process.communicate(timeout=2400)[0]
+    finally:
+        process.kill()  # does nothing to one that has ended
     return process.returncode, output
 
 
@@ -50,7 +56,7 @@ def kill_one(cluster, rule, killed, end):
         time.sleep(0.3)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)  # minutes on quiet cores
 def test_a_cluster_s_results_are_the_local_ones_though_a_job_is_killed(project, cluster, tmp_path):
     killed, end = [], threading.Event()
     killer = threading.Thread(target=kill_one, args=(cluster, "bottle_expert", killed, end))
@@ -104,3 +110,45 @@ def compare(project, folder):
         assert ours == theirs, name
     for path in sorted(project.results.rglob("*.safetensors")):
         assert path.read_bytes() == (here.results / path.relative_to(project.results)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "asked", "told"),
+    [
+        ("--default-resources", "slurm_partition=mian", "partition 'mian' (did you mean 'main'"),
+        ("--default-resources", "slurm_partition=short", "short ends jobs after 10 min"),
+        ("--set-resources", "evaluate:gpu=2", "evaluate (2 GPUs"),
+        ("--set-resources", "merge:mem_mb=999000", "merge (0 GPUs, 999 GB"),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_told_before_a_job_is_submitted(
+    project, cluster, option, asked, told
+):
+    before = len(cluster.jobs())
+    code, output = run(project, cluster, *TARGETS, option, asked)
+    assert code != 0 and "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert told in line
+    assert len(cluster.jobs()) == before and not list(project.results.glob("case1/*"))
+
+
+def test_a_node_without_the_environment_is_told(project, cluster):
+    target = "results/tiny/case1/data/manifest.json"
+    hidden = Path(sys.executable).parent.parent
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("no folder can be hidden from the node here: no permission to mount")
+    cluster.stop_node()
+    cluster.start_node(hide=hidden)
+    try:
+        code, output = run(project, cluster, target, "--retries", "0")
+        assert code != 0 and "Traceback" not in output
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert f"no working {sys.executable}" in line and "all nodes share" in line
+    finally:
+        cluster.stop_node()
+        cluster.start_node()
+    # Mended, the same command goes on; a step that took this process for the workflow's would end.
+    nobody = str(1 + int(Path("/proc/sys/kernel/pid_max").read_text()))
+    code, output = run(project, cluster, target, **{warm.WORKFLOW: nobody})
+    assert code == 0, output[-3000:]
+    assert (project.folder / target).is_file()

@@ -36,6 +36,7 @@ def tiny(config: dict) -> dict:
     config["methods"]["model_stock"]["cases"] = ["case2"]
     config["methods"]["dam_paper"]["set"] |= {"samples": 8}
     ablation = config["ablation"]
+    ablation["set"]["samples"] = 8
     ablation["seeds"] = [0, 1]
     ablation["objectives"] = {name: ablation["objectives"][name] for name in ("kl", "entropy")}
     config["dam_study"] = tiny_study(config["dam_study"])

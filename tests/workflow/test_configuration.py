@@ -61,6 +61,7 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "evolutionary_dfs", "evolve", "kinds"), "separate", "the parameter space"),
         (("methods", "evolutionary", "evolve", "repeats"), 2, "belongs to the data-flow space"),
         (("methods", "evolutionary", "evolve", "spac"), "x", "'spac'.*did you mean 'space'"),
+        (("ablation", "set", "samples"), 9999, r"ablation\.objectives\.kl: 9999 samples"),
         (("ablation", "objectives", "kl_paper", "set", "kl_direcion"), "x", "'kl_direction'"),
         (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seed'\?\)"),
         (("evaluation", "tst_items"), 1, r"'tst_items' at evaluation \(did you mean 'test_items'"),

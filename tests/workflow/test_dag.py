@@ -148,6 +148,22 @@ def test_a_changed_number_runs_only_its_own_method(project):
     assert set(re.findall(r"wildcards: case=\w+, row=(\w+)", listed)) == {"ties"}
 
 
+def test_a_store_changes_no_score_and_makes_nothing_run_again(project):
+    project.config["evaluation"]["store"] = True
+    project.write()
+    assert set(project.planned()) == {"resolved_config", "make_tables", "make_figures", "make_page"}
+    scores = project.results / "case1/scores/test/soup.json"
+    items = scores.with_name("soup.items.jsonl.gz")
+    before = scores.read_bytes(), items.read_bytes()
+    for _ in range(2):  # the second time from the store
+        scores.unlink()
+        project.snakemake(str(scores.relative_to(project.folder)), "--cores", "1")
+        assert (scores.read_bytes(), items.read_bytes()) == before
+        kept = sorted((project.results / "store").iterdir())
+        assert len(kept) == 9  # the case's tasks
+    assert json.loads(scores.with_name("soup.cost.json").read_text())["counted"]["tokens"] > 0
+
+
 def test_changed_code_of_one_method_runs_only_that_method(project):
     with open(project.folder / "merges" / "dare_ties.py", "a", encoding="utf-8") as source:
         source.write("\n_UNUSED = 1\n")

@@ -37,7 +37,7 @@ def test_settings_take_the_study_s_parameters_unless_they_name_a_preset(config):
     assert studies.candidates_of(study, "soup") == [{}]
     assert studies.candidates_of(study, "fp32_2") == [{"learning_rate": 2e-3}]
     assert studies.set_of(study, "samples_10") == study["set"] | {"samples": 10, "epochs": 100}
-    assert studies.set_of(study, "tanh_bf16_1") == {"preset": "authors-code"}
+    assert studies.set_of(study, "tanh_bf16_1") == {"preset": "authors-code", "samples": 600}
     assert studies.set_of(study, "soup") == {}
 
 
@@ -126,6 +126,8 @@ def test_the_study_runs_to_its_tables_and_figures(project):
     for name, comparison in study["comparisons"].items():
         for setting in (comparison["reference"], *comparison["settings"]):
             assert rows[name, setting]["worlds"] == "1" and rows[name, setting]["Avg mean"]
+    assert float(rows["data", "reference"]["chosen"]) in study["learning_rates"]
+    assert rows["data", "soup"]["chosen"] == ""
     assert "(h) Data" in (folder / "dam_study.md").read_text(encoding="utf-8")
     assert (folder / "dam_study_data.png").is_file()
 
@@ -133,7 +135,7 @@ def test_the_study_runs_to_its_tables_and_figures(project):
         return json.loads((folder / setting / "seed1" / "model" / "manifest.json").read_text())
 
     own, swapped, mixed, moved = map(made, ("reference", "swapped", "mixed", "moved"))
-    assert own["parameters"]["search"]["candidates"] == [
+    assert own["parameters"]["search"]["space"]["candidates"] == [
         {"learning_rate": rate} for rate in study["learning_rates"]
     ]
     inputs = own["inputs"]

@@ -39,10 +39,12 @@ SCORES_FROM = CONFIG.get("scores_from")
 CASES = CONFIG["cases"] | studies.worlds_of(CONFIG) | ancestry.worlds_of(CONFIG)
 ABLATION = CONFIG.get("ablation")
 
+# Finished tasks of evaluations. Not part of a rule's command, which would run again with another.
+STORE = f"--store {OUT}/store" if CONFIG["evaluation"]["store"] else ""
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
-    "set -euo pipefail; "
+    f"set -euo pipefail; STORE={shlex.quote(STORE)}; "
     # A cluster's job inherits the submitting machine's environment, not its processes.
     + (f"unset {warm.VARIABLE} {warm.WORKFLOW}; " if workflow.remote_exec else "")
     + f"export PYTHONPATH={shlex.quote(str(ROOT))} "

@@ -18,10 +18,6 @@ def gate_options(wildcards):
     )
 
 
-# Finished tasks, keyed by weights, items and code: an evaluation that was cut goes on with the next.
-STORE = f" --store {OUT}/store" if CONFIG["evaluation"]["store"] else ""
-
-
 # What differs from the command's own defaults, and only that.
 HOW = options(
     {
@@ -64,7 +60,7 @@ rule evaluate:
         "python -m evaluation --model {params.model} --suites {params.suites}"
         " --data {params.data} --split {wildcards.split} --backend {params.backend}"
         " --batch-size {params.batch} {params.how} --seed {params.seed} --out {output.scores}"
-        f"{STORE} --threads {{threads}} > {{log}} 2> >(tee -a {{log}} >&2)"
+        " --threads {threads} $STORE > {log} 2> >(tee -a {log} >&2)"
         f"{TELL_FAILURE}"
 
 
@@ -117,5 +113,5 @@ rule ablation_evaluate:
         " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
         " --batch-size {params.batch} {params.how} --seed {wildcards.seed}"
         " --out {output.scores}"
-        f"{STORE} --threads {{threads}} > {{log}} 2> >(tee -a {{log}} >&2)"
+        " --threads {threads} $STORE > {log} 2> >(tee -a {log} >&2)"
         f"{TELL_FAILURE}"

@@ -14,9 +14,9 @@ def needs_data(wildcards):
 
 
 def calibrations(case, experts):
-    """The experts' calibration files; in a case that is made here they come with its data."""
+    """The experts' calibration data; in a case that is made here they come with all others."""
     if case in MADE:
-        return []
+        return [f"{OUT}/{case}/data/manifest.json"]
     return [f"{OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
 
 
@@ -33,7 +33,6 @@ def merge_inputs(wildcards):
         "experts": [f"{OUT}/{case}/models/{expert}/manifest.json" for expert in experts],
     }
     if needs_data(wildcards):
-        inputs["data"] = f"{OUT}/{case}/data/manifest.json"
         inputs["calibration"] = calibrations(case, experts)
     if case in MADE:
         inputs["gate"] = f"{OUT}/{case}/gate.json"
@@ -93,7 +92,6 @@ def average_groups(wildcards):
 rule teachers:
     """The experts' own predictions on their calibration data, shared by all runs of DAM."""
     input:
-        data=f"{OUT}/{{case}}/data/manifest.json",
         base=f"{OUT}/{{case}}/models/base/manifest.json",
         experts=lambda wildcards: [
             f"{OUT}/{wildcards.case}/models/{expert}/manifest.json"

@@ -1,4 +1,6 @@
 # What the steps ask of a machine or a scheduler, and whether it can give that.
+import time
+
 from workflow import machine, resources
 
 
@@ -14,6 +16,7 @@ def asks(kind):
                 case,
                 experts=len(row.get("experts", case["experts"])),
                 times=times_of(kind, row, wildcards),
+                device=CONFIG["evaluation"]["device"],
                 attempt=attempt,
             )[name]
 
@@ -58,6 +61,9 @@ def asked_by(job):
     return machine.Ask(job.name, threads=job.threads, partition=partition, **given)
 
 
+STARTED = time.time()
+
+
 onstart:
     if workflow.is_main_process:
         jobs = list(workflow.dag.needrun_jobs())
@@ -71,3 +77,9 @@ onstart:
                 )
         except UserError as error:
             raise WorkflowError(f"error: {error}") from None
+
+
+onerror:
+    told = machine.why_jobs_died(Path(".snakemake/slurm_logs"), STARTED, sys.executable)
+    if told and workflow.is_main_process:
+        print(f"error: {told}", file=sys.stderr)
