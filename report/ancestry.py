@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Lead:
         """Say what the lead tells of the claim, at intervals of 95 %."""
         if self.change.low > 0 and self.after.low > 0:
             return "supports the claim"
+        if self.change.low > 0:
+            return "moves as claimed, without a clear lead"
         if self.change.high < 0:
             return "speaks against the claim"
         return "does not tell"
@@ -168,8 +171,8 @@ def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> 
     notes = (
         "C11 says that DARE-TIES leads in Korean because that expert started from another "
         "ancestor than the others. A pair supports it where the lead in the second case and the "
-        "change towards it are both clearly above 0, and speaks against it where the change is "
-        f"clearly below. {summary(found)}",
+        "change towards it are both clearly above 0, moves as claimed where the change alone is, "
+        f"and speaks against it where the change is clearly below. {summary(found)}",
     )
     title = "Claim C11"
     return Grid("claim_c11", title, caption, (*header, "Verdict"), tuple(rows), notes, texts=2)
@@ -180,8 +183,8 @@ def summary(found: Sequence[Lead]) -> str:
     verdicts = [lead.verdict() for lead in found]
     if not verdicts:
         return "No pair has scores in both cases."
-    counted = "; ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-    return f"Of {len(verdicts)} pairs: {counted}."
+    counted = "; ".join(f"{v}: {verdicts.count(v)}" for v in dict.fromkeys(verdicts))
+    return f"{len(verdicts)} pairs; {counted}."
 
 
 def claim_csv(found: Sequence[Lead]) -> str:
@@ -215,7 +218,10 @@ def write(config_path: Path, results: Path, out: Path) -> list[Path]:
     found = leads(config, case, results)
     (out / NAME).unlink(missing_ok=True)
     texts = {f"{case.table}.csv": case_csv(case), "claim_c11.csv": claim_csv(found)}
-    for grid in (case_grid(case, config["seed"]), claim_grid(config, case, found)):
+    table = dataclasses.replace(
+        case_grid(case, config["seed"]), title=f"Table {case.table.removeprefix('table')}"
+    )
+    for grid in (table, claim_grid(config, case, found)):
         texts |= {f"{grid.name}.{form}": write_form(grid) for form, write_form in _FORMS.items()}
     for name, text in texts.items():
         write_text(out / name, text)

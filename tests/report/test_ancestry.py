@@ -102,21 +102,23 @@ def test_leads_and_verdicts_by_hand(small):
     assert soup.after.p < 0.001 and dam.after.p == 1.0
 
 
-def test_a_lead_that_hardly_changes_does_not_tell(small):
+def test_a_lead_that_is_not_clear_supports_nothing(small):
     write_scores(small[1], "case2b", "soup", (40, 39, 0))
     lead = leads(small)["Soup"]
     assert lead.after.value == pytest.approx(1 / 80) and lead.after.low == 0
     assert lead.change.low > 0  # the change alone is not enough
-    assert lead.verdict() == "does not tell"
+    assert lead.verdict() == "moves as claimed, without a clear lead"
+    write_scores(small[1], "case2b", "soup", (40, 40, 0))
+    write_scores(small[1], "case2", "soup", (21, 10, 0))
+    lead = leads(small)["Soup"]
+    assert lead.change.low == 0 and lead.verdict() == "does not tell"
 
 
 def test_the_tables_hold_the_compared_rows_and_the_claim(small, tmp_path, capsys):
     out = tmp_path / "out"
     config, results = map(str, small)
     assert main(["case2b", "--config", config, "--results", results, "--out", str(out)]) == 0
-    assert (
-        "Of 2 pairs: 1 supports the claim; 1 speaks against the claim." in capsys.readouterr().out
-    )
+    assert "2 pairs; supports the claim: 1; speaks against the claim: 1." in capsys.readouterr().out
     with open(out / "table2b.csv", encoding="utf-8") as stream:
         rows = {row["id"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["chance", "base", "ko", "dare", "soup", "dam"]
@@ -126,6 +128,7 @@ def test_the_tables_hold_the_compared_rows_and_the_claim(small, tmp_path, capsys
     assert [(row["leader"], row["other"]) for row in claims] == [("DARE", "Soup"), ("DARE", "DAM")]
     assert float(claims[0]["change"]) == 0.625
     page = (out / "table2b.md").read_text()
+    assert page.startswith("**Table 2b.** Case study 2, the Korean expert")
     assert "the Korean expert fine-tuned from the base at 60 % of its steps" in page
     written = {path.name for path in out.iterdir()}
     assert written == {"manifest.json"} | {
