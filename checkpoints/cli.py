@@ -42,6 +42,12 @@ examples:
 
 Ends with an error where a logit of the model is NaN or infinite.
 """
+_CONVERT = """\
+examples:
+  python -m checkpoints convert --model downloads/abel --out models/abel
+
+Pickles are read as tensors alone; nothing in them is run.
+"""
 _SHOW = """\
 examples:
   python -m checkpoints show models/base
@@ -91,6 +97,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     smoke.add_argument("--text", type=Path, metavar="FILE", help="what to read (a text of its own)")
     smoke.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    convert = commands.add_parser(
+        "convert", help="write pickles as safetensors, bit for bit", epilog=_CONVERT, **raw
+    )
+    convert.add_argument("--model", type=Path, required=True, metavar="DIR")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR")
+    convert.add_argument(
+        "--shard-size",
+        type=byte_size,
+        default=5_000_000_000,
+        metavar="SIZE",
+        help="of a file (5GB)",
+    )
     for command in (show, check):
         command.add_argument(
             "--allow-pickle", action="store_true", help="accept pytorch_model.bin, as tensors alone"
@@ -175,6 +193,13 @@ def _smoke(arguments: argparse.Namespace) -> None:
     print("\n".join(lines(smoke(arguments.model, parents, arguments.out, text))))
 
 
+def _convert(arguments: argparse.Namespace) -> None:
+    from checkpoints.conversion import convert
+
+    values = convert(arguments.model, arguments.out, arguments.shard_size)
+    print(f"{arguments.out}: {values:,} values of {arguments.model} as safetensors")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
@@ -188,5 +213,6 @@ def main(argv: Sequence[str]) -> int:
         UserError: What the user can mend.
     """
     arguments = build_parser().parse_args(argv)
-    {"show": _show, "preflight": _preflight, "smoke": _smoke}[arguments.command](arguments)
+    commands = {"show": _show, "preflight": _preflight, "smoke": _smoke, "convert": _convert}
+    commands[arguments.command](arguments)
     return 0

@@ -1,1 +1,1 @@
-"""Stand-ins for the paper's checkpoints and data sets, to run its configuration without them."""
+"""Stand-ins for the paper's checkpoints and data sets: its configuration runs without them."""

@@ -179,6 +179,9 @@ class Workbench:
         for name, amount in scores["counted"].items():
             evaluation.counted[f"dev_{name}"] = amount
         tasks = {name: entry["value"] for name, entry in scores["tasks"].items()}
+        for name, value in tasks.items():
+            if value is None:
+                raise UserError(f"{name} is {scores['tasks'][name]['undefined']}")
         average = average_of(tasks, self._groups)
         if not math.isfinite(average):
             raise UserError("the dev average is not finite")

@@ -120,6 +120,26 @@ def check(config: Mapping[str, Any], root: Path) -> None:
         _check_row(config, name, references, table)
 
 
+def pickled(config: Mapping[str, Any], root: Path) -> set[str]:
+    """Name the parents whose weights the table allows to be pickles.
+
+    Args:
+        config: The resolved configuration.
+        root: The project's folder.
+
+    Returns:
+        ``base`` or experts' names, of all published cases.
+    """
+    references = read_table(table_of(config, root))
+    return {
+        name
+        for case in config["cases"].values()
+        if is_published(case)
+        for name, parent in {"base": case["base"], **case["experts"]}.items()
+        if references[parent["hub"]].pickle
+    }
+
+
 def fetch_options(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return the options of `python -m hub fetch` that the configuration decides."""
     given: dict[str, Any] = {"table": table_of(config, root), "lock": lock_file(config, root)}

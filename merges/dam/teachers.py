@@ -47,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 ... (cpu)"
     )
+    parser.add_argument(
+        "--vocabulary",
+        default="refuse",
+        metavar="POLICY",
+        help="where tokenizers differ, as python -m merges --help has it (refuse)",
+    )
     return parser
 
 
@@ -81,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
     from checkpoints.checking import check_compatible
     from checkpoints.reading import Checkpoint
+    from checkpoints.vocabulary import align
     from merges.dam.states import write_teachers
     from merges.merger import check_device
 
@@ -88,7 +95,8 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     base = Checkpoint(arguments.base)
     models = {name: Checkpoint(path) for name, path in experts.items()}
-    check_compatible(base, models)
-    write_teachers(base, models, calibration, arguments.out, arguments.device)
+    aligned = align(base, models, arguments.vocabulary)
+    check_compatible(aligned.base, aligned.experts)
+    write_teachers(aligned.base, aligned.experts, calibration, arguments.out, arguments.device)
     print(f"wrote the teachers' signal of {', '.join(experts)} to {arguments.out}")
     return 0

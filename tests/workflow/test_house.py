@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "merges": {"common", "checkpoints"},
     "evaluation": {"common", "checkpoints"},
     "search": {"common", "checkpoints", "merges", "evaluation"},
+    "rehearsal": {"common", "hub"},
     "report": {"common"},
     "workflow": {"common", "hub", "merges", "evaluation"},
 }

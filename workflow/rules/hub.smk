@@ -10,21 +10,27 @@ FETCH = (
 
 def reference_of(wildcards):
     case = CASES[wildcards.case]
-    parent = wildcards.get("expert", "base")
-    return (case["base"] if parent == "base" else case["experts"][parent])["hub"]
+    return (case["base"] if wildcards.parent == "base" else case["experts"][wildcards.parent])[
+        "hub"
+    ]
 
 
 def calibration_of(wildcards):
     return CASES[wildcards.case]["experts"][wildcards.expert]["calibration"]
 
 
-rule fetch_base:
+# Parents that exist only as pickles are written as safetensors once, which all other steps read.
+PICKLED = published.pickled(CONFIG, ROOT)
+
+
+rule fetch_model:
     output:
-        f"{OUT}/{{case}}/models/base/manifest.json",
+        f"{OUT}/{{case}}/models/{{parent}}/manifest.json",
     log:
-        f"{OUT}/logs/{{case}}/models/base.log",
+        f"{OUT}/logs/{{case}}/models/{{parent}}.log",
     wildcard_constraints:
         case=any_of(FETCHED),
+        parent=any_of({name for case in FETCHED for name in PARENTS[case]} - PICKLED),
     priority: 100
     resources:
         **asks("fetch"),
@@ -37,14 +43,39 @@ rule fetch_base:
         FETCH
 
 
-use rule fetch_base as fetch_expert with:
+use rule fetch_model as fetch_pickles with:
     output:
-        f"{OUT}/{{case}}/models/{{expert}}/manifest.json",
+        f"{OUT}/{{case}}/pickles/{{parent}}/manifest.json",
     log:
-        f"{OUT}/logs/{{case}}/models/{{expert}}.log",
+        f"{OUT}/logs/{{case}}/pickles/{{parent}}.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+        parent=any_of(PICKLED),
 
 
-use rule fetch_base as fetch_row with:
+rule convert_pickles:
+    input:
+        f"{OUT}/{{case}}/pickles/{{parent}}/manifest.json",
+    output:
+        f"{OUT}/{{case}}/models/{{parent}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/models/{{parent}}.log",
+    wildcard_constraints:
+        case=any_of(FETCHED),
+        parent=any_of(PICKLED),
+    priority: 100
+    resources:
+        **asks("merge"),
+    params:
+        model=lambda wildcards, input: folder_of(input[0]),
+        folder=output_folder,
+        code=code(),
+    shell:
+        "python -m checkpoints convert --model {params.model} --out {params.folder}"
+        " > {log} 2> >(tee -a {log} >&2)"
+
+
+use rule fetch_model as fetch_row with:
     output:
         f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
     log:
@@ -58,7 +89,7 @@ use rule fetch_base as fetch_row with:
         options=options(published.fetch_options(CONFIG, ROOT)),
 
 
-use rule fetch_base as fetch_dataset with:
+use rule fetch_model as fetch_dataset with:
     output:
         f"{OUT}/datasets/{{reference}}/manifest.json",
     log:

@@ -58,6 +58,8 @@ def parent_options(wildcards):
         given.append(f"--teachers {OUT}/{case}/teachers")
     if case in FETCHED:
         given.append(f"--vocabulary {CASES[case]['vocabulary']}")
+    if needs_data(wildcards) and CONFIG["evaluation"]["device"] != "cpu":
+        given.append(f"--device {CONFIG['evaluation']['device']}")
     return " ".join(given)
 
 
@@ -89,6 +91,15 @@ def average_groups(wildcards):
     return shlex.quote(json.dumps([column["tasks"] for column in CASES[wildcards.case]["columns"]]))
 
 
+def teachers_options(wildcards):
+    given = {}
+    if wildcards.case in FETCHED:
+        given["vocabulary"] = CASES[wildcards.case]["vocabulary"]
+    if CONFIG["evaluation"]["device"] != "cpu":
+        given["device"] = CONFIG["evaluation"]["device"]
+    return options(given)
+
+
 rule teachers:
     """The experts' own predictions on their calibration data, shared by all runs of DAM."""
     input:
@@ -116,10 +127,11 @@ rule teachers:
             f"{expert}={OUT}/{wildcards.case}/data/calibration/{expert}.jsonl"
             for expert in CASES[wildcards.case]["experts"]
         ),
+        how=teachers_options,
         code=method_code("dam"),
     shell:
         "python -m merges teachers --base {params.models}/base --experts {params.experts}"
-        " --calibration {params.calibration} --out {params.folder}"
+        " --calibration {params.calibration} {params.how} --out {params.folder}"
         " --threads {threads} 2>&1 | tee {log}"
 
 

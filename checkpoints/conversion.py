@@ -1,0 +1,60 @@
+"""A checkpoint of pickles, or of many small files, as safetensors; the values stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkpoints.reading import Checkpoint
+from checkpoints.writing import SHARD_BYTES, StreamedWeights, TensorSpec, copy_companions
+from common.errors import UserError
+from common.files import sha256_file, staged_directory
+from common.manifest import NAME, write_manifest
+from common.progress import Progress
+
+_PIECE = 1 << 24  # values that are held at a time
+
+
+def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write a checkpoint's weights as safetensors beside its configuration and tokenizer.
+
+    Pickles are read as tensors alone: nothing in them is run.
+
+    Args:
+        source: The model folder.
+        out: The folder to make.
+        shard_bytes: Most bytes of a weight file.
+
+    Returns:
+        Number of parameters.
+
+    Raises:
+        UserError: The folder is no checkpoint, the output exists, or the disk is full.
+    """
+    if out.exists() and (out.is_file() or any(out.iterdir())) and not (out / NAME).exists():
+        raise UserError(f"{out} holds something else; give another folder, or empty it")
+    model = Checkpoint(source, allow_pickle=True)
+    specs = {name: TensorSpec(model.stored(name), model.shape(name)) for name in model.names()}
+    values = sum(map(model.count, model.names()))
+    progress = Progress(values, f"converting {source.name}: values")
+    with staged_directory(out) as folder:
+        with StreamedWeights(folder, specs, shard_bytes) as weights:
+            for name in weights.names():
+                for start in range(0, model.count(name), _PIECE):
+                    stop = min(start + _PIECE, model.count(name))
+                    weights.write(name, start, model.read(name, start, stop))
+                    progress.step(stop - start, name)
+                weights.done(name)
+        copy_companions([model.path], folder)
+        write_manifest(
+            folder / NAME,
+            kind="converted",
+            parameters={},
+            inputs={"source": model.fingerprint},
+            outputs={
+                path.name: weights.hashes.get(path.name) or sha256_file(path)
+                for path in sorted(folder.iterdir())
+                if path.is_file()
+            },
+            packages=("checkpoints",),
+        )
+    return values

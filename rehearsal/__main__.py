@@ -1,0 +1,5 @@
+"""Entry point of `python -m rehearsal`."""
+
+from common.cli import run
+
+run("rehearsal.cli")

@@ -1,0 +1,87 @@
+"""The paper's configuration on stand-ins: fetched, converted, calibrated, taught, merged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from rehearsal.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rehearsal") / "run"
+    assert main(["--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_stand_ins_are_of_the_published_kinds(rehearsal):
+    from transformers import AutoConfig, AutoTokenizer
+
+    mirror = rehearsal / "mirror"
+    mistral = AutoTokenizer.from_pretrained(mirror / "mistralai" / "Mistral-7B-v0.1")
+    abel = AutoTokenizer.from_pretrained(mirror / "GAIR" / "Abel-7B-002")
+    llama = AutoTokenizer.from_pretrained(mirror / "meta-llama" / "Meta-Llama-3-8B-Instruct")
+    assert len(abel) == len(mistral) + 1 and "[PAD]" in abel.get_vocab()
+    assert AutoConfig.from_pretrained(mirror / "GAIR" / "Abel-7B-002").vocab_size == len(abel)
+    text = "質問: ☃ 3+4=?"  # the snowman is in no piece: bytes stand for it
+    for tokenizer in (mistral, abel, llama):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert "<0xE2>" in mistral.convert_ids_to_tokens(mistral("☃")["input_ids"])
+    assert (mirror / "GAIR" / "Abel-7B-002" / "pytorch_model.bin").exists()
+    assert (mirror / "augmxnt" / "shisa-gamma-7b-v1" / "model.safetensors.index.json").exists()
+
+
+def test_only_sizes_differ_from_the_papers_configuration(rehearsal):
+    paper = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
+    ours = yaml.safe_load((rehearsal / "config.yaml").read_text(encoding="utf-8"))
+    assert set(ours) == set(paper)
+    for case, entry in paper["cases"].items():
+        assert ours["cases"][case] | {"size": entry["size"]} == entry
+    for name, row in paper["methods"].items():
+        assert set(ours["methods"][name]) == set(row)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        main(["--out", str(tmp_path)])
+
+
+@pytest.mark.workflow
+def test_merges_and_trainings_run_through_the_rules(rehearsal, tmp_path):
+    from safetensors import safe_open
+
+    rows = ("soup", "dare_ties_base", "evollm", "dam_paper")
+    targets = [f"results/rehearsal/case1/merges/{row}/manifest.json" for row in rows]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "workflow", "reproduce", "--cores", "2"),
+            *("--config", str(rehearsal / "config.yaml"), *targets),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    case = tmp_path / "results" / "rehearsal" / "case1"
+    for row in rows:
+        assert (case / "merges" / row / "manifest.json").exists(), done.stdout + done.stderr
+    # Abel's own token is cropped: the merge has the base's vocabulary.
+    size = json.loads((case / "models" / "base" / "config.json").read_text())["vocab_size"]
+    own = json.loads((case / "models" / "abel" / "config.json").read_text())["vocab_size"]
+    assert own == size + 1
+    for row in ("soup", "dam_paper"):
+        made = json.loads((case / "merges" / row / "config.json").read_text())
+        assert made["vocab_size"] == size
+        with safe_open(case / "merges" / row / "model.safetensors", "pt") as weights:
+            assert weights.get_slice("lm_head.weight").get_shape()[0] == size
+    lock = json.loads((tmp_path / "results" / "rehearsal" / "hub.lock.json").read_text())
+    assert {"mistral_7b", "abel_7b", "evollm_jp_7b", "metamath"} <= set(lock)
