@@ -43,8 +43,9 @@ def _reason(reference: Reference, error: Exception) -> UserError:
             f"{about} is not on the hub, or hidden from you; correct its repository in the table, "
             "replace it by another in the configuration, or give a token that may see it"
         )
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return UserError(f"{about} was never fetched and HF_HUB_OFFLINE is set; unset it")
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # the hub's library obeys both
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            return UserError(f"{about} was never fetched and {variable} is set; unset it")
     name = type(error).__name__
     return UserError(f"{about} could not be fetched ({name}); run the same command again")
 

@@ -121,7 +121,9 @@ def test_a_server_that_is_not_there_is_told(tmp_path, monkeypatch):
 
 def run_hub(tmp_path: Path, address: str) -> subprocess.CompletedProcess:
     """Run the command with a hub on loopback."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "BOTTLE_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "BOTTLE_", "TRANSFORMERS_"))
+    }
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     environment |= {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}

@@ -127,7 +127,7 @@ def fetch(hub, folder, revision="", pickle="no", **environment):
         capture_output=True,
         text=True,
         env={
-            **{k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")},
+            **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))},
             "HF_ENDPOINT": hub.address,
             "HF_HOME": str(folder / "home"),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",

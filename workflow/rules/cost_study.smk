@@ -67,7 +67,7 @@ rule cost_replay:
         parents=parent_options,
         code=search_code,
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m search replay --of {params.search} --evaluations {wildcards.after}"
         " {params.parents} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"

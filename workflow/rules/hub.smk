@@ -1,7 +1,7 @@
 # Published checkpoints and data sets: fetched once, at a recorded revision, proved by hash.
 
 # These steps use the network; the warm worker was started without it.
-ONLINE = f"env -u {warm.VARIABLE} HF_HUB_OFFLINE=0 python -m"
+ONLINE = f"env -u {warm.VARIABLE} -u TRANSFORMERS_OFFLINE HF_HUB_OFFLINE=0 python -m"
 FETCH = (
     f"{ONLINE} hub fetch {{params.reference}} {{params.options}} --out {{params.folder}}"
     " > {log} 2> >(tee -a {log} >&2)"
@@ -71,6 +71,7 @@ rule convert_pickles:
         folder=output_folder,
         code=code(),
     shell:
+        "rm -rf {params.folder}; "
         "python -m checkpoints convert --model {params.model} --out {params.folder}"
         " > {log} 2> >(tee -a {log} >&2)"
 

@@ -1,4 +1,7 @@
 # N checkpoints in, one out: plain merges, tuned ones, searched ones, and DAM's shared teachers.
+#
+# Before it runs a step again, Snakemake takes the manifest away; the commands would then refuse a
+# folder that looks like somebody else's, hence each rule removes its own first.
 
 
 def experts_of(wildcards):
@@ -130,6 +133,7 @@ rule teachers:
         how=teachers_options,
         code=method_code("dam"),
     shell:
+        "rm -rf {params.folder}; "
         "python -m merges teachers --base {params.models}/base --experts {params.experts}"
         " --calibration {params.calibration} {params.how} --out {params.folder}"
         " --threads {threads} 2>&1 | tee {log}"
@@ -156,7 +160,7 @@ rule merge:
         seed=seed_of,
         code=row_code,
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m merges --method {params.method} {params.parents} {params.row}"
         " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
@@ -191,7 +195,7 @@ rule tune:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m search tune --method {params.method} {params.parents} {params.row}"
         " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
@@ -226,7 +230,7 @@ rule evolve:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m search evolve --method {params.method} {params.parents} {params.row}"
         " {params.search} --data {params.data} --suites {params.suites}"
         " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
@@ -259,7 +263,7 @@ rule greedy:
         batch=CONFIG["evaluation"]["batch_size"],
         code=search_code,
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m search greedy {params.parents} {params.row} --data {params.data}"
         " --suites {params.suites} --average {params.average} --batch-size {params.batch}"
         " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
@@ -290,7 +294,7 @@ rule ablation_merge:
         ),
         code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
     shell:
-        "rm -f {params.failed}; "
+        "rm -rf {params.failed} {params.folder}; "
         "python -m merges --method {params.method} {params.parents}"
         " --embeddings-and-norms {params.policy} {params.settings}"
         " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
