@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     base = Checkpoint(arguments.base)
     models = {name: Checkpoint(path) for name, path in experts.items()}
     aligned = align(base, models, arguments.vocabulary)
-    check_compatible(aligned.base, aligned.experts)
+    check_compatible(aligned.base, aligned.experts, same_tokenizer=False)
     write_teachers(aligned.base, aligned.experts, calibration, arguments.out, arguments.device)
     print(f"wrote the teachers' signal of {', '.join(experts)} to {arguments.out}")
     return 0

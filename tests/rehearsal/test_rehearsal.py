@@ -64,7 +64,8 @@ def test_merges_and_trainings_run_through_the_rules(rehearsal, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "workflow", "reproduce", "--cores", "2"),
-            *("--config", str(rehearsal / "config.yaml"), *targets),
+            # Snakemake's --quiet, which comes before, would take the targets for its own.
+            *("--config", str(rehearsal / "config.yaml"), "--rerun-incomplete", *targets),
         ],
         cwd=tmp_path,
         capture_output=True,
