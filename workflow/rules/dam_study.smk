@@ -133,6 +133,7 @@ use rule teachers as dam_study_teachers with:
             f"{expert}={study_data(wildcards)}/calibration/{expert}.jsonl"
             for expert in STUDY_CASE["experts"]
         ),
+        how="",
         code=method_code("dam"),
 
 
