@@ -121,5 +121,5 @@ def test_the_papers_profile_lists_all_jobs_without_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    assert counts["fetch_base"] == "2" and counts["fetch_expert"] == "6"
+    assert counts["fetch_model"] == "6" and counts["convert_pickles"] == "2"
     assert counts["ablation_merge"] == "30"
