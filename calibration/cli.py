@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calibration.templates import TEMPLATES
 from common import manifest
+from common.cli import command_parser
 from common.errors import UserError
 
 _DESCRIPTION = """\
@@ -30,12 +31,7 @@ rows were passed over as empty or too long, or cut.
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m calibration",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("calibration", _DESCRIPTION, _EPILOG)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--prompt", default="", metavar="A,B", help="columns of the prompt (none: plain text)"

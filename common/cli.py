@@ -23,6 +23,25 @@ def byte_size(text: str) -> int:
     return int(size)
 
 
+def command_parser(package: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Begin a package's parser, whose help keeps the lines of its texts.
+
+    Args:
+        package: Its name.
+        description: What the command does.
+        epilog: Examples, and what else is to be known.
+
+    Returns:
+        The parser, without arguments.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m {package}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def call(module: str, arguments: Sequence[str]) -> int:
     """Run a command line's `main` and turn what goes wrong into one line and an exit code.
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import command_parser
 from common.errors import UserError
 from hub.lock import lock_of, locked
 from hub.table import TABLE, Reference, find, read_table
@@ -29,12 +30,7 @@ A gated reference needs the token of somebody who has accepted its licence on it
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hub",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("hub", _DESCRIPTION, _EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(

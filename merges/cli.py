@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import byte_size
+from common.cli import byte_size, command_parser
 from common.errors import UserError
 from merges import registry
 
@@ -61,12 +61,7 @@ def _count(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m merges",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("merges", _DESCRIPTION, _EPILOG)
     parser.add_argument(
         "--list", action="store_true", help="show every method with its parameters, and end"
     )

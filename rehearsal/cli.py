@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import command_parser
 from common.errors import UserError
 from common.manifest import ROOT
 
@@ -27,12 +28,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rehearsal",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("rehearsal", _DESCRIPTION, _EPILOG)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--config", type=Path, default=ROOT / "paper.yaml", metavar="FILE")
     return parser

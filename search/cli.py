@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import command_parser
 from common.errors import UserError
 from merges import registry
 from merges.cli import read_settings
@@ -44,12 +45,7 @@ docs/evolutionary.md tells more.
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m search",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("search", _DESCRIPTION, _EPILOG)
     parser.add_argument("command", choices=["tune", "evolve", "greedy", "replay"])
     parser.add_argument("--base", type=Path, required=True, metavar="DIR")
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME=DIR")

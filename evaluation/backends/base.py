@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,10 @@ class NotFinite(Exception):
         self.index = index
 
 
-class Backend:
+class Backend(abc.ABC):
     """Stands in front of one of lm-eval's model classes and replaces how it answers.
 
-    A class that mixes it in calls `_prepare` and defines what raises NotImplementedError here.
+    A class that mixes it in calls `_prepare` and defines what is abstract here.
     What is prepared for a list of requests is kept for the next model.
 
     Attributes:
@@ -89,6 +90,7 @@ class Backend:
         self.rule = rule
         self._encoder = Encoder(self.tokenizer, rule)
 
+    @abc.abstractmethod
     def serve(self, model: PreTrainedModel | Path | str, name: str) -> None:
         """Answer with another model of the same tokenizer from now on.
 
@@ -96,47 +98,46 @@ class Backend:
             model: Its folder; for `hf` also the model itself.
             name: What messages call it.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Let go of the model and what runs it; only `serve` may follow."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def window(self) -> int:
         """The most tokens that the model reads at once."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def vocabulary(self) -> int:
         """Number of tokens that the model knows."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def parameters(self) -> int:
         """Number of the model's parameters."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def dtype(self) -> str:
         """The type that the model computes with, such as ``float32``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _layout(self) -> Hashable:
         """Say what `_arrange` takes from the model."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _arrange(self, pairs: Sequence[Pair]) -> Any:
         """Bring continuations into the order and form in which they are scored."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _score(self, arranged: Any, count: int) -> list[tuple[float, bool]]:
         """Score `count` continuations that `_arrange` returned, in their first order."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Go on with prompts greedily; returns the tokens up to the end or a stop string."""
-        raise NotImplementedError
 
     def _keep(self, requests: Sequence[Instance], make: Callable[[], Any]) -> Any:
         """Return what was made for the same requests before, or make it."""
