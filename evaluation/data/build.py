@@ -14,6 +14,7 @@ from common.manifest import NAME, write_manifest
 from evaluation.data.converters import Rows, converter_of
 from evaluation.data.remote import Remote
 from evaluation.data.sources import File, Source, find_local
+from evaluation.sql.databases import read_dump
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,30 @@ def _rows(source: Source, present: Mapping[str, tuple[Path, File]]) -> dict[str,
     return rows
 
 
+def _check_hashes(
+    source: Source, present: Mapping[str, tuple[Path, File]], hashes: Mapping[str, str]
+) -> None:
+    """Refuse files that are not those of the pinned revision, where its hashes are known."""
+    for role, (path, file) in present.items():
+        expected = source.sha256.get(role)
+        if expected and not file.stand_in and hashes[role] != expected:
+            raise UserError(
+                f"{source.name}: {path} is not {source.files[role].path} of {source.repository} "
+                f"at {source.revision} (sha256 {hashes[role][:12]}... where {expected[:12]}... is "
+                "expected); it is damaged or of another version: get it again"
+            )
+
+
+def _rows_of_dumps(source: Source, present: Mapping[str, tuple[Path, File]]) -> dict[str, int]:
+    """Read the dumps among files that are copied, and check how many rows their tables have."""
+    counts = {}
+    for role, (path, file) in present.items():
+        if path.suffix == ".sql":
+            counts[role] = sum(len(table.rows) for table in read_dump(path))
+            _check_count(source, path, file, counts[role])
+    return counts
+
+
 def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -> Converted:
     """Read and convert one task's files.
 
@@ -86,16 +111,20 @@ def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -
         The rows and their origin.
 
     Raises:
-        UserError: A file is missing, damaged, or of another count than the table says.
+        UserError: A file is missing, damaged, or of another count or hash than the table says.
     """
     found = {role: locate(role) for role in source.files}
     present = {role: pair for role, pair in found.items() if pair is not None}
     rows: dict[str, Rows] = {}
     copies: dict[str, bytes] = {}
+    hashes = {role: sha256_file(path) for role, (path, _) in present.items()}
+    _check_hashes(source, present, hashes)
     if source.copies_to:
         copies = {role: path.read_bytes() for role, (path, _) in present.items()}
+        counts = _rows_of_dumps(source, present)
     else:
         rows = _rows(source, present)
+        counts = {role: len(rows[role]) for role in rows}
     origin = {
         "host": source.host,
         "repository": source.repository,
@@ -103,10 +132,9 @@ def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -
         "licence": source.licence,
         "access": source.access,
         "files": {
-            role: {"path": file.path, "sha256": sha256_file(path)}
-            for role, (path, file) in present.items()
+            role: {"path": file.path, "sha256": hashes[role]} for role, (_, file) in present.items()
         },
-        "rows": {role: len(rows[role]) for role in rows},
+        "rows": counts,
         "stand_in": {role: file.stand_in for role, (_, file) in present.items() if file.stand_in},
     }
     return Converted(source, rows, copies, origin)
@@ -142,8 +170,9 @@ def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
     converted = []
     for source in sources:
         one = convert(source, lambda role, source=source: find_local(source, role, folder))
-        # A local copy does not say which revision it is; its hash does.
-        one.origin.update(host="local copy", revision=None)
+        # A local copy does not say which revision it is; its hash does, where that is known.
+        proved = set(one.origin["files"]) <= set(source.sha256) and not one.origin["stand_in"]
+        one.origin.update(host="local copy", revision=source.revision if proved else None)
         converted.append(one)
     return converted
 

@@ -55,7 +55,8 @@ def _list() -> None:
             f"{source.name:<22} {source.repository}@{revision}  {source.access}  {source.licence}"
         )
         if source.copies_to:
-            print(f"  {len(source.files)} files, to {source.copies_to}")
+            rows = sum(file.rows or 0 for file in source.files.values())
+            print(f"  {len(source.files)} files, {rows} rows, to {source.copies_to}")
             continue
         for role, file in source.files.items():
             count = "?" if file.rows is None else file.rows
@@ -85,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
 
     for one in build(sources, arguments.source, arguments.out):
         counts = ", ".join(f"{count} {role}" for role, count in one.origin["rows"].items())
-        counts = counts or f"{len(one.copies)} files"
+        if one.copies:
+            counts = f"{len(one.copies)} files, {sum(one.origin['rows'].values())} rows"
         lacking = "".join(
             f"; {role} is a stand-in: {why}" for role, why in one.origin["stand_in"].items()
         )

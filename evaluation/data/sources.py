@@ -35,7 +35,8 @@ class Source:
     """Where one task's data come from.
 
     The fields are those of `sources.yaml`; `copies_to` is the folder, below the data folder, of
-    files that are copied as they stand, None where they are converted.
+    files that are copied as they stand, None where they are converted. `sha256` holds, by role,
+    the hashes of the files at the pinned revision, as far as they are known.
     """
 
     suite: str
@@ -50,6 +51,7 @@ class Source:
     local: Mapping[str, Sequence[File]] = field(default_factory=dict)
     optional: Sequence[str] = ()
     copies_to: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -87,16 +89,15 @@ class Source:
 
 
 def _copies(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out the names of files that are copied as they stand."""
-    names = [
-        {"name": name, "ending": ending} for name in about["names"] for ending in about["endings"]
-    ]
-    roles = {"{name}.{ending}".format(**name): name for name in names}
-    return {
-        "files": {role: File(about["path"].format(**name)) for role, name in roles.items()},
-        "local": {role: [File(about["local"].format(**name))] for role, name in roles.items()},
-        "copies_to": about["to"],
-    }
+    """Write out the paths of files that are copied as they stand: a dump and its description."""
+    files, local = {}, {}
+    for dump, rows in about["rows"].items():
+        name = Path(dump).stem
+        for role, count in ((dump, rows), (f"{name}.json", None)):
+            place = {"name": name, "ending": Path(role).suffix[1:]}
+            files[role] = File(about["path"].format(**place), count)
+            local[role] = [File(about["local"].format(**place), count)]
+    return {"files": files, "local": local, "copies_to": about["to"]}
 
 
 def _source(suite: str, task: str, entry: Mapping[str, Any]) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from common.manifest import ROOT
 from evaluation.cli import main
 from evaluation.data import build, cli, remote, sources
 from evaluation.data.sources import File, Source, load_sources
+from tests.evaluation.sql_toy import DESCRIPTION, DUMP, write_dumps
 
 BOOLQ = "ID\tText\tQuestion\tAnswer\n1\t글\t질문?\tTrue\n2\t글2\t질문2?\tFALSE\n"
 COPA = "ID\tsentence\tquestion\t1\t2\tAnswer\n1\t전제\t결과\t가\t나\t2\n"
@@ -227,16 +229,56 @@ def test_files_on_github_come_from_the_pinned_commit(monkeypatch, copies, tmp_pa
     assert asked == [f"https://raw.githubusercontent.com/skt/kobest_v1/{'1' * 40}/a/copa.tsv"]
 
 
+def dumps(copies: Path, rows: int, sha256: str) -> Source:
+    """A source of one dump, as it stands in the table, and of its description."""
+    write_dumps(copies / "skt/kobest_v1")
+    found = {"shop.sql": File("shop.sql", rows), "shop.json": File("shop.json")}
+    hashes = {"shop.sql": sha256, "shop.json": hashlib.sha256(DESCRIBED.encode()).hexdigest()}
+    one = source("databases", None, files=found, optional=(), sha256=hashes)
+    return replace(one, suite="sql_eval", copies_to="databases/sql_eval")
+
+
+DESCRIBED = json.dumps(DESCRIPTION)
+DUMPED = hashlib.sha256(DUMP.encode()).hexdigest()
+
+
 def test_copied_files_stand_beside_the_suites(copies, tmp_path):
-    one = source("databases", None, files={"a.sql": File("boolq.tsv")})
-    one = replace(one, suite="sql_eval", copies_to="databases/sql_eval")
-    build.build([one], copies, tmp_path / "out")
+    build.build([dumps(copies, 7, DUMPED)], copies, tmp_path / "out")
     folder = tmp_path / "out/databases/sql_eval"
-    assert (folder / "a.sql").read_text() == BOOLQ
+    assert (folder / "shop.sql").read_text() == DUMP
     assert files(tmp_path / "out") == {
-        "databases/sql_eval/a.sql",
+        "databases/sql_eval/shop.json",
+        "databases/sql_eval/shop.sql",
         "databases/sql_eval/manifest.json",
     }
+    about = read_json(folder / "manifest.json")["extra"]["tasks"]["databases"]
+    assert about["rows"] == {"shop.sql": 7}
+    assert about["files"]["shop.sql"]["sha256"] == DUMPED
+    # A local copy with the hashes of the revision is of that revision.
+    assert (about["host"], about["revision"]) == ("local copy", "1" * 40)
+
+
+def test_a_copied_file_of_another_content_or_count_is_refused(copies, tmp_path):
+    for one, words in (
+        (dumps(copies, 7, "0" * 64), r"shop\.sql is not shop\.sql of skt/kobest_v1 at 1{40}"),
+        (dumps(copies, 8, DUMPED), r"shop\.sql gives 7 rows where 8 are expected"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            build.build([one], copies, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_questions_of_another_content_are_refused(copies):
+    one = replace(load_sources()["sql_eval/basic"], local={})
+    for file in one.files.values():
+        path = copies / one.repository / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("question,query,db_name,query_category\n" + "a,SELECT 1,b,c\n" * 40)
+    with pytest.raises(UserError, match=r"_postgres\.csv of defog-ai/sql-eval at b83"):
+        build.convert_local([one], copies)
+    stood_in = replace(one, sha256={}, local={})
+    assert build.convert_local([stood_in], copies)[0].origin["revision"] is None
 
 
 def test_without_a_network_one_line_names_the_local_alternative(tmp_path):

@@ -128,6 +128,13 @@ def test_sql_questions(real):
     assert set(Counter(row["query_category"] for row in items).values()) == {35}
     differing = [row["id"] for row in items if row["question"] != row["sqlite"]["question"]]
     assert differing == ["classic-160", "classic-177", "classic-197"]
-    assert len(real["sql_eval/databases"].copies) == 22
+    databases = real["sql_eval/databases"]
+    assert len(databases.copies) == 22
+    # As counted in PostgreSQL, which loads the dumps by itself (test_sql_postgres.py).
+    assert sum(databases.origin["rows"].values()) == 1166
+    for name in ("classic", "basic", "databases"):  # their hashes say so
+        one = real[f"sql_eval/{name}"]
+        assert one.origin["revision"] == one.source.revision
+    assert real["ja8/mgsm"].origin["revision"] is None
     dump = (Path(FOLDER) / "sql_eval/databases/yelp.sql").read_bytes()
     assert real["sql_eval/databases"].copies["yelp.sql"] == dump
