@@ -122,6 +122,31 @@ def test_published_caps_follow_the_gold_answer_and_corrected_ones_are_fixed(hand
 
 
 REAL = os.environ.get("BOTTLE_DATA")
+def test_lm_evals_own_tasks_differ_as_the_readme_says():
+    """Read in the installed package, so that another version that mends them is noticed."""
+    import lm_eval
+
+    folder = Path(lm_eval.__file__).parent / "tasks/japanese_leaderboard"
+    own = {
+        path.stem.removeprefix("ja_leaderboard_"): path.read_text(encoding="utf-8")
+        for path in folder.glob("ja_leaderboard_*.yaml")
+    }
+    assert len(own) == len(ITEMS) == 8
+    for id, text in own.items():
+        assert "### 指示:" not in text
+        assert ("### 応答：" in text) == (id != "xwinograd")
+        if "generate_until" in text:
+            assert 'until:\n    - "\\n\\n"\n' in text
+            assert "max_gen_toks" not in text
+        assert "balanced_acc" not in text and "acc_norm" not in text and "f1" not in text
+        assert "sampler" not in text
+    assert "最適な答えを選んでください" not in own["jcommonsenseqa"]
+    for id in ("jsquad", "jaqket_v2"):
+        assert "answers['text'][0]" in own[id]
+    assert "Tagger" in (folder / "ja_leaderboard_xlsum.py").read_text(encoding="utf-8")
+    assert 'doc["sentence1"].strip()' in (folder / "ja_leaderboard_xwinograd.py").read_text()
+
+
 needs_real = pytest.mark.skipif(not REAL, reason="BOTTLE_DATA names no folder of real data")
 JGLUE = Path(REAL or "") / "jglue"
 
