@@ -292,4 +292,17 @@ def build(sources: Sequence[Source], folder: Path | None, out: Path) -> list[Con
         tasks = [one for one in own if one.rows]
         if tasks:
             write_suite(out, suite, tasks)
+    _write_whole(out)
     return converted
+
+
+def _write_whole(out: Path) -> None:
+    """Write the manifest of a whole data folder, by which a workflow knows that all is there."""
+    suites = sorted(path for path in out.glob(f"*/*/{NAME}"))
+    write_manifest(
+        out / NAME,
+        kind="benchmark data",
+        parameters={"suites": [str(path.parent.relative_to(out)) for path in suites]},
+        outputs={str(path.relative_to(out)): path for path in suites},
+        packages=["evaluation/data"],
+    )

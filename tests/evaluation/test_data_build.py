@@ -72,7 +72,10 @@ def test_items_pool_and_manifest_are_written(copies, table, tmp_path, capsys):
         "test/kobest/boolq.fewshot.jsonl",
         "test/kobest/copa.jsonl",
         "test/kobest/manifest.json",
+        "manifest.json",
     }
+    whole = read_json(out / "manifest.json")["outputs"]
+    assert whole == {"test/kobest/manifest.json": sha256_file(suite / "manifest.json")}
     assert [row["id"] for row in read_jsonl(suite / "boolq.jsonl")] == [0, 1]
     pool = read_jsonl(suite / "boolq.fewshot.jsonl")
     assert [row["id"] for row in pool] == ["fewshot-0", "fewshot-1"]
@@ -250,6 +253,7 @@ def test_copied_files_stand_beside_the_suites(copies, tmp_path):
         "databases/sql_eval/shop.json",
         "databases/sql_eval/shop.sql",
         "databases/sql_eval/manifest.json",
+        "manifest.json",
     }
     about = read_json(folder / "manifest.json")["extra"]["tasks"]["databases"]
     assert about["rows"] == {"shop.sql": 7}

@@ -122,6 +122,8 @@ def test_published_caps_follow_the_gold_answer_and_corrected_ones_are_fixed(hand
 
 
 REAL = os.environ.get("BOTTLE_DATA")
+
+
 def test_lm_evals_own_tasks_differ_as_the_readme_says():
     """Read in the installed package, so that another version that mends them is noticed."""
     import lm_eval
