@@ -11,7 +11,6 @@ so an error of 1e-16 in it is an error of that order in them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -67,24 +66,23 @@ def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
     total = wide = None
     for piece in pieces:
         vectors = from_origin(piece.base, piece.experts, origin)
-        count = math.prod(vectors[0].shape)
-        if wide is None or wide.shape[1] < count:
-            # One buffer for all pieces: fresh memory costs more than the arithmetic.
-            wide = _wide(vectors[0], len(vectors), count)
-        rows = wide[:, :count]
-        for row, vector in zip(rows, vectors, strict=True):
-            row[:] = vector.reshape(-1)
-        product = rows @ rows.T
+        if isinstance(vectors[0], np.ndarray):
+            from merges import kernels
+
+            product = kernels.gram([vector.reshape(-1) for vector in vectors])
+        else:
+            import torch
+
+            count = vectors[0].numel()
+            if wide is None or wide.shape[1] < count:
+                # One buffer for all pieces: fresh memory costs more than the arithmetic.
+                wide = vectors[0].new_empty(len(vectors), count, dtype=torch.float64)
+            rows = wide[:, :count]
+            for row, vector in zip(rows, vectors, strict=True):
+                row[:] = vector.reshape(-1)
+            product = rows @ rows.T
         total = product if total is None else total + product
     return total if isinstance(total, np.ndarray) else total.cpu().numpy()
-
-
-def _wide(like: Values, rows: int, columns: int) -> Values:
-    if isinstance(like, np.ndarray):
-        return np.empty((rows, columns))
-    import torch
-
-    return like.new_empty(rows, columns, dtype=torch.float64)
 
 
 def row_grams(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from merges.requests import TensorContext, Values
 
 _OPPOSITE = -1 + 5e-9  # cosine below which, within 1e-4 of pi, no direction leads along the sphere
+_KNOWN = 1e-7  # angle below which the Gram matrix in float64 does not know it
 
 
 def _mean_direction(
@@ -28,6 +29,7 @@ def _mean_direction(
     def norm(point: np.ndarray) -> float:
         return math.sqrt(max(0.0, point @ cosines @ point))
 
+    least = tolerance if tolerance >= _KNOWN else 0.0
     mean = weights.copy()
     if norm(mean) < tolerance:
         mean = np.eye(len(weights))[0]
@@ -35,8 +37,10 @@ def _mean_direction(
     for _ in range(max_iterations):
         dots = np.clip(cosines @ mean, -1.0, 1.0)
         angles = np.arccos(dots)
-        usable = (angles >= max(tolerance, 1e-12)) & (dots > _OPPOSITE)
-        pull = np.where(usable, weights * angles / np.where(usable, np.sin(angles), 1.0), 0.0)
+        usable = (angles >= least) & (dots > _OPPOSITE)
+        bent = usable & (angles >= _KNOWN)
+        # Of an angle that is rounding alone it matters that a / sin a is 1, not whether it is 0.
+        pull = np.where(usable, weights * np.where(bent, angles / np.sin(angles), 1.0), 0.0)
         tangent = pull - (pull @ dots) * mean
         length = norm(tangent)
         if length < max(tolerance, 1e-12):

@@ -80,6 +80,23 @@ def _add_multiple(total, values, factor):
 
 
 @_compiled
+def _product(x, y):
+    # A sum of its own for each of 32 places: the compiler computes several at once without
+    # reordering any.
+    places = np.zeros(32)
+    whole = x.size - x.size % 32
+    for j in range(0, whole, 32):
+        for k in range(32):
+            places[k] += np.float64(x[j + k]) * np.float64(y[j + k])
+    total = 0.0
+    for k in range(32):
+        total += places[k]
+    for j in range(whole, x.size):
+        total += np.float64(x[j]) * np.float64(y[j])
+    return total
+
+
+@_compiled
 def _trim(values, first, rest, split):
     for j in range(values.size):
         limit = first if j < split else rest
@@ -156,6 +173,22 @@ def combine(vectors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.
     for vector, coefficient in zip(vectors[1:], coefficients[1:], strict=True):
         _add_multiple(total, vector, np.float32(coefficient))
     return total
+
+
+def gram(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Compute the inner products of vectors.
+
+    Args:
+        vectors: N arrays of float32 [n].
+
+    Returns:
+        Float64 [N, N]; products are exact, sums in float64.
+    """
+    products = np.empty((len(vectors), len(vectors)))
+    for i, first in enumerate(vectors):
+        for j, second in enumerate(vectors[: i + 1]):
+            products[i, j] = products[j, i] = _product(first, second)
+    return products
 
 
 def trim(values: np.ndarray, first: float, rest: float, split: int) -> np.ndarray:

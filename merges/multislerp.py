@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from merges.pieces import Pieces
     from merges.requests import TensorContext, Values
 
+_BALANCE = 1e-7  # length of a sum of unit vectors that may be the Gram matrix's rounding alone
+
 
 def coefficients(
     pieces: Pieces,
@@ -43,7 +45,7 @@ def coefficients(
     def norm(point: np.ndarray) -> float:
         return math.sqrt(max(0.0, point @ products @ point))
 
-    if norm(w) <= epsilon:
+    if norm(w) <= max(epsilon, _BALANCE * np.abs(w).sum()):
         return w.tolist()
     mean = w / norm(w)
     tangent = w - (w @ products @ mean) * mean
@@ -78,7 +80,8 @@ def multislerp(
     The u_i are projected to the plane at m, not mapped there along the sphere; `karcher` does the
     latter, and repeats it. One expert is returned as it is, whatever its weight. Where
     |sum_i w_i u_i| <= e (all vectors zero, or in balance) the result is o + sum_i w_i v_i; mergekit
-    has this rule for two experts and refuses more.
+    has this rule for two experts and refuses more. In float64 a sum below 1e-7 sum_i |w_i| cannot
+    be told from balance.
 
     The rounding is that of `merges.combination.combine`; directions are computed in float64.
 

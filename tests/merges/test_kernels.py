@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_what_is_not_finite_is_seen(dtype: type, bad: float) -> None:
             values[place] = bad
         stored = values.view(np.uint16)[1::2].copy() if dtype == np.uint16 else values.astype(dtype)
         assert kernels.widen(stored, np.empty(3, dtype=np.float32)) is value
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 1000])
+def test_inner_products_are_exact_but_for_their_sums(count: int) -> None:
+    rng = np.random.default_rng(count)
+    vectors = [rng.normal(scale=10.0**n, size=count).astype(np.float32) for n in (-20, 0, 15)]
+    found = kernels.gram(vectors)
+    assert found.shape == (3, 3) and found.dtype == np.float64
+    for i, a in enumerate(vectors):
+        for j, b in enumerate(vectors):
+            terms = [Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a, b, strict=True)]
+            error = abs(Fraction(float(found[i, j])) - sum(terms, Fraction(0)))
+            # A value passes through at most a place's sum, the sum of the places and the rest's.
+            roundings = count // 32 + 64
+            assert error <= sum(map(abs, terms)) * roundings / 2**53
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
