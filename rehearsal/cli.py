@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,20 +12,26 @@ from common.cli import command_parser
 from common.errors import UserError
 from common.manifest import ROOT
 
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 _DESCRIPTION = """\
-Make a folder in which the paper's configuration runs without its checkpoints: OUT/mirror with a
-tiny random model for each of them, of the same architecture, kind of tokenizer and vocabulary
-handling, and a small file of the same columns for each calibration data set; and OUT/config.yaml,
-the paper's configuration with the mirror, few rows and few seeds. Merges and trainings go through
-the same rules as in the real run. Benchmarks need their files (hub.benchmarks in the result).
+Make a folder in which the paper's configuration runs whole, offline and on a CPU: OUT/mirror with
+a tiny random model for each checkpoint, of the same architecture, kind of tokenizer and vocabulary
+handling, and a small file of the same columns for each calibration data set; OUT/benchmarks with
+the benchmarks' files; and OUT/config.yaml, the paper's configuration on these, with few rows, items
+and seeds. Everything goes through the same rules as in the real run. `make rehearse-paper` makes
+the folder and runs it.
 """
 
 _EPILOG = """\
 examples:
   python -m rehearsal --out rehearsal-run
-  snakemake --configfile rehearsal-run/config.yaml --cores 2 \\
-      results/rehearsal/case1/merges/dam_paper/manifest.json
+  python -m workflow reproduce --config rehearsal-run/config.yaml
+
+A folder that an earlier call made is kept, so that a run that was stopped goes on. Benchmarks have
+their real rows where local copies are given, in files that `python -m evaluation data --source`
+reads; the others are hand-made and marked so in all that is made from them.
 """
+_PROBE = "import importlib.util, torch; raise SystemExit(importlib.util.find_spec('vllm') is None)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +39,50 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("rehearsal", _DESCRIPTION, _EPILOG)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--config", type=Path, default=ROOT / "paper.yaml", metavar="FILE")
+    parser.add_argument(
+        "--benchmarks",
+        type=Path,
+        default=os.environ.get("BOTTLE_DATA"),
+        metavar="DIR",
+        help="local copies of real benchmark files (BOTTLE_DATA); default: all rows hand-made",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("sqlite", "postgres"),
+        help="what runs the SQL; default: postgres where it is installed",
+    )
+    parser.add_argument(
+        "--vllm",
+        type=Path,
+        metavar="PYTHON",
+        help="the Python of an environment with vLLM, for two models of each case; default: "
+        ".venv-vllm, where it is installed",
+    )
     return parser
+
+
+def _engine(asked: str | None) -> tuple[str, str]:
+    """Choose what runs the SQL, and say so."""
+    if asked is None:
+        from evaluation.sql.server import programs
+
+        if programs() is None:
+            return "sqlite", "SQL runs on SQLite: no PostgreSQL is installed"
+    return asked or "postgres", f"SQL runs on {'SQLite' if asked == 'sqlite' else 'PostgreSQL'}"
+
+
+def _vllm(asked: Path | None) -> tuple[Path | None, str]:
+    """Look for an environment with vLLM, and say what comes of it."""
+    python = asked or VLLM
+    found = (
+        os.access(python, os.X_OK)
+        and not subprocess.run([python, "-c", _PROBE], capture_output=True, check=False).returncode
+    )
+    if found:
+        return python, "two models of each case are evaluated by vLLM, the others by hf"
+    if asked:
+        raise UserError(f"--vllm {asked}: no Python with vLLM and PyTorch; correct the path")
+    return None, f"all models are evaluated by hf: no vLLM in {VLLM.parent.parent.name}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,10 +98,14 @@ def main(arguments: Sequence[str]) -> int:
         UserError: What the user can mend.
     """
     given = build_parser().parse_args(arguments)
-    if given.out.exists() and (given.out.is_file() or any(given.out.iterdir())):
-        raise UserError(f"{given.out} is not empty; give a new folder")
-    from rehearsal.making import make
+    if given.benchmarks is not None and not given.benchmarks.is_dir():
+        raise UserError(f"--benchmarks {given.benchmarks}: no such folder; correct the path")
+    from rehearsal.making import Choices, make
 
-    make(given.config, given.out)
-    print(f"{given.out}/config.yaml: the paper's configuration on stand-ins in {given.out}/mirror")
+    engine, sql = _engine(given.engine)
+    vllm, backends = _vllm(given.vllm)
+    real = make(given.config, given.out, Choices(given.benchmarks, engine, vllm))
+    rows = f"real rows: {', '.join(real)}" if real else "real rows: none, no local copies given"
+    print(f"{given.out}/config.yaml: the paper's configuration on stand-ins")
+    print(f"  {rows}\n  {sql}\n  {backends}")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+
+from rehearsal.files import write_rows
 
 _ROWS = 24  # of each data set
 _NAMES = ("山田", "佐藤", "鈴木", "田中")
@@ -84,15 +85,4 @@ def write_datasets(folder: Path) -> None:
         folder: The mirror; each goes to FOLDER/OWNER/NAME.
     """
     for name, (file, _) in _SETS.items():
-        path, rows = folder / name / file, rows_of(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        elif path.suffix == ".jsonl":
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            path.write_text("".join(lines), encoding="utf-8")
-        else:
-            path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        write_rows(folder / name / file, rows_of(name))

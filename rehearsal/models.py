@@ -13,7 +13,6 @@ _SHAPE = {
     "num_attention_heads": 2,  # head size 32, the smallest that vLLM serves
     "num_key_value_heads": 1,
     "tie_word_embeddings": False,
-    "max_position_embeddings": 4096,
 }
 _DRIFT = 0.02  # of an expert's weights from the base's: enough that merges differ
 
@@ -57,7 +56,12 @@ def write_family(
     for number, repository in enumerate(repositories):
         if kind == "mistral":
             tokenizer = mistral_tokenizer(text, extra.get(repository, ()))
-            config = MistralConfig(**_SHAPE, vocab_size=len(tokenizer), sliding_window=4096)
+            config = MistralConfig(
+                **_SHAPE,
+                vocab_size=len(tokenizer),
+                sliding_window=4096,
+                max_position_embeddings=32_768,
+            )
             family = MistralForCausalLM
         else:
             tokenizer = llama3_tokenizer(text)
@@ -65,6 +69,7 @@ def write_family(
                 **_SHAPE,
                 vocab_size=len(tokenizer),
                 rope_theta=500_000.0,
+                max_position_embeddings=8192,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )

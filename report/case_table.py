@@ -88,12 +88,41 @@ def what_is_shown(case: Case) -> str:
         if has_own_tasks(case)
         else "the named tasks"
     )
+    if case.stand_ins():
+        tasks += ", some of them with rows that only stand in for the benchmark's own"
     return f"Test scores on {tasks}; {_items(case)} per task."
 
 
 def _marks(case: Case, tasks: Sequence[str]) -> str:
     dagger = "†" if any(task in case.not_learned() for task in tasks) else ""
     return dagger + ("‡" if all(task in case.held_out() for task in tasks) else "")
+
+
+def _stand_ins(case: Case) -> list[str]:
+    """Name the tasks whose rows are not their benchmark's, by what they are instead."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for task, roles in case.stand_ins().items():
+        for role, why in roles.items():
+            told.setdefault(why, {}).setdefault(case.task_label(task), []).append(role)
+    return [
+        f"No scores of the benchmark's own rows: {why} for "
+        + ", ".join(f"{task} ({', '.join(roles)})" for task, roles in tasks.items())
+        + "."
+        for why, tasks in told.items()
+    ]
+
+
+def _backends(case: Case) -> list[str]:
+    """Say which models were evaluated by what, where it is not the same for all."""
+    by: dict[str, list[str]] = {}
+    for model in case.models:
+        if model.backend:
+            by.setdefault(model.backend, []).append(model.label)
+    if len(by) < 2:
+        return []
+    *few, (most, _) = sorted(by.items(), key=lambda entry: len(entry[1]))
+    named = "; ".join(f"by {backend}: {', '.join(labels)}" for backend, labels in few)
+    return [f"Evaluated {named}; the others by {most}."]
 
 
 def footnotes(case: Case) -> list[str]:
@@ -109,7 +138,7 @@ def footnotes(case: Case) -> list[str]:
     if held_out := case.held_out():
         named = ", ".join(map(case.task_label, held_out))
         notes.append(f"‡ In no expert's domain: {named}.")
-    notes += case.notes
+    notes += [*case.notes, *_stand_ins(case), *_backends(case)]
     if any(model.kind == "merge" and not model.best_of for model in case.models):
         notes.append("° Takes no part in the marks for the best merge.")
     notes += _soups(case)

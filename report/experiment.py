@@ -52,6 +52,8 @@ class Model:
         manifest: Its manifest, empty where there is none.
         smoke: What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it
             has not run.
+        backend: What evaluated it, empty where that is not recorded.
+        stand_ins: By task and role (items, fewshot), what its rows are instead of the benchmark's.
     """
 
     id: str
@@ -67,6 +69,8 @@ class Model:
     counted: Mapping[str, float] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = ""
+    stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def column(self, column: Column) -> Score | None:
         """Return the score of a column, None where a task of it has none."""
@@ -144,6 +148,10 @@ class Case:
         """Return the tasks that are in no expert's domain."""
         owned = {task for expert in self.experts.values() for task in expert["domain"]}
         return [task for task in self.tasks if task not in owned]
+
+    def stand_ins(self) -> dict[str, Mapping[str, str]]:
+        """Return, by task and role, the rows that only stand in for the benchmark's own."""
+        return {task: roles for model in self.all_models for task, roles in model.stand_ins.items()}
 
     def chance(self) -> Model:
         """Return the row of a uniform random choice, as far as scores tell the chance levels."""

@@ -54,6 +54,14 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
     return tasks, content.get("seed")
 
 
+def _circumstances(path: Path) -> dict[str, Any]:
+    """Read what evaluated a model, and which of its tasks had rows that only stand in."""
+    content = _optional(path)
+    tasks = content.get("tasks", {})
+    stand_ins = {name: entry["stand_in"] for name, entry in tasks.items() if "stand_in" in entry}
+    return {"backend": content.get("backend", ""), "stand_ins": stand_ins}
+
+
 def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """Say what data a merge saw: from its entry's words, else from its manifest and searches."""
     if row.get("data"):
@@ -95,6 +103,10 @@ def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | N
             return f"failed: {reason or 'no reason given'}", {}, None
     if not scores.exists():
         return NOT_RUN, {}, None
+    for task, entry in read_json(scores).get("tasks", {}).items():
+        # One model's answers, however odd, must not cost all others their tables.
+        if isinstance(entry, Mapping) and "undefined" in entry and entry.get("value") is None:
+            return f"failed: {task} has no score: {entry['undefined']}", {}, None
     tasks, seed = read_scores(scores)
     shard = _optional(folder / "manifest.json").get("outputs", {}).get("model.safetensors")
     scored = read_json(scores).get("weights")
@@ -143,6 +155,7 @@ def _model(
         "tasks": tasks if status == "ok" else {},
         "manifest": manifest,
         "smoke": smoke,
+        **(_circumstances(scores) if status == "ok" else {}),
     }
     if row is None:
         return Model(**common, data="own training text" if about["kind"] == "expert" else "")

@@ -6,6 +6,7 @@ Light on purpose: the Snakefile imports this at every parse, so torch stays out.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> dict[str,
             _check_row(config, row)
         if "ablation" in config:
             _check_ablation(config)
+        _check_interpreters(config)
         cost_study.check(config)
         published.check(config, SCHEMA.parents[2])
         studies.check(config)
@@ -117,6 +119,39 @@ def suites_of(case: Mapping[str, Any]) -> list[str]:
 def rows_of(config: Mapping[str, Any], case: str) -> list[str]:
     """Return the method rows of a case, in the order of the configuration."""
     return [row for row, entry in config["methods"].items() if case in entry.get("cases", [case])]
+
+
+def backend_of(config: Mapping[str, Any], case: Mapping[str, Any], model: str) -> str:
+    """Return the backend that evaluates a model: its own, else the experiment's.
+
+    Args:
+        config: The resolved configuration.
+        case: The entry of the model's case.
+        model: base, an expert's name or a row's.
+    """
+    entries = {**config["methods"], **case["experts"], "base": case["base"]}
+    return entries[model].get("backend", config["evaluation"]["backend"])
+
+
+def interpreter_of(config: Mapping[str, Any], backend: str) -> Path | None:
+    """Return the Python of a backend's environment; None for the one that is at work.
+
+    A relative path is sought from the project's folder.
+    """
+    given = config["evaluation"]["interpreters"].get(backend)
+    return None if given is None else SCHEMA.parents[2] / given
+
+
+def _check_interpreters(config: Mapping[str, Any]) -> None:
+    if "scores_from" in config:  # nothing is evaluated
+        return
+    for backend in config["evaluation"]["interpreters"]:
+        python = interpreter_of(config, backend)
+        if not os.access(python, os.X_OK):
+            raise UserError(
+                f"evaluation.interpreters.{backend}: {python} is not there; install that "
+                "environment (docs/evaluation.md), or leave the key out"
+            )
 
 
 def _check_case(config: Mapping[str, Any], name: str) -> None:

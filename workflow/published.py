@@ -108,6 +108,8 @@ def check(config: Mapping[str, Any], root: Path) -> None:
         UserError: One line with the place and, where there is one, the nearest valid name.
     """
     rows = config["methods"].values()
+    if "stand_ins" in config["hub"] and "benchmarks" not in config["hub"]:
+        raise UserError("hub.stand_ins names files below hub.benchmarks, which is not given")
     fetched = any(map(is_published, config["cases"].values())) or any("hub" in row for row in rows)
     table = table_of(config, root)
     references = read_table(table) if fetched else {}
@@ -146,6 +148,12 @@ def fetch_options(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
     if "mirror" in config["hub"]:
         given["mirror"] = config["hub"]["mirror"]
     return given
+
+
+def benchmark_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `python -m evaluation data` that say where benchmarks come from."""
+    names = {"benchmarks": "source", "stand_ins": "stand_ins"}
+    return {option: config["hub"][key] for key, option in names.items() if key in config["hub"]}
 
 
 def calibration_options(entry: Mapping[str, Any]) -> dict[str, Any]:

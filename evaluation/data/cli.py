@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from evaluation.data.sources import load_sources, select_sources
+from evaluation.data.sources import load_sources, select_sources, with_stand_ins
 
 OUT = Path("results/evaluation/data")
 
@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="local copies; nothing is downloaded then. --list shows the names looked for",
+    )
+    parser.add_argument(
+        "--stand-ins",
+        type=Path,
+        metavar="FILE",
+        help="a table of files below --source that serve where a benchmark's own are missing; "
+        "scores of their rows are marked and are not the benchmark's",
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="DIR", help=f"the data folder ({OUT})"
@@ -81,6 +88,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--suite is missing; python -m evaluation data --help shows examples")
     names = [name.strip() for name in arguments.suite.split(",") if name.strip()]
     sources = select_sources(names)
+    if arguments.stand_ins:
+        if arguments.source is None:
+            raise UserError("--stand-ins names files below --source DIR; give that too")
+        sources = with_stand_ins(sources, arguments.stand_ins)
 
     from evaluation.data.build import build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -160,6 +161,56 @@ def select_sources(names: Sequence[str]) -> list[Source]:
         if source.copies_to and source.suite in used
     }
     return list(chosen.values())
+
+
+def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
+    """Add files that stand in for the sources' own, which are looked for after all others.
+
+    Args:
+        sources: The sources.
+        table: A YAML file in the form of `sources.yaml`'s `local`, by full name (suite/task) and
+            role: `{path, rows, stand_in}`, the path below the folder given by `--source`. Every
+            entry has to say what its file is instead of the benchmark's own.
+
+    Returns:
+        The sources, in order.
+
+    Raises:
+        UserError: The table is missing or is not one, or names what is not known.
+    """
+    try:
+        entries = yaml.safe_load(table.read_text(encoding="utf-8"))
+        given = {
+            name: {role: [File(**about)] for role, about in roles.items()}
+            for name, roles in entries.items()
+        }
+    except FileNotFoundError:
+        raise UserError(f"{table}: no such table of stand-ins; correct the path") from None
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{table}: not a table of stand-ins ({problem}); correct it") from None
+    known = load_sources()
+    for name, roles in given.items():
+        if name not in known:
+            raise UserError(f"{table}: no benchmark {name!r}{nearest(name, known)}")
+        for role, files in roles.items():
+            if role not in known[name].files:
+                hint = nearest(role, known[name].files)
+                raise UserError(f"{table}: {name} has no files {role!r}{hint}")
+            if not files[0].stand_in:
+                raise UserError(
+                    f"{table}: {name}, {role} does not say what it is; add the key stand_in"
+                )
+    return [
+        dataclasses.replace(
+            source,
+            local={
+                role: [*source.local.get(role, ()), *given.get(source.name, {}).get(role, ())]
+                for role in source.files
+            },
+        )
+        for source in sources
+    ]
 
 
 def find_local(source: Source, role: str, folder: Path) -> tuple[Path, File] | None:

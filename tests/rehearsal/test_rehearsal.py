@@ -10,16 +10,22 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from rehearsal import cli
 from rehearsal.cli import main
+from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
+PLAIN = ["--engine", "sqlite"]
 
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsal") / "run"
-    assert main(["--out", str(folder)]) == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BOTTLE_DATA", raising=False)
+        patch.setattr(cli, "VLLM", Path("none"))
+        assert main([*PLAIN, "--out", str(folder)]) == 0
+        yield folder
 
 
 def test_the_stand_ins_are_of_the_published_kinds(rehearsal):
@@ -39,20 +45,58 @@ def test_the_stand_ins_are_of_the_published_kinds(rehearsal):
     assert (mirror / "augmxnt" / "shisa-gamma-7b-v1" / "model.safetensors.index.json").exists()
 
 
-def test_only_sizes_differ_from_the_papers_configuration(rehearsal):
+def test_only_sizes_and_places_differ_from_the_papers_configuration(rehearsal):
     paper = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
     ours = yaml.safe_load((rehearsal / "config.yaml").read_text(encoding="utf-8"))
     assert set(ours) == set(paper)
+    assert set(ours["evaluation"]) == set(paper["evaluation"]) | {"limit"}
     for case, entry in paper["cases"].items():
-        assert ours["cases"][case] | {"size": entry["size"]} == entry
+        title = ours["cases"][case]["title"]
+        assert title.endswith(entry["title"]) and "tiny random models" in title
+        assert ours["cases"][case] | {"size": entry["size"], "title": entry["title"]} == entry
     for name, row in paper["methods"].items():
         assert set(ours["methods"][name]) == set(row)
+
+
+def test_a_folder_is_kept_while_it_is_what_would_be_made(rehearsal, tmp_path, capsys):
+    weights = rehearsal / "mirror" / "GAIR" / "Abel-7B-002" / "pytorch_model.bin"
+    before = weights.stat().st_mtime_ns
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    assert main([*PLAIN, "--out", str(rehearsal), "--vllm", str(python)]) == 0
+    assert "by vLLM" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == before
+    config = yaml.safe_load((rehearsal / "config.yaml").read_text(encoding="utf-8"))
+    assert config["evaluation"]["interpreters"] == {"vllm": str(python)}
+    by_vllm = [config["methods"]["dam_paper"], *(c["base"] for c in config["cases"].values())]
+    assert all(entry["backend"] == "vllm" for entry in by_vllm)
+    configuration.resolve(config)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    with pytest.raises(UserError, match="no rehearsal of this code and these options"):
+        main([*PLAIN, "--out", str(rehearsal), "--benchmarks", str(copies)])
+    assert main([*PLAIN, "--out", str(rehearsal)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--benchmarks", "nowhere"], "--benchmarks nowhere: no such folder"),
+        (["--vllm", "nowhere"], "--vllm nowhere: no Python with vLLM"),
+    ],
+)
+def test_what_is_not_there_is_told(arguments, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        main(["--out", str(tmp_path / "new"), *arguments])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        main(["--out", str(tmp_path)])
+        main([*PLAIN, "--out", str(tmp_path)])
 
 
 @pytest.mark.workflow

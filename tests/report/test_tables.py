@@ -303,3 +303,41 @@ def test_the_default_configuration_gives_three_tables(full, tmp_path):
     for label in ("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM", "Avg"):
         assert label in header
     assert (tmp_path / "table2_tasks.csv").exists()
+
+
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_rows_that_stand_in_are_said_in_caption_and_note(small):
+    task = next(task for task in case_of(small).tasks if task.endswith("/jsquad"))
+    for path in (small[1] / "case1/scores/test").glob("*.json"):
+        if ".cost" not in path.name:
+            marked = {"items": "made by hand", "fewshot": "made by hand"}
+            change(path, lambda c, m=marked: c["tasks"][task].update(stand_in=m))
+    grid = case_grid(case_of(small), 0)
+    assert "rows that only stand in for the benchmark's own" in grid.caption
+    (note,) = [note for note in grid.notes if "made by hand" in note]
+    assert f"{case_of(small).task_label(task)} (items, fewshot)." in note
+    assert "stand in" in ablation_grid(load(small[0], small[1]).ablation).caption
+
+
+def test_two_backends_in_one_table_are_told_apart(small):
+    assert not any("Evaluated" in note for note in case_grid(case_of(small), 0).notes)
+    change(small[1] / "case1/scores/test/soup.json", lambda c: c.update(backend="vllm"))
+    notes = case_grid(case_of(small), 0).notes
+    label = next(model.label for model in case_of(small).models if model.id == "soup")
+    assert f"Evaluated by vllm: {label}; the others by hf." in notes
+
+
+def test_an_undefined_score_costs_its_row_and_no_other(small):
+    before = rows_of(case_csv(case_of(small)))
+    lost = {"value": None, "stderr": None, "undefined": "not a number for 1 of 4 items"}
+    task = case_of(small).tasks[0]
+    change(small[1] / "case1/scores/test/soup.json", lambda c: c["tasks"][task].update(lost))
+    after = rows_of(case_csv(case_of(small)))
+    assert after.pop("soup")["status"] == f"failed: {task} has no score: {lost['undefined']}"
+    before.pop("soup")
+    assert after == before

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "merges": {"common", "checkpoints"},
     "evaluation": {"common", "checkpoints"},
     "search": {"common", "checkpoints", "merges", "evaluation"},
-    "rehearsal": {"common", "hub"},
+    "rehearsal": {"common", "hub", "evaluation"},
     "report": {"common"},
     "workflow": {"common", "hub", "merges", "evaluation"},
 }

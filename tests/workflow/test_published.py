@@ -64,6 +64,12 @@ def test_the_papers_configuration_is_in_order():
             "methods.evollm needs either a method or",
         ),
         (lambda c: c["cases"]["case1"].update(vocabulary="crop"), "'crop' is not one of"),
+        (lambda c: c.update(hub={"stand_ins": "x.yaml"}), "below hub.benchmarks, which is not"),
+        (lambda c: c["methods"]["soup"].update(backend="vlm"), "'vlm' is not one of"),
+        (
+            lambda c: c["evaluation"].update(interpreters={"vllm": "nowhere/python"}),
+            "nowhere/python is not there; install that environment",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(change, told):
@@ -78,6 +84,46 @@ def test_a_bottles_case_cannot_hold_models_of_the_hub():
     config["cases"]["case1"]["experts"]["ja"]["hub"] = "shisa_gamma_7b"
     with pytest.raises(UserError, match="ja is of the hub and the base is not"):
         configuration.resolve(config)
+
+
+@pytest.mark.workflow
+def test_a_row_has_its_own_backend_and_that_its_own_python(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+
+    def two(config):
+        config["evaluation"] |= {"backend": "hf", "device": "cpu"}
+        config["evaluation"]["interpreters"] = {"vllm": str(python)}
+        config["cases"]["case1"]["base"]["backend"] = "vllm"
+        config["methods"]["dam_paper"]["backend"] = "vllm"
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(changed(two)))
+    listed = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+            *("--configfile", str(path), "-n", "--printshellcmds", "--cores", "1"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = {}
+    for line in listed.splitlines():
+        if " -m evaluation --model " in line:
+            model = line.partition("--out results/paper/")[2].split()[0]
+            command = line.partition("; ")[2].partition(" -m evaluation")[0]
+            found[model] = (command, line.partition("--backend ")[2].split()[0])
+    other = (f"env -u BOTTLE_WARM_WORKER {python}", "vllm")
+    assert {model for model, how in found.items() if how == other} == {
+        "case1/scores/test/base.json",
+        "case1/scores/test/dam_paper.json",
+        "case2/scores/test/dam_paper.json",
+    }
+    # The ablation's runs of the same row are the experiment's.
+    assert found["ablation/kl/seed0/scores.json"] == ("python", "hf")
+    assert set(found.values()) == {other, ("python", "hf")}
 
 
 def test_the_budget_agrees_with_what_was_counted_by_hand():

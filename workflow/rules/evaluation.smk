@@ -10,6 +10,19 @@ def ablation_suites(wildcards):
     return ",".join(configuration.suites_of(CASES[ABLATION["case"]]))
 
 
+def backend_of(wildcards):
+    """A model's own backend; runs of the ablation and of studies have the experiment's."""
+    if not wildcards.get("model"):
+        return CONFIG["evaluation"]["backend"]
+    return configuration.backend_of(CONFIG, CASES[wildcards.case], wildcards.model)
+
+
+def python_of(wildcards):
+    """The Python of a backend's environment; another than this one has no warm worker to ask."""
+    python = configuration.interpreter_of(CONFIG, backend_of(wildcards))
+    return f"env -u {warm.VARIABLE} {shlex.quote(str(python))}" if python else "python"
+
+
 def gate_options(wildcards):
     scores = f"{OUT}/{wildcards.case}/scores/dev"
     return f"--base {scores}/base.json " + " ".join(
@@ -49,7 +62,8 @@ rule evaluate:
         data=lambda wildcards, input: folder_of(input.data),
         model=lambda wildcards, input: folder_of(input.model),
         suites=suites,
-        backend=CONFIG["evaluation"]["backend"],
+        backend=backend_of,
+        python=python_of,
         batch=CONFIG["evaluation"]["batch_size"],
         how=HOW,
         seed=seed_of,
@@ -57,7 +71,7 @@ rule evaluate:
         code=code("evaluation"),
     shell:
         "rm -f {params.failed}; "
-        "python -m evaluation --model {params.model} --suites {params.suites}"
+        "{params.python} -m evaluation --model {params.model} --suites {params.suites}"
         " --data {params.data} --split {wildcards.split} --backend {params.backend}"
         " --batch-size {params.batch} {params.how} --seed {params.seed} --out {output.scores}"
         " --threads {threads} $STORE > {log} 2> >(tee -a {log} >&2)"
@@ -102,14 +116,15 @@ rule ablation_evaluate:
         data=lambda wildcards, input: folder_of(input.data),
         model=lambda wildcards, input: folder_of(input.model),
         suites=ablation_suites,
-        backend=CONFIG["evaluation"]["backend"],
+        backend=backend_of,
+        python=python_of,
         batch=CONFIG["evaluation"]["batch_size"],
         how=HOW,
         failed=failed_file,
         code=code("evaluation"),
     shell:
         "rm -f {params.failed}; "
-        "python -m evaluation --model {wildcards.objective}={params.model}"
+        "{params.python} -m evaluation --model {wildcards.objective}={params.model}"
         " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
         " --batch-size {params.batch} {params.how} --seed {wildcards.seed}"
         " --out {output.scores}"

@@ -156,9 +156,7 @@ rule benchmarks:
                 for task in configuration.tasks_of(CASES[wildcards.case])
             )
         ),
-        source=options(
-            {"source": CONFIG["hub"]["benchmarks"]} if "benchmarks" in CONFIG["hub"] else {}
-        ),
+        source=options(published.benchmark_options(CONFIG)),
         code=code("evaluation/data"),
     shell:
         f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}}"
