@@ -12,6 +12,7 @@ _TOWNS = ("東京", "京都", "大阪", "札幌", "福岡")
 _STAEDTE = ("Berlin", "Bremen", "Dresden", "Mainz")
 _DATABASE = "yelp"  # of SQL-Eval's, the one that the hand-made questions ask
 _SHOP = (("pen", 3), ("cup", 12), ("pan", 25))
+DATABASE_ROWS = len(_SHOP)
 
 
 def _mgsm(i: int, solved: bool) -> Row:

@@ -41,7 +41,9 @@ def _make(source: Source, out: Path) -> Mapping[str, Any]:
         path = Path(_FOLDER, source.suite, source.task, Path(file.path).name)
         if source.copies_to:
             write_rows(out / path, benchmark_rows.database(path.suffix.removeprefix(".")))
-            about[role] = {"path": str(path), "stand_in": _WHY}
+            # Of a dump, the rows of its tables are counted.
+            counted = {"rows": benchmark_rows.DATABASE_ROWS} if path.suffix == ".sql" else {}
+            about[role] = {"path": str(path), **counted, "stand_in": _WHY}
             continue
         rows = benchmark_rows.rows_of(source.name, role)
         write_rows(out / path, rows)
