@@ -58,8 +58,21 @@ def check_architecture(base: Model, expert: Model, where: str) -> None:
                 f"{ours[field]!a}; {_SAME_BASE}"
             )
     for model, name in ((expert, where), (base, f"the base ({base.path})")):
-        if model.config.get("quantization_config"):
-            raise UserError(f"{name} is quantised; merge the models in full precision instead")
+        check_full_precision(model, name)
+
+
+def check_full_precision(model: Model, where: str) -> None:
+    """Refuse a model whose configuration says that it is quantised.
+
+    Args:
+        model: The model.
+        where: What to call it.
+
+    Raises:
+        UserError: It is.
+    """
+    if model.config.get("quantization_config"):
+        raise UserError(f"{where} is quantised; merge the models in full precision instead")
 
 
 def _check_tensors(base: Model, expert: Model, where: str) -> None:

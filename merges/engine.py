@@ -179,6 +179,7 @@ def merge_checkpoints(
     calibration: Mapping[str, Path] | None = None,
     teachers: Path | None = None,
     threads: int = 1,
+    device: str = "cpu",
 ) -> WholeModelResult:
     """Merge checkpoints with any method, into memory.
 
@@ -193,6 +194,7 @@ def merge_checkpoints(
         calibration: Files of JSON lines by expert name, for methods that need data.
         teachers: Folder of precomputed teacher signals, for methods that use them.
         threads: Number of CPU threads.
+        device: Torch device on which values are merged, or a whole-model method computes.
 
     Returns:
         The merged model; only whole-model methods give more than its tensors.
@@ -207,7 +209,7 @@ def merge_checkpoints(
     resolved = registry.validate(method, parameters)
     check_data(info, experts, calibration or {}, teachers)
     check_compatible(next(iter(experts.values())) if base is None else base, experts)
-    settings = Settings(seed, embeddings_and_norms, parameters_for, threads=threads)
+    settings = Settings(seed, embeddings_and_norms, parameters_for, threads=threads, device=device)
     if info.whole_model:
         return _merge_whole(method, base, experts, resolved, settings, calibration or {}, teachers)
     merge = _merge_of(method, base, experts, resolved, settings, arrays=False)

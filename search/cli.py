@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--vocabulary",
+        default="refuse",
+        choices=["refuse", "crop-to-base"],
+        help="where an expert's tokenizer has more tokens behind the base's (refuse)",
+    )
     group = parser.add_argument_group("what is merged (tune, evolve)")
     group.add_argument(
         "--method",
@@ -73,6 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the mean over all tasks)",
     )
     group.add_argument("--batch-size", type=int, default=64, metavar="N")
+    group.add_argument("--device", default="cpu", help="of the model that is scored: cpu, cuda ...")
+    group.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        help="in which it is scored (float32)",
+    )
+    group.add_argument(
+        "--engine", default="sqlite", choices=["sqlite", "postgres"], help="runs SQL (sqlite)"
+    )
     group.add_argument(
         "--fitness-items",
         type=int,
@@ -167,6 +183,8 @@ def _check_options(given: argparse.Namespace) -> None:
             raise UserError(f"{given.command} has no use for {option}; leave it out")
         if value is not None and space not in (None, given.space):
             raise UserError(f"the {given.space} space has no use for {option}; leave it out")
+    if given.space != "parameter" and given.command != "evolve":
+        raise UserError(f"{given.command} has no use for --space; leave it out")
     if given.command == "replay":
         if given.of is None or given.evaluations is None:
             raise UserError("replay needs --of DIR and --evaluations K")

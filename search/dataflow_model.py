@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from checkpoints.checking import check_full_precision
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def depth(model: Model) -> int:
 
 
 def check_stackable(models: Mapping[str, Model]) -> None:
-    """Refuse models whose layers cannot stand in one model.
+    """Refuse models whose layers cannot stand in one model; how many each has does not matter.
 
     Args:
         models: The models by name, at least one.
 
     Raises:
-        UserError: One is no Llama or Mistral, or its layers compute something else than the first
-            model's, by its configuration or by its parameters' names and shapes.
+        UserError: One is no Llama or Mistral, is quantised, or computes something else than the
+            first model, by its configuration or by its parameters' names and shapes.
     """
     from transformers import AutoConfig
 
@@ -95,16 +96,13 @@ def check_stackable(models: Mapping[str, Model]) -> None:
                 f"expert {name} ({model.path}): layers of a {kind!a} model cannot be rearranged; "
                 f"give models of type {' or '.join(ARCHITECTURES)}"
             )
+        check_full_precision(model, f"expert {name} ({model.path})")
         # The class knows the defaults of what a configuration leaves out, and older keys.
         configs[name] = AutoConfig.for_model(**model.config).to_dict()
-        shapes[name] = {
-            (layer, after): model.shape(tensor)
-            for tensor in model.names()
-            for layer, after in [_layer_of(tensor)]
-            if layer is not None
-        }
+        shapes[name] = {_layer_of(tensor): model.shape(tensor) for tensor in model.names()}
     first = next(iter(models))
-    one = {after: shape for (layer, after), shape in shapes[first].items() if layer == 0}
+    layer = {after: shape for (number, after), shape in shapes[first].items() if number == 0}
+    outside = {place: shape for place, shape in shapes[first].items() if place[0] is None}
     for name, model in models.items():
         for field in _SHARED:
             if configs[name].get(field) != configs[first].get(field):
@@ -112,10 +110,13 @@ def check_stackable(models: Mapping[str, Model]) -> None:
                     f"expert {name} ({model.path}): {field} is {configs[name].get(field)!a}, that "
                     f"of {first} is {configs[first].get(field)!a}; layers of one path share it"
                 )
-        if shapes[name] != {(n, a): s for n in range(depth(model)) for a, s in one.items()}:
+        expected = {(n, after): s for n in range(depth(model)) for after, s in layer.items()}
+        if odd := shapes[name].items() ^ (outside | expected).items():
+            where, part = min((place for place, _ in odd), key=str)
+            what = "outside the layers" if where is None else f"in layer {where}"
             raise UserError(
-                f"expert {name} ({model.path}): its layers' parameters differ in name or shape "
-                f"from those of {first}'s first layer; give models of one architecture"
+                f"expert {name} ({model.path}): {part.strip('.')} {what} differs in name or shape "
+                f"from that of {first}; give models of one architecture and vocabulary"
             )
 
 

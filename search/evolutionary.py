@@ -85,6 +85,11 @@ class CmaEs(Strategy):
             seed=seed,
         )
 
+    @property
+    def population(self) -> int:
+        """Candidates in a generation."""
+        return self._cma.population_size
+
     def ask(self) -> list[list[float]]:
         """Draw a generation; the first is the start alone."""
         if not self._started:

@@ -149,7 +149,8 @@ class Search:
             missing = [item for item in asked if item[0] not in state.evaluations]
             for evaluation in self._executor.run(missing, self._spent):
                 self._record(evaluation)
-                progress.step(note=f"dev average {evaluation.average}")
+                average = evaluation.average
+                progress.step(note="failed" if average is None else f"dev average {average:.4f}")
             done = [state.evaluations[n] for n, _ in generation if n in state.evaluations]
             if not generation or len(done) < len(generation):
                 break

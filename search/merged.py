@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from merges import registry
 from merges.checks import check_data, check_request
 from search.space import Recipe, Space
@@ -14,7 +16,7 @@ from search.space import Recipe, Space
 if TYPE_CHECKING:
     import torch
 
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Model
     from merges.requests import EmbeddingsAndNorms, WholeModelResult
     from merges.streaming import Merge
     from search.record import Evaluation
@@ -33,16 +35,18 @@ class Merging:
         calibration: Files of JSON lines by expert name, for methods that need data.
         teachers: Folder of precomputed teacher signals, for methods that use them.
         threads: Number of CPU threads.
+        device: Torch device on which a whole-model method computes.
     """
 
     method: str
-    base: Checkpoint
-    experts: Mapping[str, Checkpoint]
+    base: Model
+    experts: Mapping[str, Model]
     seed: int = 0
     embeddings_and_norms: EmbeddingsAndNorms = "merged"
     calibration: Mapping[str, Path] = field(default_factory=dict)
     teachers: Path | None = None
     threads: int = 1
+    device: str = "cpu"
 
     def check(self) -> None:
         """Refuse what no candidate could be made from.
@@ -55,12 +59,18 @@ class Merging:
 
 
 class _InPlace:
-    """Writes merged values into the parameters of an allocated model."""
+    """Writes merged values, as arrays or tensors, into tensors by name."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self._parameters = parameters
 
-    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+    def write(self, name: str, start: int, values: torch.Tensor | np.ndarray) -> None:
+        import torch
+
+        if isinstance(values, np.ndarray):
+            patterns = values.dtype == np.uint16  # numpy has no bfloat16
+            values = torch.from_numpy(values)
+            values = values.view(torch.bfloat16) if patterns else values
         values = values.flatten()
         self._parameters[name].view(-1)[start : start + len(values)] = values
 
@@ -104,9 +114,8 @@ class MergedSpace(Space):
             threads=of.threads,
         )
         paths = {name: expert.path for name, expert in of.experts.items()}
-        return Merge(
-            of.method, of.base, of.experts, recipe["set"], settings, paths | {"base": of.base.path}
-        )
+        paths["base"] = of.base.path
+        return Merge(of.method, of.base, of.experts, recipe["set"], settings, paths, arrays=True)
 
     def _result(self, recipe: Recipe) -> WholeModelResult:
         """Run a whole-model method, unless its result is at hand."""
@@ -126,6 +135,7 @@ class MergedSpace(Space):
             calibration=of.calibration,
             teachers=of.teachers,
             threads=of.threads,
+            device=of.device,
         )
         self._last = (recipe, result)
         return result
@@ -159,12 +169,17 @@ class MergedSpace(Space):
         """Make a candidate's model; see `Space.tensors`."""
         if self._whole:
             return self._result(recipe).tensors, {}
-        from merges.streaming import Collected
+        import torch
+
+        from checkpoints.reading import torch_type
 
         merge = self._merge(recipe)
-        sink = Collected(merge.specs)
-        merge.run(sink, list(merge.specs))
-        return sink.tensors, {}
+        tensors = {
+            name: torch.empty(spec.shape, dtype=torch_type(spec.dtype))
+            for name, spec in merge.specs.items()
+        }
+        merge.run(_InPlace(tensors), list(tensors))
+        return tensors, {}
 
     def keep(self, recipe: Recipe) -> None:
         """Keep a whole-model method's result, which costs more than its memory."""

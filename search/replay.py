@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Checkpoint, Model
+from checkpoints.vocabulary import align
 from common import manifest
 from common.cost import measure
 from common.errors import UserError
@@ -22,7 +23,7 @@ from search.searches import data_flow
 from search.space import Space
 
 
-def _space(record: Mapping[str, Any], base: Checkpoint, experts: dict[str, Checkpoint]) -> Space:
+def _space(record: Mapping[str, Any], base: Model, experts: dict[str, Model]) -> Space:
     """Make the space of a finished search again."""
     search, seed = record["parameters"]["search"], record["seed"]
     about = dict(search["space"])
@@ -102,7 +103,9 @@ def replay(given: argparse.Namespace) -> str:
             f"give 1 to {len(rows)}"
         )
     base, experts = _parents(given, record)
-    space = _space(record, base, experts)
+    vocabulary = record["parameters"].get("vocabulary", "refuse")
+    aligned = align(base, experts, vocabulary)
+    space = _space(record, base, aligned.experts)
     history = []
     for row in rows[: given.evaluations]:
         genome = _genome(space, row)
@@ -135,6 +138,8 @@ def replay(given: argparse.Namespace) -> str:
             about,
             models={"base": base, **experts},
             inputs=record["inputs"],
+            vocabulary=vocabulary,
+            notes=aligned.notes,
             seed=record["seed"],
             packages=(
                 "checkpoints",

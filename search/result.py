@@ -14,14 +14,14 @@ from merges import registry
 from search.record import TABLE
 
 if TYPE_CHECKING:
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Checkpoint, Model
     from search.space import Recipe, Space
 
 _CARD = ("kind", "evaluations", "chosen", "dev_average")
 _DATA_FLOW = ("data-flow", "Layers along a path", "arXiv:2403.13187")
 
 
-def write_model(folder: Path, space: Space, recipe: Recipe, base: Checkpoint) -> None:
+def write_model(folder: Path, space: Space, recipe: Recipe, base: Model) -> None:
     """Write a candidate as a model folder.
 
     Args:
@@ -51,6 +51,8 @@ def write_record(
     *,
     models: Mapping[str, Checkpoint],
     inputs: Mapping[str, Path | str],
+    vocabulary: str,
+    notes: Sequence[str],
     seed: int | None,
     packages: Sequence[str],
 ) -> None:
@@ -63,6 +65,8 @@ def write_record(
         about: The search.
         models: The base as ``base`` and the experts by name, in the order given.
         inputs: What was read, by name.
+        vocabulary: The policy by which the models were brought to one vocabulary.
+        notes: What was done for that, a sentence each.
         seed: The search's seed.
         packages: The packages and files whose code made it.
     """
@@ -91,7 +95,7 @@ def write_record(
             for name, path in outputs.items()
             if path.suffix == ".safetensors"
         },
-        notes=space.notes(recipe),
+        notes=(*notes, *space.notes(recipe)),
     )
     write_text(folder / "README.md", card)
     manifest.write_manifest(
@@ -101,6 +105,7 @@ def write_record(
             "method": described.get("method", _DATA_FLOW[0]),
             "experts": experts,
             "embeddings_and_norms": described.get("embeddings_and_norms"),
+            "vocabulary": vocabulary,
             **recipe,
             "search": dict(about),
         },

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.checking import check_compatible
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Checkpoint, Model
+from checkpoints.vocabulary import align
 from common import manifest
 from common.cost import measure
 from common.errors import UserError
@@ -16,6 +18,7 @@ from evaluation.suites import select
 from merges import registry
 from merges.checks import check_output
 from merges.cli import pairs, read_settings
+from merges.merger import check_device
 from search import result
 from search.cli import json_list
 from search.greedy import Greedy
@@ -47,7 +50,7 @@ class Plan:
     about: dict[str, Any]
 
 
-def data_flow(base: Checkpoint, experts: dict[str, Checkpoint], **settings: Any) -> Space:
+def data_flow(base: Model, experts: dict[str, Model], **settings: Any) -> Space:
     """Make the data-flow space; settings that are None have their defaults."""
     from search.dataflow import DataFlowSpace
 
@@ -74,8 +77,9 @@ def _evolve(given: argparse.Namespace, merging: Merging) -> Plan:
     settings = {"population": given.population, "sigma": given.sigma}
     check_settings(space.genes, given.budget, **settings)
     strategy = CmaEs(space.genes, seed=given.seed, **settings)
-    budget = {"budget": given.budget, "seconds": given.seconds}
-    return Plan(space, strategy, Budget(given.budget, given.seconds), budget | settings)
+    about = {"budget": given.budget, "seconds": given.seconds, "sigma": given.sigma}
+    about["population"] = strategy.population
+    return Plan(space, strategy, Budget(given.budget, given.seconds), about)
 
 
 def _tune(given: argparse.Namespace, merging: Merging) -> Plan:
@@ -110,7 +114,11 @@ def _configuration(
         "data": manifest.hash_of(given.data),
         "average": columns,
         "suites": given.suites,
+        "vocabulary": given.vocabulary,
         "batch size": given.batch_size,
+        "device": given.device,
+        "dtype": given.dtype,
+        "engine": given.engine,
         "fitness items": given.fitness_items,
         "seed": given.seed,
         "program": manifest.code_version(("common", *_packages(registry.sources(given.method)))),
@@ -139,16 +147,20 @@ def search(given: argparse.Namespace) -> str:
     experts = {n: Checkpoint(path) for n, path in pairs(given.experts, "--experts").items()}
     parents = {"base": base} | {f"experts.{name}": expert for name, expert in experts.items()}
     check_output(given.out, [parent.path for parent in parents.values()])
-    check_compatible(base, experts)
+    check_device(given.device)
+    aligned = align(base, experts, given.vocabulary)
+    if given.space == "parameter":  # the other space checks its models itself
+        check_compatible(base, aligned.experts, same_tokenizer=False)
     merging = Merging(
         given.method,
         base,
-        experts,
+        aligned.experts,
         given.seed,
         given.embeddings_and_norms,
         pairs(given.calibration, "--calibration"),
         given.teachers,
         given.threads,
+        given.device,
     )
     merging.check()
     plan = _COMMANDS[given.command](given, merging)
@@ -158,7 +170,7 @@ def search(given: argparse.Namespace) -> str:
         raise UserError(f"{given.data}: no {manifest.NAME} in this folder; make the data first")
     file = StateFile(given.out, _configuration(given, plan, parents, columns))
     with staged_directory(given.out) as folder:
-        with measure(folder / "cost.json") as cost:
+        with measure(folder / "cost.json") as cost, contextlib.ExitStack() as stack:
             bench = Workbench(
                 plan.space,
                 base,
@@ -168,7 +180,11 @@ def search(given: argparse.Namespace) -> str:
                 given.batch_size,
                 given.seed,
                 given.fitness_items,
+                dtype=given.dtype,
+                device=given.device,
+                engine=given.engine,
             )
+            stack.enter_context(contextlib.closing(bench))
             check_no_overlap(given.data, suites, base.path)
             run = Search(
                 plan.space,
@@ -193,6 +209,7 @@ def search(given: argparse.Namespace) -> str:
                 about["joined"] = [list(experts)[n] for n in plan.strategy.joined]
             if given.fitness_items is not None:
                 chosen = spread(history, given.rescored)
+                chosen += [] if winner in chosen else [winner]  # a soup no better than an expert
                 cost.count(**bench.rescore(chosen))
                 about["fitness"] = {
                     "items": given.fitness_items,
@@ -214,6 +231,8 @@ def search(given: argparse.Namespace) -> str:
             recipe,
             about,
             models={"base": base, **experts},
+            vocabulary=given.vocabulary,
+            notes=aligned.notes,
             inputs={
                 **{name: parent.fingerprint for name, parent in parents.items()},
                 **{f"calibration.{n}": path for n, path in merging.calibration.items()},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 import random
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,7 +18,7 @@ from evaluation.harness import Harness, load_model
 from search.record import Evaluation, average_of
 
 if TYPE_CHECKING:
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Model
     from search.space import Recipe, Space
 
 # What a candidate may fail with: what the project says in one line, and torch out of memory or
@@ -47,14 +49,16 @@ class Allocated:
 
     Args:
         base: Its configuration is that of every candidate, but for what a space says.
+        dtype: float32, bfloat16 or float16.
+        device: A torch device.
 
     Attributes:
-        model: The model, in float32.
+        model: The model.
         written: Number of parameters that the last candidate overwrote.
     """
 
-    def __init__(self, base: Checkpoint) -> None:
-        self.model = load_model(base.path)
+    def __init__(self, base: Model, dtype: str = "float32", device: str = "cpu") -> None:
+        self.model = load_model(base.path, dtype, device)
         self.written = 0
         self._config = {
             key: copy.deepcopy(getattr(self.model.config, key, None))
@@ -130,30 +134,38 @@ class Workbench:
         batch_size: Items per forward pass.
         seed: Passed to the harness; also chooses the items.
         items: Items of each task that are asked; None for all.
+        dtype: The type in which candidates are scored: float32, bfloat16 or float16.
+        device: The torch device on which they are.
+        engine: What runs SQL: sqlite or postgres.
     """
 
     def __init__(
         self,
         space: Space,
-        base: Checkpoint,
+        base: Model,
         data: Path,
         suites: Sequence[str],
         groups: Sequence[Sequence[str]],
         batch_size: int = 64,
         seed: int = 0,
         items: int | None = None,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        engine: str = "sqlite",
     ) -> None:
         self.space = space
         self._groups = groups
+        self._all = functools.partial(
+            Harness, data, suites, "dev", base.path, batch_size, seed, engine=engine
+        )
+        chosen = None if items is None else choose_items(items, seed)
+        self._harness = self._all(chosen=chosen)
+        self._allocated = Allocated(base, dtype, device)
 
-        def harness(chosen: Any) -> Harness:
-            return Harness(
-                data, suites, "dev", base.path, batch_size=batch_size, seed=seed, chosen=chosen
-            )
-
-        self._all = harness
-        self._harness = harness(None if items is None else choose_items(items, seed))
-        self._allocated = Allocated(base)
+    def close(self) -> None:
+        """End what the tasks have opened, such as a database server."""
+        self._harness.close()
 
     def evaluate(self, index: int, genome: Sequence[float]) -> Evaluation:
         """Score one candidate; a failure is recorded, not raised, and scores worst.
@@ -196,14 +208,15 @@ class Workbench:
         Returns:
             Amounts for the cost.
         """
-        harness = self._all(None)
+        harness = self._all()
         counted: dict[str, float] = {"rescored": len(evaluations)}
-        for evaluation in evaluations:
-            again = Evaluation(evaluation.index, evaluation.genes)
-            recipe = self.space.decode(evaluation.genome)
-            amounts = dict(self._allocated.become(self.space, recipe))
-            self._score(again, harness)
-            evaluation.full = again.average
-            for name, amount in (amounts | again.counted).items():
-                counted[name] = counted.get(name, 0) + amount
+        with contextlib.closing(harness):
+            for evaluation in evaluations:
+                again = Evaluation(evaluation.index, evaluation.genes)
+                recipe = self.space.decode(evaluation.genome)
+                amounts = dict(self._allocated.become(self.space, recipe))
+                self._score(again, harness)
+                evaluation.full = again.average
+                for name, amount in (amounts | again.counted).items():
+                    counted[name] = counted.get(name, 0) + amount
         return counted

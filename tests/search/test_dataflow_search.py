@@ -96,6 +96,39 @@ def test_deep_and_empty_paths_score_worst_and_the_search_goes_on(world, tmp_path
     assert len(winner(tmp_path / "out")["path"]) <= 2
 
 
+def test_experts_may_be_of_other_depths_than_the_base(world, make_model, tmp_path):
+    other = tmp_path / "world"
+    shutil.copytree(world, other)
+    shutil.rmtree(other / "b")
+    make_model(other / "b", "mistral", 7, num_hidden_layers=3)
+    given = ("--embedding-from", "b", "--sigma", "1", "--max-depth", "9", "--repeats", "1")
+    assert run(other, tmp_path / "out", *given) == 0
+    out, parameters = tmp_path / "out", winner(tmp_path / "out")
+    rows, path = history(out), parameters["path"]
+    genes = [name for name in rows[0] if name.startswith("include")]
+    assert genes == [
+        *(f"include a layer {n} pass 0" for n in range(2)),
+        *(f"include b layer {n} pass 0" for n in range(3)),
+    ]
+    assert Checkpoint(out).config["num_hidden_layers"] == len(path)
+    suites = ["bottle_kobest/copa"]
+    scores = Harness(world / "data", suites, "dev", out).evaluate_folder(out, "winner")[0]
+    best = float(rows[parameters["search"]["chosen"]]["dev_average"])
+    assert scores["tasks"]["bottle_kobest/copa"]["value"] == best
+    # The first candidate is expert b, one layer deeper than the base.
+    start = Harness(world / "data", suites, "dev", other / "b").evaluate_folder(other / "b", "b")
+    assert start[0]["tasks"]["bottle_kobest/copa"]["value"] == float(rows[0]["dev_average"])
+    # Another vocabulary, or output head, is refused as before.
+    shutil.rmtree(other / "b")
+    make_model(other / "b", "mistral", 7, num_hidden_layers=3, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head\.weight outside the layers differs in name"):
+        run(other, tmp_path / "refused")
+    shutil.rmtree(other / "b")
+    make_model(other / "b", "mistral", 7, 50, num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"expert b .* has another tokenizer"):
+        run(other, tmp_path / "refused")
+
+
 def test_the_same_seed_finds_the_same_model(world, found, tmp_path):
     assert run(world, tmp_path / "again", *SETTINGS) == 0
     for name in ("manifest.json", "search.csv", "README.md"):

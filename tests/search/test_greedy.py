@@ -67,9 +67,12 @@ class Bench:
 
     scores = ()
 
-    def __init__(self, space, *_):
+    def __init__(self, space, *_, **__):
         self.space, self.merged = space, []
         Bench.last = self
+
+    def close(self):
+        pass
 
     def evaluate(self, index, genome):
         average = self.scores[index]
@@ -166,3 +169,16 @@ def test_a_shorter_greedy_search_is_read_off_its_record(parents, monkeypatch, tm
         assert main(["replay", "--base", str(parents / "base"), "--experts", *experts, *given]) == 0
         weights = read_json(out / "manifest.json")["parameters"]["set"]["weights"]
         assert weights == {name: float(name in chosen) for name in "abc"}
+
+
+def test_a_soup_that_only_equals_the_best_expert_is_scored_again_too(world, command, tmp_path):
+    # With this seed's three items the soup's average is that of its first expert, ranked before it.
+    given = ["--fitness-items", "3", "--rescored", "2", "--seed", "2", "--out", tmp_path / "out"]
+    assert main(command("greedy", *given, method=None, experts="abc")) == 0
+    search = read_json(tmp_path / "out" / "manifest.json")["parameters"]["search"]
+    with open(tmp_path / "out" / "search.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    averages = [float(row["dev_average"]) for row in rows]
+    assert search["chosen"] == 4 and averages.index(max(averages)) == 0
+    assert float(rows[4]["full_average"]) == search["fitness"]["full_average"]
+    assert search["fitness"]["rescored"] == sum(row["full_average"] != "" for row in rows) == 3
