@@ -17,6 +17,7 @@ import yaml
 from common.errors import UserError, nearest
 from evaluation.suites import select
 from merges import registry
+from search.parameters import check_method
 from workflow import ancestry, cost_study, published, studies
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
@@ -244,6 +245,16 @@ def _check_evolve(row: Mapping[str, Any], where: str) -> None:
                 f"{where}: evolve.{name} belongs to the {'parameter' if data_flow else 'data-flow'}"
                 " space; leave it out or set evolve.space"
             )
+    if evolve and not data_flow:
+        try:
+            check_method(row["method"], registry.validate(row["method"], row["set"]))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if evolve.get("population", 0) > evolve.get("budget", 0):
+        raise UserError(
+            f"{where}: a population of {evolve['population']} does not fit into a budget of "
+            f"{evolve['budget']} evaluations; give a smaller one, or none"
+        )
 
 
 def _check_experts(

@@ -59,6 +59,11 @@ def check(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"cost_study.rows: unknown row {row!r}{nearest(row, config['methods'])}"
             )
+        if "seconds" in config["methods"][row].get("evolve", {}):
+            raise UserError(
+                f"cost_study.rows: {row} is limited in seconds, so that its number of evaluations "
+                "is not known beforehand; give it a budget alone"
+            )
         if "greedy" in config["methods"][row]:
             raise UserError(f"cost_study.rows: {row} is a greedy soup, which no seed changes")
     for name in ("dam", "search"):

@@ -99,7 +99,7 @@ def ask(
         case: A case of the resolved configuration.
         experts: Models that are merged.
         times: Evaluations of a search, or models of a smoke check.
-        device: Where evaluations run; small models, too, run on the GPU that is named here.
+        device: Where models are scored; small ones, too, are on the GPU that is named here.
         attempt: 1, and one more with each retry: half as much memory again, as much time again.
 
     Returns:
@@ -107,7 +107,7 @@ def ask(
         (minutes).
     """
     work, size = WORK[kind], gigabytes_of(case)
-    named = kind == "evaluate" and device != "cpu"
+    named = kind in ("evaluate", "search", "trained_search") and device != "cpu"
     on_gpu = named or (work.gpu_memory is not None and parameters_of(case) >= GPU_FROM)
     held = work.memory + work.per_expert * experts
     gpu_held = (work.gpu_memory or 0.0) + work.gpu_per_expert * experts

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "search": {"common", "checkpoints", "merges", "evaluation"},
     "rehearsal": {"common", "hub", "evaluation"},
     "report": {"common"},
-    "workflow": {"common", "hub", "merges", "evaluation"},
+    "workflow": {"common", "hub", "merges", "evaluation", "search"},
 }
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "matplotlib", "cmaes"}
 

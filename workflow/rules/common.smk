@@ -123,6 +123,13 @@ def options(values):
     )
 
 
+def scoring(*names):
+    """Options of how models are scored, as far as they differ from the commands' defaults."""
+    usual = {"dtype": "float32", "device": "cpu", "engine": "sqlite", "limit": None}
+    given = {name: CONFIG["evaluation"].get(name, usual[name]) for name in names}
+    return options({name: value for name, value in given.items() if value != usual[name]})
+
+
 def settings(values):
     """--set options of a method's parameters."""
     return " ".join(

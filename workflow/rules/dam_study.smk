@@ -178,6 +178,7 @@ use rule tune as dam_study_tune with:
         average=shlex.quote(json.dumps(study_columns())),
         seed=study_seed,
         batch=CONFIG["evaluation"]["batch_size"],
+        how=scoring("dtype", "device", "engine"),
         code=lambda wildcards: code(
             "search",
             "evaluation",

@@ -31,19 +31,7 @@ def gate_options(wildcards):
     )
 
 
-# What differs from the command's own defaults, and only that.
-HOW = options(
-    {
-        name: CONFIG["evaluation"][name]
-        for name, usual in (
-            ("dtype", "float32"),
-            ("device", "cpu"),
-            ("engine", "sqlite"),
-            ("limit", None),
-        )
-        if CONFIG["evaluation"].get(name, usual) != usual
-    }
-)
+HOW = scoring("dtype", "device", "engine", "limit")
 
 
 rule evaluate:

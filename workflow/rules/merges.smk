@@ -61,7 +61,8 @@ def parent_options(wildcards):
         given.append(f"--teachers {OUT}/{case}/teachers")
     if case in FETCHED:
         given.append(f"--vocabulary {CASES[case]['vocabulary']}")
-    if needs_data(wildcards) and CONFIG["evaluation"]["device"] != "cpu":
+    learns = needs_data(wildcards) and wildcards.get("row") in [None, *PLAIN]
+    if learns and CONFIG["evaluation"]["device"] != "cpu":  # searches have it among their own
         given.append(f"--device {CONFIG['evaluation']['device']}")
     return " ".join(given)
 
@@ -193,13 +194,14 @@ rule tune:
         average=average_groups,
         seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
+        how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search tune --method {params.method} {params.parents} {params.row}"
         " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
-        " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
-        " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        " --average {params.average} --batch-size {params.batch} {params.how}"
+        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
 
 
@@ -228,13 +230,14 @@ rule evolve:
         average=average_groups,
         seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
+        how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search evolve --method {params.method} {params.parents} {params.row}"
         " {params.search} --data {params.data} --suites {params.suites}"
-        " --average {params.average} --batch-size {params.batch} --seed {params.seed}"
-        " --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        " --average {params.average} --batch-size {params.batch} {params.how}"
+        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
 
 
@@ -261,12 +264,13 @@ rule greedy:
         average=average_groups,
         seed=seed_of,
         batch=CONFIG["evaluation"]["batch_size"],
+        how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search greedy {params.parents} {params.row} --data {params.data}"
         " --suites {params.suites} --average {params.average} --batch-size {params.batch}"
-        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        " {params.how} --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
 
 
