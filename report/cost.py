@@ -86,11 +86,21 @@ DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
 
 
 def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
-    """Yield the cost in a step's cost.json, nothing where there is none."""
+    """Yield the cost in a step's cost.json, nothing where there is none.
+
+    A search that was stopped and went on has the time before that among its counts; it is added,
+    on as many GPUs as were held since.
+    """
     if path.exists():
         content: dict[str, Any] = read_json(path)
         measured = {name: float(content.get(name, 0)) for name in MEASURED}
-        yield Cost(stage, case, id, split, **measured, counted=content.get("counted", {}))
+        counted = content.get("counted", {})
+        earlier = counted.get("earlier_wall_s", 0.0)
+        if measured["wall_s"]:
+            measured["gpu_s"] *= 1 + earlier / measured["wall_s"]
+        measured["wall_s"] += earlier
+        measured["cpu_s"] += counted.get("earlier_cpu_s", 0.0)
+        yield Cost(stage, case, id, split, **measured, counted=counted)
 
 
 def teachers_of(case: str, model: Model, found: Sequence[Cost]) -> list[Cost]:

@@ -68,9 +68,7 @@ def _looks(results: Path, case: Case, row: str, label: str, seed: int) -> Iterat
     if not scores:
         return
     manifest = read_json(run / "model" / "manifest.json")
-    # What was there before it was stopped and went on is kept apart in the counts.
     (made,) = read_cost(run / "model" / "cost.json", "search", case.id, row)
-    cpu_s = made.cpu_s + made.counted.get("earlier_cpu_s", 0)
     whole = manifest.get("parameters", {}).get("search", {}).get("evaluations", 0)
     taught = []
     if "teachers" in manifest.get("inputs", {}):
@@ -85,7 +83,7 @@ def _looks(results: Path, case: Case, row: str, label: str, seed: int) -> Iterat
             _best_dev(run / "model" / "search.csv", evaluations),
             average,
             share * made.flops + sum(cost.flops for cost in taught),
-            share * cpu_s + sum(cost.cpu_s for cost in taught),
+            share * made.cpu_s + sum(cost.cpu_s for cost in taught),
         )
 
 

@@ -43,7 +43,8 @@ class Model:
         kind: base, expert or merge.
         method: The merge method, empty for base and experts.
         data: What data the merge saw.
-        embeddings_and_norms: Where these weights come from: own, base or merged.
+        embeddings_and_norms: Where these weights come from: own, base, merged; ``of ja`` where a
+            path through layers has that expert's embedding and final norm; ``as published``.
         best_of: Whether the row takes part in the marks for the best merge.
         status: ``ok``, ``not run``, or ``failed: REASON``.
         seed: Seed of its evaluation and merge, None without scores.

@@ -85,6 +85,17 @@ def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return " + ".join(seen) or "none"
 
 
+def _embeddings(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Say whose embeddings and norms a merge has; of a path, whose embedding and final norm."""
+    if "hub" in row:
+        return "as published"
+    if row.get("evolve", {}).get("space") != "data-flow":
+        return row.get("embeddings_and_norms", "merged")
+    known = row["evolve"].get("embedding_from", "the first expert")
+    whose = manifest.get("parameters", {}).get("embedding_from", known)
+    return "base" if whose == "base" else f"of {whose}"
+
+
 def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | None]:
     """Read a model's scores, if they are its own, and say how it stands.
 
@@ -163,7 +174,7 @@ def _model(
         **common,
         method=row.get("method", ""),
         data=_data_seen(row, manifest),
-        embeddings_and_norms=row.get("embeddings_and_norms", "merged"),
+        embeddings_and_norms=_embeddings(row, manifest),
         best_of=row.get("best_of", True),
         counted=_optional(made / "cost.json").get("counted", {}),
     )

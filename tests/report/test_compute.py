@@ -99,6 +99,15 @@ def test_what_the_price_lists_is_a_column(small):
     assert (cells["FLOPs"], cells["Dev evaluations"]) == ("–", "–")
 
 
+def test_what_a_search_spent_before_it_was_stopped_is_in_its_price(small):
+    earlier = {"earlier_wall_s": 6.0, "earlier_cpu_s": 5.0}
+    made = {"wall_s": 2.0, "cpu_s": 1.5, "gpu_s": 4.0, "counted": earlier}
+    path = small[1] / "case1/merges/ties_tuned/cost.json"
+    path.write_text(json.dumps(made))
+    (found,) = cost.read_cost(path, "search", "case1", "ties_tuned")
+    assert (found.wall_s, found.cpu_s, found.gpu_s) == (8.0, 6.5, 16.0)
+
+
 def test_labels_cover_neither_points_nor_each_other():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -60,6 +60,27 @@ def test_kinds_data_and_embeddings(small):
     assert (rows["chance"]["A_1"], rows["chance"]["Avg"]) == ("0.250000", "0.250000")
 
 
+def test_whose_embeddings_a_path_and_a_published_merge_have(small):
+    path, results, config = small
+    search = {"space": "data-flow", "budget": 4}
+    config["methods"] |= {
+        "dfs": {"label": "Paths", "method": "linear", "evolve": search},
+        "dfs_base": {"label": "P", "method": "linear", "evolve": search},
+        "unrun": {"label": "U", "method": "linear", "evolve": search | {"embedding_from": "ja"}},
+        "evollm": {"label": "EvoLLM", "hub": "evollm_jp_7b"},
+    }
+    path.write_text(json.dumps(config))
+    for row, whose in (("dfs", "math_a"), ("dfs_base", "base")):
+        folder = results / "case1/merges" / row
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"parameters": {"embedding_from": whose}}))
+    rows = rows_of(case_csv(case_of(small)))
+    found = {name: rows[name]["embeddings_and_norms"] for name in rows}
+    assert found["dfs"] == "of math_a" and found["dfs_base"] == "base"
+    assert found["unrun"] == "of ja" and found["evollm"] == "as published"
+    assert found["ties_tuned"] == "merged" and found["ja"] == "own"
+
+
 def test_best_ignores_base_experts_and_rows_that_take_no_part(small):
     scores = {"base": 0.99, "ja": 0.98, "slerp": 0.97, "dam": 0.6, "soup": 0.6, "ties_tuned": 0.5}
     for model, value in scores.items():
