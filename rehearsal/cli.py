@@ -12,7 +12,8 @@ from common.cli import command_parser
 from common.errors import UserError
 from common.manifest import ROOT
 
-VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+VLLM = ROOT / ".venv-vllm"  # whole where the stamp of `make` is in it
+STAMP = "installed.lock"
 _DESCRIPTION = """\
 Make a folder in which the paper's configuration runs whole, offline and on a CPU: OUT/mirror with
 a tiny random model for each checkpoint, of the same architecture, kind of tokenizer and vocabulary
@@ -73,16 +74,16 @@ def _engine(asked: str | None) -> tuple[str, str]:
 
 def _vllm(asked: Path | None) -> tuple[Path | None, str]:
     """Look for an environment with vLLM, and say what comes of it."""
-    python = asked or VLLM
+    python = asked or (VLLM / "bin" / "python" if (VLLM / STAMP).is_file() else None)
+    if python is None:
+        return None, f"all models are evaluated by hf: vLLM is not installed in {VLLM.name}"
     found = (
         os.access(python, os.X_OK)
         and not subprocess.run([python, "-c", _PROBE], capture_output=True, check=False).returncode
     )
-    if found:
-        return python, "two models of each case are evaluated by vLLM, the others by hf"
-    if asked:
-        raise UserError(f"--vllm {asked}: no Python with vLLM and PyTorch; correct the path")
-    return None, f"all models are evaluated by hf: no vLLM in {VLLM.parent.parent.name}"
+    if not found:
+        raise UserError(f"{python}: no Python with vLLM and PyTorch; correct --vllm, or install it")
+    return python, "two models of each case are evaluated by vLLM, the others by hf"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -80,6 +80,7 @@ _WHY_NOT = {
     "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",
     "slurm": "needs Slurm: `make test-slurm` installs it and runs them",
     "gpu": "needs a GPU: `make test-all` runs them where one is present",
+    "rehearsal": "the whole rehearsal of the paper scale: `make test-all` runs it",
 }
 _left_out: dict[str, int] = {}
 

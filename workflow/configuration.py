@@ -113,8 +113,24 @@ def tasks_of(case: Mapping[str, Any]) -> list[str]:
 
 
 def suites_of(case: Mapping[str, Any]) -> list[str]:
-    """Return the suites that hold a case's tasks, in the order of its columns."""
-    return list(dict.fromkeys(task.split("/")[0] for task in tasks_of(case)))
+    """Return what is evaluated in a case, in the order of its columns.
+
+    Args:
+        case: A case of the configuration.
+
+    Returns:
+        Suites; single tasks of a suite of which the case has no others.
+
+    Raises:
+        UserError: There is no such suite.
+    """
+    tasks = tasks_of(case)
+    found = []
+    for suite in dict.fromkeys(task.split("/")[0] for task in tasks):
+        own = [task for task in tasks if task.split("/")[0] == suite]
+        whole = {task.name for task in select([suite])} <= set(own)
+        found += [suite] if whole else own
+    return found
 
 
 def rows_of(config: Mapping[str, Any], case: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The paper's configuration on stand-ins: fetched, converted, calibrated, taught, merged."""
 
+import csv
 import json
 import os
 import subprocess
@@ -84,7 +85,7 @@ def test_a_folder_is_kept_while_it_is_what_would_be_made(rehearsal, tmp_path, ca
     ("arguments", "words"),
     [
         (["--benchmarks", "nowhere"], "--benchmarks nowhere: no such folder"),
-        (["--vllm", "nowhere"], "--vllm nowhere: no Python with vLLM"),
+        (["--vllm", "nowhere"], "nowhere: no Python with vLLM"),
     ],
 )
 def test_what_is_not_there_is_told(arguments, words, tmp_path):
@@ -130,3 +131,50 @@ def test_merges_and_trainings_run_through_the_rules(rehearsal, tmp_path):
             assert weights.get_slice("lm_head.weight").get_shape()[0] == size
     lock = json.loads((tmp_path / "results" / "rehearsal" / "hub.lock.json").read_text())
     assert {"mistral_7b", "abel_7b", "evollm_jp_7b", "metamath"} <= set(lock)
+
+
+@pytest.mark.rehearsal
+@pytest.mark.timeout(3600)
+def test_the_paper_runs_from_downloads_to_the_page(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["--out", str(folder)]) == 0
+    command = [sys.executable, "-m", "workflow", "reproduce", "--cores", "2"]
+    command += ["--config", "config.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run():
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=environment, check=False
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = folder / "results" / "rehearsal"
+    assert not list(results.rglob("*.failed"))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    for case, entry in config["cases"].items():
+        rows = [*_rows(results, entry["table"]), *_rows(results, f"{entry['table']}_more")]
+        made = {row for row, about in config["methods"].items() if case in about.get("cases", case)}
+        assert {row["id"] for row in rows} == {"chance", "base", *entry["experts"], *made}
+        assert {row["status"] for row in rows} == {"ok"}
+        tasks = {task for column in entry["columns"] for task in column["tasks"]}
+        for path in (results / case / "scores" / "test").glob("*.manifest.json"):
+            model = path.name.removesuffix(".manifest.json")
+            scores = json.loads(path.with_name(f"{model}.json").read_text())
+            assert set(scores["tasks"]) == tasks
+            assert {about["items"] for about in scores["tasks"].values()} == {4}
+            parent = entry["base"] if model == "base" else entry["experts"].get(model)
+            asked = (parent or config["methods"][model]).get("backend", "hf")
+            assert scores["backend"] == asked
+    assert [row["runs"] for row in _rows(results, "table3")] == ["1", "1", "1"]
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "A rehearsal on tiny random models" in page and "only stand in" in page
+    for table in ("Table 1.", "Table 2.", "Table 3."):
+        assert table in done.stdout
+    again = run()
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout, again.stdout
+
+
+def _rows(results, table):
+    with open(results / "tables" / f"{table}.csv", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

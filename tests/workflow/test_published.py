@@ -79,6 +79,13 @@ def test_what_cannot_be_is_refused_in_one_line(change, told):
     assert "\n" not in str(caught.value)
 
 
+def test_only_a_case_s_own_tasks_are_evaluated():
+    case = configuration.resolve(PAPER, "paper.yaml")["cases"]["case2"]
+    assert configuration.suites_of(case) == ["okapi_de", "kobest", "sql_eval/classic"]
+    case["columns"][0]["tasks"] = ["okapi_de:corrected/arc", "okapi_de:corrected/mmlu"]
+    assert configuration.suites_of(case)[:2] == case["columns"][0]["tasks"]
+
+
 def test_a_bottles_case_cannot_hold_models_of_the_hub():
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     config["cases"]["case1"]["experts"]["ja"]["hub"] = "shisa_gamma_7b"
