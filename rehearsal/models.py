@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _WIDTH = 64
+# Of the random weights: larger than usual, so that models have preferences, and answers differ.
+_INITIAL = 0.15
+_DRIFT = 0.5  # of an expert's weights from the base's mean size: enough that scores differ
 _SHAPE = {
     "hidden_size": _WIDTH,
     "intermediate_size": 2 * _WIDTH,
@@ -13,8 +16,8 @@ _SHAPE = {
     "num_attention_heads": 2,  # head size 32, the smallest that vLLM serves
     "num_key_value_heads": 1,
     "tie_word_embeddings": False,
+    "initializer_range": _INITIAL,
 }
-_DRIFT = 0.02  # of an expert's weights from the base's: enough that merges differ
 
 
 def _save(model, folder: Path, pickled: bool) -> None:

@@ -100,15 +100,14 @@ def _marks(case: Case, tasks: Sequence[str]) -> str:
 
 def _stand_ins(case: Case) -> list[str]:
     """Name the tasks whose rows are not their benchmark's, by what they are instead."""
-    told: dict[str, dict[str, list[str]]] = {}
+    told: dict[tuple[str, str], list[str]] = {}
     for task, roles in case.stand_ins().items():
-        for role, why in roles.items():
-            told.setdefault(why, {}).setdefault(case.task_label(task), []).append(role)
+        for role, why in sorted(roles.items(), key=lambda entry: entry[0] != "items"):
+            told.setdefault((role, why), []).append(case.task_label(task))
     return [
-        f"No scores of the benchmark's own rows: {why} for "
-        + ", ".join(f"{task} ({', '.join(roles)})" for task, roles in tasks.items())
-        + "."
-        for why, tasks in told.items()
+        f"Not the benchmark's own {'examples' if role == 'fewshot' else role}, but "
+        f"{why}: {', '.join(labels)}."
+        for (role, why), labels in told.items()
     ]
 
 

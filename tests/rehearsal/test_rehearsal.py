@@ -157,12 +157,13 @@ def test_the_paper_runs_from_downloads_to_the_page(tmp_path):
         made = {row for row, about in config["methods"].items() if case in about.get("cases", case)}
         assert {row["id"] for row in rows} == {"chance", "base", *entry["experts"], *made}
         assert {row["status"] for row in rows} == {"ok"}
+        assert len({row["Avg"] for row in rows}) > 3
         tasks = {task for column in entry["columns"] for task in column["tasks"]}
         for path in (results / case / "scores" / "test").glob("*.manifest.json"):
             model = path.name.removesuffix(".manifest.json")
             scores = json.loads(path.with_name(f"{model}.json").read_text())
             assert set(scores["tasks"]) == tasks
-            assert {about["items"] for about in scores["tasks"].values()} == {4}
+            assert {about["items"] for about in scores["tasks"].values()} == {8}
             parent = entry["base"] if model == "base" else entry["experts"].get(model)
             asked = (parent or config["methods"][model]).get("backend", "hf")
             assert scores["backend"] == asked

@@ -44,16 +44,23 @@ def test_claims_and_values_are_those_of_the_text():
     }
 
 
-def test_rows_and_columns_exist_in_the_default_configuration():
-    config = yaml.safe_load((published.PAPER.parents[1] / "config.yaml").read_text("utf-8"))
-    columns = {
-        case["table"]: [c["label"] for c in case["columns"]] for case in (config["cases"].values())
-    }
-    for name, table in published.load().tables.items():
-        if name in columns:
-            assert list(table.columns) == [*columns[name], "Avg"]
-        for row in table.rows.values():
-            assert set(row.ours) <= set(config["methods"])
+def test_rows_and_columns_exist_at_both_scales():
+    root = published.PAPER.parents[1]
+    configs = [
+        yaml.safe_load((root / name).read_text("utf-8")) for name in ("config.yaml", "paper.yaml")
+    ]
+    known = {row for config in configs for row in config["methods"]}
+    for config in configs:
+        columns = {
+            case["table"]: [c["label"] for c in case["columns"]]
+            for case in config["cases"].values()
+        }
+        for name, table in published.load().tables.items():
+            if name in columns:
+                assert list(table.columns) == [*columns[name], "Avg"]
+            for row in table.rows.values():
+                assert set(row.ours) <= known
+                assert set(row.ours) & set(config["methods"])
 
 
 def test_null_is_unknown(tmp_path, content):

@@ -340,8 +340,11 @@ def test_rows_that_stand_in_are_said_in_caption_and_note(small):
             change(path, lambda c, m=marked: c["tasks"][task].update(stand_in=m))
     grid = case_grid(case_of(small), 0)
     assert "rows that only stand in for the benchmark's own" in grid.caption
-    (note,) = [note for note in grid.notes if "made by hand" in note]
-    assert f"{case_of(small).task_label(task)} (items, fewshot)." in note
+    label = case_of(small).task_label(task)
+    assert [note for note in grid.notes if "made by hand" in note] == [
+        f"Not the benchmark's own items, but made by hand: {label}.",
+        f"Not the benchmark's own examples, but made by hand: {label}.",
+    ]
     assert "stand in" in ablation_grid(load(small[0], small[1]).ablation).caption
 
 
