@@ -13,6 +13,31 @@ from torch.nn import functional as F
 CPU_BLOCK, DEVICE_BLOCK = 1 << 16, 1 << 25
 # Weights of at most so many values are kept as one tensor: there, operations cost more than bytes.
 SMALL = 1 << 16
+# FLOPs of a matrix product in the time of one byte to and from memory: where `backward_by_model`
+# draws the line. Measured on two kinds of CPU in float32, counted for a GPU (an H100's rates).
+CPU_INTENSITY, DEVICE_INTENSITY = 5, 147
+
+
+def backward_by_model(models: int, tokens: int, outputs: int, device: str) -> bool:
+    """Tell which of two ways to the gradients of a merged linear layer moves and computes less.
+
+    The ordinary way has two products, dL/dX and dL/dW, and reduces dL/dW against the models'
+    weights, 14 M + 6 bytes a weight. By model there are M products G W_i, from which both
+    gradients follow token by token, at about 34 bytes for each of M values. So few tokens go by
+    model, many the ordinary way.
+
+    Args:
+        models: M.
+        tokens: That pass through the layer at once.
+        outputs: Its number of outputs.
+        device: Type of the device.
+
+    Returns:
+        Whether to go by model.
+    """
+    intensity = CPU_INTENSITY if device == "cpu" else DEVICE_INTENSITY
+    by_model = tokens * (2 * (models - 2) * outputs / intensity + 34 * models)
+    return by_model <= (14 * models + 6) * outputs
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -92,6 +117,43 @@ class MergedWeight(torch.autograd.Function):
         return reduced, *(None for _ in weights)
 
 
+class MergedProduct(torch.autograd.Function):
+    """Inputs times the merged weight, with a backward that needs neither that weight nor dL/dW.
+
+    With the gradient G of the outputs and P_i = G W_i, dL/dX = sum_i P_i diag(c_i) and
+    dL/dc_ij = sum_t X_tj (P_i)_tj. Between forward and backward no merged weight is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, coefficients: Tensor, *weights: Tensor) -> Tensor:
+        """Compute X W^T with W = sum_i W_i diag(c_i).
+
+        Args:
+            ctx: What autograd hands to the backward.
+            inputs: X, (tokens, in_features).
+            coefficients: (M, 1, in_features) or (M, 1, 1), fp32 (fp64 for fp64 weights).
+            *weights: M tensors (out_features, in_features).
+
+        Returns:
+            (tokens, out_features) in the weights' type.
+        """
+        merged = MergedWeight.forward(ctx, coefficients, *weights)
+        ctx.save_for_backward(inputs, coefficients, *weights)
+        return F.linear(inputs, merged)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Turn dL/dY (tokens, out_features) into dL/dX and dL/dc."""
+        inputs, coefficients, *weights = ctx.saved_tensors
+        wide = inputs.to(ctx.dtype)
+        total, reduced = torch.zeros_like(wide), torch.empty_like(coefficients)
+        for weight, own, factor in zip(weights, reduced, coefficients, strict=True):
+            product = (gradient @ weight).to(ctx.dtype)
+            total.addcmul_(product, factor)
+            own.copy_(product.mul_(wide).sum_to_size(own.shape))
+        return total.to(inputs.dtype), reduced, *(None for _ in weights)
+
+
 class MergedLayer(nn.Module):
     """What the merged layers share: frozen weights of M models, coefficients from outside.
 
@@ -113,6 +175,10 @@ class MergedLayer(nn.Module):
     def merged_weight(self) -> Tensor:
         """Return W = sum_i c_i * W_i, in the shape of one model's weight."""
         return MergedWeight.apply(self.coefficients, *self.weights)
+
+    def goes_by_model(self, tokens: int) -> bool:
+        """Tell whether the gradients of so many tokens are found by `MergedProduct`."""
+        return False
 
 
 class MergedLinear(MergedLayer):
@@ -146,9 +212,23 @@ class MergedLinear(MergedLayer):
             return None
         return (self.bias_coefficients * self.biases).sum(0).to(self.biases.dtype)
 
+    def goes_by_model(self, tokens: int) -> bool:
+        """Tell whether the gradients of so many tokens are found by `MergedProduct`."""
+        weight = self.weights[0]
+        return (
+            self._stack is None
+            and self.coefficients.shape[1] == 1  # rows have their coefficients behind the product
+            and backward_by_model(len(self.weights), tokens, len(weight), weight.device.type)
+        )
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply the merged layer to (..., in_features), giving (..., out_features)."""
-        return F.linear(inputs, self.merged_weight(), self.merged_bias())
+        flat, bias = _matrix(inputs), self.merged_bias()
+        if not self.goes_by_model(len(flat)):
+            return F.linear(inputs, self.merged_weight(), bias)
+        outputs = MergedProduct.apply(flat, self.coefficients, *self.weights)
+        outputs = outputs.view(*inputs.shape[:-1], -1)
+        return outputs if bias is None else outputs + bias
 
 
 class MergedEmbedding(MergedLayer):

@@ -261,17 +261,21 @@ class Trainer:
     def _count(self, batch: Batch) -> None:
         tokens, loss = batch.packing.tokens, len(batch.loss)
         head = self.sources.base[self.sources.head].numel()
-        merged = sum(weight.numel() for layer in self.layers.values() for weight in layer.weights)
         body = forward_flops(
             self.sources.config, self.sources.base, self.sources.head, batch.packing.lengths
         )
         self.counted["forward_tokens"] += tokens
         self.counted["backward_tokens"] += tokens
-        # Backward costs twice the forward; merging is a multiply-add per expert's weight, its
-        # backward another.
+        # Backward costs twice the forward, or by model as many products as there are models.
         products = 4 if self.teachers else 3
         passes = 4 if self.parameters.recompute_activations else 3
-        self.counted["flops"] += passes * body + products * 2 * head * loss + 4 * merged
+        self.counted["flops"] += passes * body + products * 2 * head * loss
+        for name, layer in self.layers.items():
+            models, size = len(layer.weights), layer.weights[0].numel()
+            by_model = f"{name}.weight" != self.sources.head and layer.goes_by_model(tokens)
+            # Merging is a multiply-add per model's weight, its backward another.
+            self.counted["flops"] += (2 if by_model else 4) * models * size
+            self.counted["flops"] += by_model * 2 * (models - 2) * size * tokens
 
     def result(self) -> WholeModelResult:
         """Return the merged model with the current coefficients, the log and the counts."""

@@ -111,6 +111,51 @@ def test_weights_in_blocks_of_rows_agree_too(worlds, form, monkeypatch):
     test_loss_gradient_and_result_agree_with_plain_autograd(worlds, "llama", form)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_found_by_model_agree_too(worlds, form, monkeypatch):
+    monkeypatch.setattr(layers, "SMALL", 0)
+    monkeypatch.setattr(layers, "backward_by_model", lambda *layer: True)
+    called = []
+    forward = layers.MergedProduct.forward
+    monkeypatch.setattr(
+        layers.MergedProduct,
+        "forward",
+        staticmethod(lambda *given: called.append(1) or forward(*given)),
+    )
+    test_loss_gradient_and_result_agree_with_plain_autograd(worlds, "llama", form)
+    assert bool(called) == (FORMS[form].get("granularity") != "row")
+
+
+def test_the_way_to_the_gradients_is_chosen_by_tokens():
+    # 3 models, 4096 outputs: at most 48 bytes x 4096 against 55.7 + 102 a token, 1246 tokens.
+    for tokens, expected in ((1, True), (1246, True), (1247, False), (6144, False)):
+        assert layers.backward_by_model(3, tokens, 4096, "cuda") is expected
+    assert not layers.backward_by_model(3, 1246, 4096, "cpu")
+    assert layers.backward_by_model(2, 1246, 4096, "cpu")  # no product more than the other way
+    assert layers.backward_by_model(1, 100_000, 200_000, "cpu")
+
+
+def test_flops_are_those_of_the_way_taken(worlds, monkeypatch):
+    request = worlds["llama"]
+    sources = load_sources(request.base, request.experts, request.calibration)
+    monkeypatch.setattr(layers, "SMALL", 0)
+    counted = []
+    for taken in (False, True):
+        monkeypatch.setattr(layers, "backward_by_model", lambda *layer, taken=taken: taken)
+        trainer = Trainer(request, SMALL, sources)
+        trainer._gradient(ROWS)
+        counted.append(trainer.counted["flops"])
+        tokens = trainer.counted["backward_tokens"]
+    body = sum(
+        layer.weights[0].numel()
+        for name, layer in trainer.layers.items()
+        if f"{name}.weight" != sources.head
+    )
+    models = len(request.experts)
+    # As many products as models in place of two; no reduction of dL/dW against each model.
+    assert counted[1] - counted[0] == 2 * (models - 2) * body * tokens - 2 * models * body
+
+
 @pytest.mark.parametrize("form", ["task vectors", "base as a source", "teachers share"])
 def test_samples_one_by_one_and_recomputed_layers_give_the_packed_steps_gradient(worlds, form):
     request = worlds["llama"]
