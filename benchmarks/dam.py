@@ -4,7 +4,7 @@
     python benchmarks/dam.py --scaling --json docs/dam-scaling.json
     python benchmarks/dam.py --budget
 
-Makes its own models (Llama shape, random, bfloat16) and rows (samples of 291 tokens in the mean and
+Makes its own models (Llama shape, random) and rows (samples of 291 tokens in the mean and
 as unequal as in the paper's data) in --work. One training row, a sample per expert, is one
 optimiser step; each variant has its own process and one thread and sees the same rows. CPU seconds
 are those of the cheapest step but the first; memory is the process's peak, the import of torch
@@ -145,14 +145,14 @@ def check(work: Path) -> None:
     )
 
 
-def table(work: Path, repeats: int, records: Records, size: str) -> None:
+def table(work: Path, repeats: int, records: Records, size: str, dtype: str) -> None:
     """Measure ours against the authors', and each measure by switching it off."""
     slow = ("published", "padded to 1024", "without packing")
     variants = {
         variant: min(repeats, SLOW_REPEATS) if variant in slow else repeats
         for variant in (*AUTHORS, *OURS)
     }
-    found = figures(World(size), work, variants)
+    found = figures(World(size, dtype=dtype), work, variants)
     cpu, peak = found.pop("ours")
     for variant, (other, memory) in found.items():
         name = f"authors', {variant}" if variant in AUTHORS else variant
@@ -161,11 +161,13 @@ def table(work: Path, repeats: int, records: Records, size: str) -> None:
         records.add(name, "peak MB", peak, memory, goal)
 
 
-def scaling(work: Path, repeats: int, records: Records) -> None:
+def scaling(work: Path, repeats: int, records: Records, dtype: str) -> None:
     """Measure how step time and memory grow, ours and the authors' without padding."""
-    worlds = {f"{experts} experts": World(experts=experts) for experts in (2, 3, 5, 8)}
-    worlds |= {f"{size} parameters": World(size) for size in ("8M", "27M", "98M")}
-    worlds |= {f"mean of {mean} tokens": World(mean=mean) for mean in (73, 146, 291, 582)}
+    worlds = {f"{experts} experts": World(experts=experts, dtype=dtype) for experts in (2, 3, 5, 8)}
+    worlds |= {f"{size} parameters": World(size, dtype=dtype) for size in ("8M", "27M", "98M")}
+    worlds |= {
+        f"mean of {mean} tokens": World(mean=mean, dtype=dtype) for mean in (73, 146, 291, 582)
+    }
     measured: dict[World, dict[str, tuple[float, float]]] = {}
     for name, world in worlds.items():
         if world not in measured:
@@ -180,6 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("/tmp/dam-benchmark"), metavar="DIR")
     parser.add_argument("--size", choices=SIZES, default="27M", help="of the table's models (27M)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the weights; a CPU without bfloat16 arithmetic wants float32",
+    )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each but the slow")
     parser.add_argument("--scaling", action="store_true", help="measure growth instead")
     parser.add_argument("--budget", action="store_true", help="7B x 3: count, on a GPU measure too")
@@ -196,9 +204,9 @@ def main() -> None:
         check(given.work)
         print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
         if given.scaling:
-            scaling(given.work, given.repeats, records)
+            scaling(given.work, given.repeats, records, given.dtype)
         else:
-            table(given.work, given.repeats, records, given.size)
+            table(given.work, given.repeats, records, given.size, given.dtype)
     if given.json:
         given.json.write_text(json.dumps(records.rows, indent=1) + "\n", encoding="utf-8")
 

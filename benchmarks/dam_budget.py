@@ -8,6 +8,7 @@ finds a CUDA device.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,10 +26,10 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from benchmarks.dam_authors import AuthorsTrainer  # noqa: E402
 from benchmarks.merge import Records  # noqa: E402
+from merges.dam import layers  # noqa: E402
 from merges.dam.data import Batch, Calibration  # noqa: E402
 from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
 from merges.dam.head import CHUNK  # noqa: E402
-from merges.dam.layers import DEVICE_BLOCK  # noqa: E402
 from merges.dam.network import skeleton  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
 from merges.dam.training import Parameters, Trainer  # noqa: E402
@@ -55,7 +56,11 @@ RATE = 396e12  # FLOP/s of bf16 products: 40 % of an H100's peak
 BANDWIDTH = 2.7e12  # B/s: 80 % of an H100's
 CONTEXT_GB = 3.5  # CUDA context, workspaces, fragmentation: assumed
 STEPS = 6  # measured; the first warms up
-VARIANTS = ("kept", "recomputed", "authors")
+VARIANTS = ("ours", "ordinary", "recomputed", "authors")
+ABOUT = """\
+ours: gradients by model where the layer's tokens are few, merged weights kept for the others;
+ordinary: merged weights kept and dL/dW reduced everywhere; recomputed: as ours, activations and
+merged weights computed again in the backward; authors: their procedure, padded."""
 
 
 class Counts:
@@ -72,11 +77,21 @@ class Counts:
         self.head = self.tensors[HEAD].numel()
         self.linear = body_parameters(self.tensors, HEAD) + self.head
         self.rest = sum(tensor.numel() for tensor in self.tensors.values()) - self.linear
-        self.inputs = sum(
-            tensor.shape[1]
+        matrices = {
+            name: tensor.shape
             for name, tensor in self.tensors.items()
             if tensor.dim() == 2 and "embed" not in name
-        )
+        }
+        self.inputs = sum(columns for _, columns in matrices.values())
+        # Weights, and inputs, of the layers whose gradients are found by model.
+        by_model = [
+            shape
+            for name, shape in matrices.items()
+            if name != HEAD
+            and layers.backward_by_model(self.models, sum(lengths), shape[0], "cuda")
+        ]
+        self.by_model = sum(map(math.prod, by_model))
+        self.by_model_inputs = sum(columns for _, columns in by_model)
 
     def _activations(self) -> float:
         """Bytes per token and layer that autograd keeps."""
@@ -89,35 +104,37 @@ class Counts:
 
     def memory(self) -> dict[str, dict[str, float]]:
         """Return the decimal GB of each line by line and variant."""
-        tokens, layers = sum(self.lengths), self.config["num_hidden_layers"]
+        tokens, depth = sum(self.lengths), self.config["num_hidden_layers"]
         hidden, vocabulary = self.config["hidden_size"], self.config["vocab_size"]
-        layer = (self.linear - self.head) / layers
+        body, padded = self.linear - self.head, self.models * PADDED
+        kept = body - self.by_model
         own = self._activations() * tokens
-        padded = self.models * PADDED
-        # One line: kept, recomputed, authors.
+        logits = 5 * 4 * min(CHUNK, max(self.lengths)) * vocabulary
+        # One line: ours, ordinary, recomputed, authors.
         lines = {
-            "experts' linear weights, bf16": [2 * self.models * self.linear] * 3,
-            "embeddings and norms, bf16": [2 * (self.models + 1) * self.rest] * 3,
+            "experts' linear weights, bf16": [2 * self.models * self.linear] * 4,
+            "embeddings and norms, bf16": [2 * (self.models + 1) * self.rest] * 4,
             "merged weights that autograd keeps": [
-                2 * (self.linear - self.head),
-                2 * layer,
+                2 * kept,
+                2 * body,
+                2 * kept / depth,
                 2 * self.models * self.linear,
             ],
             # The head's gradient once in fp32 and twice in bf16, two blocks of rows in fp32; the
             # authors': gradient and products in bf16.
-            "largest working set of one weight": [8 * self.head + 8 * DEVICE_BLOCK] * 2
+            "largest working set of one weight": [8 * self.head + 8 * layers.DEVICE_BLOCK] * 3
             + [8 * self.head],
             "activations": [
-                own * layers,
-                2 * hidden * tokens * layers + own,
-                self._activations() * padded * layers,
+                own * depth,
+                own * depth,
+                2 * hidden * tokens * depth + own,
+                self._activations() * padded * depth,
             ],
             # Ours: five arrays in fp32; the authors': log p and q kept, as much again at work.
-            "logits and their gradients": [5 * 4 * min(CHUNK, max(self.lengths)) * vocabulary] * 2
-            + [2 * 2 * 4 * padded * vocabulary],
-            "coefficients, gradient, moments, fp32": [6 * 4 * self.models * self.inputs] * 3,
-            "teachers' states of the row": [2 * hidden * tokens] * 2 + [0],
-            "context, workspaces (assumed)": [CONTEXT_GB * 1e9] * 3,
+            "logits and their gradients": [logits] * 3 + [2 * 2 * 4 * padded * vocabulary],
+            "coefficients, gradient, moments, fp32": [6 * 4 * self.models * self.inputs] * 4,
+            "teachers' states of the row": [2 * hidden * tokens] * 3 + [0],
+            "context, workspaces (assumed)": [CONTEXT_GB * 1e9] * 4,
         }
         return {
             name: dict(zip(VARIANTS, (value / 1e9 for value in values), strict=True))
@@ -126,33 +143,37 @@ class Counts:
 
     def flops(self) -> dict[str, float]:
         """Return the FLOPs of a step by variant, teachers cached for ours."""
+        tokens = sum(self.lengths)
         body = forward_flops(self.config, self.tensors, HEAD, self.lengths)
-        own = 2 * self.head * sum(self.lengths)
+        own = 2 * self.head * tokens
         full = [PADDED] * self.models
         authors = forward_flops(self.config, self.tensors, HEAD, full) + 2 * self.head * sum(full)
+        ordinary = 3 * body + 4 * own
+        ours = ordinary + 2 * (self.models - 2) * self.by_model * tokens
         return {
-            "kept": 3 * body + 4 * own,
-            "recomputed": 4 * body + 4 * own,
+            "ours": ours,
+            "ordinary": ordinary,
+            "recomputed": ours + body,
             "authors": 4 * authors,
         }
 
     def traffic(self) -> dict[str, float]:
-        """Return the bytes that building merged weights and reducing their gradients moves."""
+        """Return the bytes that merged weights and the coefficients' gradients move."""
         # Ours by eager operations with sums in fp32: the first weight is multiplied (6 bytes), each
         # other multiplied and added (10), the sum rounded (6); backward widens the gradient (6),
-        # then multiplies it with each weight (10) and sums (4).
+        # then multiplies it with each weight (10) and sums (4). By model: what a product's value is
+        # widened (6), multiplied and added (12), multiplied in place (12) and summed (4).
         build, reduce = 10 * self.models + 2, 14 * self.models + 6
         authors = 4 * self.models + 6 * (self.models - 1) + 8 * self.models
-        kept = (build + reduce) * self.linear
+        ordinary = (build + reduce) * self.linear
+        by_model = 34 * self.models * self.by_model_inputs * sum(self.lengths)
+        ours = ordinary - reduce * self.by_model + by_model
         return {
-            "kept": kept,
-            "recomputed": kept + build * (self.linear - self.head),
+            "ours": ours,
+            "ordinary": ordinary,
+            "recomputed": ours + build * (self.linear - self.head),
             "authors": self.models * authors * self.linear,
         }
-
-    def fused(self) -> float:
-        """Return the bytes of `traffic` were build and reduction one kernel each."""
-        return 2 * (2 * self.models + 2) * self.linear
 
 
 class _RandomStates:
@@ -233,6 +254,8 @@ def measure(variant: str, config: dict[str, Any], device: str) -> dict[str, floa
         def step() -> float:
             return trainer.step(samples, PADDED)
     else:
+        if variant == "ordinary":
+            layers.backward_by_model = lambda *layer: False
         step = our_step(models, config, samples, variant == "recomputed")
     seconds = []
     with torch.device(device):
@@ -249,6 +272,7 @@ def budget(records: Records) -> None:
     counts = Counts(MISTRAL, LENGTHS)
     memory, flops, traffic = counts.memory(), counts.flops(), counts.traffic()
     print(f"7B x {counts.models}, {sum(LENGTHS)} tokens a step; the authors' {3 * PADDED}")
+    print(f"{ABOUT}\n")
     print(f"{'decimal GB':<44}" + "".join(f"{variant:>12}" for variant in VARIANTS))
     for name, values in memory.items():
         print(f"{name:<44}" + "".join(f"{values[variant]:12.2f}" for variant in VARIANTS))
@@ -261,14 +285,11 @@ def budget(records: Records) -> None:
             f"{name:<14} {flops[name] / 1e12:6.1f} TFLOP {traffic[name] / 1e9:8.0f} GB "
             f"{1000 * seconds[name]:8.0f} ms a step {ROWS * seconds[name] / 60:6.1f} min in all"
         )
-    fused = flops["kept"] / RATE + counts.fused() / BANDWIDTH
-    print(f"kept, weights built by one kernel each {1000 * fused:17.0f} ms a step", end=" ")
-    print(f"{ROWS * fused / 60:6.1f} min in all")
     cache = forward_flops(MISTRAL, counts.tensors, HEAD, LENGTHS) * ROWS
     print(f"teachers' states, once {cache / RATE:41.0f} s\n")
     print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
-    for name in VARIANTS[:2]:
-        label = f"7B x 3, counted, merged weights {name}"
+    for name in VARIANTS[:-1]:
+        label = f"7B x 3, {name}, counted"
         records.add(label, "GB", total[name], total["authors"])
         records.add(label, "min", ROWS * seconds[name] / 60, ROWS * seconds["authors"] / 60)
     if not torch.cuda.is_available():

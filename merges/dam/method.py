@@ -193,9 +193,10 @@ def dam(
             memory. 0 for no limit.
         recompute_activations: Whether activations and merged weights are computed again in the
             backward instead of kept: the same result in less memory and more time. A merged weight
-            is built once in the forward for all datasets; kept, it costs a model's size in memory
-            (14 GB at 7B) and saves, per step, a forward of the layers and a build of every weight:
-            309 instead of 424 ms are counted at 7B and 900 tokens. Keep where memory allows.
+            is built once in the forward for all datasets. A layer that few tokens pass finds its
+            gradients without it (`merges.dam.layers.backward_by_model`), others keep it. At 7B x 3
+            and 900 tokens a step, 55 GB and 254 ms are counted, recomputed 49 GB and 368 ms
+            (`benchmarks/dam.py --budget`).
 
     Returns:
         The merged model with its coefficients, the log of every term and the counted cost.
