@@ -163,10 +163,14 @@ def table(work: Path, repeats: int, records: Records, size: str, dtype: str) -> 
 
 def scaling(work: Path, repeats: int, records: Records, dtype: str) -> None:
     """Measure how step time and memory grow, ours and the authors' without padding."""
-    worlds = {f"{experts} experts": World(experts=experts, dtype=dtype) for experts in (2, 3, 5, 8)}
+    worlds = {
+        f"8M, {experts} experts": World("8M", experts=experts, dtype=dtype)
+        for experts in (2, 3, 5, 8)
+    }
     worlds |= {f"{size} parameters": World(size, dtype=dtype) for size in ("8M", "27M", "98M")}
     worlds |= {
-        f"mean of {mean} tokens": World(mean=mean, dtype=dtype) for mean in (73, 146, 291, 582)
+        f"8M, mean of {mean} tokens": World("8M", mean=mean, dtype=dtype)
+        for mean in (73, 146, 291, 582)
     }
     measured: dict[World, dict[str, tuple[float, float]]] = {}
     for name, world in worlds.items():
