@@ -275,14 +275,13 @@ class Merger:
         if self._prepare is not None and not self._whole:
             prepared = self._run_prepare(pieces, parameters)
         for piece in pieces:
-            context = dataclasses.replace(
-                piece.context, place=piece.context.start + offset, prepared=prepared
-            )
+            start = piece.context.start
+            context = piece.context.at(start, start + offset, prepared)
             merged = self._call(piece, context, parameters)
             if self._arrays:
-                yield piece.context.start, rounded_array(merged, stored, name)
+                yield start, rounded_array(merged, stored, name)
             else:
-                yield piece.context.start, rounded(merged, torch_type(stored), name)
+                yield start, rounded(merged, torch_type(stored), name)
 
     def _call(
         self, piece: Piece, context: Any, parameters: Mapping[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -177,7 +176,7 @@ class Pieces:
                 yield Piece(
                     None if part.base is None else self._values(part, count, start, stop, shape),
                     [self._values(part, n, start, stop, shape) for n in range(count)],
-                    dataclasses.replace(part.context, start=start, place=place + start),
+                    part.context.at(start, place + start),
                 )
             place += part.count
 

@@ -41,6 +41,13 @@ class TensorContext:
     place: int = 0
     prepared: Any = None
 
+    def at(self, start: int, place: int, prepared: Any = None) -> TensorContext:
+        """Return the same for values that begin elsewhere."""
+        # Made for every piece: dataclasses.replace takes several times as long.
+        return TensorContext(
+            self.tensor, self.experts, self.seed, self.shape, start, place, prepared
+        )
+
     def keep_mask(self, expert: str, like: Values, density: float) -> Values:
         """Draw the Bernoulli mask of one expert's values; see `merges.masks.keep_mask`.
 
