@@ -266,23 +266,25 @@ def run(command: Sequence[Any], out: Path, cache: Path) -> Cost:
     return measure(command, {"BOTTLE_HASH_CACHE": str(cache)})
 
 
-def table(work: Path, program: Path | None, repeats: int, records: Records) -> None:
+def table(
+    work: Path, program: Path | None, methods: Sequence[str], repeats: int, records: Records
+) -> None:
     """Measure every method against mergekit, and both cores against the floor."""
     models = models_apart(work, "0.65B")
     out, cache = work / "out", work / "hashes.json"
     run(our_command("linear", models, out), out, cache)  # fills the cache of hashes
-    for method, goal in METHODS.items():
+    for method in methods:
         ours, theirs = [], []
         for number in range(repeats):
             ours.append(run(our_command(method, models, out), out, cache))
             if program and not (method == "ties" and number):
                 theirs.append(run(peer_command(program, method, models, out), out, cache))
         mine, other = least(ours), least(theirs) if theirs else None
-        records.add(method, "CPU s", mine.cpu, other and other.cpu, goal)
+        records.add(method, "CPU s", mine.cpu, other and other.cpu, METHODS[method])
         records.add(method, "wall s", mine.wall, other and other.wall)
         records.add(method, "peak MB", mine.rss, other and other.rss)
         records.add(f"{method} (other: goal)", "peak MB", mine.rss, MOST_MB, 1.0)
-    for method in ("linear", "task_arithmetic"):
+    for method in [name for name in ("linear", "task_arithmetic") if name in methods]:
         # Of the base, linear reads nothing but the header.
         read = [path for name, path in models.items() if name != "base" or method != "linear"]
         command = [sys.executable, __file__, "--work", work, "--floor", *read]
@@ -322,6 +324,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="the program mergekit-yaml")
     parser.add_argument("--work", type=Path, default=Path("/tmp/merge-benchmark"), metavar="DIR")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the table (all)"
+    )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each but TIES")
     parser.add_argument("--scaling", action="store_true", help="measure growth instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
@@ -337,7 +342,7 @@ def main() -> None:
     if given.scaling:
         scaling(given.work, given.repeats, records)
     else:
-        table(given.work, given.mergekit, given.repeats, records)
+        table(given.work, given.mergekit, given.methods, given.repeats, records)
     if given.json:
         given.json.write_text(json.dumps(records.rows, indent=1) + "\n", encoding="utf-8")
 
