@@ -18,6 +18,9 @@ pytestmark = [
         importlib.util.find_spec("vllm") is None,
         reason="vLLM is not installed in this environment: make test-vllm",
     ),
+    # An engine is half a minute of work, the first one of an architecture more; on a busy machine a
+    # fixture that were cut short would fail every test that shares it.
+    pytest.mark.timeout(3000),
 ]
 RULES = [PUBLISHED, CORRECTED, Rule("separate", bos=True), Rule("joint", bos=False)]
 WINDOW = 96
