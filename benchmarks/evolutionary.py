@@ -6,7 +6,8 @@ Takes the models and the dev items of a case of the bottle. The same candidates 
 start) are scored twice: by the search itself, in memory; and each merged, written, and evaluated by
 a fresh `python -m evaluation`. Both must give the same scores. CPU seconds of the processes, on one
 thread; what a process spends before its first candidate is told apart. `ratio` says how many times
-better the first way is.
+better the first way is. `merge alone` is that of the candidates in memory, from mapped files as the
+search does it and, beside it, from files that are read.
 """
 
 from __future__ import annotations
@@ -65,6 +66,36 @@ def _children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def parents(case: Path, mapped: bool) -> tuple[Any, dict[str, Any]]:
+    """Open a case's base and experts."""
+    from checkpoints.reading import Checkpoint
+
+    experts = {
+        path.name: Checkpoint(path, mapped=mapped)
+        for path in sorted((case / "models").iterdir())
+        if path.name != "base" and (path / "config.json").is_file()
+    }
+    return Checkpoint(case / "models" / "base", mapped=mapped), experts
+
+
+def merging(case: Path, method: str, genomes: list[list[float]], mapped: bool) -> float:
+    """Return the CPU milliseconds of a candidate's merge into an allocated model."""
+    from search.merged import Merging
+    from search.parameters import ParameterSpace
+    from search.workbench import Allocated
+
+    base, experts = parents(case, mapped)
+    space, allocated = ParameterSpace(Merging(method, base, experts), {}), Allocated(base)
+    allocated.become(space, space.decode(genomes[0]))
+    least = float("inf")
+    for _ in range(3):
+        began = time.process_time()
+        for genome in reversed(genomes):
+            allocated.become(space, space.decode(genome))
+        least = min(least, time.process_time() - began)
+    return 1000 * least / len(genomes)
+
+
 def compare(
     case: Path, method: str, suites: str, count: int, written: int, records: Records
 ) -> None:
@@ -78,7 +109,6 @@ def compare(
         written: How many of them are scored from the disk too.
         records: Takes the figures.
     """
-    from checkpoints.reading import Checkpoint
     from evaluation.suites import select
     from merges.engine import merge_to_disk
     from merges.layers import LayerRules
@@ -89,12 +119,7 @@ def compare(
     from search.state import StateFile
     from search.workbench import Allocated, Workbench
 
-    base = Checkpoint(case / "models" / "base")
-    experts = {
-        path.name: Checkpoint(path)
-        for path in sorted((case / "models").iterdir())
-        if path.name != "base" and (path / "config.json").is_file()
-    }
+    base, experts = parents(case, mapped=True)
     space = ParameterSpace(Merging(method, base, experts), {})
     tasks = [task.name for task in select(suites.split(","))]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
@@ -120,8 +145,7 @@ def compare(
             merge_to_disk(
                 folder,
                 method,
-                base,
-                experts,
+                *parents(case, mapped=False),
                 recipe["set"],
                 parameters_for=LayerRules(method, recipe["set_layers"]),
             )
@@ -138,6 +162,9 @@ def compare(
     records.add(f"{method}: before the first", "CPU s", ready, None)
     for what, spent in (("merge", clock.spent["become"]), ("ask, tell, state", other)):
         records.add(f"{method}: {what}", "% of it", 100 * spent / whole, None)
+    genomes = [evaluation.genome for evaluation in history]
+    mapped, read = (merging(case, method, genomes, way) for way in (True, False))
+    records.add(f"{method}: merge alone", "CPU ms", mapped, read)
     share = 100 * (whole - clock.spent["_score"]) / whole
     # As a ratio: how many times below the goal it stays.
     records.add(f"{method}: all but evaluation", "% of it", share, GOAL_SHARE, 1.0)

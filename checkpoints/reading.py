@@ -6,6 +6,7 @@ import abc
 import functools
 import hashlib
 import math
+import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from checkpoints.layout import (
     weight_file,
 )
 from checkpoints.pickles import PickledWeights
+from common.cost import count_mapped
 from common.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class SafetensorsWeights:
 
     Args:
         source: The only file, or the index of several.
+        mapped: Whether arrays are views of the mapped files; see `Checkpoint`.
 
     Attributes:
         stored: What is known of each parameter by its name.
@@ -107,10 +110,11 @@ class SafetensorsWeights:
         UserError: A file is missing, damaged, or contradicts itself or the index.
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, mapped: bool = False) -> None:
         self.stored: dict[str, Stored] = {}
         self.files: dict[str, Path] = {}
         self._open: dict[Path, IO[bytes]] = {}
+        self._maps: dict[Path, mmap.mmap] | None = {} if mapped else None
         self._lock = threading.Lock()
         index = read_index(source) if source.suffix == ".json" else None
         shards = sorted(set(index.values())) if index else [source]
@@ -130,10 +134,23 @@ class SafetensorsWeights:
         return values
 
     def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read values [start, stop) of a flattened parameter into a new array."""
-        values = np.empty(stop - start, dtype=numpy_type(self.stored[name].dtype))
+        """Read values [start, stop) of a flattened parameter into an array, or map them."""
+        item = self.stored[name]
+        dtype, place = numpy_type(item.dtype), item.place + start * BYTES[item.dtype]
+        if self._maps is not None and place % dtype.itemsize == 0:
+            count_mapped((stop - start) * dtype.itemsize)
+            return np.frombuffer(self._mapping(self.files[name]), dtype, stop - start, place)
+        values = np.empty(stop - start, dtype=dtype)
         self._fill(name, start, memoryview(values.view(np.uint8)))
         return values
+
+    def _mapping(self, shard: Path) -> mmap.mmap:
+        if shard not in self._maps:
+            descriptor = self._descriptor(shard)
+            with self._lock:
+                if shard not in self._maps:
+                    self._maps[shard] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return self._maps[shard]
 
     def _fill(self, name: str, start: int, buffer: memoryview) -> None:
         item = self.stored[name]
@@ -239,7 +256,8 @@ class Model(abc.ABC):
         """Read some consecutive values of a parameter as numpy has them; see `read`.
 
         Returns:
-            A new flat array in the parameter's type; bfloat16 as its patterns in uint16.
+            A flat array in the parameter's type, bfloat16 as its patterns in uint16; a new one, or
+            of a mapped checkpoint a view that cannot be written to.
         """
         start, stop = self._range(name, start, stop)
         if start == stop:
@@ -277,9 +295,13 @@ class Checkpoint(Model):
 
     The bytes of safetensors go straight into the tensors; no file is mapped, so that what is held
     in memory is what is asked for, and a file that shrinks meanwhile is an error, not a crash.
+    Who reads the same parameters again and again may have `read_array` give views of the mapped
+    files instead, which cannot be written to: nothing is copied. Pages of files that the system
+    keeps in its cache anyway then count as the process's own.
 
     Args:
         path: The folder, with config.json and one weight file or an index of shards.
+        mapped: Whether `read_array` maps.
         allow_pickle: Whether weights in PyTorch's own format (``pytorch_model.bin``) are accepted
             where there are no safetensors; they are then read as tensors alone, and mapped.
 
@@ -288,19 +310,21 @@ class Checkpoint(Model):
             or the index; the weights are pickles and were not asked for.
     """
 
-    def __init__(self, path: Path | str, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, *, allow_pickle: bool = False, mapped: bool = False
+    ) -> None:
         self.path = Path(path)
         check_folder(self.path)
         self.config: dict[str, Any] = read_object(self.path / "config.json")
-        self._weights = self._find(allow_pickle)
+        self._weights = self._find(allow_pickle, mapped)
         self._stored = self._weights.stored
         if not self._stored:
             raise UserError(f"{path}: the weight files hold no tensor; {REMADE}")
 
-    def _find(self, allow_pickle: bool) -> SafetensorsWeights | PickledWeights:
+    def _find(self, allow_pickle: bool, mapped: bool) -> SafetensorsWeights | PickledWeights:
         source = weight_file(self.path, SINGLE, INDEX)
         if source is not None:
-            return SafetensorsWeights(source)
+            return SafetensorsWeights(source, mapped)
         pickled = weight_file(self.path, PICKLE_SINGLE, PICKLE_INDEX)
         if pickled is None:
             raise UserError(f"{self.path}: no {SINGLE} and no {INDEX} in this folder; {REMADE}")

@@ -78,12 +78,14 @@ class CmaEs(Strategy):
         self._genes = list(genes)
         self._started = False
         self._asked: list[np.ndarray] = []
-        self._cma = CMA(
-            mean=np.array([gene.start for gene in genes], dtype=float),
-            sigma=sigma,
-            population_size=population,
-            seed=seed,
-        )
+        # With two or three candidates two of three bounds are infinite; the least is taken.
+        with np.errstate(divide="ignore"):
+            self._cma = CMA(
+                mean=np.array([gene.start for gene in genes], dtype=float),
+                sigma=sigma,
+                population_size=population,
+                seed=seed,
+            )
 
     @property
     def population(self) -> int:

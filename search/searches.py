@@ -143,8 +143,11 @@ def search(given: argparse.Namespace) -> str:
         UserError: Bad input, every candidate failed, or the disk is full; a state that was written
             before stands.
     """
-    base = Checkpoint(given.base)
-    experts = {n: Checkpoint(path) for n, path in pairs(given.experts, "--experts").items()}
+    base = Checkpoint(given.base, mapped=True)
+    experts = {
+        name: Checkpoint(path, mapped=True)
+        for name, path in pairs(given.experts, "--experts").items()
+    }
     parents = {"base": base} | {f"experts.{name}": expert for name, expert in experts.items()}
     check_output(given.out, [parent.path for parent in parents.values()])
     check_device(given.device)

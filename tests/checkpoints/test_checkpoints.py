@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,9 @@ from checkpoints.checking import check_compatible, check_finite
 from checkpoints.names import is_linear, kind
 from checkpoints.reading import INDEX, SINGLE, Checkpoint
 from checkpoints.writing import write_checkpoint
+from common.cost import measure
 from common.errors import UserError
+from common.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,27 @@ def test_reads_what_safetensors_reads_sharded_or_not(base, copy):
             assert torch.equal(tensor, expected[name])
             assert checkpoint.shape(name) == tuple(expected[name].shape)
             assert checkpoint.dtype(name) == "F32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mapped_checkpoint_gives_the_same_arrays_and_none_can_be_written(copy, dtype, tmp_path):
+    path = copy / SINGLE
+    tensors = {name: values.to(dtype) for name, values in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    read, mapped = Checkpoint(copy), Checkpoint(copy, mapped=True)
+    with measure(tmp_path / "cost.json"):
+        for name in read.names():
+            for part in ((0, None), (3, 17), (5, 5)):
+                expected = read.read_array(name, *part)
+                array = mapped.read_array(name, *part)
+                assert array.dtype == expected.dtype and np.array_equal(array, expected)
+                if array.size:
+                    with pytest.raises(ValueError, match="read-only"):
+                        array[0] = 0
+            assert torch.equal(mapped.load(name), tensors[name])  # a tensor is a copy as before
+    # Whole, and fourteen values of each, once mapped and once not; whole once more as tensors.
+    size = sum(t.numel() * 3 + 28 for t in tensors.values()) * dtype.itemsize
+    assert 0 <= read_json(tmp_path / "cost.json")["bytes_read"] - size < 10_000
 
 
 def test_the_fingerprint_follows_the_weights(base, copy):

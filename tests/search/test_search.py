@@ -135,6 +135,18 @@ def test_same_seed_same_candidates():
     assert first != other
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("population", [2, 3])
+def test_a_small_population_searches_too(population):
+    genes = genes_of("slerp", {"t": 0.5})
+    target = np.linspace(0.2, 0.8, len(genes))
+    history = run(
+        genes, lambda x: 1 - float(((x - target) ** 2).mean()), budget=300, population=population
+    )
+    best = max(history, key=lambda item: item.average)
+    assert np.abs(np.array(best.genome) - target).max() < 0.05
+
+
 class Killed(Exception):
     pass
 
