@@ -20,7 +20,7 @@ _ROWS = 12  # calibration rows per expert
 _LENGTH = 256  # tokens: some rows are cut
 _SAMPLES = 8  # rows that a training sees
 _OBJECTIVES = ("kl", "mse", "entropy")  # one of each kind, with a seed
-_ITEMS = 8  # of each task
+_ITEMS = 4  # of each task
 _OWN_TOKENS = {"GAIR/Abel-7B-002": ("[PAD]",)}  # as the published model has
 # With both cases' bases this row is evaluated by vLLM: a merge whose vocabulary was cropped.
 _VLLM_ROW = "dam_paper"

@@ -14,6 +14,10 @@ _BOTTLE = (
     "tasks neither confirms nor refutes them."
 )
 _OTHER = "The paper's numbers are of {scale}."
+_STAND_INS = (
+    " Scores here are partly of rows that only stand in for a benchmark's own, and do not compare "
+    "with the paper's."
+)
 
 
 def _score(case: Case, model: Model, column: str) -> Score | None:
@@ -48,6 +52,7 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
                     rows.append(Row((*map(Cell, start), stated, score), case.table))
     own = any(has_own_tasks(case) for case in experiment.cases)
     caption = (_BOTTLE if own else _OTHER).format(scale=published.scale)
+    caption += _STAND_INS if any(case.stand_ins() for case in experiment.cases) else ""
     caption += " A cell of the paper's tables that is not here is unknown to this suite."
     header = ("Table", "Column", "The paper's row", "Our row", "Paper", "Ours")
     return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)

@@ -101,11 +101,13 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 @pytest.mark.workflow
-def test_merges_and_trainings_run_through_the_rules(rehearsal, tmp_path):
+def test_a_few_rows_run_through_the_rules(rehearsal, tmp_path):
     from safetensors import safe_open
 
     rows = ("soup", "dare_ties_base", "evollm", "dam_paper")
     targets = [f"results/rehearsal/case1/merges/{row}/manifest.json" for row in rows]
+    scored = {"case1": "evollm", "case2": "sql"}
+    targets += [f"results/rehearsal/{case}/scores/test/{row}.json" for case, row in scored.items()]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "workflow", "reproduce", "--cores", "2"),
@@ -131,6 +133,14 @@ def test_merges_and_trainings_run_through_the_rules(rehearsal, tmp_path):
             assert weights.get_slice("lm_head.weight").get_shape()[0] == size
     lock = json.loads((tmp_path / "results" / "rehearsal" / "hub.lock.json").read_text())
     assert {"mistral_7b", "abel_7b", "evollm_jp_7b", "metamath"} <= set(lock)
+    config = configuration.load(rehearsal / "config.yaml")
+    for case, model in scored.items():
+        path = tmp_path / "results" / "rehearsal" / case / "scores" / "test" / f"{model}.json"
+        tasks = json.loads(path.read_text())["tasks"]
+        assert list(tasks) == configuration.tasks_of(config["cases"][case])
+        for about in tasks.values():
+            assert about["items"] == 4
+            assert "hand-made rows in the published columns" in about["stand_in"].values()
 
 
 @pytest.mark.rehearsal
@@ -157,13 +167,13 @@ def test_the_paper_runs_from_downloads_to_the_page(tmp_path):
         made = {row for row, about in config["methods"].items() if case in about.get("cases", case)}
         assert {row["id"] for row in rows} == {"chance", "base", *entry["experts"], *made}
         assert {row["status"] for row in rows} == {"ok"}
-        assert len({row["Avg"] for row in rows}) > 3
+        assert len({row["Avg"] for row in rows}) > 1
         tasks = {task for column in entry["columns"] for task in column["tasks"]}
         for path in (results / case / "scores" / "test").glob("*.manifest.json"):
             model = path.name.removesuffix(".manifest.json")
             scores = json.loads(path.with_name(f"{model}.json").read_text())
             assert set(scores["tasks"]) == tasks
-            assert {about["items"] for about in scores["tasks"].values()} == {8}
+            assert {about["items"] for about in scores["tasks"].values()} == {4}
             parent = entry["base"] if model == "base" else entry["experts"].get(model)
             asked = (parent or config["methods"][model]).get("backend", "hf")
             assert scores["backend"] == asked

@@ -11,8 +11,9 @@ import shutil
 import pytest
 
 from common.errors import UserError
-from report import tables
+from report import published, tables
 from report.ablation_table import ablation_csv, ablation_grid
+from report.beside_paper import values_grid
 from report.case_table import best, case_csv, case_grid, more_grid, tasks_csv
 from report.load import load
 
@@ -345,7 +346,9 @@ def test_rows_that_stand_in_are_said_in_caption_and_note(small):
         f"Not the benchmark's own items, but made by hand: {label}.",
         f"Not the benchmark's own examples, but made by hand: {label}.",
     ]
-    assert "stand in" in ablation_grid(load(small[0], small[1]).ablation).caption
+    experiment = load(small[0], small[1])
+    assert "stand in" in ablation_grid(experiment.ablation).caption
+    assert "do not compare with the paper's" in values_grid(experiment, published.load()).caption
 
 
 def test_two_backends_in_one_table_are_told_apart(small):
