@@ -62,8 +62,8 @@ def resolved(monkeypatch):
         (
             "best",
             Parameters(
-                batch_size=8, learning_rate=0.02, schedule="cosine", temperature=1.0,
-                tokens="answer",
+                batch_size=8, learning_rate=0.1, schedule="cosine", temperature=1.0,
+                tokens="answer", task_vectors=True,
             ),
         ),
     ],
