@@ -234,7 +234,9 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
             folder = results / "ablation" / id / f"seed{seed}"
             scores = folder / "scores.json"
             status, tasks, _ = _outcome(folder / "model", scores)
-            checked = smoke.get(f"{id}/seed{seed}", {})
+            # A run whose model is not kept was checked on its own.
+            own = smoke if entry.get("keep_merges", True) else _smoke(folder / "smoke.json")
+            checked = own.get(f"{id}/seed{seed}", {})
             status = _after_smoke(status, checked)
             runs.append(
                 Model(
@@ -267,9 +269,10 @@ def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str,
     wanted += [
         "ablation/smoke.json",
         *(
-            f"ablation/{id}/seed{seed}/scores.json"
+            f"ablation/{id}/seed{seed}/{name}.json"
             for id in ablation["objectives"]
             for seed in ablation["seeds"]
+            for name in ("scores", "smoke")
         ),
     ]
     for name in wanted:

@@ -1,11 +1,9 @@
-"""What an experiment on published checkpoints will fetch, store and compute, before it does."""
+"""How long steps on published checkpoints take, estimated from counted FLOPs and bytes."""
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import yaml
 
 from common.errors import UserError
 from evaluation.data.sources import load_sources
-from hub.lock import locked
+from hub.lock import Locked
 from hub.table import Reference, read_table
 from merges import registry
 from workflow import published, resources
@@ -33,6 +31,30 @@ def assumptions() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def references_of_case(config: Mapping[str, Any], root: Path, name: str) -> list[Reference]:
+    """List what a case fetches, each once: parents, their data sets, published merges.
+
+    Args:
+        config: The resolved configuration.
+        root: The project's folder.
+        name: The case's name.
+    """
+    table, case = read_table(published.table_of(config, root)), config["cases"][name]
+    ids = []
+    for parent in (case["base"], *case["experts"].values()):
+        ids.append(parent["hub"])
+        if "calibration" in parent:
+            ids.append(parent["calibration"]["hub"])
+    rows = [config["methods"][row] for row in rows_of(config, name)]
+    ids += [row["hub"] for row in rows if "hub" in row]
+    return [table[id] for id in dict.fromkeys(ids)]
+
+
+def fetched_cases(config: Mapping[str, Any]) -> list[str]:
+    """Name the cases of published checkpoints."""
+    return [name for name, case in config["cases"].items() if published.is_published(case)]
+
+
 def references_of(config: Mapping[str, Any], root: Path) -> list[Reference]:
     """List what a configuration fetches, each once, in the order of its cases.
 
@@ -43,31 +65,30 @@ def references_of(config: Mapping[str, Any], root: Path) -> list[Reference]:
     Returns:
         Rows of the table of references.
     """
-    table = read_table(published.table_of(config, root))
-    names: list[str] = []
-    for case in config["cases"].values():
-        if not published.is_published(case):
-            continue
-        for parent in (case["base"], *case["experts"].values()):
-            names.append(parent["hub"])
-            if "calibration" in parent:
-                names.append(parent["calibration"]["hub"])
-    names += [row["hub"] for row in config["methods"].values() if "hub" in row]
-    return [table[name] for name in dict.fromkeys(names)]
+    found = [
+        ref for name in fetched_cases(config) for ref in references_of_case(config, root, name)
+    ]
+    return list(dict.fromkeys(found))
 
 
-def has_token() -> bool:
-    """Tell whether the hub's library will find a token."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
-    return bool(os.environ.get("HF_TOKEN")) or file.is_file()
+def size_of(reference: Reference, config: Mapping[str, Any], known: Locked | None) -> float | None:
+    """Tell the size of a reference.
 
+    Args:
+        reference: The row of the table.
+        config: The resolved configuration.
+        known: What the lock recorded of it, None before its first download.
 
-def _size(reference: Reference, config: Mapping[str, Any]) -> float | None:
-    """GB of a reference: the table's, or for a model what its case's parameters take."""
+    Returns:
+        GB: recorded, else the table's, else for a model what its case's parameters take; None for
+        a data set of which nothing is known.
+    """
+    if known:
+        return sum(size for _, size in known.files.values()) / 1e9
     if reference.gb is not None or reference.kind == "dataset":
         return reference.gb
-    for name, case in config["cases"].items():
+    for name in fetched_cases(config):
+        case = config["cases"][name]
         parents = [case["base"], *case["experts"].values()]
         rows = [config["methods"][row] for row in rows_of(config, name)]
         if any(entry.get("hub") == reference.id for entry in [*parents, *rows]):
@@ -75,49 +96,48 @@ def _size(reference: Reference, config: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _fetching(config: Mapping[str, Any], root: Path) -> tuple[list[str], float, list[str]]:
-    lines, total, errors = [], 0.0, []
-    lock = published.lock_file(config, root)
-    for reference in references_of(config, root):
-        known, size = locked(lock, reference), _size(reference, config)
-        if known:
-            size = sum(size for _, size in known.files.values()) / 1e9
-        total += size or 0.0
-        revision = known.revision if known else reference.revision
-        how = "recorded" if known else "table" if reference.gb else "estimated"
-        token = ""
-        if reference.gated and "mirror" not in config["hub"]:
-            token = ", gated: a token is there" if has_token() else ", gated: NO TOKEN"
-            if not has_token():
-                errors.append(
-                    f"{reference.id} ({reference.repository}) is gated and there is no token: "
-                    f"accept its licence on {reference.page}, then HF_TOKEN=... or `hf auth login`"
-                )
-        lines.append(
-            f"  {reference.repository}@{revision[:12] if revision else 'newest'}: "
-            f"{f'{size:.1f} GB ({how})' if size else 'size unknown'}, "
-            f"licence {reference.licence or 'unknown, see its page'}{token}"
-        )
-    return lines, total, errors
+def learns(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a method row learns from calibration data."""
+    return "hub" not in entry and "data" in registry.describe()[entry["method"]].needs
 
 
-def _learning(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
-    """Resolve the parameters of each run of a case that learns from calibration data."""
-    runs = []
-    for row in rows_of(config, case):
-        entry = config["methods"][row]
-        if "hub" not in entry and "data" in registry.describe()[entry["method"]].needs:
-            runs.append(registry.validate(entry["method"], entry["set"]))
-    ablation = config.get("ablation")
-    if ablation and ablation["case"] == case:
-        row = config["methods"][ablation["row"]]
-        resolved = registry.validate(row["method"], {**row["set"], **ablation["set"]})
-        runs += [resolved] * (len(ablation["objectives"]) * len(ablation["seeds"]))
-    return runs
+def learning_runs(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
+    """Resolve the parameters of each row of a case that learns from calibration data."""
+    rows = [config["methods"][row] for row in rows_of(config, case)]
+    return [registry.validate(row["method"], row["set"]) for row in rows if learns(row)]
 
 
-def learning_hours(config: Mapping[str, Any], case: str) -> dict[str, float]:
-    """Estimate the GPU hours of a case's teachers and of all its runs that learn.
+def ablation_runs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Resolve the parameters of each run of the ablation."""
+    ablation = config["ablation"]
+    row = config["methods"][ablation["row"]]
+    resolved = registry.validate(row["method"], {**row["set"], **ablation["set"]})
+    return [resolved] * (len(ablation["objectives"]) * len(ablation["seeds"]))
+
+
+def states_gigabytes(config: Mapping[str, Any], case: str) -> float:
+    """Estimate the size of the teachers' hidden states of a case, 2 bytes a value, in GB."""
+    experts, tokens = len(config["cases"][case]["experts"]), assumptions()["calibration_tokens"]
+    return config["calibration"]["rows"] * experts * tokens * 2 * _HIDDEN / 1e9
+
+
+def teacher_hours(config: Mapping[str, Any], case: str) -> float:
+    """Estimate the GPU hours in which a case's experts read their calibration data, 2 FLOPs each.
+
+    Args:
+        config: The resolved configuration.
+        case: The case's name.
+    """
+    entry, gpu = config["cases"][case], assumptions()["gpu"]
+    tokens = assumptions()["calibration_tokens"] * len(entry["experts"])
+    flops = 2 * resources.parameters_of(entry) * tokens * config["calibration"]["rows"]
+    return flops / gpu["flops"] / 3600
+
+
+def training_hours(
+    config: Mapping[str, Any], case: str, runs: Sequence[Mapping[str, Any]]
+) -> float:
+    """Estimate the GPU hours of runs that learn from a case's calibration data.
 
     A step's products are forward and backward of the merged model, 6 FLOPs for each parameter and
     token; beside them every expert's weights pass through memory three times.
@@ -125,23 +145,20 @@ def learning_hours(config: Mapping[str, Any], case: str) -> dict[str, float]:
     Args:
         config: The resolved configuration.
         case: The case's name.
-
-    Returns:
-        Hours by stage: teachers, training.
+        runs: The resolved parameters of each.
     """
     entry, gpu = config["cases"][case], assumptions()["gpu"]
     parameters, experts = resources.parameters_of(entry), len(entry["experts"])
     tokens = assumptions()["calibration_tokens"] * experts
     weights = parameters * _BYTES[entry["size"]["dtype"]]
-    teachers = 2 * parameters * tokens * config["calibration"]["rows"] / gpu["flops"]
-    training = 0.0
-    for run in _learning(config, case):
+    seconds = 0.0
+    for run in runs:
         rows = run.get("samples", 1729) * (run.get("epochs") or 1)
         batch = run.get("batch_size", 1)
         step = 6 * parameters * tokens * batch / gpu["flops"]
         step += _PASSES * experts * weights / gpu["bandwidth"]
-        training += step * rows / batch
-    return {"teachers": teachers / 3600, "training": training / 3600}
+        seconds += step * rows / batch
+    return seconds / 3600
 
 
 def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
@@ -153,6 +170,9 @@ def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
 
     Returns:
         Hours; prompts are bound by arithmetic, generation by the weights' way through memory.
+
+    Raises:
+        UserError: Nothing is assumed of a task.
     """
     entry, about = config["cases"][case], assumptions()
     parameters = resources.parameters_of(entry)
@@ -173,71 +193,10 @@ def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
     return seconds / 3600
 
 
-def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[str], list[str]]:
-    """Tell what an experiment will fetch, store and compute.
-
-    Args:
-        config: The resolved configuration.
-        root: The project's folder.
-        results: The folder of its results; it need not exist.
-
-    Returns:
-        Lines for people, and the errors that would stop the run, a line each.
-    """
-    if not references_of(config, root):
-        return [f"{config['name']} fetches nothing: the bottle makes its own models"], []
-    fetching, total, errors = _fetching(config, root)
-    lines = ["to fetch:", *fetching, f"  in all about {total:.0f} GB", "per case:"]
-    stored, hours, gpu = total, 0.0, assumptions()["gpu"]
-    for name, case in config["cases"].items():
-        if not published.is_published(case):
-            continue
-        size, experts = resources.gigabytes_of(case), len(case["experts"])
-        rows = [row for row in rows_of(config, name) if "hub" not in config["methods"][row]]
-        ablation = config.get("ablation")
-        runs = 0
-        if ablation and ablation["case"] == name:
-            runs = len(ablation["objectives"]) * len(ablation["seeds"])
-        states = (
-            config["calibration"]["rows"]
-            * experts
-            * assumptions()["calibration_tokens"]
-            * 2
-            * _HIDDEN
-            / 1e9
-        )
-        merges = (len(rows) + runs) * size
-        asked = resources.ask("trained_merge", case, experts=experts)
-        models = 1 + experts + len(rows_of(config, name)) + runs
-        learning, each = learning_hours(config, name), evaluation_hours(config, name)
-        hours += sum(learning.values()) + each * models
-        stored += states + merges
-        lines += [
-            f"  {name}: {experts} experts and a base of {size:.1f} GB, {len(rows)} merges and "
-            f"{runs} runs of the ablation: {merges:.0f} GB; teachers' states {states:.0f} GB",
-            f"    GPU hours (estimated): teachers {learning['teachers']:.2f}, training "
-            f"{learning['training']:.1f}, evaluation {each * models:.1f} ({models} models, "
-            f"{60 * each:.0f} min each)",
-            f"    GPU memory: {asked['gpu_mem_mb'] / 1000:.0f} GB of {gpu['memory_gb']} GB",
-        ]
-        if asked["gpu_mem_mb"] / 1000 > gpu["memory_gb"]:
-            errors.append(
-                f"{name}: training holds {asked['gpu_mem_mb'] / 1000:.0f} GB on a GPU, more than "
-                f"the {gpu['memory_gb']} GB assumed; take fewer experts or a larger GPU "
-                "(workflow/assumptions.yaml)"
-            )
-    place = results
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 1e9
-    lines += [
-        f"disk: about {stored:.0f} GB below {results}, {free:.0f} GB are free",
-        f"GPU hours: about {hours:.0f} on one 80 GB GPU (estimated from counted FLOPs and bytes "
-        "and workflow/assumptions.yaml; nothing of it was measured)",
-    ]
-    if stored > free:
-        errors.append(
-            f"{results} needs about {stored:.0f} GB and {free:.0f} GB are free; free some space, "
-            "link the folder to a larger disk, or take rows out of the configuration"
-        )
-    return lines, errors
+def merge_hours(config: Mapping[str, Any], case: str) -> float:
+    """Estimate the hours of one merge that streams the models of a case through the CPU."""
+    entry, about = config["cases"][case], assumptions()
+    models = 1 + len(entry["experts"])
+    moved = (models + 1) * resources.gigabytes_of(entry) * 1e9
+    arithmetic = models * resources.parameters_of(entry) * about["value_ns"] * 1e-9
+    return (moved / about["disk_bandwidth"] + arithmetic) / 3600

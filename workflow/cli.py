@@ -138,10 +138,10 @@ def preflight(config: Path) -> int:
     Raises:
         UserError: The configuration is wrong, or something would stop the run.
     """
-    from workflow import budget
+    from workflow import preflight as before
 
     resolved = configuration.load(config)
-    lines, errors = budget.report(resolved, ROOT, Path("results") / resolved["name"])
+    lines, errors = before.report(resolved, ROOT, Path("results") / resolved["name"])
     lines += [f"error: {error}" for error in errors[1:]]  # the first is told by the program's end
     print("\n".join(lines), flush=True)
     if errors:

@@ -4,12 +4,14 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from common.errors import UserError
-from workflow import budget, configuration, published
+from common.files import write_json
+from workflow import budget, configuration, preflight, published
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
@@ -141,11 +143,48 @@ def test_the_budget_agrees_with_what_was_counted_by_hand():
         config["methods"] = {"dam_paper": config["methods"]["dam_paper"]}
 
     config = configuration.resolve(changed(only_dam), "paper.yaml")
-    hours = budget.learning_hours(config, "case1")
-    assert hours["teachers"] * 3600 * 396e12 == pytest.approx(22e15, rel=0.02)
-    del config["ablation"]
-    training = budget.learning_hours(config, "case1")["training"]
+    teachers = budget.teacher_hours(config, "case1")
+    assert teachers * 3600 * 396e12 == pytest.approx(22e15, rel=0.02)
+    training = budget.training_hours(config, "case1", budget.learning_runs(config, "case1"))
     assert training * 3600 / 1729 == pytest.approx(0.094 + 0.047, rel=0.05)
+    # A merge reads four models of 14.48 GB and writes one, at 1 GB/s; 2 ns for each of four values.
+    assert budget.merge_hours(config, "case1") * 3600 == pytest.approx(5 * 14.48 + 8 * 7.24, 0.01)
+
+
+def step_of(steps, part, words):
+    (found,) = [step for step in steps if step.part == part and words in step.name]
+    return found
+
+
+def test_the_steps_of_the_paper_add_up(tmp_path):
+    config = configuration.resolve(PAPER, "paper.yaml")
+    steps = preflight.steps_of(config, ROOT, tmp_path)
+    # Base, three experts and EvoLLM-JP; two of them are pickles, written again as safetensors.
+    assert step_of(steps, "case1", "download of 5 models").gigabytes == pytest.approx(5 * 14.48, rel=0.01)
+    assert step_of(steps, "case1", "pickles").gigabytes == pytest.approx(2 * 14.48, rel=0.01)
+    assert step_of(steps, "case1", "evaluation").name == "evaluation of 15 models"
+    runs = step_of(steps, "ablation", "learn")
+    assert runs.gigabytes == pytest.approx(2 * 14.48, rel=0.01)
+    config["ablation"]["keep_merges"] = True
+    kept = step_of(preflight.steps_of(config, ROOT, tmp_path), "ablation", "learn")
+    assert kept.gigabytes == pytest.approx(30 * 14.48, rel=0.01) and kept.hours == runs.hours
+    *_, last = preflight.table_of(steps)
+    size, hours, gpu, price = map(float, last.split()[1:])
+    assert size == pytest.approx(sum(step.gigabytes for step in steps), abs=1)
+    assert price == pytest.approx(3.0 * hours, abs=0.03) and gpu < hours
+
+
+def test_what_was_measured_takes_the_estimate_s_place(tmp_path):
+    config = configuration.resolve(PAPER, "paper.yaml")
+    cost = {"wall_s": 7200.0, "gpu_s": 3600.0}
+    write_json(tmp_path / "case2" / "teachers" / "cost.json", cost)
+    write_json(tmp_path / "ablation" / "kl" / "seed1" / "scores.cost.json", cost)
+    steps = preflight.steps_of(config, ROOT, tmp_path)
+    teachers = step_of(steps, "case2", "teachers")
+    assert (teachers.hours, teachers.gpu_hours, teachers.known) == (2.0, 1.0, "measured")
+    scores = step_of(steps, "ablation", "evaluation")
+    assert scores.known == "measured in 1 of 30" and scores.hours == pytest.approx(60)
+    assert step_of(steps, "case1", "teachers").known == "estimated"
 
 
 def test_the_report_names_licences_disk_and_missing_tokens(tmp_path, monkeypatch):
@@ -153,12 +192,25 @@ def test_the_report_names_licences_disk_and_missing_tokens(tmp_path, monkeypatch
     for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     config = configuration.resolve(PAPER, "paper.yaml")
-    lines, errors = budget.report(config, ROOT, tmp_path)
+    lines, errors = preflight.report(config, ROOT, tmp_path)
     assert any("Meta-Llama-3-8B-Instruct" in line and "NO TOKEN" in line for line in lines)
     assert any("is gated and there is no token" in error for error in errors)
     monkeypatch.setenv("HF_TOKEN", "a token")
-    _, errors = budget.report(config, ROOT, tmp_path)
+    _, errors = preflight.report(config, ROOT, tmp_path)
     assert not any("gated" in error for error in errors)
+
+
+def test_too_small_a_gpu_or_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    config = configuration.resolve(PAPER, "paper.yaml")
+    monkeypatch.setenv("HF_TOKEN", "a token")
+    monkeypatch.setattr(preflight.machine, "gpus", lambda: [24564])
+    _, errors = preflight.report(config, ROOT, tmp_path)
+    told = [error for error in errors if "training holds" in error]
+    assert len(told) == 2 and "54 GB on a GPU, and the GPU here has 25.8 GB" in told[0]
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=100e9))
+    _, errors = preflight.report(config, ROOT, tmp_path)
+    (told,) = [error for error in errors if "are free" in error]
+    assert "needs about" in told and "100 GB are free" in told and "\n" not in told
 
 
 @pytest.mark.workflow

@@ -38,6 +38,15 @@ SCORES_FROM = CONFIG.get("scores_from")
 # The tables' cases, and the further worlds of studies: the same cases from other seeds.
 CASES = CONFIG["cases"] | studies.worlds_of(CONFIG) | ancestry.worlds_of(CONFIG)
 ABLATION = CONFIG.get("ablation")
+RUNS = [
+    {"objective": objective, "seed": seed}
+    for objective in (ABLATION["objectives"] if ABLATION else ())
+    for seed in ABLATION["seeds"]
+]
+# A run of the ablation: its record, and its merged model, which may be dropped once it was evaluated.
+RUN = f"{OUT}/ablation/{{objective}}/seed{{seed}}"
+KEPT = not ABLATION or ABLATION["keep_merges"]
+RUN_MODEL = f"{RUN}/model" if KEPT else f"{RUN}/merged"
 
 # Finished tasks of evaluations. Not part of a rule's command, which would run again with another.
 STORE = f"--store {OUT}/store" if CONFIG["evaluation"]["store"] else ""

@@ -6,6 +6,11 @@ def model_manifest(wildcards):
     return f"{OUT}/{wildcards.case}/{kind}/{wildcards.model}/manifest.json"
 
 
+def run_model(wildcards):
+    """What a step needs of a run's merged model: its manifest, or the folder that will be dropped."""
+    return f"{RUN_MODEL}/manifest.json" if KEPT else RUN_MODEL
+
+
 def ablation_suites(wildcards):
     return ",".join(configuration.suites_of(CASES[ABLATION["case"]]))
 
@@ -91,18 +96,19 @@ rule gate:
 rule ablation_evaluate:
     input:
         data=lambda wildcards: f"{OUT}/{ABLATION['case']}/data/manifest.json",
-        model=f"{OUT}/ablation/{{objective}}/seed{{seed}}/model/manifest.json",
+        model=run_model,
     output:
-        scores=f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.json",
-        manifest=f"{OUT}/ablation/{{objective}}/seed{{seed}}/scores.manifest.json",
+        scores=f"{RUN}/scores.json",
+        manifest=f"{RUN}/scores.manifest.json",
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.scores.log",
-    priority: 30
+    # Models that are dropped afterwards are evaluated before the next is made.
+    priority: 30 if KEPT else 65
     resources:
         **asks("evaluate"),
     params:
         data=lambda wildcards, input: folder_of(input.data),
-        model=lambda wildcards, input: folder_of(input.model),
+        model=RUN_MODEL,
         suites=ablation_suites,
         backend=backend_of,
         python=python_of,

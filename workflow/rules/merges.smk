@@ -274,18 +274,30 @@ rule greedy:
         f"{TELL_FAILURE}"
 
 
+# A merged model that is dropped leaves its record: all but weights, the manifest last.
+RECORD = (
+    ""
+    if KEPT
+    else " && mkdir -p {params.record} && find {params.folder} -mindepth 1 -maxdepth 1"
+    " ! -name '*.safetensors*' ! -name manifest.json -exec cp -r -t {params.record} {{}} +"
+    " && cp {params.folder}/manifest.json {params.record}"
+)
+
+
 rule ablation_merge:
     input:
         unpack(merge_inputs),
     output:
-        f"{OUT}/ablation/{{objective}}/seed{{seed}}/model/manifest.json",
+        f"{RUN}/model/manifest.json",
+        **({} if KEPT else {"merged": temp(directory(RUN_MODEL))}),
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.log",
     priority: 60
     resources:
         **asks("merge"),
     params:
-        folder=output_folder,
+        folder=RUN_MODEL,
+        record=output_folder,
         failed=failed_file,
         method=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["method"],
         parents=parent_options,
@@ -298,8 +310,8 @@ rule ablation_merge:
         ),
         code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
     shell:
-        "rm -rf {params.failed} {params.folder}; "
+        "rm -rf {params.failed} {params.folder} {params.record}; "
         "python -m merges --method {params.method} {params.parents}"
         " --embeddings-and-norms {params.policy} {params.settings}"
         " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
-        f"{TELL_FAILURE}"
+        f"{RECORD}{TELL_FAILURE}"

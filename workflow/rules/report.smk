@@ -20,12 +20,11 @@ def all_scores():
         for model in PARENTS[case] + ROWS[case]
     ]
     if ABLATION:
-        scores.append(f"{OUT}/ablation/smoke.json")
-        scores += [
-            f"{OUT}/ablation/{objective}/seed{seed}/scores.json"
-            for objective in ABLATION["objectives"]
-            for seed in ABLATION["seeds"]
-        ]
+        scores += [f"{RUN}/scores.json".format(**run) for run in RUNS]
+        if KEPT:
+            scores.append(f"{OUT}/ablation/smoke.json")
+        else:
+            scores += [f"{RUN}/smoke.json".format(**run) for run in RUNS]
     return scores
 
 

@@ -2,21 +2,25 @@
 
 
 def smoke_models(wildcards):
-    """All models of a case, or of the ablation, as name and folder."""
+    """All models of a case, of the ablation, or of one run of it, as name and folder."""
     if wildcards.get("case"):
         case = wildcards.case
         models = {parent: f"{OUT}/{case}/models/{parent}" for parent in PARENTS[case]}
         return models | {row: f"{OUT}/{case}/merges/{row}" for row in ROWS[case]}
+    runs = RUNS
+    if wildcards.get("objective"):
+        runs = [{"objective": wildcards.objective, "seed": wildcards.seed}]
     models = {"base": f"{OUT}/{ABLATION['case']}/models/base"}
-    for objective in ABLATION["objectives"]:
-        for seed in ABLATION["seeds"]:
-            run = f"{objective}/seed{seed}"
-            models[run] = f"{OUT}/ablation/{run}/model"
-    return models
+    return models | {"{objective}/seed{seed}".format(**r): RUN_MODEL.format(**r) for r in runs}
 
 
 def smoke_inputs(wildcards):
     return [f"{folder}/manifest.json" for folder in smoke_models(wildcards).values()]
+
+
+def run_smoke_inputs(wildcards):
+    base, run = smoke_models(wildcards).values()
+    return [f"{base}/manifest.json", run]
 
 
 def smoke_options(wildcards):
@@ -59,6 +63,24 @@ rule ablation_smoke:
     log:
         f"{OUT}/logs/ablation/smoke.log",
     priority: 10
+    resources:
+        **asks("smoke"),
+    params:
+        models=smoke_options,
+        code=code(),
+    shell:
+        SMOKE
+
+
+rule ablation_run_smoke:
+    """The same for one run, whose model is dropped when it was evaluated and checked."""
+    input:
+        run_smoke_inputs,
+    output:
+        f"{RUN}/smoke.json",
+    log:
+        f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.smoke.log",
+    priority: 65
     resources:
         **asks("smoke"),
     params:
