@@ -160,7 +160,8 @@ def test_the_steps_of_the_paper_add_up(tmp_path):
     config = configuration.resolve(PAPER, "paper.yaml")
     steps = preflight.steps_of(config, ROOT, tmp_path)
     # Base, three experts and EvoLLM-JP; two of them are pickles, written again as safetensors.
-    assert step_of(steps, "case1", "download of 5 models").gigabytes == pytest.approx(5 * 14.48, rel=0.01)
+    models = step_of(steps, "case1", "download of 5 models")
+    assert models.gigabytes == pytest.approx(5 * 14.48, rel=0.01)
     assert step_of(steps, "case1", "pickles").gigabytes == pytest.approx(2 * 14.48, rel=0.01)
     assert step_of(steps, "case1", "evaluation").name == "evaluation of 15 models"
     runs = step_of(steps, "ablation", "learn")
