@@ -41,7 +41,7 @@ class _Rows(list):
         return self[0]
 
 
-class _Shots(ContextSampler):
+class Shots(ContextSampler):
     """Draws solved examples with the generator that shuffled the items, as published.
 
     Args:
@@ -131,7 +131,7 @@ class LocalTask(ConfigurableTask):
         self._cap = about.get("cap")
         super().__init__(config=config)
         if pool and generator is not None:
-            self.sampler = _Shots(pool, generator, about.get("stratify"))
+            self.sampler = Shots(pool, generator, about.get("stratify"))
         else:
             self.set_fewshot_seed(FEWSHOT_SEED)
 

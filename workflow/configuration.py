@@ -133,6 +133,23 @@ def suites_of(case: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def searched_columns(case: Mapping[str, Any]) -> list[list[str]]:
+    """Return what guides a search: the tasks of each column of the average that have a say in it.
+
+    Args:
+        case: A case of the resolved configuration.
+
+    Returns:
+        A list of tasks for each column that is left.
+    """
+    guiding = case.get("dev_tasks")
+    columns = [
+        [task for task in column["tasks"] if guiding is None or task in guiding]
+        for column in case["columns"]
+    ]
+    return [tasks for tasks in columns if tasks]
+
+
 def rows_of(config: Mapping[str, Any], case: str) -> list[str]:
     """Return the method rows of a case, in the order of the configuration."""
     return [row for row, entry in config["methods"].items() if case in entry.get("cases", [case])]
@@ -190,6 +207,13 @@ def _check_case(config: Mapping[str, Any], name: str) -> None:
                 raise UserError(
                     f"cases.{name}.experts.{expert}: task {task} is not among the case's columns"
                 )
+    averaged = [task for column in case["columns"] for task in column["tasks"]]
+    for task in case.get("dev_tasks", []):
+        if task not in averaged:
+            raise UserError(
+                f"cases.{name}.dev_tasks: {task} is not among the case's columns"
+                f"{nearest(task, averaged)}"
+            )
     if "base" in case["experts"]:
         raise UserError(f"cases.{name}.experts: no expert can be called 'base'")
 

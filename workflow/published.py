@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
+from evaluation.data.sources import load_sources
+from evaluation.suites import select
 from hub.lock import lock_of
 from hub.table import Reference, read_table
 from merges import registry
@@ -75,6 +77,59 @@ def _check_fetched(
             _referred(references, parent["calibration"]["hub"], "dataset", about, table)
 
 
+def has_dev(task: str) -> bool:
+    """Tell whether a published task has dev items: a training split whose rows no table shows.
+
+    Args:
+        task: suite/task, of a variant too.
+    """
+    suite, _, name = task.partition("/")
+    plain = f"{suite.partition(':')[0]}/{name}"
+    source = load_sources().get(plain)
+    # The rows that a variant shows as examples are known for the suite's first number of them.
+    same = select([task])[0].shots == select([plain])[0].shots
+    return source is not None and source.dev is not None and same
+
+
+def searched_tasks(case: Mapping[str, Any]) -> list[str]:
+    """Name the tasks whose dev items guide the searches of a case, each once."""
+    named = case.get("dev_tasks") or [task for c in case["columns"] for task in c["tasks"]]
+    return list(dict.fromkeys(named))
+
+
+def _check_dev(case: Mapping[str, Any], id: str, where: str) -> None:
+    tasks = searched_tasks(case)
+    if lacking := [task for task in tasks if not has_dev(task)]:
+        left = [task for task in tasks if task not in lacking]
+        rest = f", or name the others under cases.{id}.dev_tasks" if left else ""
+        raise UserError(
+            f"{where}: a searched row needs dev items, and none are published for "
+            f"{', '.join(lacking)} of {id}; leave the case out under 'cases'{rest}"
+        )
+
+
+def dev_options(config: Mapping[str, Any], case: str) -> dict[str, Any]:
+    """Return the options of `python -m evaluation data` for the dev items of a case's searches.
+
+    Args:
+        config: The resolved configuration.
+        case: The case's name.
+
+    Returns:
+        Options by name; empty where no row of the case is searched.
+    """
+    rows = [row for row in config["methods"].values() if case in row.get("cases", [case])]
+    if not any(kind in row for row in rows for kind in _SEARCHES):
+        return {}
+    plain = [
+        f"{suite.partition(':')[0]}/{name}"
+        for suite, _, name in (
+            task.partition("/") for task in searched_tasks(config["cases"][case])
+        )
+    ]
+    return {"dev": ",".join(plain), "dev_items": config["evaluation"]["dev_items"]}
+
+
 def _check_row(config: Mapping[str, Any], name: str, references: Mapping, table: Path) -> None:
     row, where = config["methods"][name], f"methods.{name}"
     cases = {case: config["cases"][case] for case in row.get("cases", config["cases"])}
@@ -86,10 +141,7 @@ def _check_row(config: Mapping[str, Any], name: str, references: Mapping, table:
                 raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
             continue
         if any(kind in row for kind in _SEARCHES):
-            raise UserError(
-                f"{where}: searched rows need dev items, which the benchmarks of {id} do not "
-                "have here; give the row fixed settings, or leave the case out under 'cases'"
-            )
+            _check_dev(case, id, where)
         if "hub" in row or "data" not in registry.describe()[row["method"]].needs:
             continue
         for expert in row.get("experts", case["experts"]):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.files import read_json, sha256_file, staged_directory, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
 from evaluation.data.converters import Rows, converter_of
 from evaluation.data.remote import Remote
 from evaluation.data.sources import File, Source, find_local
 from evaluation.sql.databases import read_dump
+from evaluation.suites import select
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,14 @@ def _kept(folder: Path, replaced: set[str]) -> dict[str, Any]:
     return {task: entry for task, entry in entries.items() if task not in replaced}
 
 
-def write_suite(out: Path, suite: str, converted: Sequence[Converted]) -> Path:
+def write_suite(out: Path, suite: str, converted: Sequence[Converted], split: str = "test") -> Path:
     """Write one suite's folder with its manifest; tasks of earlier calls stay.
 
     Args:
-        out: The data folder; the suite goes to `out/test/SUITE`.
+        out: The data folder; the suite goes to `out/SPLIT/SUITE`.
         suite: Name of the suite.
         converted: Its tasks.
+        split: test or dev.
 
     Returns:
         The suite's folder.
@@ -215,7 +217,7 @@ def write_suite(out: Path, suite: str, converted: Sequence[Converted]) -> Path:
     Raises:
         UserError: The disk is full; the old folder, if any, is untouched.
     """
-    folder = out / "test" / suite
+    folder = out / split / suite
     kept = _kept(folder, {one.source.task for one in converted})
     tasks = dict(kept)
     with staged_directory(folder) as aside:
@@ -270,7 +272,56 @@ def write_copies(out: Path, one: Converted) -> Path:
     return folder
 
 
-def build(sources: Sequence[Source], folder: Path | None, out: Path) -> list[Converted]:
+def check_dev(sources: Sequence[Source], names: Sequence[str]) -> None:
+    """Refuse dev items of tasks that have none, or whose items are not asked for.
+
+    Args:
+        sources: The tasks.
+        names: Full names of tasks that shall have dev items.
+
+    Raises:
+        UserError: One line that names all such tasks.
+    """
+    known = {source.name: source for source in sources}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--dev: {name} is not among the tasks of --suite{nearest(name, known)}"
+            )
+    lacking = [name for name in names if known[name].dev is None]
+    if lacking:
+        raise UserError(
+            f"--dev: no dev items exist for {', '.join(lacking)}, of which only test items are "
+            "published; leave them out"
+        )
+
+
+def _with_dev(one: Converted, count: int) -> Converted:
+    """Take a task's dev items from its training split."""
+    from evaluation.data.dev import choose_dev
+
+    role = one.source.dev
+    if role not in one.rows:
+        raise UserError(
+            f"{one.source.name}: its dev items are taken from {one.source.files[role].path}, which "
+            "is not there; put it there, or leave the task out of --dev"
+        )
+    (task,) = select([one.source.name])
+    items, rest = choose_dev(task, one.rows["items"], one.rows[role], count)
+    rows = {"items": items, "fewshot": rest} if task.shots else {"items": items}
+    counts = {name: len(found) for name, found in rows.items()}
+    stand_in = {"items": one.origin["stand_in"][role]} if role in one.origin["stand_in"] else {}
+    origin = one.origin | {"rows": counts, "stand_in": stand_in, "dev_items_from": role}
+    return Converted(one.source, rows, {}, origin)
+
+
+def build(
+    sources: Sequence[Source],
+    folder: Path | None,
+    out: Path,
+    dev: Sequence[str] = (),
+    dev_items: int = 60,
+) -> list[Converted]:
     """Convert tasks and write their suites.
 
     Nothing is written before every task of every suite has been converted.
@@ -279,19 +330,27 @@ def build(sources: Sequence[Source], folder: Path | None, out: Path) -> list[Con
         sources: The tasks.
         folder: Local copies; None downloads.
         out: The data folder.
+        dev: Full names of the tasks that also get dev items; see `evaluation.data.dev`.
+        dev_items: How many each.
 
     Returns:
         The converted tasks.
+
+    Raises:
+        UserError: A file is missing or damaged, or a task has no dev items, or not so many.
     """
+    check_dev(sources, dev)
     converted = convert_local(sources, folder) if folder else convert_remote(sources)
+    chosen = [_with_dev(one, dev_items) for one in converted if one.source.name in dev]
     for suite in dict.fromkeys(source.suite for source in sources):
         own = [one for one in converted if one.source.suite == suite]
         for one in own:
             if one.copies:
                 write_copies(out, one)
-        tasks = [one for one in own if one.rows]
-        if tasks:
-            write_suite(out, suite, tasks)
+        for split, of in (("test", own), ("dev", chosen)):
+            tasks = [one for one in of if one.rows and one.source.suite == suite]
+            if tasks:
+                write_suite(out, suite, tasks, split)
     _write_whole(out)
     return converted
 

@@ -16,11 +16,12 @@ examples:
   python -m evaluation data --list
   python -m evaluation data --suite ja8,kobest,okapi_de,sql_eval
   python -m evaluation data --suite kobest/boolq,kobest/copa --source copies --out data
+  python -m evaluation data --suite ja8 --dev ja8/jcommonsenseqa,ja8/jnli --dev-items 100
 
 Writes OUT/test/SUITE/TASK.jsonl (items), TASK.fewshot.jsonl (where few-shot examples are drawn
-from) and manifest.json (hashes, revisions, licences). A suite's folder is replaced as a whole, and
-only when everything asked for was read; tasks of an earlier call that are not named again stay.
-sql_eval's dumps go to OUT/databases/sql_eval.
+from) and manifest.json (hashes, revisions, licences); with --dev also OUT/dev/SUITE. A suite's
+folder is replaced as a whole, and only when everything asked for was read; tasks of an earlier call
+that are not named again stay. sql_eval's dumps go to OUT/databases/sql_eval.
 """
 
 
@@ -48,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a table of files below --source that serve where a benchmark's own are missing; "
         "scores of their rows are marked and are not the benchmark's",
+    )
+    parser.add_argument(
+        "--dev",
+        default="",
+        metavar="A,B",
+        help="tasks that also get dev items for searches, as suite/task: rows of their training "
+        "split that are no test item and no example of one",
+    )
+    parser.add_argument(
+        "--dev-items", type=int, default=60, metavar="N", help="dev items of each such task (60)"
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="DIR", help=f"the data folder ({OUT})"
@@ -86,7 +97,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if arguments.suite is None:
         raise UserError("--suite is missing; python -m evaluation data --help shows examples")
-    names = [name.strip() for name in arguments.suite.split(",") if name.strip()]
+    names, dev = (
+        [name.strip() for name in text.split(",") if name.strip()]
+        for text in (arguments.suite, arguments.dev)
+    )
+    if arguments.dev_items < 1:
+        raise UserError("--dev-items: give 1 or more")
     sources = select_sources(names)
     if arguments.stand_ins:
         if arguments.source is None:
@@ -95,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
 
     from evaluation.data.build import build
 
-    for one in build(sources, arguments.source, arguments.out):
+    for one in build(sources, arguments.source, arguments.out, dev, arguments.dev_items):
         counts = ", ".join(f"{count} {role}" for role, count in one.origin["rows"].items())
         if one.copies:
             counts = f"{len(one.copies)} files, {sum(one.origin['rows'].values())} rows"
@@ -104,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
         )
         unpinned = one.source.revision is None and one.origin["revision"] is not None
         newest = f"; revision {one.origin['revision']} (not pinned)" if unpinned else ""
+        counts += f", {arguments.dev_items} dev items" if one.source.name in dev else ""
         print(f"{one.source.name:<22} {counts}{lacking}{newest}")
     print(f"written below {arguments.out}")
     return 0

@@ -37,7 +37,8 @@ class Source:
 
     The fields are those of `sources.yaml`; `copies_to` is the folder, below the data folder, of
     files that are copied as they stand, None where they are converted. `sha256` holds, by role,
-    the hashes of the files at the pinned revision, as far as they are known.
+    the hashes of the files at the pinned revision, as far as they are known; `dev` is the role of
+    the rows from which dev items are taken, None where a benchmark has none.
     """
 
     suite: str
@@ -53,6 +54,7 @@ class Source:
     optional: Sequence[str] = ()
     copies_to: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    dev: str | None = None
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """Cases of published checkpoints: refusals, the jobs that the paper's tables need, the budget."""
 
 import copy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from search.cli import build_parser
 from workflow import budget, configuration, preflight, published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +61,7 @@ def test_the_papers_configuration_is_in_order():
             lambda c: c["methods"].update(
                 evolved={"label": "E", "method": "task_arithmetic", "evolve": {"budget": 9}}
             ),
-            "searched rows need dev items",
+            "none are published for ja8/xwinograd_ja, ja8/mgsm of case1; leave the case out",
         ),
         (
             lambda c: c["methods"]["evollm"].update(method="linear"),
@@ -86,6 +88,54 @@ def test_only_a_case_s_own_tasks_are_evaluated():
     assert configuration.suites_of(case) == ["okapi_de", "kobest", "sql_eval/classic"]
     case["columns"][0]["tasks"] = ["okapi_de:corrected/arc", "okapi_de:corrected/mmlu"]
     assert configuration.suites_of(case)[:2] == case["columns"][0]["tasks"]
+
+
+def tuned(config):
+    """Add a tuned row whose search is guided by the tasks of case 1 that have dev items."""
+    config["methods"]["dare_ties_tuned"] = {
+        "label": "DARE-TIES (tuned)",
+        "method": "dare_ties",
+        "tune": [{"density": density} for density in (0.2, 0.5)],
+        "cases": ["case1"],
+    }
+    config["tuning"] = {"evaluations": 2}
+    config["cases"]["case1"]["dev_tasks"] = ["ja8/jnli", "ja8/jcommonsenseqa"]
+
+
+def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
+    config = configuration.resolve(changed(tuned), "paper.yaml")
+    case = config["cases"]["case1"]
+    # In the order of the columns, each a group of the average.
+    assert configuration.searched_columns(case) == [["ja8/jcommonsenseqa"], ["ja8/jnli"]]
+    assert published.dev_options(config, "case1") == {
+        "dev": "ja8/jnli,ja8/jcommonsenseqa",
+        "dev_items": 60,
+    }
+    assert published.dev_options(config, "case2") == {}
+
+    def misspelt(config):
+        tuned(config)
+        config["cases"]["case1"]["dev_tasks"].append("ja8/jnly")
+
+    with pytest.raises(UserError, match=r"dev_tasks: ja8/jnly .*did you mean 'ja8/jnli'"):
+        configuration.resolve(changed(misspelt), "paper.yaml")
+
+
+@pytest.mark.parametrize(
+    ("task", "has"),
+    [
+        ("ja8/jsquad", True),
+        ("ja8:corrected:0.6/jsquad", True),
+        ("ja8/mgsm", False),
+        ("okapi_de/arc", True),
+        ("okapi_de:mlmm/arc", False),  # its 25 examples show rows that the suite's own does not
+        ("okapi_de/hellaswag", False),
+        ("sql_eval/classic", False),
+        ("bottle_ja8/jnli", False),
+    ],
+)
+def test_which_tasks_have_dev_items(task, has):
+    assert published.has_dev(task) is has
 
 
 def test_a_bottles_case_cannot_hold_models_of_the_hub():
@@ -229,3 +279,33 @@ def test_the_papers_profile_lists_all_jobs_without_torch():
     counts = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert counts["fetch_model"] == "6" and counts["convert_pickles"] == "2"
     assert counts["ablation_merge"] == "30"
+
+
+@pytest.mark.workflow
+def test_a_search_on_published_models_runs_on_the_device(tmp_path):
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(changed(tuned)), encoding="utf-8")
+    target = "results/paper/case1/merges/dare_ties_tuned/manifest.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", target, "-n", "-p"),
+            *("--configfile", str(tmp_path / "tuned.yaml")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = {
+        words: line
+        for line in done.stdout.splitlines()
+        for words in ("search tune", "evaluation data")
+        if f"-m {words}" in line
+    }
+    search = commands["search tune"]
+    for option in ("--vocabulary crop-to-base", "--device cuda", "--dtype bfloat16"):
+        assert f" {option} " in search
+    assert " --engine postgres " in search and "--suites ja8/jcommonsenseqa,ja8/jnli " in search
+    assert "--dev ja8/jnli,ja8/jcommonsenseqa --dev-items 60" in commands["evaluation data"]
+    # What the two commands are given, they take.
+    arguments = shlex.split(search.partition(" -m search ")[2].partition(" 2>&1")[0])
+    assert build_parser().parse_args(arguments).device == "cuda"

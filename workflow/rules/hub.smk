@@ -157,7 +157,8 @@ rule benchmarks:
             )
         ),
         source=options(published.benchmark_options(CONFIG)),
+        dev=lambda wildcards: options(published.dev_options(CONFIG, wildcards.case)),
         code=code("evaluation/data"),
     shell:
-        f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}}"
+        f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}} {{params.dev}}"
         " --out {params.folder} 2>&1 | tee {log}"

@@ -86,13 +86,13 @@ def search_code(wildcards):
 
 def searched_tasks(wildcards):
     """What guides a search: the tasks of the average, and none that is only shown beside it."""
-    columns = CASES[wildcards.case]["columns"]
-    return ",".join(dict.fromkeys(task for column in columns for task in column["tasks"]))
+    columns = configuration.searched_columns(CASES[wildcards.case])
+    return ",".join(dict.fromkeys(task for tasks in columns for task in tasks))
 
 
 def average_groups(wildcards):
     """The table's average, for a search on dev: the mean over columns of their tasks' means."""
-    return shlex.quote(json.dumps([column["tasks"] for column in CASES[wildcards.case]["columns"]]))
+    return shlex.quote(json.dumps(configuration.searched_columns(CASES[wildcards.case])))
 
 
 def teachers_options(wildcards):
