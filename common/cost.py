@@ -14,6 +14,7 @@ from common.files import write_json
 
 _IO = Path("/proc/self/io")
 _mapped = 0  # bytes that this process has read through memory mappings
+_held = 0  # GPUs that processes which work for this one hold beside it, itself included
 
 
 class Cost:
@@ -36,6 +37,12 @@ def count_mapped(amount: int) -> None:
     """Add bytes read through a memory mapping, which the kernel does not count as read."""
     global _mapped
     _mapped += amount
+
+
+def hold_gpus(count: int) -> None:
+    """Tell on how many GPUs this process and those that work for it hold memory together."""
+    global _held
+    _held = max(_held, count)
 
 
 def _cpu_seconds() -> float:
@@ -62,7 +69,7 @@ def _gpu_in_use() -> tuple[int, float]:
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0.0
     peaks = [torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())]
-    return sum(peak > 0 for peak in peaks), max(peaks, default=0) / 1e6
+    return max(_held, sum(peak > 0 for peak in peaks)), max(peaks, default=0) / 1e6
 
 
 @contextlib.contextmanager

@@ -115,6 +115,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="vllm: GPUs over which a model is divided (1)",
+    )
+    parser.add_argument(
+        "--data-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="vllm: engines that share the prompts, each with GPUs of its own (1)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser
@@ -218,10 +232,13 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
     if arguments.out and len(models) > 1:
         raise UserError("--out takes the scores of one model; give --out-dir DIR for several")
-    for name in ("batch_size", "limit", "max_length", "threads"):
+    parallel = ("tensor_parallel", "data_parallel")
+    for name in ("batch_size", "limit", "max_length", "threads", *parallel):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+        if name in parallel and value > 1 and arguments.backend != "vllm":
+            raise UserError(f"--{name.replace('_', '-')} {value} is for --backend vllm alone")
     suites = [name.strip() for name in arguments.suites.split(",") if name.strip()]
     tasks = select(suites, arguments.fidelity, arguments.prompt)
     check_items(arguments.data, arguments.split, tasks)
@@ -250,6 +267,10 @@ def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) 
         backend=arguments.backend,
         dtype=arguments.dtype,
         device=arguments.device,
+        parallel={
+            "tensor_parallel": arguments.tensor_parallel,
+            "data_parallel": arguments.data_parallel,
+        },
         engine=arguments.engine,
         postgres=arguments.postgres,
         store=store,

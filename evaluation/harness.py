@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +94,7 @@ class Harness:
         backend: hf or vllm.
         dtype: Of the models that `evaluate_folder` loads.
         device: Of the models that `evaluate_folder` loads.
+        parallel: ``tensor_parallel`` and ``data_parallel`` of the vllm backend, where above 1.
         engine: sqlite or postgres, for the suites that run SQL on either.
         postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
         store: Keeps the finished tasks of `evaluate_folder`; None keeps none.
@@ -121,6 +122,7 @@ class Harness:
         backend: str = "hf",
         dtype: str = "float32",
         device: str = "cpu",
+        parallel: Mapping[str, int] | None = None,
         engine: str = "sqlite",
         postgres: Path | None = None,
         store: Store | None = None,
@@ -144,6 +146,7 @@ class Harness:
             "engine": engine,
         }
         self._device = device
+        self._parallel = dict(parallel or {})
         self._batch_size = batch_size
         self._store = store
         self._chosen = chosen
@@ -294,6 +297,7 @@ class Harness:
             device=self._device,
             max_length=self._settings["max_length"],
             name=name,
+            **self._parallel,
         )
 
     def _run(self, task: Task) -> dict[str, Any]:

@@ -90,18 +90,24 @@ def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None
     if limit is None:
         # Snakemake takes a resource without a limit for endless and starts all such steps at once.
         raise UserError(f"{told}, and nothing limits how many run at a time; add --resources gpu=1")
-    if limit > 1:
+    # Steps take the first GPUs that they see, so that no two may run at a time.
+    small = sorted({ask.rule for ask in on_gpu if 2 * ask.gpu <= limit})
+    if small:
+        given = " ".join(f"{rule}:gpu={limit}" for rule in small)
         raise UserError(
             f"--resources gpu={limit}: without a scheduler, steps at the same time would share one "
-            f"GPU; give gpu=1, {elsewhere}"
+            f"GPU; give gpu=1, or give each step all of them (--set-resources {given}), {elsewhere}"
         )
     wants = max(ask.gpu for ask in on_gpu)
     if wants > limit:
         raise UserError(f"a step asks for {wants} GPUs, and the profile gives {limit}; {elsewhere}")
-    if found[0] < largest.gpu_mem_mb:
+    if wants > len(found):
+        raise UserError(f"a step asks for {wants} GPUs, and {len(found)} are visible; {elsewhere}")
+    least = min(found[:wants])
+    if least < largest.gpu_mem_mb:
         raise UserError(
             f"{largest.rule} needs about {largest.gpu_mem_mb / 1000:.0f} GB of GPU memory, and the "
-            f"GPU has {found[0] / 1000:.0f} GB; use a larger one, {elsewhere}"
+            f"GPU has {least / 1000:.0f} GB; use a larger one, {elsewhere}"
         )
     if (torch or importlib.metadata.version("torch")).endswith("+cpu"):
         raise UserError(

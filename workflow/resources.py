@@ -91,6 +91,8 @@ def ask(
     times: int = 1,
     device: str = "cpu",
     attempt: int = 1,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
 ) -> dict[str, int]:
     """Return what a step asks for.
 
@@ -101,6 +103,8 @@ def ask(
         times: Evaluations of a search, or models of a smoke check.
         device: Where models are scored; small ones, too, are on the GPU that is named here.
         attempt: 1, and one more with each retry: half as much memory again, as much time again.
+        tensor_parallel: GPUs over which a model is divided.
+        data_parallel: Copies of the model, each with GPUs of its own.
 
     Returns:
         ``gpu`` (how many), ``gpu_mem_mb`` (on each), ``mem_mb`` (of the node) and ``runtime``
@@ -109,11 +113,11 @@ def ask(
     work, size = WORK[kind], gigabytes_of(case)
     named = kind in ("evaluate", "search", "trained_search") and device != "cpu"
     on_gpu = named or (work.gpu_memory is not None and parameters_of(case) >= GPU_FROM)
-    held = work.memory + work.per_expert * experts
+    held = data_parallel * work.memory + work.per_expert * experts
     gpu_held = (work.gpu_memory or 0.0) + work.gpu_per_expert * experts
     return {
-        "gpu": int(on_gpu),
-        "gpu_mem_mb": math.ceil(1000 * size * gpu_held) if on_gpu else 0,
+        "gpu": tensor_parallel * data_parallel if on_gpu else 0,
+        "gpu_mem_mb": math.ceil(1000 * size * gpu_held / tensor_parallel) if on_gpu else 0,
         "mem_mb": math.ceil((1 + attempt) / 2 * (_LIBRARIES + 1000 * size * held)),
         "runtime": attempt * math.ceil(_START + size * work.minutes * times),
     }

@@ -49,6 +49,9 @@ def open_backend(
     backend: str,
     model: PreTrainedModel | Path | str,
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
     **settings: Any,
 ) -> Backend:
     """Start a backend with its first model.
@@ -57,6 +60,7 @@ def open_backend(
         backend: hf or vllm.
         model: The model's folder; for hf also the model itself.
         tokenizer: The tokenizer that all models share.
+        tensor_parallel, data_parallel: Of vllm; see `VLLMBackend`.
         settings: `batch_size`, `rule`, `max_length`, `dtype`, `device` and `name`; see
             `HFBackend`.
 
@@ -73,5 +77,6 @@ def open_backend(
     if backend == "vllm":
         from evaluation.backends.vllm import VLLMBackend
 
-        return VLLMBackend(model, tokenizer, **settings)
+        parallel = {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel}
+        return VLLMBackend(model, tokenizer, **parallel, **settings)
     raise UserError(f"no backend called {backend!r}{nearest(backend, BACKENDS)}")

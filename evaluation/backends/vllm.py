@@ -14,12 +14,15 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
+from common.cost import hold_gpus
 from common.errors import UserError
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
+from evaluation.backends.replicas import Replica, devices_of, share, visible_gpus
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
 
 # Read when vLLM is imported. One process instead of three starts in a third of the time; the CPU
@@ -115,10 +118,14 @@ class VLLMBackend(Backend, VLLM):
         dtype: What the model computes with.
         device: Not used: vLLM takes the GPUs that are visible, its CPU build the CPU.
         name: What messages call the first model.
+        tensor_parallel: GPUs over which a model's weights are divided.
+        data_parallel: Engines that each answer a share of the prompts, every one with GPUs of
+            its own.
         engine: Further arguments of vLLM's `LLM`.
 
     Raises:
-        UserError: The folder is not a model, or a shard is missing or truncated.
+        UserError: The folder is not a model, a shard is missing or truncated, or there are fewer
+            GPUs than asked for.
     """
 
     def __init__(
@@ -131,9 +138,12 @@ class VLLMBackend(Backend, VLLM):
         dtype: str = "float32",
         device: str = "cpu",
         name: str = "model",
+        tensor_parallel: int = 1,
+        data_parallel: int = 1,
         **engine: object,
     ) -> None:
         self._checkpoint = Checkpoint(model)
+        visible = _check_gpus(tensor_parallel, data_parallel)
         with _starting(model):
             VLLM.__init__(
                 self,
@@ -144,12 +154,20 @@ class VLLMBackend(Backend, VLLM):
                 max_batch_size=batch_size,
                 max_model_len=None if max_length is None else max_length + 2,
                 seed=0,
+                tensor_parallel_size=tensor_parallel,
                 enforce_eager=current_platform.is_cpu(),
                 use_tqdm_on_load=False,
                 disable_log_stats=False,  # they tell which answers met NaN
                 **engine,
             )
+            self._replicas = [
+                Replica(self.model_args, devices_of(number, tensor_parallel, visible))
+                for number in range(1, data_parallel)
+            ]
+            self._tell_replicas("replace", model)
         self.tokenizer = tokenizer
+        if visible:
+            hold_gpus(tensor_parallel * data_parallel)
         self._prepare(rule, name)
 
     def serve(self, model: Path | str, name: str) -> None:
@@ -158,20 +176,34 @@ class VLLMBackend(Backend, VLLM):
         if self.model is not None and _shape(checkpoint) == _shape(self._checkpoint):
             self.model.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
             self.model.reset_prefix_cache()
+            self._tell_replicas("reload", model)
         else:
-            self.close()  # two models at once may not fit
+            self._end()  # two models at once may not fit
             self.model_args["model"] = str(model)
             with _starting(model):
                 self.model = LLM(**self.model_args)
+                self._tell_replicas("replace", model)
         self._checkpoint = checkpoint
         self._begin(name)
 
-    def close(self) -> None:
-        """End the engine; a process has one at a time."""
+    def _tell_replicas(self, order: str, model: Path | str) -> None:
+        for replica in self._replicas:
+            replica.begin(order, str(model))
+        for replica in self._replicas:
+            replica.finish()
+
+    def _end(self) -> None:
         if self.model is not None:
             self.model.llm_engine.engine_core.shutdown()
             self.model = None
             gc.collect()
+
+    def close(self) -> None:
+        """End the engines; a process has one at a time."""
+        self._end()
+        for replica in self._replicas:
+            replica.close()
+        self._replicas = []
 
     @property
     def window(self) -> int:
@@ -241,7 +273,31 @@ class VLLMBackend(Backend, VLLM):
         self.counted["tokens"] += sum(map(len, lists))
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in lists]
         bar = functools.partial(_Teller, tell=self.on_progress)
-        return self.model.generate(prompts, settings, use_tqdm=bar)
+        if not self._replicas:
+            return self.model.generate(prompts, settings, use_tqdm=bar)
+        n = 1 + len(self._replicas)
+        answers: list[RequestOutput | None] = [None] * len(prompts)
+        own = share(self._replicas, prompts, settings)
+        each = settings[::n] if isinstance(settings, list) else settings
+        answers[::n] = self.model.generate(own, each, use_tqdm=bar) if own else []
+        for number, replica in enumerate(self._replicas, 1):
+            answers[number::n] = replica.finish()
+            self.on_progress(len(answers[number::n]))
+        return answers
+
+
+def _check_gpus(tensor_parallel: int, data_parallel: int) -> list[str]:
+    """Return the GPUs that may be used, none for vLLM's CPU build; refuse too few."""
+    if current_platform.is_cpu():
+        return []
+    visible = visible_gpus(torch.cuda.device_count())
+    wanted = tensor_parallel * data_parallel
+    if len(visible) < wanted:
+        raise UserError(
+            f"{data_parallel} engines of {tensor_parallel} GPUs need {wanted}, and "
+            f"{len(visible)} are visible; lower evaluation.data_parallel or tensor_parallel"
+        )
+    return visible
 
 
 @contextlib.contextmanager

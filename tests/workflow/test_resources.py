@@ -97,6 +97,14 @@ def test_a_gpu_that_is_named_is_asked_for_by_small_models_too(bottle):
     assert resources.ask("merge", bottle, device="cuda")["gpu"] == 0
 
 
+def test_engines_that_work_together_ask_for_a_gpu_each(bottle):
+    one = resources.ask("evaluate", SEVEN)
+    asked = resources.ask("evaluate", SEVEN, tensor_parallel=2, data_parallel=3)
+    assert asked["gpu"] == 6 and asked["gpu_mem_mb"] == one["gpu_mem_mb"] / 2
+    assert asked["mem_mb"] == pytest.approx(2000 + 3 * 1.5 * 14480, abs=1)  # three copies are read
+    assert resources.ask("evaluate", bottle, data_parallel=3)["gpu"] == 0
+
+
 def test_every_step_that_does_work_asks_for_memory_and_time():
     rules = {}
     for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
@@ -128,6 +136,14 @@ def test_memory_of_every_visible_gpu(programs, monkeypatch):
         (81559, [Ask("evaluate", gpu=1)], None, "2.13.0", r"add --resources gpu=1"),
         (81559, [Ask("evaluate", gpu=1)], 2, "2.13.0", r"gpu=2: without a scheduler"),
         (81559, [Ask("evaluate", gpu=2)], 1, "2.13.0", r"asks for 2 GPUs.*gives 1"),
+        (81559, [Ask("evaluate", gpu=2)], 2, "2.13.0", r"asks for 2 GPUs, and 1 are visible"),
+        (
+            81559,
+            [Ask("evaluate", gpu=2), Ask("merge", gpu=1)],
+            2,
+            "2.13.0",
+            r"--set-resources merge:gpu=2\)",
+        ),
         (
             24564,
             [Ask("merge", gpu=1, gpu_mem_mb=54300)],
@@ -150,6 +166,9 @@ def test_what_can_run_is_let_run(programs):
     machine.check_local([Ask("evaluate", mem_mb=2000)], None)  # no GPU asked for, none needed
     programs(nvidia_smi="echo 81559")
     machine.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
+    programs(nvidia_smi="echo 81559; echo 81559")
+    both = [Ask("evaluate", gpu=2, gpu_mem_mb=15000), Ask("merge", gpu=2, gpu_mem_mb=54300)]
+    machine.check_local(both, 2, "2.13.0")
 
 
 SINFO = "echo 'main 2:00:00'; echo 'long 3-00:00:00'; echo 'free infinite'"

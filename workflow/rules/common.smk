@@ -50,10 +50,17 @@ RUN_MODEL = f"{RUN}/model" if KEPT else f"{RUN}/merged"
 
 # Finished tasks of evaluations. Not part of a rule's command, which would run again with another.
 STORE = f"--store {OUT}/store" if CONFIG["evaluation"]["store"] else ""
+# Nor how many GPUs an evaluation by vLLM has.
+PARALLEL = " ".join(
+    f"--{name.replace('_', '-')} {CONFIG['evaluation'][name]}"
+    for name in ("tensor_parallel", "data_parallel")
+    if CONFIG["evaluation"][name] > 1
+)
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
     f"set -euo pipefail; STORE={shlex.quote(STORE)}; "
+    f"PARALLEL_hf=''; PARALLEL_vllm={shlex.quote(PARALLEL)}; "
     # A cluster's job inherits the submitting machine's environment, not its processes.
     + (f"unset {warm.VARIABLE} {warm.WORKFLOW}; " if workflow.remote_exec else "")
     + f"export PYTHONPATH={shlex.quote(str(ROOT))} "

@@ -10,6 +10,10 @@ def asks(kind):
     def resource(name):
         def value(wildcards, attempt):
             row, case = row_of(wildcards), case_of(wildcards)
+            shared = {}
+            if kind == "evaluate" and backend_of(wildcards) == "vllm":
+                names = ("tensor_parallel", "data_parallel")
+                shared = {name: CONFIG["evaluation"][name] for name in names}
             trained = "method" in row and "data" in registry.describe()[row["method"]].needs
             return resources.ask(
                 f"trained_{kind}" if trained and kind in ("merge", "search") else kind,
@@ -18,6 +22,7 @@ def asks(kind):
                 times=times_of(kind, row, wildcards),
                 device=CONFIG["evaluation"]["device"],
                 attempt=attempt,
+                **shared,
             )[name]
 
         return value
