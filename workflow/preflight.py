@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.files import read_json
 from hub.lock import locked
-from hub.table import Reference
+from hub.table import Reference, read_table
 from workflow import budget, machine, published, resources
 from workflow.configuration import rows_of
 
 # Models of the ablation that are there at a time where they are not kept: while one is evaluated or
 # checked, the next is made.
-_AT_A_TIME = 2
+AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _ablation(config: Mapping[str, Any], out: Path) -> Iterator[Step]:
         for seed in ablation["seeds"]
     ]
     hours = budget.training_hours(config, case, runs)
-    kept = len(runs) if ablation["keep_merges"] else min(_AT_A_TIME, len(runs))
+    kept = len(runs) if ablation["keep_merges"] else min(AT_A_TIME, len(runs))
     size = kept * resources.gigabytes_of(config["cases"][case])
     what = "" if kept == len(runs) else f", {kept} kept at a time"
     step = Step("ablation", f"{len(runs)} merges that learn{what}", size, hours, hours)
@@ -198,6 +199,63 @@ def has_token() -> bool:
     return bool(os.environ.get("HF_TOKEN")) or file.is_file()
 
 
+def _no_token(reference: Reference) -> str:
+    return (
+        f"{reference.id} ({reference.repository}) is gated and there is no token: accept its "
+        f"licence on {reference.page}, then HF_TOKEN=... or `hf auth login`"
+    )
+
+
+def check_tokens(config: Mapping[str, Any], root: Path, names: Sequence[str]) -> None:
+    """Refuse downloads whose licence needs a token where there is none.
+
+    Args:
+        config: The resolved configuration.
+        root: The project's folder.
+        names: References that will be fetched, by id.
+
+    Raises:
+        UserError: One line with the first such reference and where its licence is accepted.
+    """
+    if not names or "mirror" in config["hub"] or has_token():
+        return
+    table = read_table(published.table_of(config, root))
+    for reference in (table[name] for name in names):
+        if reference.gated:
+            raise UserError(_no_token(reference))
+
+
+def gigabytes_in(folder: Path) -> float:
+    """Add up the files below a folder, in GB; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+
+
+def _free(place: Path) -> float:
+    """Tell the free GB of the disk on which a folder is, or will be."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free / 1e9
+
+
+def check_disk(gigabytes: float, place: Path) -> None:
+    """Refuse steps that will leave more than the disk has room for.
+
+    Args:
+        gigabytes: What they will add, in GB.
+        place: The folder of the results; it need not exist.
+
+    Raises:
+        UserError: One line with both figures.
+    """
+    free = _free(place)
+    if gigabytes > free:
+        raise UserError(
+            f"{place} needs about {gigabytes:.0f} GB more and {free:.0f} GB are free; free some "
+            "space, link the folder to a larger disk, or take rows out of the configuration"
+        )
+
+
 def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[str]]:
     lines, errors = [], []
     lock = published.lock_file(config, root)
@@ -210,10 +268,7 @@ def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[
         if reference.gated and "mirror" not in config["hub"]:
             token = ", gated: a token is there" if has_token() else ", gated: NO TOKEN"
             if not has_token():
-                errors.append(
-                    f"{reference.id} ({reference.repository}) is gated and there is no token: "
-                    f"accept its licence on {reference.page}, then HF_TOKEN=... or `hf auth login`"
-                )
+                errors.append(_no_token(reference))
         lines.append(
             f"  {reference.repository}@{revision[:12] if revision else 'newest'}: "
             f"{f'{size:.1f} GB ({how})' if size else 'size unknown'}, "
@@ -264,11 +319,7 @@ def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[s
     steps = steps_of(config, root, results)
     memory, too_large = _gpu_memory(config)
     stored = sum(step.gigabytes for step in steps)
-    here = sum(path.stat().st_size for path in results.rglob("*") if path.is_file()) / 1e9
-    place = results
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 1e9
+    here = gigabytes_in(results)
     price = budget.assumptions()["machine"]
     lines = ["to fetch:", *references, "", *table_of(steps), ""]
     lines += [
@@ -277,12 +328,11 @@ def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[s
         "which is assumed, as is all else in workflow/assumptions.yaml",
         *memory,
         f"disk: about {stored:.0f} GB below {results}, of which {here:.0f} GB are there; "
-        f"{free:.0f} GB are free",
+        f"{_free(results):.0f} GB are free",
     ]
     errors += too_large
-    if stored - here > free:
-        errors.append(
-            f"{results} needs about {stored - here:.0f} GB more and {free:.0f} GB are free; free "
-            "some space, link the folder to a larger disk, or take rows out of the configuration"
-        )
+    try:
+        check_disk(stored - here, results)
+    except UserError as error:
+        errors.append(str(error))
     return lines, errors

@@ -1,7 +1,7 @@
 # What the steps ask of a machine or a scheduler, and whether it can give that.
 import time
 
-from workflow import machine, resources
+from workflow import budget, machine, preflight, resources
 
 
 def asks(kind):
@@ -66,6 +66,37 @@ def asked_by(job):
     return machine.Ask(job.name, threads=job.threads, partition=partition, **given)
 
 
+MAKING_MODELS = (
+    *("fetch_model", "fetch_pickles", "fetch_row", "convert_pickles"),
+    *("merge", "tune", "evolve", "greedy", "ablation_merge"),
+)
+
+
+def stored_by(job):
+    """GB that a step on published models adds to the disk, and for a download its reference."""
+    if "case" not in (wildcards := job.wildcards_dict) and job.rule.name != "ablation_merge":
+        return None, 0.0
+    case = wildcards.get("case", ABLATION and ABLATION["case"])
+    if case not in FETCHED:
+        return None, 0.0
+    if job.rule.name == "teachers":
+        return None, budget.states_gigabytes(CONFIG, case)
+    if job.rule.name not in MAKING_MODELS:
+        return None, 0.0
+    size = resources.gigabytes_of(CASES[case])
+    reference = job.params.get("reference") if job.rule.name.startswith("fetch") else None
+    return reference, max(0.0, size - preflight.gigabytes_in(Path(job.output[0]).parent))
+
+
+def check_start(jobs):
+    """Refuse to begin where a licence's token or the disk's room is lacking."""
+    stored = [(job.rule.name, *stored_by(job)) for job in jobs]
+    preflight.check_tokens(CONFIG, ROOT, [name for _, name, _ in stored if name])
+    runs = sorted(size for rule, _, size in stored if rule == "ablation_merge")
+    dropped = 0.0 if KEPT else sum(runs) - sum(runs[-preflight.AT_A_TIME :])
+    preflight.check_disk(sum(size for *_, size in stored) - dropped, Path(OUT))
+
+
 STARTED = time.time()
 
 
@@ -74,6 +105,7 @@ onstart:
         jobs = list(workflow.dag.needrun_jobs())
         limit = workflow.global_resources.get("gpu")
         try:
+            check_start(jobs)
             if workflow.local_exec:
                 machine.check_local(map(asked_by, jobs), limit and limit.value)
             elif workflow.executor_plugin.name == "slurm":
