@@ -15,7 +15,7 @@ from hub.lock import Locked
 from hub.table import Reference, read_table
 from merges import registry
 from workflow import published, resources
-from workflow.configuration import rows_of, tasks_of
+from workflow.configuration import SEARCHES, rows_of, tasks_of
 
 _BYTES = resources.BYTES
 # Passes of all weights through memory in a step of DAM for each expert, as its docs count them:
@@ -101,10 +101,16 @@ def learns(entry: Mapping[str, Any]) -> bool:
     return "hub" not in entry and "data" in registry.describe()[entry["method"]].needs
 
 
+def is_searched(row: Mapping[str, Any]) -> bool:
+    """Tell whether a method row is chosen by its score on dev items."""
+    return any(kind in row for kind in SEARCHES)
+
+
 def learning_runs(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
-    """Resolve the parameters of each row of a case that learns from calibration data."""
+    """Resolve the parameters of each fixed row of a case that learns from calibration data."""
     rows = [config["methods"][row] for row in rows_of(config, case)]
-    return [registry.validate(row["method"], row["set"]) for row in rows if learns(row)]
+    fixed = [row for row in rows if learns(row) and not is_searched(row)]
+    return [registry.validate(row["method"], row["set"]) for row in fixed]
 
 
 def ablation_runs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,6 +167,26 @@ def training_hours(
     return seconds / 3600
 
 
+def _asking(entry: Mapping[str, Any], tasks: Sequence[str], most: int | None) -> float:
+    """Estimate the seconds in which a model of a case answers some tasks, at most so many items."""
+    about, sources, seconds = assumptions(), load_sources(), 0.0
+    parameters = resources.parameters_of(entry)
+    weights = parameters * _BYTES[entry["size"]["dtype"]]
+    for task in tasks:
+        group, _, name = task.partition("/")
+        plain = f"{group.split(':')[0]}/{name}"
+        assumed = about["tasks"].get(plain)
+        if assumed is None:
+            raise UserError(f"{task}: workflow/assumptions.yaml has no tokens for it; add a line")
+        files = sources[plain].files if plain in sources else {}
+        items = assumed.get("items") or (files["items"].rows if "items" in files else None) or 1000
+        items = items if most is None else min(items, most)
+        seconds += 2 * parameters * assumed["prompt"] * items / about["gpu"]["flops"]
+        passes = assumed["generated"] * items / about["concurrent"]
+        seconds += weights * passes / about["gpu"]["bandwidth"]
+    return seconds
+
+
 def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
     """Estimate the GPU hours of evaluating one model on a case's tasks.
 
@@ -174,23 +200,28 @@ def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
     Raises:
         UserError: Nothing is assumed of a task.
     """
-    entry, about = config["cases"][case], assumptions()
-    parameters = resources.parameters_of(entry)
-    weights = parameters * _BYTES[entry["size"]["dtype"]]
-    sources, seconds = load_sources(), float(about["start_s"])
-    for task in tasks_of(entry):
-        group, _, name = task.partition("/")
-        plain = f"{group.split(':')[0]}/{name}"
-        assumed = about["tasks"].get(plain)
-        if assumed is None:
-            raise UserError(f"{task}: workflow/assumptions.yaml has no tokens for it; add a line")
-        files = sources[plain].files if plain in sources else {}
-        items = assumed.get("items") or (files["items"].rows if "items" in files else None) or 1000
-        items = min(items, config["evaluation"].get("limit", items))
-        seconds += 2 * parameters * assumed["prompt"] * items / about["gpu"]["flops"]
-        passes = assumed["generated"] * items / about["concurrent"]
-        seconds += weights * passes / about["gpu"]["bandwidth"]
-    return seconds / 3600
+    entry, limit = config["cases"][case], config["evaluation"].get("limit")
+    return (assumptions()["start_s"] + _asking(entry, tasks_of(entry), limit)) / 3600
+
+
+def search_hours(config: Mapping[str, Any], case: str, row: Mapping[str, Any]) -> float:
+    """Estimate the hours of a searched row: each candidate is merged and asked the dev items.
+
+    Args:
+        config: The resolved configuration.
+        case: The case's name.
+        row: The row, with ``tune``, ``evolve`` or ``greedy``.
+    """
+    entry = config["cases"][case]
+    experts = len(row.get("experts", entry["experts"]))
+    candidates = len(row.get("tune", ())) or row.get("evolve", {}).get("budget") or 2 * experts
+    tasks = published.searched_tasks(entry)
+    each = _asking(entry, tasks, config["evaluation"]["dev_items"]) / 3600
+    if learns(row):
+        each += training_hours(config, case, [registry.validate(row["method"], row["set"])])
+    else:
+        each += merge_hours(config, case)
+    return candidates * each
 
 
 def merge_hours(config: Mapping[str, Any], case: str) -> float:

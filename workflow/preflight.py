@@ -83,14 +83,16 @@ def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
     """Estimate a case's teachers, merges, trainings, evaluations and smoke check."""
     size = resources.gigabytes_of(config["cases"][name])
     rows = {row: config["methods"][row] for row in rows_of(config, name)}
-    learning = [row for row, entry in rows.items() if budget.learns(entry)]
-    plain = [row for row, entry in rows.items() if "hub" not in entry and row not in learning]
+    searched = [row for row, entry in rows.items() if budget.is_searched(entry)]
+    fixed = [row for row, entry in rows.items() if "hub" not in entry and row not in searched]
+    learning = [row for row in fixed if budget.learns(rows[row])]
+    plain = [row for row in fixed if row not in learning]
 
     def merges(rows: Sequence[str], what: str, hours: float, gpu_hours: float) -> Step:
         step = Step(name, f"{len(rows)} merges {what}", len(rows) * size, hours, gpu_hours)
         return _measured(step, [out / name / "merges" / row / "cost.json" for row in rows])
 
-    if any(rows[row]["method"] == "dam" for row in learning):
+    if any(rows[row]["method"] == "dam" for row in (*learning, *searched)):
         hours = budget.teacher_hours(config, name)
         states = budget.states_gigabytes(config, name)
         step = Step(name, "teachers' predictions", states, hours, hours)
@@ -100,6 +102,9 @@ def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
     if learning:
         hours = budget.training_hours(config, name, budget.learning_runs(config, name))
         yield merges(learning, "that learn", hours, hours)
+    if searched:
+        hours = sum(budget.search_hours(config, name, rows[row]) for row in searched)
+        yield merges(searched, "that are searched for", hours, hours)
     models = ["base", *config["cases"][name]["experts"], *rows]
     yield _evaluating(config, name, name, [out / name / "scores/test" / model for model in models])
     yield _checking(name, len(models))

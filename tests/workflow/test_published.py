@@ -13,6 +13,7 @@ import yaml
 from common.errors import UserError
 from common.files import write_json
 from search.cli import build_parser
+from tests.workflow.conftest import Project
 from workflow import budget, configuration, preflight, published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,6 +250,49 @@ def test_the_report_names_licences_disk_and_missing_tokens(tmp_path, monkeypatch
     monkeypatch.setenv("HF_TOKEN", "a token")
     _, errors = preflight.report(config, ROOT, tmp_path)
     assert not any("gated" in error for error in errors)
+
+
+def test_a_search_is_priced_by_its_candidates(tmp_path):
+    config = configuration.resolve(changed(tuned), "paper.yaml")
+    search = step_of(preflight.steps_of(config, ROOT, tmp_path), "case1", "searched")
+    # Two candidates: each a merge, and 60 items of 400 and 450 tokens at 396 TFLOP/s.
+    dev = 2 * 7.24e9 * 60 * (400 + 450) / 396e12
+    merge = 5 * 14.48 + 8 * 7.24
+    assert search.hours * 3600 == pytest.approx(2 * (merge + dev), rel=0.01)
+    assert step_of(preflight.steps_of(config, ROOT, tmp_path), "case1", "on the CPU").name == (
+        "6 merges on the CPU"
+    )
+
+
+def test_what_a_run_lacks_is_told_before_its_first_step(tmp_path, monkeypatch):
+    config = configuration.resolve(PAPER, "paper.yaml")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    preflight.check_tokens(config, ROOT, ["mistral_7b"])
+    with pytest.raises(UserError, match=r"llama3_8b_instruct .* is gated and there is no token"):
+        preflight.check_tokens(config, ROOT, ["mistral_7b", "llama3_8b_instruct"])
+    mirrored = config | {"hub": config["hub"] | {"mirror": "there"}}
+    preflight.check_tokens(mirrored, ROOT, ["llama3_8b_instruct"])
+    (tmp_path / "model").write_bytes(bytes(2_000_000))
+    assert preflight.gigabytes_in(tmp_path) == pytest.approx(0.002)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=100e9))
+    preflight.check_disk(99.0, tmp_path / "not" / "there")
+    with pytest.raises(UserError, match="needs about 101 GB more and 100 GB are free"):
+        preflight.check_disk(101.0, tmp_path)
+
+
+@pytest.mark.workflow
+def test_a_run_without_a_token_does_not_begin(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    project = Project(tmp_path / "project", PAPER)
+    code, output = project.run("snakemake", "--profile", "workflow/profiles/paper", "table2")
+    assert code != 0 and "Traceback" not in output
+    (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "llama3_8b_instruct" in told and "HF_TOKEN" in told
+    assert not (project.results / "case2").exists()
 
 
 def test_too_small_a_gpu_or_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):

@@ -3,6 +3,13 @@
 RESULTS = SCORES_FROM or OUT
 
 
+def scores_of(case):
+    """Every score of a case's table."""
+    scores = [f"{OUT}/{case}/smoke.json"]
+    scores += [f"{OUT}/{case}/gate.json"] if case in MADE else []
+    return scores + [f"{OUT}/{case}/scores/test/{row}.json" for row in PARENTS[case] + ROWS[case]]
+
+
 def all_scores():
     """Every score that the tables hold; what there is in a folder that was dropped in."""
     if SCORES_FROM:
@@ -12,13 +19,7 @@ def all_scores():
         }
         beside = {path for name in ("gate", "smoke") for path in folder.glob(f"*/{name}.json")}
         return sorted(map(str, found | beside))
-    scores = [f"{OUT}/{case}/smoke.json" for case in CONFIG["cases"]]
-    scores += [f"{OUT}/{case}/gate.json" for case in CONFIG["cases"] if case in MADE]
-    scores += [
-        f"{OUT}/{case}/scores/test/{model}.json"
-        for case in CONFIG["cases"]
-        for model in PARENTS[case] + ROWS[case]
-    ]
+    scores = sum(map(scores_of, CONFIG["cases"]), [])
     if ABLATION:
         scores += [f"{RUN}/scores.json".format(**run) for run in RUNS]
         if KEPT:
@@ -93,6 +94,18 @@ rule make_page:
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"
+
+
+if not SCORES_FROM:
+    for case in CONFIG["cases"]:
+
+        # All that one table needs; `snakemake tables` then makes it.
+        rule:
+            name:
+                CONFIG["cases"][case]["table"]
+            input:
+                scores_of(case),
+            localrule: True
 
 
 rule tables:
