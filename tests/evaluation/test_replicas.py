@@ -53,6 +53,7 @@ def test_transformers_run_on_one_gpu(tmp_path, option):
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(3000)  # four engines, of half a minute's work each on quiet cores
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
 def test_two_engines_answer_as_one_does(models, choices, writings):  # noqa: F811
     from transformers import AutoTokenizer
