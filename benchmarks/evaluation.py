@@ -264,18 +264,18 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
         scores, _ = harness.evaluate_folder(folder, folder.name)
         read += scores["counted"]["tokens"]
     spent["the rest"] = clock() - begun - sum(spent.values())
-    found = {"spent": dict(spent)}
-    if backend == "hf":
-        # Without trees every choice reads its whole context, in lm_eval's batches.
-        together = spent["passes that score"] / len(folders)
-        kind._grows_trees = lambda self: False
-        spent["passes that score"] = 0.0
-        scores, _ = harness.evaluate_folder(folders[0], "alone")
-        found["together"] = {
-            "tokens": (read / len(folders), scores["counted"]["tokens"]),
-            "seconds": (together, spent["passes that score"]),
-        }
-    Path(out).write_text(json.dumps(found))
+    taken = dict(spent)
+    # Once more with every choice reading its whole context: on hf in lm_eval's batches, without
+    # trees; on vLLM without its prefix cache.
+    kind._grows_trees = lambda self: False
+    module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
+    spent["passes that score"] = 0.0
+    scores, _ = harness.evaluate_folder(folders[0], "alone")
+    together = {
+        "tokens": (read / len(folders), scores["counted"]["tokens"]),
+        "seconds": (taken["passes that score"] / len(folders), spent["passes that score"]),
+    }
+    Path(out).write_text(json.dumps({"spent": taken, "together": together}))
 
 
 def pythons_with_vllm() -> Iterator[Path | str]:
@@ -312,8 +312,8 @@ def main() -> None:
         records.append({"name": name, "figure": figure, **values, "goal": goal})
         print(f"{name:<76} {figure:<20} {ours:10.2f} {other:10.2f} {better:6.1f} x", flush=True)
 
-    def where(backend: str, python: Path | str, kind: str) -> dict[str, Any]:
-        """Record the parts of the time of one backend."""
+    def where(backend: str, python: Path | str, kind: str) -> None:
+        """Record the parts of the time of one backend, and what shared beginnings save."""
         out = folder / f"{kind}-{backend}.json"
         inside = [data[kind], ",".join(map(str, models)), out, given.device, backend]
         run([python, __file__, "--inside", "where", *inside], folder, given.device)
@@ -321,7 +321,9 @@ def main() -> None:
         total = sum(found["spent"].values())
         for part, seconds in sorted(found["spent"].items(), key=lambda pair: -pair[1]):
             record(f"{backend}, {KINDS[kind]}: {part} (other: all)", unit, seconds, total, None)
-        return found
+        label = f"{backend}, {KINDS[kind]}: scoring one model (other: every choice alone)"
+        record(label, "tokens read", *found["together"]["tokens"], None)
+        record(label, unit, *found["together"]["seconds"], None)
 
     def tied(rows: Path, model: str, task: str, at: int, one: str, two: str) -> bool:
         """Tell whether rounding decides between two answers to an item."""
@@ -353,10 +355,7 @@ def main() -> None:
                 if ties:
                     print(f"{ties} texts part where two tokens are equal but for rounding")
                 record(f"{label} (other: {title})", rate, done / ours, done / seconds, goal)
-            together = where("hf", sys.executable, kind)["together"]
-            label = f"scoring one model, {what} (other: every choice alone)"
-            record(label, "tokens read", *together["tokens"], None)
-            record(label, unit, *together["seconds"], None)
+            where("hf", sys.executable, kind)
             for python in () if given.no_vllm else pythons_with_vllm():
                 at = (models, work / "vllm", given.device)
                 seconds, _ = run_ours(python, "vllm", data[kind], *at)

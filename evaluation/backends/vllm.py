@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -88,8 +89,25 @@ from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
 from vllm import LLM, RequestOutput, SamplingParams, TokensPrompt  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 
+# Beginnings are shared by whole blocks of tokens, which are of 128 there by default.
+_ON_CPU = {"enforce_eager": True, "block_size": 32}
 # vLLM answers with an object for every token that it read.
 _TOKENS = 1 << 18
+# For log-likelihoods vLLM reads its prefix cache only if told so; see `_score_portion`.
+_ANEW = SamplingParams(
+    temperature=0,
+    max_tokens=1,
+    prompt_logprobs=1,
+    detokenize=False,
+    skip_reading_prefix_cache=True,
+)
+_LOGLIKELIHOODS = SamplingParams(
+    temperature=0,
+    max_tokens=1,
+    prompt_logprobs=1,
+    detokenize=False,
+    skip_reading_prefix_cache=False,
+)
 
 
 class _Teller(tqdm):
@@ -155,7 +173,7 @@ class VLLMBackend(Backend, VLLM):
                 max_model_len=None if max_length is None else max_length + 2,
                 seed=0,
                 tensor_parallel_size=tensor_parallel,
-                enforce_eager=current_platform.is_cpu(),
+                **(_ON_CPU if current_platform.is_cpu() else {}),
                 use_tqdm_on_load=False,
                 disable_log_stats=False,  # they tell which answers met NaN
                 **engine,
@@ -236,14 +254,35 @@ class VLLMBackend(Backend, VLLM):
     def _score(
         self, arranged: list[tuple[np.ndarray, int]], count: int
     ) -> list[tuple[float, bool]]:
-        settings = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
         answers = []
         for at, stop in _portions([len(tokens) for tokens, _ in arranged]):
-            portion = arranged[at:stop]
-            lists = [tokens.tolist() for tokens, _ in portion]
-            outputs = self._ask(lists, settings)
-            for tokens, (_, start), output in zip(lists, portion, outputs, strict=True):
-                answers.append(self._parse_logprobs(tokens, output, start))
+            answers += self._score_portion(arranged[at:stop])
+        return answers
+
+    def _score_portion(self, portion: list[tuple[np.ndarray, int]]) -> list[tuple[float, bool]]:
+        """Score continuations; what several begin with alike is computed once.
+
+        vLLM tells no log-likelihoods of tokens that it finds in its cache: what it tells of them is
+        missing or meaningless. Those of contexts are not needed; a continuation of which a part was
+        found is asked again, in full.
+        """
+        lists = [tokens.tolist() for tokens, _ in portion]
+        outputs = self._ask(lists, _LOGLIKELIHOODS)
+        found = [
+            at
+            for at, ((_, start), output) in enumerate(zip(portion, outputs, strict=True))
+            if output.num_cached_tokens >= start
+        ]
+        again = self._ask([lists[at] for at in found], _ANEW, told=True) if found else []
+        for at, output in zip(found, again, strict=True):
+            outputs[at] = output
+        answers = []
+        for tokens, (_, start), output in zip(lists, portion, outputs, strict=True):
+            # From the end: a list may lack what stands before.
+            told = output.prompt_logprobs[start - len(tokens) :]
+            answers.append(
+                self._parse_logprobs(tokens[start:], SimpleNamespace(prompt_logprobs=told), 0)
+            )
         return answers
 
     def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -268,11 +307,27 @@ class VLLMBackend(Backend, VLLM):
         return written
 
     def _ask(
-        self, lists: list[list[int]], settings: SamplingParams | list[SamplingParams]
+        self,
+        lists: list[list[int]],
+        settings: SamplingParams | list[SamplingParams],
+        told: bool = False,
     ) -> list[RequestOutput]:
-        self.counted["tokens"] += sum(map(len, lists))
+        """Let vLLM read sequences; `told` says that they were counted as answered before."""
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in lists]
-        bar = functools.partial(_Teller, tell=self.on_progress)
+        tell = (lambda _: None) if told else self.on_progress
+        outputs = self._generate(prompts, settings, tell)
+        read = zip(lists, outputs, strict=True)
+        self.counted["tokens"] += sum(len(one) - output.num_cached_tokens for one, output in read)
+        return outputs
+
+    def _generate(
+        self,
+        prompts: list[TokensPrompt],
+        settings: SamplingParams | list[SamplingParams],
+        tell: Callable[[int], None],
+    ) -> list[RequestOutput]:
+        """Divide prompts among the engines, this process's own and its replicas."""
+        bar = functools.partial(_Teller, tell=tell)
         if not self._replicas:
             return self.model.generate(prompts, settings, use_tqdm=bar)
         n = 1 + len(self._replicas)
@@ -282,7 +337,7 @@ class VLLMBackend(Backend, VLLM):
         answers[::n] = self.model.generate(own, each, use_tqdm=bar) if own else []
         for number, replica in enumerate(self._replicas, 1):
             answers[number::n] = replica.finish()
-            self.on_progress(len(answers[number::n]))
+            tell(len(answers[number::n]))
         return answers
 
 

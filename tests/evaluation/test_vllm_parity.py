@@ -150,6 +150,30 @@ def test_damaged_weights_are_named(backends, models, ask, choices, writings, tmp
     agree(backends, models, ask, choices, writings, "a", CORRECTED)
 
 
+def test_what_choices_share_is_read_once(backends, models, ask):
+    serve(backends, models, "a", CORRECTED)
+    context = "東京猫犬空海走るHund" * 16  # some blocks of 32 tokens
+    short = [ask("loglikelihood", 0, context, answer) for answer in ("猫", "空12", "the cat")]
+    # A continuation that another begins, and one asked twice: what was read before has to be told.
+    long = "läuft12=7 " * 4
+    inside = [ask("loglikelihood", 1, "犬", text) for text in (long, long + "空", long)]
+    for requests in (short, inside):
+        hf, vllm = (backends[name].loglikelihood(requests) for name in ("hf", "vllm"))
+        assert [v for v, _ in vllm] == pytest.approx([v for v, _ in hf], abs=1e-4, rel=0)
+        assert [g for _, g in vllm] == [g for _, g in hf]
+    vllm = backends["vllm"]
+    vllm.serve(models / f"{backends['architecture']}_b", "b")  # with nothing in its cache
+    vllm.loglikelihood(short)
+    lengths = [sum(map(len, vllm._encoder.encode_pair(*request.args))) for request in short]
+    shared = len(vllm._encoder.encode_pair(*short[0].args)[0]) // 32 * 32
+    assert shared >= 32
+    assert vllm.counted["tokens"] == sum(lengths) - (len(short) - 1) * shared
+    told = []
+    vllm.on_progress = told.append
+    vllm.loglikelihood(inside)
+    assert sum(told) == len(inside)
+
+
 def test_a_long_answer_is_refused(backends, models, ask):
     serve(backends, models, "a", CORRECTED)
     for backend in (backends["hf"], backends["vllm"]):
