@@ -160,6 +160,12 @@ class VLLMBackend(Backend, VLLM):
         data_parallel: int = 1,
         **engine: object,
     ) -> None:
+        if current_platform.is_cpu() and "llvmlite" in sys.modules:
+            # It searches all modules for kernels, and llvmlite's library answers to every name.
+            raise UserError(
+                "vLLM's CPU build cannot start in a process that has loaded numba; "
+                "start the evaluation in a process of its own"
+            )
         self._checkpoint = Checkpoint(model)
         visible = _check_gpus(tensor_parallel, data_parallel)
         with _starting(model):
