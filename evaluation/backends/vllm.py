@@ -94,19 +94,15 @@ _ON_CPU = {"enforce_eager": True, "block_size": 32}
 # vLLM answers with an object for every token that it read.
 _TOKENS = 1 << 18
 # For log-likelihoods vLLM reads its prefix cache only if told so; see `_score_portion`.
-_ANEW = SamplingParams(
-    temperature=0,
-    max_tokens=1,
-    prompt_logprobs=1,
-    detokenize=False,
-    skip_reading_prefix_cache=True,
-)
-_LOGLIKELIHOODS = SamplingParams(
-    temperature=0,
-    max_tokens=1,
-    prompt_logprobs=1,
-    detokenize=False,
-    skip_reading_prefix_cache=False,
+_LOGLIKELIHOODS, _ANEW = (
+    SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        prompt_logprobs=1,
+        detokenize=False,
+        skip_reading_prefix_cache=anew,
+    )
+    for anew in (False, True)
 )
 
 
