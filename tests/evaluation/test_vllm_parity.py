@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
 from pathlib import Path
@@ -11,17 +10,9 @@ import pytest
 
 from common.errors import UserError
 from evaluation.backends.tokenisation import CORRECTED, PUBLISHED, Rule
+from tests.evaluation.vllm_marks import NEEDS_VLLM
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed in this environment: make test-vllm",
-    ),
-    # An engine is half a minute of work, the first one of an architecture more; on a busy machine a
-    # fixture that were cut short would fail every test that shares it.
-    pytest.mark.timeout(3000),
-]
+pytestmark = NEEDS_VLLM
 RULES = [PUBLISHED, CORRECTED, Rule("separate", bos=True), Rule("joint", bos=False)]
 WINDOW = 96
 

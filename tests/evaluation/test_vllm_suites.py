@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,17 +12,9 @@ from tests.evaluation import ja8_rows
 from tests.evaluation.sql_toy import NAMES, item, write_dumps
 from tests.evaluation.test_kobest import MADE
 from tests.evaluation.test_okapi import HUB
+from tests.evaluation.vllm_marks import NEEDS_VLLM
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed in this environment: make test-vllm",
-    ),
-    # An engine is half a minute of work, the first one of an architecture more; on a busy machine a
-    # fixture that were cut short would fail every test that shares it.
-    pytest.mark.timeout(3000),
-]
+pytestmark = NEEDS_VLLM
 SUITES = ["ja8", "kobest", "okapi_de", "sql_eval/basic"]
 WINDOW = 2040  # two less than the models read, as vLLM needs
 

@@ -1,6 +1,5 @@
 """vLLM serves a path's checkpoint as transformers does: `make test-vllm`."""
 
-import importlib.util
 import random
 
 import pytest
@@ -9,14 +8,9 @@ from checkpoints.reading import Checkpoint
 from checkpoints.writing import write_checkpoint
 from common.files import read_json, write_json
 from search.dataflow_model import Step, load, sources
+from tests.evaluation.vllm_marks import NEEDS_VLLM
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed in this environment: make test-vllm",
-    ),
-]
+pytestmark = NEEDS_VLLM
 PATH = [Step("a", 0), Step("b", 1, 0.6), Step("b", 1, 1.7), Step("a", 1, 1.3), Step("b", 0, 0.8)]
 
 
