@@ -51,9 +51,11 @@ def write_family(
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from rehearsal.tokenizers import llama3_tokenizer, mistral_tokenizer
 
+    disable_progress_bar()
     extra = extra or {}
     weights = None
     for number, repository in enumerate(repositories):
