@@ -12,11 +12,11 @@ class Progress:
     """Tells on standard error how far a long step is.
 
     Args:
-        total: Number of steps to do.
+        total: Number of steps to do; None where nobody knows.
         what: What is being done, as it should be read: ``case1/ja: training``.
     """
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self, total: int | None, what: str) -> None:
         self._total = total
         self._what = what
         self._done = 0
@@ -34,10 +34,10 @@ class Progress:
         if now - self._last < _SILENCE_S:
             return
         self._last = now
-        left = (now - self._start) / max(self._done, 1) * max(self._total - self._done, 0)
-        print(
-            f"{self._what}: {self._done}/{self._total}{', ' + note if note else ''}, "
-            f"about {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        told = [f"{self._done} done" if self._total is None else f"{self._done}/{self._total}"]
+        if note:
+            told.append(note)
+        if self._total is not None:
+            left = (now - self._start) / max(self._done, 1) * max(self._total - self._done, 0)
+            told.append(f"about {left:.0f} s left")
+        print(f"{self._what}: {', '.join(told)}", file=sys.stderr, flush=True)

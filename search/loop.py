@@ -139,7 +139,7 @@ class Search:
             UserError: The disk is full; the state written before stands.
         """
         state, budget = self._state, self._budget.evaluations
-        progress = Progress(budget or 0, self._what)
+        progress = Progress(budget, self._what)
         if state.evaluations:
             progress.step(len(state.evaluations), note="taken up again")
         while budget is None or state.told < budget:

@@ -85,11 +85,12 @@ def _evolve(given: argparse.Namespace, merging: Merging) -> Plan:
 def _tune(given: argparse.Namespace, merging: Merging) -> Plan:
     candidates = json_list(given.candidates, "--candidates")
     space = ListedSpace(merging, read_settings(given.set), candidates)
-    return Plan(space, Listed(len(candidates)), Budget(), {})
+    return Plan(space, Listed(len(candidates)), Budget(len(candidates)), {})
 
 
 def _greedy(given: argparse.Namespace, merging: Merging) -> Plan:
-    return Plan(SoupSpace(merging), Greedy(len(merging.experts)), Budget(), {})
+    count = len(merging.experts)
+    return Plan(SoupSpace(merging), Greedy(count), Budget(2 * count - 1), {})
 
 
 _COMMANDS = {"tune": _tune, "evolve": _evolve, "greedy": _greedy}
