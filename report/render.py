@@ -173,8 +173,14 @@ def plain(
         if new_group:
             lines.append(rule)
         lines.append(line(cells))
+    # A note on an error that is left out here would explain what nobody sees.
+    shown = [
+        note
+        for note in grid.notes
+        if not note.startswith("±") or any(note.split()[0] in text for text in lines)
+    ]
     notes = [
         textwrap.fill(note, TERMINAL_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-        for note in grid.notes
+        for note in shown
     ]
     return "\n".join([*lines, *notes]) + "\n"

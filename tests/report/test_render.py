@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from report import render
@@ -69,3 +71,11 @@ def test_terminal_text_is_aligned():
     assert lines[4] == "R&D <50%>  .830*  .5±.01"
     assert "Data seen" not in lines[0]
     assert lines[-1] == "† Not learned."
+
+
+def test_terminal_text_has_no_note_on_an_error_that_it_leaves_out():
+    note = "±.027 is a small error."
+    assert note in render.markdown(dataclasses.replace(GRID, notes=(note,)))
+    assert note not in render.plain(dataclasses.replace(GRID, notes=(note,)))
+    shown = "±.01 is a smaller one."
+    assert shown in render.plain(dataclasses.replace(GRID, notes=(shown,)))
