@@ -145,7 +145,8 @@ class Scorer:
             items: The task's records.
 
         Returns:
-            metric, value, stderr, items and chance; metrics: value and stderr of each, and
+            metric, value, stderr, items and chance (the mean of the items' own `chance` where
+            the suite adds it to their records); metrics: value and stderr of each, and
             `undefined` where they are None; shots, fidelity, prompt and scale where the task has
             them; groups: value, stderr and items of
             each group of items, where its definition names a key to group by.
@@ -165,11 +166,12 @@ class Scorer:
             group: aggregate(part, task.metric, self._metrics[task.metric]) | {"items": len(part)}
             for group, part in sorted(groups.items())
         }
+        own = [item["chance"] for item in items if "chance" in item]
         return {
             "metric": task.metric,
             **metrics[task.metric],
             "items": len(items),
-            "chance": task.chance,
+            "chance": math.fsum(own) / len(own) if own else task.chance,
             "metrics": metrics,
         } | {key: value for key, value in about.items() if value}
 

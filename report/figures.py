@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS_ACROSS = 4
+_LINE = 36  # characters of a title over a panel of half a figure
 _BAR_IN = 0.175  # height of one bar's place in inches: an 8-point label fits
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -128,9 +130,9 @@ def averages_figure(experiment: Experiment) -> Figure:
                 axes.text(score.value + score.stderr + 0.012, place, text, va="center", fontsize=7)
         axes.set_xlim(0, 1.1)
         axes.set_yticks(range(len(case.models)), [model.label for model in case.models])
-        title = case.title.replace(" (", "\n(", 1) if len(case.title) > 45 else case.title
-        axes.set_title(f"{table_title(case.table)}. {title}", loc="left")
-        axes.set_xlabel(f"mean over {len(case.averaged)} columns, with standard error over items")
+        title = textwrap.fill(f"{table_title(case.table)}. {case.title}", _LINE)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(f"mean over {len(case.averaged)} columns,\nwith standard error over items")
     return figure
 
 

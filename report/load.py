@@ -75,6 +75,8 @@ def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         samples = manifest["parameters"].get("set", {}).get("samples")
         rows = f"{len(sources)} × {samples} samples" if samples else f"{len(sources)} sets"
         seen.append(f"calibration ({rows})")
+    if "hub" in row:
+        return "not known here"
     if searched(row):
         planned = len(row["tune"]) if "tune" in row else row.get("evolve", {}).get("budget")
         search = manifest.get("parameters", {}).get("search", {})

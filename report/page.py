@@ -32,9 +32,11 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { margin: 2.6rem 0 .6rem; font-s
 p, li { max-width: 52rem; } nav a { margin-right: 1rem; } a { color: #0a58a8; }
 figure { margin: 1.4rem 0; }
 figcaption { font-size: .9rem; max-width: 56rem; margin-bottom: .5rem; }
-.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; display: block; }
+/* Wide tables may use the margin at the right of the text. */
+.scroll { overflow-x: auto; width: max-content; max-width: min(100vw - 4rem, 50vw + 526px); }
+img { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .55rem; text-align: right; white-space: nowrap; font-weight: normal; }
+th, td { padding: .22rem .42rem; text-align: right; white-space: nowrap; font-weight: normal; }
 th.t, td.t { text-align: left; } td.t { white-space: normal; }
 thead th { font-weight: 600; border-bottom: 1.5px solid #333; vertical-align: bottom;
   white-space: normal; }

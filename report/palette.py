@@ -18,6 +18,7 @@ _FAMILIES = {
     "adamerging": ("AdaMerging", "#B5A900"),
     "dam": ("DAM", "#222222"),
 }
+_PUBLISHED = ("Published merge", "#7F5BA6")  # what it was chosen on is not known here
 _OTHER = ("Other methods", "#8C564B")
 _REFERENCE = ("Base and experts", "#A6A6A6")
 _PALE = 0.5  # share of white in the bars of rows that chose nothing on dev items
@@ -29,6 +30,8 @@ def family(model: Model, config: Mapping[str, Any]) -> tuple[str, str]:
         return _REFERENCE
     if "evolve" in config["methods"].get(model.id, {}):
         return _FAMILIES["evolutionary"]
+    if "hub" in config["methods"].get(model.id, {}):
+        return _PUBLISHED
     return _FAMILIES.get(model.method, _OTHER)
 
 
@@ -37,7 +40,8 @@ def colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
     paint = to_rgb(family(model, config)[1])
-    if model.kind == "merge" and not searched(config["methods"].get(model.id, {})):
+    row = config["methods"].get(model.id, {})
+    if model.kind == "merge" and "hub" not in row and not searched(row):
         paint = tuple(part + (1 - part) * _PALE for part in paint)
     return paint
 

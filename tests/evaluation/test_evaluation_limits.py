@@ -227,6 +227,7 @@ def test_a_score_that_is_not_a_number_is_said_so_and_never_written(world, tmp_pa
     assert published["metrics"]["mc1"]["value"] is not None
     primary = scores["suites"]["okapi_de"]["primary"]
     assert (primary["mean"], primary["undefined"]) == (None, "not a number for 1 of 1 tasks")
+    assert published["chance"] == 0.5  # one of each item's two choices is true
     corrected = scores["tasks"]["okapi_de:corrected/truthfulqa"]
     assert 0 <= corrected["value"] <= 1
     assert f"mc2 is {why}" in shown

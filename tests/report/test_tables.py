@@ -80,6 +80,7 @@ def test_whose_embeddings_a_path_and_a_published_merge_have(small):
     assert found["dfs"] == "of math_a" and found["dfs_base"] == "base"
     assert found["unrun"] == "of ja" and found["evollm"] == "as published"
     assert found["ties_tuned"] == "merged" and found["ja"] == "own"
+    assert rows["evollm"]["data"] == "not known here" and rows["soup"]["data"] == "none"
 
 
 def test_best_ignores_base_experts_and_rows_that_take_no_part(small):

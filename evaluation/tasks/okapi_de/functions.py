@@ -206,6 +206,7 @@ def _truthfulqa_results(
         "mc1_gold": gold,
         "mc2_choices": [choices.index(choice) for choice in row["mc2_targets"]["choices"]],
         "mc2_labels": list(labels),
+        "chance": sum(labels) / len(labels),
     }
 
 
