@@ -259,23 +259,24 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     harness = timed("items and definitions", harnesses.Harness)(
         Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device, backend=backend
     )
-    read = 0
     for folder in folders:
-        scores, _ = harness.evaluate_folder(folder, folder.name)
-        read += scores["counted"]["tokens"]
+        harness.evaluate_folder(folder, folder.name)
     spent["the rest"] = clock() - begun - sum(spent.values())
     taken = dict(spent)
-    # Once more with every choice reading its whole context: on hf in lm_eval's batches, without
-    # trees; on vLLM without its prefix cache.
+
+    def scored() -> tuple[int, float]:
+        spent["passes that score"] = 0.0
+        scores, _ = harness.evaluate_folder(folders[0], "again")
+        return scores["counted"]["tokens"], spent["passes that score"]
+
+    # Twice more, so that both are warm: the second time every choice reads its whole context, on
+    # hf in lm_eval's batches, without trees; on vLLM without its prefix cache.
+    together = scored()
     kind._grows_trees = lambda self: False
     module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
-    spent["passes that score"] = 0.0
-    scores, _ = harness.evaluate_folder(folders[0], "alone")
-    together = {
-        "tokens": (read / len(folders), scores["counted"]["tokens"]),
-        "seconds": (taken["passes that score"] / len(folders), spent["passes that score"]),
-    }
-    Path(out).write_text(json.dumps({"spent": taken, "together": together}))
+    alone = scored()
+    pairs = dict(zip(("tokens", "seconds"), zip(together, alone, strict=True), strict=True))
+    Path(out).write_text(json.dumps({"spent": taken, "together": pairs}))
 
 
 def pythons_with_vllm() -> Iterator[Path | str]:
