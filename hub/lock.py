@@ -37,6 +37,11 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _entry(entry: Mapping[str, Any]) -> Locked:
+    files = {name: (about["sha256"], about["bytes"]) for name, about in entry["files"].items()}
+    return Locked(entry["repository"], entry["revision"], files)
+
+
 def locked(path: Path, reference: Reference) -> Locked | None:
     """Look up what a reference must be.
 
@@ -48,23 +53,28 @@ def locked(path: Path, reference: Reference) -> Locked | None:
         The entry, None before the first download.
 
     Raises:
-        UserError: Table and lock disagree.
+        UserError: Table and lock disagree, or the lock is damaged.
     """
-    entry = _read(path).get(reference.id)
-    if entry is None:
-        return None
-    if entry["repository"] != reference.repository:
+    try:
+        entry = _read(path).get(reference.id)
+        if entry is None:
+            return None
+        got = _entry(entry)
+    except (AttributeError, KeyError, TypeError):
         raise UserError(
-            f"{reference.id}: the table says {reference.repository}, {path} {entry['repository']}; "
+            f"{path} is damaged at {reference.id}; restore it, or take the entry out of it"
+        ) from None
+    if got.repository != reference.repository:
+        raise UserError(
+            f"{reference.id}: the table says {reference.repository}, {path} {got.repository}; "
             "take the entry out of the lock if the change is meant"
         )
-    if reference.revision and entry["revision"] != reference.revision:
+    if reference.revision and got.revision != reference.revision:
         raise UserError(
             f"{reference.id}: the table pins revision {reference.revision[:12]}, {path} "
-            f"{entry['revision'][:12]}; take the entry out of the lock if the change is meant"
+            f"{got.revision[:12]}; take the entry out of the lock if the change is meant"
         )
-    files = {name: (about["sha256"], about["bytes"]) for name, about in entry["files"].items()}
-    return Locked(entry["repository"], entry["revision"], files)
+    return got
 
 
 def record(path: Path, reference: Reference, got: Locked) -> None:

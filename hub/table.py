@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def _number(text: str, kind: type, where: str, column: str) -> float | int | Non
         value = kind(text)
     except ValueError:
         value = -1
-    if value <= 0:
+    if not 0 < value < math.inf:  # nan is in no order
         raise UserError(f"{where}: {column} is {text!r}; write a positive number, or nothing")
     return value
 
@@ -123,11 +124,14 @@ def read_table(path: Path = TABLE) -> dict[str, Reference]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; correct the path, or restore the table") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path}: is no text in UTF-8; correct the path, or restore it") from None
     header = lines[0].split("\t") if lines else []
     if tuple(header) != _COLUMNS:
         raise UserError(f"{path}: the first line must hold, by tabs: {' '.join(_COLUMNS)}")
     references: dict[str, Reference] = {}
-    for number, fields in enumerate(csv.reader(lines[1:], delimiter="\t"), 2):
+    rows = csv.reader(lines[1:], delimiter="\t", quoting=csv.QUOTE_NONE)
+    for number, fields in enumerate(rows, 2):
         where = f"{path}, line {number}"
         if len(fields) != len(header):
             raise UserError(f"{where}: {len(fields)} fields; {len(header)} are needed, by tabs")

@@ -3,6 +3,7 @@
 import pytest
 
 from common.errors import UserError
+from hub.lock import locked
 from hub.table import TABLE, find, read_table
 
 HEADER = "id\tkind\trepository\trevision\tgb\tparameters\tlicence\tgated\tpickle\tfiles\tnote"
@@ -50,6 +51,8 @@ def test_fields_are_read(tmp_path):
         ({"repository": "name"}, "line 2: repository is 'name'"),
         ({"revision": "main"}, "line 2: revision is 'main'"),
         ({"gb": "-1"}, "line 2: gb is '-1'"),
+        ({"gb": "nan"}, "line 2: gb is 'nan'"),
+        ({"gb": "inf"}, "line 2: gb is 'inf'"),
         ({"gated": "maybe"}, "line 2: gated is 'maybe'"),
         ({"kind": "dataset"}, "line 2: a data set needs files"),
     ],
@@ -67,3 +70,35 @@ def test_a_line_with_too_few_fields_a_double_and_a_missing_id(tmp_path):
         read_table(write(tmp_path, GOOD, GOOD))
     with pytest.raises(UserError, match="no reference 'n'"):
         find("n", write(tmp_path, GOOD))
+
+
+def test_a_quotation_mark_is_a_character_like_any_other(tmp_path):
+    table = read_table(write(tmp_path, changed(note='"big'), changed(id="n", note='5" disk')))
+    assert [reference.note for reference in table.values()] == ['"big', '5" disk']
+
+
+def test_a_table_that_is_no_text_is_one_line(tmp_path):
+    path = write(tmp_path, GOOD)
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        read_table(path)
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        read_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "[]",
+        '{"m": 3}',
+        '{"m": {}}',
+        '{"m": {"repository": "owner/name", "revision": "1", "files": []}}',
+        '{"m": {"repository": "owner/name", "revision": "1", "files": {"a": {}}}}',
+    ],
+)
+def test_a_damaged_lock_is_one_line(tmp_path, lock):
+    reference = find("m", write(tmp_path, GOOD))
+    (tmp_path / "hub.lock.json").write_text(lock)
+    with pytest.raises(UserError, match=r"hub.lock.json is damaged at m; restore it") as caught:
+        locked(tmp_path / "hub.lock.json", reference)
+    assert "\n" not in str(caught.value)
