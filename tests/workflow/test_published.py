@@ -1,6 +1,7 @@
 """Cases of published checkpoints: refusals, the jobs that the paper's tables need, the budget."""
 
 import copy
+import fnmatch
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from hub.table import read_table
 from search.cli import build_parser
 from tests.workflow.conftest import Project
 from workflow import budget, configuration, preflight, published
@@ -31,6 +33,20 @@ def test_the_papers_configuration_is_in_order():
     assert all(published.is_published(case) for case in config["cases"].values())
     ids = [reference.id for reference in budget.references_of(config, ROOT)]
     assert len(ids) == len(set(ids)) == 15
+
+
+def test_the_japanese_data_are_the_release_that_the_authors_name():
+    # p1atdev/ichikara-instruction:20231115-1; the repository has others beside it.
+    patterns = read_table(ROOT / "hub.tsv")["ichikara"].patterns
+
+    def taken(path):
+        return any(fnmatch.fnmatch(path, pattern) for pattern in patterns)
+
+    assert taken("20231115-1/train-00000-of-00001.parquet") and taken("data/20231115-1.jsonl")
+    assert not taken("20231221-003/train-00000-of-00001.parquet")
+    assert not taken("dataset_infos.json")
+    # It seems to be one of five parts that have 2,903 rows together (arXiv:2407.03963, table 7).
+    assert PAPER["calibration"]["rows"] == 1729
 
 
 @pytest.mark.parametrize(
@@ -190,11 +206,11 @@ def test_the_budget_agrees_with_what_was_counted_by_hand():
     # 1,729 rows of three samples, about 874 tokens, Mistral's 7.24 G parameters: 22 PFLOP for the
     # teachers; a training step of 94 ms of products and 47 ms of weight traffic.
     def only_dam(config):
-        config["calibration"]["rows"] = 1729
         config["methods"] = {"dam_paper": config["methods"]["dam_paper"]}
 
     config = configuration.resolve(changed(only_dam), "paper.yaml")
     teachers = budget.teacher_hours(config, "case1")
+    assert budget.states_gigabytes(config, "case1") == pytest.approx(12.7, rel=0.05)
     assert teachers * 3600 * 396e12 == pytest.approx(22e15, rel=0.02)
     training = budget.training_hours(config, "case1", budget.learning_runs(config, "case1"))
     assert training * 3600 / 1729 == pytest.approx(0.094 + 0.047, rel=0.05)
