@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, nearest
+from evaluation.sql import server
 
 COUNTS = ("gpu", "gpu_mem_mb", "mem_mb", "runtime")  # resources that a step names
 
@@ -112,6 +114,28 @@ def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None
     if (torch or importlib.metadata.version("torch")).endswith("+cpu"):
         raise UserError(
             f"{told}, and {sys.executable} has PyTorch's CPU build; install requirements-gpu.lock"
+        )
+
+
+def check_evaluators(vllm: bool, postgres: bool) -> None:
+    """Refuse evaluations whose engine or SQL server is not installed on this machine.
+
+    Args:
+        vllm: Whether one runs by vLLM in this environment.
+        postgres: Whether one runs SQL on PostgreSQL.
+
+    Raises:
+        UserError: One line with what is lacking and its mend.
+    """
+    if vllm and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"models are evaluated by vLLM, which {sys.executable} lacks; install "
+            "requirements-gpu.lock, or set evaluation: {backend: hf}"
+        )
+    if postgres and server.programs() is None:
+        raise UserError(
+            f"SQL-Eval runs on PostgreSQL, and there is none of version {server.MINIMUM} or newer; "
+            "install it (Debian: apt-get install postgresql), or set evaluation: {engine: sqlite}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -308,6 +309,26 @@ def test_a_run_without_a_token_does_not_begin(tmp_path, monkeypatch):
     assert code != 0 and "Traceback" not in output
     (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "llama3_8b_instruct" in told and "HF_TOKEN" in told
+    assert not (project.results / "case2").exists()
+
+
+@pytest.mark.workflow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
+def test_a_run_without_vllm_does_not_begin(tmp_path, monkeypatch):
+    def small(config):
+        config["evaluation"]["device"] = "cpu"
+        config["calibration"]["rows"] = 2
+        config["methods"] = {"soup": config["methods"]["soup"]}
+        del config["ablation"]
+        for case in config["cases"].values():
+            case["size"]["parameters"] = 1e5
+
+    monkeypatch.setenv("HF_TOKEN", "a token")
+    project = Project(tmp_path / "project", changed(small))
+    code, output = project.run("snakemake", "table2", "--configfile", "tiny.yaml")
+    assert code != 0 and "Traceback" not in output
+    (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "evaluated by vLLM" in told and "requirements-gpu.lock" in told
     assert not (project.results / "case2").exists()
 
 

@@ -171,6 +171,19 @@ def test_what_can_run_is_let_run(programs):
     machine.check_local(both, 2, "2.13.0")
 
 
+def test_what_evaluations_lack_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine.server, "programs", lambda: None)
+    machine.check_evaluators(vllm=False, postgres=False)
+    for lacking, told in (
+        ({"vllm": True, "postgres": True}, "evaluated by vLLM, .*install requirements-gpu.lock"),
+        ({"vllm": False, "postgres": True}, "SQL-Eval runs on PostgreSQL, .*engine: sqlite"),
+    ):
+        with pytest.raises(UserError, match=told) as refused:
+            machine.check_evaluators(**lacking)
+        assert "\n" not in str(refused.value)
+
+
 SINFO = "echo 'main 2:00:00'; echo 'long 3-00:00:00'; echo 'free infinite'"
 
 

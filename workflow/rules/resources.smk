@@ -97,6 +97,18 @@ def check_start(jobs):
     preflight.check_disk(sum(size for *_, size in stored) - dropped, Path(OUT))
 
 
+def check_evaluators(jobs):
+    """Refuse to begin where vLLM or PostgreSQL will be lacking, when all models were made."""
+    scoring = [job for job in jobs if job.rule.name in ("evaluate", "ablation_evaluate")]
+    backends = {backend_of(job.wildcards) for job in scoring}
+    tasks = [task for job in scoring for task in configuration.tasks_of(case_of(job.wildcards))]
+    machine.check_evaluators(
+        vllm="vllm" in backends and not configuration.interpreter_of(CONFIG, "vllm"),
+        postgres=CONFIG["evaluation"]["engine"] == "postgres"
+        and any(task.startswith("sql_eval") for task in tasks),
+    )
+
+
 STARTED = time.time()
 
 
@@ -108,6 +120,7 @@ onstart:
             check_start(jobs)
             if workflow.local_exec:
                 machine.check_local(map(asked_by, jobs), limit and limit.value)
+                check_evaluators(jobs)
                 # One machine needs no limit on how many jobs start in a second. With Snakemake's,
                 # every job that ends leaves a timer that wakes the scheduler each second from then
                 # on: 40 % of a core after 200 jobs.
