@@ -31,6 +31,7 @@ class Ask:
         runtime: Minutes.
         threads: CPU cores.
         partition: Slurm's, None for the cluster's default.
+        account: Slurm's, None for the user's default.
     """
 
     rule: str
@@ -40,6 +41,7 @@ class Ask:
     runtime: int = 0
     threads: int = 1
     partition: str | None = None
+    account: str | None = None
 
 
 def gpus() -> list[int]:
@@ -167,7 +169,8 @@ def check_slurm(asks: Iterable[Ask]) -> None:
         name, limit = line.split()
         limits[name] = minutes_of(limit)
     # One request of each kind is enough: sbatch takes a moment for each.
-    for ask in {(a.partition, a.gpu, a.mem_mb, a.runtime, a.threads): a for a in asks}.values():
+    kinds = {(a.partition, a.account, a.gpu, a.mem_mb, a.runtime, a.threads): a for a in asks}
+    for ask in kinds.values():
         if ask.partition is not None and ask.partition not in limits:
             raise UserError(
                 f"Slurm has no partition {ask.partition!r}{nearest(ask.partition, limits)}; "
@@ -176,6 +179,7 @@ def check_slurm(asks: Iterable[Ask]) -> None:
         command = ["sbatch", "--test-only", f"--mem={ask.mem_mb}", f"--time={ask.runtime}"]
         command += [f"--cpus-per-task={ask.threads}"]
         command += [f"--partition={ask.partition}"] if ask.partition else []
+        command += [f"--account={ask.account}"] if ask.account else []
         command += [f"--gpus={ask.gpu}"] if ask.gpu else []
         told = (
             f"{ask.rule} ({ask.gpu} GPUs, {ask.mem_mb / 1000:.0f} GB, {ask.runtime} min, "

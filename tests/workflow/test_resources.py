@@ -190,10 +190,12 @@ SINFO = "echo 'main 2:00:00'; echo 'long 3-00:00:00'; echo 'free infinite'"
 def test_the_cluster_is_asked_once_for_each_kind_of_step(programs, tmp_path):
     programs(sinfo=SINFO, sbatch=f'echo "$@" >> {tmp_path}/asked')
     steps = [Ask("merge", mem_mb=2000, runtime=30, partition="main")] * 3
-    machine.check_slurm([*steps, Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320)])
+    paid = Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320, account="mylab")
+    machine.check_slurm([*steps, Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320), paid])
     assert (tmp_path / "asked").read_text().splitlines() == [
         "--test-only --mem=2000 --time=30 --cpus-per-task=1 --partition=main --wrap=true",
         "--test-only --mem=9000 --time=4320 --cpus-per-task=1 --gpus=1 --wrap=true",
+        "--test-only --mem=9000 --time=4320 --cpus-per-task=1 --account=mylab --gpus=1 --wrap=true",
     ]
 
 

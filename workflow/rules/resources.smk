@@ -62,8 +62,9 @@ def times_of(kind, row, wildcards):
 
 def asked_by(job):
     given = {name: job.resources.get(name) or 0 for name in machine.COUNTS}
-    partition = job.resources.get("slurm_partition")
-    return machine.Ask(job.name, threads=job.threads, partition=partition, **given)
+    for name in ("partition", "account"):
+        given[name] = job.resources.get(f"slurm_{name}")
+    return machine.Ask(job.name, threads=job.threads, **given)
 
 
 MAKING_MODELS = (
