@@ -56,7 +56,8 @@ def gpus() -> list[int]:
     )
     if done.returncode != 0:
         return []
-    found = [int(line) for line in done.stdout.split("\n") if line.strip().isdigit()]
+    # nvidia-smi counts in MiB, steps ask for MB.
+    found = [int(line) * 2**20 // 10**6 for line in done.stdout.split() if line.isdigit()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found

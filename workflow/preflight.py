@@ -285,7 +285,7 @@ def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[
 def _gpu_memory(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Compare what steps hold on a GPU with the one that is here, or the one that is assumed."""
     found = machine.gpus()
-    has = found[0] * 2**20 / 1e9 if found else budget.assumptions()["gpu"]["memory_gb"]
+    has = found[0] / 1000 if found else budget.assumptions()["gpu"]["memory_gb"]
     where = "the GPU here has" if found else "the GPU assumed has"
     lines, errors = [], []
     for name in budget.fetched_cases(config):

@@ -335,7 +335,7 @@ def test_a_run_without_vllm_does_not_begin(tmp_path, monkeypatch):
 def test_too_small_a_gpu_or_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     config = configuration.resolve(PAPER, "paper.yaml")
     monkeypatch.setenv("HF_TOKEN", "a token")
-    monkeypatch.setattr(preflight.machine, "gpus", lambda: [24564])
+    monkeypatch.setattr(preflight.machine, "gpus", lambda: [25757])
     _, errors = preflight.report(config, ROOT, tmp_path)
     told = [error for error in errors if "training holds" in error]
     assert len(told) == 2 and "54 GB on a GPU, and the GPU here has 25.8 GB" in told[0]

@@ -120,9 +120,10 @@ def test_every_step_that_does_work_asks_for_memory_and_time():
 
 def test_memory_of_every_visible_gpu(programs, monkeypatch):
     assert machine.gpus() == []
+    # nvidia-smi tells MiB: an H100 has 85.5 GB of 10^9 bytes.
     programs(nvidia_smi="echo 81559; echo 24564")
-    assert machine.gpus() == [81559, 24564]
-    for visible, expected in (("1", [24564]), ("", []), ("-1", []), ("GPU-8c6f", [24564])):
+    assert machine.gpus() == [85520, 25757]
+    for visible, expected in (("1", [25757]), ("", []), ("-1", []), ("GPU-8c6f", [25757])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.gpus() == expected
     programs(nvidia_smi="exit 9")
@@ -149,7 +150,7 @@ def test_memory_of_every_visible_gpu(programs, monkeypatch):
             [Ask("merge", gpu=1, gpu_mem_mb=54300)],
             1,
             "2.13.0",
-            r"needs .*54 GB.*25 GB",
+            r"needs .*54 GB.*26 GB",
         ),
         (81559, [Ask("evaluate", gpu=1)], 1, "2.13.0+cpu", r"PyTorch's CPU build; install"),
     ],
@@ -165,6 +166,8 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line(programs, memory, asks, lim
 def test_what_can_run_is_let_run(programs):
     machine.check_local([Ask("evaluate", mem_mb=2000)], None)  # no GPU asked for, none needed
     programs(nvidia_smi="echo 81559")
+    machine.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
+    programs(nvidia_smi="echo 52000")  # 54.5 GB
     machine.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
     programs(nvidia_smi="echo 81559; echo 81559")
     both = [Ask("evaluate", gpu=2, gpu_mem_mb=15000), Ask("merge", gpu=2, gpu_mem_mb=54300)]
