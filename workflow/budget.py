@@ -117,8 +117,11 @@ def ablation_runs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Resolve the parameters of each run of the ablation."""
     ablation = config["ablation"]
     row = config["methods"][ablation["row"]]
-    resolved = registry.validate(row["method"], {**row["set"], **ablation["set"]})
-    return [resolved] * (len(ablation["objectives"]) * len(ablation["seeds"]))
+    settings = [
+        {**row["set"], **ablation["set"], **entry["set"]}
+        for entry in ablation["objectives"].values()
+    ]
+    return [registry.validate(row["method"], each) for each in settings for _ in ablation["seeds"]]
 
 
 def states_gigabytes(config: Mapping[str, Any], case: str) -> float:

@@ -219,6 +219,18 @@ def test_the_budget_agrees_with_what_was_counted_by_hand():
     assert budget.merge_hours(config, "case1") * 3600 == pytest.approx(5 * 14.48 + 8 * 7.24, 0.01)
 
 
+def test_an_objective_s_own_settings_are_in_its_price():
+    def longer(config):
+        config["ablation"]["objectives"]["kl"]["set"] = {"epochs": 11}
+
+    def hours(config):
+        config = configuration.resolve(config, "paper.yaml")
+        return budget.training_hours(config, "case1", budget.ablation_runs(config))
+
+    # Three of thirty runs of one epoch get ten more: twice the work.
+    assert hours(changed(longer)) == pytest.approx(2 * hours(PAPER))
+
+
 def step_of(steps, part, words):
     (found,) = [step for step in steps if step.part == part and words in step.name]
     return found
