@@ -20,7 +20,7 @@ _EPILOG = """\
 examples:
   python -m hub fetch metamath --out data/metamath
   python -m calibration --source data/metamath --prompt query --answer response \\
-      --rows 3458 --seed 1 --tokenizer models/base --max-length 2048 --out metamath.jsonl
+      --rows 1729 --seed 1 --tokenizer models/base --max-length 2048 --out metamath.jsonl
   python -m calibration --source data/wikipedia_ko --answer text --template plain \\
       --rows 3458 --out korean.jsonl
 
@@ -77,7 +77,12 @@ def main(arguments: Sequence[str]) -> int:
     if given.tokenizer is not None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(given.tokenizer, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(given.tokenizer, local_files_only=True)
+        except (OSError, ValueError):
+            raise UserError(
+                f"--tokenizer {given.tokenizer}: no model's folder with a tokenizer; correct it"
+            ) from None
     rows, counts = convert(
         given.source,
         layout,

@@ -21,6 +21,8 @@ from hub.table import Reference
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+# What the hub itself writes beside a data set's rows, in JSON like some of them.
+_ABOUT = ("dataset_infos.json", "dataset_info.json")
 
 
 def _reason(reference: Reference, error: Exception) -> UserError:
@@ -94,6 +96,7 @@ def _chosen(reference: Reference, files: dict[str, Remote]) -> list[Remote]:
         if any(fnmatch.fnmatch(name, pattern) for pattern in reference.patterns)
         and not (top and "/" in name)
         and name not in _INDEXES
+        and Path(name).name not in _ABOUT
         and not Path(name).name.startswith(".")
     ]
     if not chosen:
@@ -139,7 +142,13 @@ def _space(reference: Reference, files: Sequence[Remote], folder: Path) -> None:
 
 
 def _shards(index: Path, files: dict[str, Remote], reference: Reference) -> list[Remote]:
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{reference.id}: {index.name} of {reference.repository} names no shards; choose "
+            "another revision in the table"
+        ) from None
     for name in names:
         if name not in files:
             raise UserError(
@@ -165,9 +174,9 @@ def whole(folder: Path, expected: Locked) -> bool:
     about = manifest.read_manifest(path)
     wanted = {name: digest for name, (digest, _) in expected.files.items()}
     return (
-        about["kind"] == "fetched"
-        and about["parameters"]["revision"] == expected.revision
-        and about["outputs"] == wanted
+        about.get("kind") == "fetched"
+        and about.get("parameters", {}).get("revision") == expected.revision
+        and about.get("outputs") == wanted
         and all(
             (folder / name).is_file() and (folder / name).stat().st_size == size
             for name, (_, size) in expected.files.items()

@@ -140,6 +140,7 @@ def test_the_command_writes_rows_and_manifest(sums, tmp_path, capsys):
         (["--answer", "respons"], "no column 'respons' (did you mean 'response'?)"),
         (["--rows", "0"], "--rows 0 is none"),
         (["--max-length", "99"], "belong together"),
+        (["--max-length", "99", "--tokenizer", "nowhere"], "--tokenizer nowhere: no model's"),
     ],
 )
 def test_bad_input_is_one_line(sums, tmp_path, change, told):

@@ -21,6 +21,7 @@ def mirror(tmp_path):
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "train.json").write_text("[1]")
     (folder / "data" / "readme.txt").write_text("no data")
+    (folder / "data" / "dataset_infos.json").write_text('{"about": "no rows"}')
     return tmp_path / "mirror"
 
 
@@ -45,6 +46,25 @@ def test_what_is_not_there_is_one_line(mirror, tmp_path):
         fetch(dataset(repository="owner/other"), tmp_path / "d", tmp_path / "l", Mirror(mirror))
     with pytest.raises(UserError, match=r"has no file like \*.parquet"):
         fetch(dataset(files=("*.parquet",)), tmp_path / "d", tmp_path / "l", Mirror(mirror))
+
+
+def test_an_index_that_names_no_shards_is_one_line(mirror, tmp_path):
+    folder = mirror / "owner" / "name"
+    (folder / "config.json").write_text("{}")
+    model = dataset(kind="model", files=("config.json",))
+    for index in ("{", "[]", "{}", '{"weight_map": 3}'):
+        (folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(UserError, match="of owner/name names no shards"):
+            fetch(model, tmp_path / "m", tmp_path / "l", Mirror(mirror))
+
+
+def test_a_manifest_of_something_else_is_no_finished_download(mirror, tmp_path):
+    lock, folder = tmp_path / "lock.json", tmp_path / "d"
+    fetch(dataset(), folder, lock, Mirror(mirror))
+    (folder / "manifest.json").write_text("{}")
+    (folder / "data" / "train.json").unlink()
+    fetch(dataset(), folder, lock, Mirror(mirror))
+    assert (folder / "data" / "train.json").read_text() == "[1]"
 
 
 def test_the_git_hash_is_gits(tmp_path):
