@@ -230,6 +230,21 @@ def check_tokens(config: Mapping[str, Any], root: Path, names: Sequence[str]) ->
             raise UserError(_no_token(reference))
 
 
+def check_places(config: Mapping[str, Any]) -> None:
+    """Refuse local copies that are not where the configuration says.
+
+    Args:
+        config: The resolved configuration.
+
+    Raises:
+        UserError: One line with the key and its folder.
+    """
+    for key in ("mirror", "benchmarks"):
+        folder = config["hub"].get(key)
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"hub.{key}: {folder} is no folder; correct the path, or drop the key")
+
+
 def gigabytes_in(folder: Path) -> float:
     """Add up the files below a folder, in GB; 0 where there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
@@ -336,8 +351,9 @@ def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[s
         f"{_free(results):.0f} GB are free",
     ]
     errors += too_large
-    try:
-        check_disk(stored - here, results)
-    except UserError as error:
-        errors.append(str(error))
+    for check in (lambda: check_places(config), lambda: check_disk(stored - here, results)):
+        try:
+            check()
+        except UserError as error:
+            errors.append(str(error))
     return lines, errors

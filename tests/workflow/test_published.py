@@ -344,6 +344,18 @@ def test_a_run_without_vllm_does_not_begin(tmp_path, monkeypatch):
     assert not (project.results / "case2").exists()
 
 
+@pytest.mark.parametrize("key", ["mirror", "benchmarks"])
+def test_local_copies_that_are_not_there_are_told_before_anything_runs(tmp_path, key):
+    def elsewhere(config):
+        config["hub"][key] = str(tmp_path / "gone")
+
+    config = configuration.resolve(changed(elsewhere), "paper.yaml")
+    _, errors = preflight.report(config, ROOT, tmp_path)
+    assert f"hub.{key}: {tmp_path / 'gone'} is no folder" in "\n".join(errors)
+    with pytest.raises(UserError, match=f"hub.{key}: .* is no folder"):
+        preflight.check_places(config)
+
+
 def test_too_small_a_gpu_or_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     config = configuration.resolve(PAPER, "paper.yaml")
     monkeypatch.setenv("HF_TOKEN", "a token")

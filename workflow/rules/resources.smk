@@ -92,6 +92,8 @@ def stored_by(job):
 def check_start(jobs):
     """Refuse to begin where a licence's token or the disk's room is lacking."""
     stored = [(job.rule.name, *stored_by(job)) for job in jobs]
+    if FETCHED:
+        preflight.check_places(CONFIG)
     preflight.check_tokens(CONFIG, ROOT, [name for _, name, _ in stored if name])
     runs = sorted(size for rule, _, size in stored if rule == "ablation_merge")
     dropped = 0.0 if KEPT else sum(runs) - sum(runs[-preflight.AT_A_TIME :])
