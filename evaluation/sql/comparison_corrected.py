@@ -54,12 +54,17 @@ def _split(row: tuple) -> tuple[tuple, tuple]:
     return rest, numbers
 
 
+def _ten_digits(numbers: tuple) -> tuple:
+    """Round away what the order of a sum may change."""
+    return tuple(n if isinstance(n, int) else float(f"{n:.10g}") for n in numbers)
+
+
 def _distinct(rows: Sequence[tuple]) -> list[tuple]:
     """Drop rows that came before, heeding ten digits."""
 
     def key(row: tuple) -> tuple:
         rest, numbers = _split(row)
-        return rest, tuple(n if isinstance(n, int) else float(f"{n:.10g}") for n in numbers)
+        return rest, _ten_digits(numbers)
 
     return list({key(row): row for row in reversed(rows)}.values())[::-1]
 
@@ -80,7 +85,11 @@ def _same_set(left: Sequence[tuple], right: Sequence[tuple]) -> bool:
         len(mine) == len(groups[1][rest])
         and all(
             all(map(_close, a, b))
-            for a, b in zip(sorted(mine), sorted(groups[1][rest]), strict=True)
+            for a, b in zip(
+                sorted(mine, key=_ten_digits),
+                sorted(groups[1][rest], key=_ten_digits),
+                strict=True,
+            )
         )
         for rest, mine in groups[0].items()
     )
@@ -157,15 +166,19 @@ def _assignments(gold: Result, answer: Result) -> Iterator[tuple[int, ...]]:
         fitting = [i for i, other in enumerate(others) if _same_set(values, other)]
         candidates.append(sorted(fitting, key=lambda i: answer.columns[i] != name))
 
-    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == len(candidates):
-            yield chosen
-            return
-        for candidate in candidates[len(chosen)]:
-            if candidate not in chosen:
-                yield from extend((*chosen, candidate))
+    # The rarest first: an answer of a thousand equal columns must not hide that one is missing.
+    order = sorted(range(len(candidates)), key=lambda position: len(candidates[position]))
 
-    return itertools.islice(extend(()), _MAX_ASSIGNMENTS)
+    def extend(chosen: dict[int, int]) -> Iterator[tuple[int, ...]]:
+        if len(chosen) == len(candidates):
+            yield tuple(chosen[position] for position in range(len(candidates)))
+            return
+        position = order[len(chosen)]
+        for candidate in candidates[position]:
+            if candidate not in chosen.values():
+                yield from extend(chosen | {position: candidate})
+
+    return itertools.islice(extend({}), _MAX_ASSIGNMENTS)
 
 
 def _take(result: Result, positions: Sequence[int]) -> list[tuple]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from decimal import Decimal
 
 import pytest
@@ -193,6 +194,24 @@ def test_what_pandas_cannot_sort_or_name_raises_in_published_alone():
 def test_text_with_nulls_is_compared_as_published_not_as_pandas_3_would():
     gold = table("a b", ("x", 1), (None, 2))
     assert PUBLISHED(pair(gold, table("a b", (None, 2), ("x", 1)))) == EXACT
+
+
+def test_a_thousand_equal_columns_do_not_keep_the_rule_busy():
+    """Tried in the gold columns' order, the pairings of this answer are a billion."""
+    gold = table("a b c d", (1, 1, 1, 7))
+    flood = Result(tuple(f"c{number}" for number in range(1000)), [(1,) * 1000])
+    start = time.process_time()
+    assert CORRECTED(pair(gold, flood)) == WRONG
+    assert time.process_time() - start < 5
+    answer = Result((*flood.columns, "last"), [(*flood.rows[0], 7)])
+    assert CORRECTED(pair(gold, answer)) == SUBSET
+
+
+def test_the_last_digits_of_a_sum_do_not_pair_rows_wrongly():
+    assert 0.1 + 0.2 != 0.3
+    gold = table("a b", (0.1 + 0.2, 1), (0.3, 2))
+    assert CORRECTED(pair(gold, table("a b", (0.3, 1), (0.1 + 0.2, 2)))) == EXACT
+    assert CORRECTED(pair(gold, table("a b", (0.3, 1), (0.1 + 0.2, 3)))) == WRONG
 
 
 def test_values_without_an_order_or_a_hash_are_compared_by_their_text():
