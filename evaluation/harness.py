@@ -168,6 +168,7 @@ class Harness:
         pool = read_pool(self.data, self.split, task, definition.get("num_fewshot", 0))
         try:
             self._lm_tasks[task.name] = LocalTask(definition, rows, pool, limit)
+            self._lm_tasks[task.name].check_golds()
         except _ROW_FAULTS as error:
             raise self._unusable(task, error) from error
         self._scorers[task.name] = Scorer(task, definition)

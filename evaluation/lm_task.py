@@ -129,6 +129,7 @@ class LocalTask(ConfigurableTask):
             "metadata": {"version": about.get("version")},
         }
         self._cap = about.get("cap")
+        self._may_lack_gold = about.get("may_lack_gold", False)
         super().__init__(config=config)
         if pool and generator is not None:
             self.sampler = Shots(pool, generator, about.get("stratify"))
@@ -157,6 +158,20 @@ class LocalTask(ConfigurableTask):
         docs = self.dataset[self.config.test_split]
         return [(str(doc["id"]), str(self.doc_to_text(doc)), answer(doc)) for doc in docs]
 
+    def check_golds(self) -> None:
+        """Refuse items whose right choice does not exist: any model would be wrong on them.
+
+        Raises:
+            ValueError: An item has none; the message names it.
+        """
+        if self.config.output_type != "multiple_choice":
+            return
+        for doc in self.dataset[self.config.test_split]:
+            gold, count = self.doc_to_target(doc), len(self.doc_to_choice(doc))
+            whole = isinstance(gold, int) and not isinstance(gold, bool) and gold >= 0
+            if not whole or (gold >= count and not self._may_lack_gold):
+                raise ValueError(f"item {doc['id']}: {gold!r} numbers none of its {count} choices")
+
     def fewshot_context(self, doc: Row, *arguments: Any, **settings: Any) -> Any:
         """Build an item's context; see `ConfigurableTask.fewshot_context`."""
         self.sampler.item = doc
@@ -180,6 +195,8 @@ def _read(path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row
             f"({task.maker}), or leave the task out (name the others: --suites SUITE/TASK,...)"
         )
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; make the data again")
         for column in columns:
             if column not in row:
                 raise UserError(f"{path}, line {number}: no {column!r}; make the data again")

@@ -18,6 +18,7 @@ from evaluation.suites import check_items, select
 
 TASK = "bottle_ja8/jcomqa"
 ROW = {"id": "0", "prompt": "猫は", "choices": ["空", "海"], "gold": 0}
+BOOLQ = {"id": 5, "paragraph": "가", "question": "나", "label": 0}
 
 
 def write_items(folder: Path, *rows: object, task: str = TASK) -> Path:
@@ -111,7 +112,11 @@ def test_a_tokenizer_beyond_the_models_vocabulary_is_named(world, tmp_path, task
         (TASK, ROW | {"gold": "0"}, "no choice has the number in 'gold'"),
         (TASK, ROW | {"gold": -1}, "no choice has the number in 'gold'"),
         (TASK, ROW | {"prompt": None}, "is not a text"),
+        (TASK, 42, "line 1: not a JSON object"),
         ("bottle_ja8/jsquad", {"id": 0, "prompt": "猫", "target": 3}, "is not a text"),
+        ("kobest/boolq", BOOLQ | {"label": -1}, "item 5: -1 numbers none of its 2 choices"),
+        ("kobest/boolq", BOOLQ | {"label": 2}, "cannot ask what a row holds"),
+        ("kobest/boolq", BOOLQ | {"label": None}, "item 5: None numbers none of its 2 choices"),
         (
             "kobest/copa",
             {"id": 0, "premise": "가", "question": "?", "alternative_1": "나"}
@@ -127,6 +132,12 @@ def test_a_row_that_cannot_be_asked_is_told_in_one_line(world, tmp_path, task, r
     assert str(path) in str(caught.value)
     assert "make the data again" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_later_row_without_a_right_choice_is_told(world, tmp_path):
+    write_items(tmp_path, BOOLQ, BOOLQ | {"id": 6, "label": 7}, task="kobest/boolq")
+    with pytest.raises(UserError, match="item 6: 7 numbers none of its 2 choices"):
+        harness(world, tmp_path, ["kobest/boolq"])
 
 
 def test_items_that_are_not_utf8_are_told(world, tmp_path):

@@ -111,6 +111,8 @@ def _arc(prompt: str | None, corrected: bool, cues: Cues) -> dict[str, Any]:
         "doc_to_text": lambda row: f"{cues.question}: {clean(row['question'])}\n{cues.answer}:",
         "doc_to_choice": lambda row: [clean(option) for option in arc_options(row)],
     }
+    # An option that is left out may be the gold one.
+    changes["metadata"] = {"may_lack_gold": True}
     # Published: the letter's number, even where an empty option before it was dropped.
     return changes | ({"doc_to_target": arc_gold} if corrected else {})
 
@@ -249,6 +251,6 @@ def definition(task: str, prompt: str | None, fidelity: str | None) -> dict[str,
     corrected = fidelity == "corrected"
     changes = _TASKS[task](prompt, corrected, _GERMAN if corrected else _ENGLISH)
     if prompt == "mlmm" and task in _MLMM_SHOTS:
-        shots = {"num_fewshot": _MLMM_SHOTS[task], "metadata": {"shuffle_seed": _MLMM_SEED}}
-        changes |= shots
+        changes["num_fewshot"] = _MLMM_SHOTS[task]
+        changes["metadata"] = changes.get("metadata", {}) | {"shuffle_seed": _MLMM_SEED}
     return changes
