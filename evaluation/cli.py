@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,7 +243,26 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
     suites = [name.strip() for name in arguments.suites.split(",") if name.strip()]
     tasks = select(suites, arguments.fidelity, arguments.prompt)
     check_items(arguments.data, arguments.split, tasks)
+    _check_outputs(arguments, models)
     return models, suites
+
+
+def _check_outputs(arguments: argparse.Namespace, names: Iterable[str]) -> None:
+    """Refuse places that nothing can be written to, before hours of answers are lost."""
+    outs = [arguments.out] if arguments.out else [_out(arguments, name) for name in names]
+    for out in outs:
+        if out.is_dir():
+            raise UserError(f"{out} is a folder; give a file (--out FILE) or --out-dir {out}")
+    for folder in {out.parent for out in outs} | ({arguments.store} - {None}):
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{folder}: {above} is no folder that can be written to; give another place"
+            )
+
+
+def _out(arguments: argparse.Namespace, name: str) -> Path:
+    return arguments.out or (arguments.out_dir or OUT) / f"{name}.json"
 
 
 def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) -> Harness:
@@ -286,7 +306,7 @@ def _evaluate_one(
     from evaluation.bar import Bar
     from evaluation.records import write_records
 
-    out = arguments.out or (arguments.out_dir or OUT) / f"{name}.json"
+    out = _out(arguments, name)
     items_path = out.with_name(f"{out.stem}.items.jsonl.gz")
     harness.bar = bar = Bar(name)
     with measure(out.with_name(f"{out.stem}.cost.json")) as cost:
@@ -332,9 +352,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     import torch
 
+    from evaluation.backends.hf import check_device
     from evaluation.harness import tokenizer_hash
 
     torch.set_num_threads(arguments.threads)
+    if arguments.backend == "hf":
+        check_device(arguments.device)
     harness: Harness | None = None
     try:
         for name, folder in models.items():

@@ -74,6 +74,17 @@ def tokenizer_hash(folder: Path | str) -> str:
     return _hash(folder, _TOKENIZER_FILES)
 
 
+def _load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a missing or a damaged file makes of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(
+            f"{folder}: no tokenizer that transformers can read ({reason}); copy the model's "
+            "there again, or name its folder (--tokenizer DIR)"
+        ) from None
+
+
 class Harness:
     """Evaluates models of one tokenizer on a fixed choice of tasks.
 
@@ -103,7 +114,7 @@ class Harness:
             with a store, which would not tell the choices apart.
 
     Raises:
-        UserError: No such suite, or a task has no items.
+        UserError: No such suite, a task has no items, or the tokenizer cannot be read.
     """
 
     def __init__(
@@ -136,9 +147,7 @@ class Harness:
         self.backend = backend
         self.tasks = select(suites, fidelity, prompt)
         self.tokenizer_hash = tokenizer_hash(tokenizer)
-        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            tokenizer, local_files_only=True
-        )
+        self._tokenizer = _load_tokenizer(tokenizer)
         self._settings = {
             "dtype": dtype,
             "limit": limit,

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoints.reading import Checkpoint
 from common.cost import count_mapped
+from common.errors import UserError
 from evaluation.backends import trees
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
@@ -32,6 +33,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Implementations of attention that accept a mask of any shape; flash attention does not.
 _TAKES_MASKS = ("sdpa", "eager")
 _LAYERS = {"full_attention", "sliding_attention"}
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine or this build of PyTorch does not have.
+
+    Raises:
+        UserError: A tensor cannot be put there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--device {device}: not usable here ({reason}); give cpu, or cuda where PyTorch has it"
+        ) from None
 
 
 def load_model(

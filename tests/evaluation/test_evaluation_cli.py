@@ -68,6 +68,21 @@ def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
         (["--model", "{world}/a", "--model", "{world}/a", "--out-dir", "s"], "are called 'a'"),
         (["--model", "{world}/a", "--out", "s.json", "--limit", "0"], "--limit 0: give 1 or more"),
         (["--out", "s.json"], "no --model"),
+        (["--model", "{world}/a", "--out", "{world}"], "is a folder; give a file"),
+        (["--model", "{world}/a", "--out", "{world}/a/config.json/s.json"], "can be written to"),
+        (
+            ["--model", "{world}/a", "--out", "s.json", "--store", "{world}/a/config.json"],
+            "can be written to",
+        ),
+        (
+            ["--model", "{world}/a", "--out", "s.json", "--device", "foo"],
+            "foo: not usable here",
+        ),
+        (
+            ["--model", "{world}/a", "--out", "s.json", "--tokenizer", "{world}/none"],
+            "no tokenizer",
+        ),
+        (["--model", "{world}/a", "--out", "s.json", "--tokenizer", "{world}"], "no tokenizer"),
         (["--model", "{world}/a", "--out", "s.json", "--suites", "bottle_ja9"], "did you mean"),
     ],
 )
