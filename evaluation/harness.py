@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from evaluation.backends.tokenisation import Rule
 from evaluation.definitions import bind, load_definition
 from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
 from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
+from evaluation.sql.databases import utc_now
 from evaluation.suites import Task, items_file, pool_file, select
 
 __all__ = ["Harness", "load_model", "tokenizer_hash"]
@@ -162,6 +162,7 @@ class Harness:
         self.bar = bar
         self._lm: Backend | None = None
         self._resources: dict[str, Any] = {}
+        self._data_hashes: dict[str, list[str]] = {}
         self._lm_tasks: dict[str, LocalTask] = {}
         self._scorers: dict[str, Scorer] = {}
         for task in self.tasks:
@@ -172,6 +173,9 @@ class Harness:
         definition = {"process_results": PROCESSORS[task.kind]} | load_definition(task)
         definition = bind(definition, context=context, tokenizer=self._tokenizer)
         columns = definition.get("metadata", {}).get("columns", ())
+        if self._store is not None:
+            # Now, for the files may be others when a later model is asked what is read here.
+            self._data_hashes[task.name] = self._hash_data(task)
         rows = read_items(self.data, self.split, task, columns)
         rows = rows if self._chosen is None else self._chosen(task.name, rows)
         pool = read_pool(self.data, self.split, task, definition.get("num_fewshot", 0))
@@ -181,6 +185,12 @@ class Harness:
         except _ROW_FAULTS as error:
             raise self._unusable(task, error) from error
         self._scorers[task.name] = Scorer(task, definition)
+
+    def _hash_data(self, task: Task) -> list[str]:
+        files = [items_file(self.data, self.split, task), pool_file(self.data, self.split, task)]
+        if task.kind == "sql":
+            files += sorted((self.data / "databases").rglob("*"))
+        return [sha256_file(path) for path in files if path.is_file()]
 
     def _unusable(self, task: Task, error: Exception) -> UserError:
         """Tell that a suite's functions cannot make requests of a task's rows."""
@@ -335,12 +345,10 @@ class Harness:
     def _key(self, task: Task, folder: Path, weights: str | None) -> dict[str, Any]:
         """Say all that a task's answers depend on."""
         lm_task = self._lm_tasks[task.name]
-        files = [items_file(self.data, self.split, task), pool_file(self.data, self.split, task)]
         day = None
         if task.kind == "sql":
-            files += sorted((self.data / "databases").rglob("*"))
             # Some rows of the databases are relative to the day on which they are loaded.
-            day = datetime.date.today().isoformat()
+            day = utc_now().date().isoformat()
         return self._settings | {
             "weights": weights,
             "configuration": _hash(folder, _CONFIGURATION_FILES),
@@ -349,7 +357,7 @@ class Harness:
             "version": lm_task.VERSION,
             "fidelity": task.fidelity,
             "prompt": task.prompt,
-            "items": [sha256_file(path) for path in files if path.is_file()],
+            "items": self._data_hashes[task.name],
             "definition": code_version(("common", "evaluation")),
             "day": day,
             "decoding": lm_task.config.generation_kwargs,

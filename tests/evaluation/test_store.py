@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
+import shutil
+import time
 
 import pytest
 
@@ -163,3 +166,51 @@ def test_a_crash_loses_only_the_task_it_hit(world, tmp_path, monkeypatch):
     asked_tasks = []
     assert evaluate("b", store) == other
     assert asked_tasks == []
+
+
+def test_data_that_change_while_a_run_goes_on_are_not_taken_for_those_it_read(world, tmp_path):
+    from evaluation.harness import Harness
+
+    data, task = tmp_path / "data", "bottle_ja8/xwino"
+    file = data / f"test/{task}.jsonl"
+    file.parent.mkdir(parents=True)
+    shutil.copy(world / f"data/test/{task}.jsonl", file)
+    store = Store(tmp_path / "store")
+
+    def count(harness: Harness) -> int:
+        return harness.evaluate_folder(world / "a", "a")[0]["tasks"][task]["items"]
+
+    begun = Harness(data, [task], "test", world / "tokenizer", store=store)
+    whole = file.read_text()
+    file.write_text(whole.splitlines(keepends=True)[0])
+    assert count(begun) == len(whole.splitlines()) > 1
+    assert count(Harness(data, [task], "test", world / "tokenizer", store=store)) == 1
+
+
+def test_the_day_of_the_databases_is_that_of_utc(world, monkeypatch):
+    """Rows relative to today are loaded for UTC's day, whatever the clock on the wall says."""
+    from evaluation.harness import Harness
+
+    class Spy(Store):
+        def get(self, key):
+            days.append(key["day"])
+
+        def put(self, key, result):
+            pass
+
+    days: list[str] = []
+    now = datetime.datetime.now(datetime.UTC)
+    # POSIX turns the sign: twelve hours or more behind, or ahead of, UTC.
+    monkeypatch.setenv("TZ", "AAA+12" if now.hour < 12 else "BBB-14")
+    time.tzset()
+    try:
+        assert datetime.date.today() != now.date()
+        settings = {"store": Spy(world), "limit": 1}
+        harness = Harness(
+            world / "data", ["bottle_sql_eval"], "test", world / "tokenizer", **settings
+        )
+        harness.evaluate_folder(world / "a", "a")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert days == [now.date().isoformat()]
