@@ -21,6 +21,26 @@ example:
 CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would pass by chance
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Read a model's scores.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file of scores in it")
+    scores = read_json(path)
+    tasks = scores.get("tasks") if isinstance(scores, dict) else None
+    whole = isinstance(tasks, dict) and {"model", "split"} <= scores.keys()
+    if not whole or not all(
+        isinstance(about, dict) and {"value", "stderr"} <= about.keys() for about in tasks.values()
+    ):
+        raise UserError(
+            f"{path}: not a model's scores; give the file that python -m evaluation --out wrote"
+        )
+    return scores
+
+
 def _entry(scores: Mapping[str, Any], task: str) -> Mapping[str, Any]:
     if task not in scores["tasks"]:
         raise UserError(
@@ -142,9 +162,9 @@ def main(argv: Sequence[str]) -> int:
         path, colon, tasks = rest.partition(":")
         if not (equals and colon and tasks):
             raise UserError(f"--expert {argument!r} is not of the form NAME=FILE:TASK,TASK")
-        experts[name] = (read_json(path), tasks.split(","))
+        experts[name] = (_read(Path(path)), tasks.split(","))
     result = check(
-        read_json(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
+        _read(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
     )
     write_json(arguments.out, result)
     for name, judged in result["experts"].items():

@@ -73,6 +73,21 @@ def test_command_line(tmp_path, capsys):
         main([*command, "ja"])
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", '{"a": 1}', '{"model": "m", "split": "x", "tasks": [1]}']
+)
+def test_a_file_that_holds_no_scores_is_told_in_one_line(tmp_path, content):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(BASE))
+    bad.write_text(content)
+    out = ["--out", str(tmp_path / "gate.json")]
+    for base, expert in ((bad, good), (good, bad)):
+        with pytest.raises(UserError, match=r"bad\.json: not a model's scores"):
+            main(["gate", "--base", str(base), "--expert", f"ja={expert}:s/a", *out])
+    with pytest.raises(UserError, match="is a folder"):
+        main(["gate", "--base", str(tmp_path), "--expert", f"ja={good}:s/a", *out])
+
+
 def test_names_of_variants_hold_colons(tmp_path):
     task = "ja8:corrected:0.6/jnli"
     for name, value in (("base", 0.2), ("ja", 0.8)):
