@@ -151,7 +151,10 @@ def _models(arguments: Sequence[str]) -> dict[str, Path]:
     for argument in arguments:
         name, equals, folder = argument.partition("=")
         if not equals:
-            name, folder = Path(argument).name, argument
+            # Not resolved: a link is called as it is named.
+            name, folder = Path(os.path.abspath(argument)).name, argument
+        if not name:
+            raise UserError(f"--model {argument}: no name; give --model NAME=DIR")
         if name in models:
             raise UserError(f"two models are called {name!r}; name them: --model NAME=DIR")
         models[name] = Path(folder)
@@ -307,9 +310,11 @@ def _evaluate_one(
     from evaluation.records import write_records
 
     out = _out(arguments, name)
-    items_path = out.with_name(f"{out.stem}.items.jsonl.gz")
+    # Not the stem: of m-v0.1 that is m-v0, and of m-v0.2 too.
+    stem = out.name.removesuffix(".json")
+    items_path = out.with_name(f"{stem}.items.jsonl.gz")
     harness.bar = bar = Bar(name)
-    with measure(out.with_name(f"{out.stem}.cost.json")) as cost:
+    with measure(out.with_name(f"{stem}.cost.json")) as cost:
         try:
             scores, items = harness.evaluate_folder(folder, name)
         finally:
@@ -318,7 +323,7 @@ def _evaluate_one(
         write_records(items_path, items)
         write_json(out, scores)
     write_manifest(
-        out.with_name(f"{out.stem}.manifest.json"),
+        out.with_name(f"{stem}.manifest.json"),
         kind="scores",
         parameters={
             "suites": suites,

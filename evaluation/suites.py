@@ -228,13 +228,18 @@ def select(
             raise UserError(f"no suite named {base!r}{nearest(base, suites)}")
         suite = suites[base]
         asked = {"fidelity": fidelity, "prompt": prompt}
+        said: set[str] = set()
         for qualifier in qualifiers:
             if qualifier not in suite.fidelities + suite.prompts:
                 valid = suite.fidelities + suite.prompts
                 raise UserError(
                     f"suite {base} has no variant {qualifier!r}{nearest(qualifier, valid)}"
                 )
-            asked["fidelity" if qualifier in suite.fidelities else "prompt"] = qualifier
+            kind = "fidelity" if qualifier in suite.fidelities else "prompt"
+            if kind in said:
+                raise UserError(f"{name!r} says its {kind} twice; give both by commas")
+            said.add(kind)
+            asked[kind] = qualifier
         for tasks in _variants(suite, asked):
             if slash and id not in tasks:
                 known = [f"{base}/{task}" for task in tasks]

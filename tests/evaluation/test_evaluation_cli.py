@@ -68,6 +68,7 @@ def test_one_process_serves_several_models_offline(world, tmp_path, capsys):
         (["--model", "{world}/a", "--model", "{world}/a", "--out-dir", "s"], "are called 'a'"),
         (["--model", "{world}/a", "--out", "s.json", "--limit", "0"], "--limit 0: give 1 or more"),
         (["--out", "s.json"], "no --model"),
+        (["--model", "={world}/a", "--out-dir", "s"], "no name; give --model NAME=DIR"),
         (["--model", "{world}/a", "--out", "{world}"], "is a folder; give a file"),
         (["--model", "{world}/a", "--out", "{world}/a/config.json/s.json"], "can be written to"),
         (
@@ -91,6 +92,22 @@ def test_refusals_leave_nothing(world, tmp_path, monkeypatch, more, message):
     with pytest.raises(UserError, match=message):
         main(arguments(world, *(text.format(world=world) for text in more)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_model_has_files_of_its_own_name(world, tmp_path, monkeypatch, capsys):
+    """Names with full stops keep apart, and the folder one stands in has a name too."""
+    monkeypatch.chdir(world / "a")
+    given = ["--data", str(world / "data"), "--suites", "bottle_ja8/xwino", "--limit", "1"]
+    for out in ("m-v0.1", "m-v0.2", "m-v0.3.json"):
+        main([*given, "--model", ".", "--out", str(tmp_path / out)])
+    main([*given, "--model", ".", "--out-dir", str(tmp_path)])
+    (tmp_path / "link").symlink_to(world / "a")
+    main([*given, "--model", str(tmp_path / "link"), "--out-dir", str(tmp_path)])
+    (tmp_path / "link").unlink()
+    ends = (".cost.json", ".items.jsonl.gz", ".manifest.json")
+    names = {f"{name}{end}" for name in ("m-v0.1", "m-v0.2", "m-v0.3", "a", "link") for end in ends}
+    names |= {"m-v0.1", "m-v0.2", "m-v0.3.json", "a.json", "link.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_list_and_help_need_no_torch(capsys):

@@ -103,6 +103,8 @@ def test_variants_differ_as_their_suite_says():
         (["bottle_ja8/jsqad"], None, r"no task named .*did you mean 'bottle_ja8/jsquad'"),
         (["ja8:corected"], None, r"no variant 'corected' \(did you mean 'corrected'"),
         (["bottle_ja8:corrected"], None, "no variant 'corrected'"),
+        (["ja8:corrected:published/jnli"], None, "says its fidelity twice; give both by commas"),
+        (["ja8:0.6:0.3"], None, "says its prompt twice"),
         (["ja8"], "0.4", "suite ja8 has no prompt version '0.4'"),
         ([], None, "no suite was named"),
     ],
