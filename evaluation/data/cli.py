@@ -103,6 +103,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if arguments.dev_items < 1:
         raise UserError("--dev-items: give 1 or more")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is no folder; give one")
     sources = select_sources(names)
     if arguments.stand_ins:
         if arguments.source is None:

@@ -178,6 +178,8 @@ def start(folder: Path) -> Server:
     running = status(folder)
     if running:
         return running
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give a new one with --dir")
     if folder.is_dir() and any(folder.iterdir()) and not _state_file(folder).is_file():
         raise UserError(f"{folder} is not empty; give a new folder with --dir")
     _own(folder)

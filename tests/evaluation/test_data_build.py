@@ -306,6 +306,7 @@ def test_without_a_network_one_line_names_the_local_alternative(tmp_path):
     ("arguments", "words"),
     [
         ([], "--suite is missing"),
+        (["--suite", "ja8/mgsm", "--out", __file__], "is no folder; give one"),
         (["--suite", "kobest", "--source", "nowhere"], "--source nowhere: no such folder"),
         (["--suite", "ja"], "did you mean 'ja8'"),
     ],

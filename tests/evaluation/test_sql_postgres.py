@@ -282,6 +282,8 @@ def test_a_folder_with_other_things_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         server.start(tmp_path)
+    with pytest.raises(UserError, match=r"thesis\.txt is no folder"):
+        server.start(tmp_path / "thesis.txt")
     assert not server.stop(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
