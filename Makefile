@@ -12,6 +12,8 @@ PYTHON ?= python3.11
 CONFIG ?= config.yaml
 CORES ?= $(shell nproc)
 PIP_OPTIONS ?=
+# Most tests use one core; each further worker may build the workflow tests' shared project again.
+TEST_WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/installed.lock
@@ -34,7 +36,7 @@ rehearse-paper: $(INSTALLED)
 	@cd $(REHEARSAL) && PYTHONPATH="$(CURDIR)" "$(CURDIR)/$(BIN)/python" -m workflow reproduce --config config.yaml --cores $(CORES)
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not (vllm or slurm or gpu or rehearsal) and (not faults or faults(short=True))"
+	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile -m "not (vllm or slurm or gpu or rehearsal) and (not faults or faults(short=True))"
 
 test-all: $(INSTALLED)
 	$(PYTEST)

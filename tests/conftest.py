@@ -94,6 +94,18 @@ def pytest_deselected(items):
                 break
 
 
+def pytest_sessionfinish(session):
+    """Pass a worker's counts to the process that writes the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = _left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take a worker's counts; all workers have the same, for each collects every test."""
+    _left_out.update(getattr(node, "workeroutput", {}).get("left out", {}))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Name what was not run and why, beside pytest's own list of skips."""
     if terminalreporter.config.option.keyword:
