@@ -264,18 +264,18 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     spent["the rest"] = clock() - begun - sum(spent.values())
     taken = dict(spent)
 
-    def scored() -> tuple[int, float]:
+    def again() -> tuple[int, float]:
         spent["passes that score"] = 0.0
         scores, _ = harness.evaluate_folder(folders[0], "again")
         return scores["counted"]["tokens"], spent["passes that score"]
 
     # Twice more, so that both are warm: the second time every choice reads its whole context, on
     # hf in lm_eval's batches, without trees; on vLLM without its prefix cache.
-    together = scored()
+    together = again()
     kind._grows_trees = lambda self: False
     module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
-    alone = scored()
-    pairs = dict(zip(("tokens", "seconds"), zip(together, alone, strict=True), strict=True))
+    alone = again()
+    pairs = {"tokens": (together[0], alone[0]), "seconds": (together[1], alone[1])}
     Path(out).write_text(json.dumps({"spent": taken, "together": pairs}))
 
 

@@ -22,7 +22,7 @@ examples:
   python -m calibration --source data/metamath --prompt query --answer response \\
       --rows 1729 --seed 1 --tokenizer models/base --max-length 2048 --out metamath.jsonl
   python -m calibration --source data/wikipedia_ko --answer text --template plain \\
-      --rows 3458 --out korean.jsonl
+      --rows 1729 --out korean.jsonl
 
 OUT.manifest.json beside the file records the hashes of what was read and written, and how many
 rows were passed over as empty or too long, or cut.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from checkpoints.headers import Stored
 from checkpoints.layout import REMADE, check_index, check_name, read_index
-from common.errors import UserError
+from common.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +20,9 @@ def _load(shard: Path) -> dict[str, torch.Tensor]:
     try:
         held = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a hostile or damaged file makes of the reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"{shard}: cannot be read as weights alone ({reason}); convert it to safetensors "
-            "where you trust it"
+            f"{shard}: cannot be read as weights alone ({reason_of(error)}); convert it to "
+            "safetensors where you trust it"
         ) from None
     if not isinstance(held, dict) or not held:
         raise UserError(f"{shard}: holds no tensors by name; {REMADE}")

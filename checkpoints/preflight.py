@@ -19,7 +19,7 @@ from checkpoints.tokens import CONFIG, TOKENIZER
 from checkpoints.vocabulary import align
 from checkpoints.writing import SHARD_BYTES, TensorSpec, divided
 from common.errors import UserError, nearest
-from common.files import sha256_file
+from common.files import existing_above, sha256_file
 
 # The model of memory and time: rough, but of the right order on an ordinary machine.
 _LIBRARIES = 400e6  # bytes that torch takes once imported
@@ -142,9 +142,7 @@ def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
 
 
 def _check_disk(report: Report, out: Path, needed: int) -> None:
-    parent = out.absolute()
-    while not parent.exists():
-        parent = parent.parent
+    parent = existing_above(out)
     if not parent.is_dir():
         report.errors.append(f"{parent}: is a file and no folder to write in; correct the path")
         return

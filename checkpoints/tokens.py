@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.layout import REMADE, read_object
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import sha256_file
 
 TOKENIZER = "tokenizer.json"
@@ -61,9 +61,8 @@ def _converted(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
     except Exception as error:  # whatever a missing library or a damaged file makes of it
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"{folder}: no {TOKENIZER}, and transformers cannot make one ({reason}); "
+            f"{folder}: no {TOKENIZER}, and transformers cannot make one ({reason_of(error)}); "
             "save the tokenizer in the fast form first"
         ) from None
 

@@ -10,6 +10,11 @@ class UserError(Exception):
     """Bad input or a full disk: one line that says what is wrong, where, and the mend."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of a library's error, at most 120 characters, or else its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid name nearest to a mistyped one.
 

@@ -107,6 +107,12 @@ def _telling_a_full_disk(path: Path) -> Iterator[None]:
         ) from None
 
 
+def existing_above(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import write_json
+from common.files import existing_above, write_json
 from evaluation.suites import check_items, load_suites, select
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _check_outputs(arguments: argparse.Namespace, names: Iterable[str]) -> None:
         if out.is_dir():
             raise UserError(f"{out} is a folder; give a file (--out FILE) or --out-dir {out}")
     for folder in {out.parent for out in outs} | ({arguments.store} - {None}):
-        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        above = existing_above(folder)
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise UserError(
                 f"{folder}: {above} is no folder that can be written to; give another place"

@@ -17,7 +17,7 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
 from common.manifest import code_version
 from evaluation.backends import check_max_length, open_backend
@@ -78,10 +78,9 @@ def _load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a missing or a damaged file makes of it
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"{folder}: no tokenizer that transformers can read ({reason}); copy the model's "
-            "there again, or name its folder (--tokenizer DIR)"
+            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy "
+            "the model's there again, or name its folder (--tokenizer DIR)"
         ) from None
 
 

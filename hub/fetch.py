@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import manifest
 from common.errors import UserError
-from common.files import sha256_file
+from common.files import existing_above, sha256_file
 from common.progress import Progress
 from hub.lock import Locked, locked, record
 from hub.places import Hub, Place, Remote, git_hash
@@ -130,10 +130,7 @@ def _space(reference: Reference, files: Sequence[Remote], folder: Path) -> None:
         for file in files
         if not (folder / file.path).exists() or (folder / file.path).stat().st_size != file.size
     )
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(existing_above(folder)).free
     if missing > free:
         raise UserError(
             f"{reference.id} needs {missing / 1e9:.1f} GB more and {folder} has {free / 1e9:.1f} GB"

@@ -15,7 +15,7 @@ from hub.lock import Locked
 from hub.table import Reference, read_table
 from merges import registry
 from workflow import published, resources
-from workflow.configuration import SEARCHES, rows_of, tasks_of
+from workflow.configuration import rows_of, tasks_of
 
 _BYTES = resources.BYTES
 # Passes of all weights through memory in a step of DAM for each expert, as its docs count them:
@@ -101,15 +101,10 @@ def learns(entry: Mapping[str, Any]) -> bool:
     return "hub" not in entry and "data" in registry.describe()[entry["method"]].needs
 
 
-def is_searched(row: Mapping[str, Any]) -> bool:
-    """Tell whether a method row is chosen by its score on dev items."""
-    return any(kind in row for kind in SEARCHES)
-
-
 def learning_runs(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
     """Resolve the parameters of each fixed row of a case that learns from calibration data."""
     rows = [config["methods"][row] for row in rows_of(config, case)]
-    fixed = [row for row in rows if learns(row) and not is_searched(row)]
+    fixed = [row for row in rows if learns(row) and not published.is_searched(row)]
     return [registry.validate(row["method"], row["set"]) for row in fixed]
 
 

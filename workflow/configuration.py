@@ -21,7 +21,7 @@ from search.parameters import check_method
 from workflow import ancestry, cost_study, published, studies
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
-SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
+SEARCHES = published.SEARCHES
 DATA_FLOW = ("repeats", "max_depth", "embedding_from", "scales")  # of a search in data-flow space
 
 
@@ -328,7 +328,7 @@ def _check_ablation(config: Mapping[str, Any]) -> None:
             f"{nearest(ablation['row'], config['methods'])}"
         )
     row = config["methods"][ablation["row"]]
-    if any(kind in row for kind in SEARCHES):
+    if published.is_searched(row):
         raise UserError(f"ablation.row: {ablation['row']} is searched for; name a fixed row")
     for name, entry in ablation["objectives"].items():
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import existing_above, read_json
 from hub.lock import locked
 from hub.table import Reference, read_table
 from workflow import budget, machine, published, resources
@@ -83,7 +83,7 @@ def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
     """Estimate a case's teachers, merges, trainings, evaluations and smoke check."""
     size = resources.gigabytes_of(config["cases"][name])
     rows = {row: config["methods"][row] for row in rows_of(config, name)}
-    searched = [row for row, entry in rows.items() if budget.is_searched(entry)]
+    searched = [row for row, entry in rows.items() if published.is_searched(entry)]
     fixed = [row for row, entry in rows.items() if "hub" not in entry and row not in searched]
     learning = [row for row in fixed if budget.learns(rows[row])]
     plain = [row for row in fixed if row not in learning]
@@ -252,10 +252,7 @@ def gigabytes_in(folder: Path) -> float:
 
 def _free(place: Path) -> float:
     """Tell the free GB of the disk on which a folder is, or will be."""
-    place = place.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free / 1e9
+    return shutil.disk_usage(existing_above(place)).free / 1e9
 
 
 def check_disk(gigabytes: float, place: Path) -> None:

@@ -13,12 +13,17 @@ from hub.lock import lock_of
 from hub.table import Reference, read_table
 from merges import registry
 
-_SEARCHES = ("tune", "evolve", "greedy")
+SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
 
 
 def is_published(case: Mapping[str, Any]) -> bool:
     """Tell a case of published checkpoints from one that the bottle makes."""
     return "hub" in case["base"]
+
+
+def is_searched(row: Mapping[str, Any]) -> bool:
+    """Tell whether a method row is chosen by its score on dev items."""
+    return any(kind in row for kind in SEARCHES)
 
 
 def table_of(config: Mapping[str, Any], root: Path) -> Path:
@@ -119,7 +124,7 @@ def dev_options(config: Mapping[str, Any], case: str) -> dict[str, Any]:
         Options by name; empty where no row of the case is searched.
     """
     rows = [row for row in config["methods"].values() if case in row.get("cases", [case])]
-    if not any(kind in row for row in rows for kind in _SEARCHES):
+    if not any(map(is_searched, rows)):
         return {}
     plain = [
         f"{suite.partition(':')[0]}/{name}"
@@ -140,7 +145,7 @@ def _check_row(config: Mapping[str, Any], name: str, references: Mapping, table:
             if "hub" in row:
                 raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
             continue
-        if any(kind in row for kind in _SEARCHES):
+        if is_searched(row):
             _check_dev(case, id, where)
         if "hub" in row or "data" not in registry.describe()[row["method"]].needs:
             continue

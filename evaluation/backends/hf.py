@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoints.reading import Checkpoint
 from common.cost import count_mapped
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from evaluation.backends import trees
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
@@ -43,10 +43,10 @@ def check_device(device: str) -> None:
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
+    except (RuntimeError, AssertionError) as error:  # the second from a build without CUDA
         raise UserError(
-            f"--device {device}: not usable here ({reason}); give cpu, or cuda where PyTorch has it"
+            f"--device {device}: not usable here ({reason_of(error)}); give cpu, or cuda where "
+            "PyTorch has it"
         ) from None
 
 

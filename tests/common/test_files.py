@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError, nearest
 from common.files import (
+    existing_above,
     read_json,
     read_jsonl,
     sha256_file,
@@ -87,3 +89,10 @@ def test_nearest_suggests_or_lists():
     assert nearest("densty", ["density", "scale"]) == " (did you mean 'density'?)"
     assert nearest("xyz", ["b", "a"]) == " (valid: a, b)"
     assert nearest("xyz", []) == ""
+
+
+def test_the_nearest_folder_that_is_there(tmp_path, monkeypatch):
+    assert existing_above(tmp_path / "a" / "b") == tmp_path
+    assert existing_above(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert existing_above(Path("a/b")) == tmp_path
