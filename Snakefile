@@ -28,15 +28,15 @@ if not SCORES_FROM:
 
     if "cost_study" in CONFIG:
 
-        include: "workflow/rules/cost_study.smk"
+        include: "studies/cost/rules.smk"
 
     if "dam_study" in CONFIG:
 
-        include: "workflow/rules/dam_study.smk"
+        include: "studies/dam/rules.smk"
 
     if "case2b" in CONFIG:
 
-        include: "workflow/rules/case2b.smk"
+        include: "studies/ancestry/rules.smk"
 
 
 include: "workflow/rules/report.smk"

@@ -33,7 +33,7 @@ from merges.dam.head import CHUNK  # noqa: E402
 from merges.dam.network import skeleton  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
 from merges.dam.training import Parameters, Trainer  # noqa: E402
-from merges.requests import WholeModelRequest  # noqa: E402
+from merges.engine.requests import WholeModelRequest  # noqa: E402
 
 MISTRAL = {
     "model_type": "mistral",

@@ -40,7 +40,7 @@ from merges.dam.data import draw, read_calibration  # noqa: E402
 from merges.dam.packing import Packing  # noqa: E402
 from merges.dam.sources import load_sources  # noqa: E402
 from merges.dam.states import write_teachers  # noqa: E402
-from merges.requests import WholeModelRequest  # noqa: E402
+from merges.engine.requests import WholeModelRequest  # noqa: E402
 
 SIGMA = 0.788  # of the logarithm of lengths, as in the paper's data
 SHORTEST = 16

@@ -110,8 +110,8 @@ def compare(
         records: Takes the figures.
     """
     from evaluation.suites import select
-    from merges.engine import merge_to_disk
-    from merges.layers import LayerRules
+    from merges.engine.layer_rules import LayerRules
+    from merges.engine.run import merge_to_disk
     from search.evolutionary import CmaEs
     from search.loop import Budget, Search, Serial
     from search.merged import Merging

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import byte_size, command_parser
 from common.errors import UserError
-from merges import registry
+from merges.engine import registry
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
-    from merges.layers import LayerRules
+    from merges.engine.layer_rules import LayerRules
 
 _DESCRIPTION = """\
 Merge checkpoints that were fine-tuned from one base into a single model folder: weights,
@@ -281,7 +281,7 @@ def main(argv: Sequence[str]) -> int:
     settings = registry.validate(arguments.method, read_settings(arguments.set))
     experts = pairs(arguments.experts, "--experts")
     calibration = pairs(arguments.calibration, "--calibration")
-    from merges.layers import read_rules
+    from merges.engine.layer_rules import read_rules
 
     rules = arguments.set_layers and read_rules(arguments.method, arguments.set_layers)
     base, models = _open(arguments.base, experts, {}, arguments.allow_pickle)
@@ -326,9 +326,9 @@ def _merge(
     dtype: str | None,
     **options: Any,
 ) -> None:
-    from merges.engine import merge_to_disk, plan
-    from merges.merger import Settings
-    from merges.requests import Resuming
+    from merges.engine.merger import Settings
+    from merges.engine.requests import Resuming
+    from merges.engine.run import merge_to_disk, plan
 
     order = (arguments.out, method, base, experts, parameters)
     options["shard_bytes"] = arguments.shard_size

@@ -12,8 +12,6 @@ _EXAMPLES = """examples (R stands for results/bottle):
   python -m report page    --config R/config.json --results R --figures R/figures \\
       --tables R/tables --out R/report.html
   python -m report show    --config R/config.json --results R --out R
-  python -m report dam-study --config R/config.json --results R --out R/dam_study
-  python -m report cost-study --config R/config.json --results R --out R/cost_study
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
 A model without scores becomes a row that says so."""
 
@@ -46,29 +44,6 @@ def _page(given: argparse.Namespace) -> None:
     paper = published.load(given.published)
     page.write(experiment, given.figures, given.tables, paper, given.out)
     print(f"report: {given.out}")
-
-
-def _dam_study(given: argparse.Namespace) -> None:
-    from report import dam_study, dam_study_load
-
-    written = dam_study.write(dam_study_load.load(given.config, given.results), given.out)
-    print(f"{len(written)} files of the DAM study: {given.out}")
-
-
-def _case2b(given: argparse.Namespace) -> None:
-    from report import ancestry
-
-    written = ancestry.write(given.config, given.results, given.out)
-    print((given.out / "claim_c11.md").read_text(encoding="utf-8"), end="")
-    print(f"{len(written)} files of case 2b: {given.out}")
-
-
-def _cost_study(given: argparse.Namespace) -> None:
-    from common.files import read_json
-    from report import cost_study_files
-
-    written = cost_study_files.write(read_json(given.config), given.results, given.out)
-    print(f"{len(written)} files of the cost study: {given.out}")
 
 
 def _show(given: argparse.Namespace) -> None:
@@ -105,7 +80,6 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument(
         "--cost", type=Path, help="file of the measured costs (default: cost.csv beside --out)"
     )
-    command("cost-study", "table, figure and verdict", _cost_study, "folder of the study's files")
     command("figures", "draw all figures", _figures, "folder of the figures")
     made = command("page", "build the HTML page", _page, "the page, an HTML file")
     made.add_argument("--figures", type=Path, required=True, help="folder of the figures")
@@ -113,8 +87,6 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument(
         "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"
     )
-    command("dam-study", "compare the DAM study's settings", _dam_study, "folder of the study")
-    command("case2b", "write case 2b's tables", _case2b, "folder of its tables")
     command("show", "print the tables", _show, "folder with report.html, tables and figures")
     given = parser.parse_args(arguments)
     given.run(given)

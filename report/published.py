@@ -1,4 +1,4 @@
-"""The paper's stated values and claims, read from `published/` and checked."""
+"""The paper's stated values and claims, read from `report/published/` and checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from common.errors import UserError, nearest
 from common.manifest import ROOT
 
-PAPER = ROOT / "published" / "merging-in-a-bottle.yaml"
+PAPER = ROOT / "report" / "published" / "merging-in-a-bottle.yaml"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load(path: Path = PAPER) -> Published:
     """Read and check a file of published values.
 
     Args:
-        path: A YAML file like `published/merging-in-a-bottle.yaml`.
+        path: A YAML file like `report/published/merging-in-a-bottle.yaml`.
 
     Returns:
         The paper's values, statements and claims.
@@ -128,7 +128,7 @@ def load(path: Path = PAPER) -> Published:
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a file of published values ({' '.join(str(error).split())}); "
-            "compare it with published/merging-in-a-bottle.yaml"
+            "compare it with report/published/merging-in-a-bottle.yaml"
         ) from None
     for number, claim in enumerate(claims, 1):
         if claim.id != f"C{number}":

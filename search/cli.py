@@ -10,8 +10,8 @@ from typing import Any
 
 from common.cli import command_parser
 from common.errors import UserError
-from merges import registry
 from merges.cli import read_settings
+from merges.engine import registry
 
 _DESCRIPTION = """\
 Choose a merge by its average on the dev items and write the best one as a model folder. `tune`

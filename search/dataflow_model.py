@@ -198,7 +198,7 @@ def load(name: str, source: Source, models: Mapping[str, Model]) -> torch.Tensor
     import torch
 
     from checkpoints.reading import torch_type
-    from merges.merger import rounded
+    from merges.engine.merger import rounded
 
     values = models[source.model].load(source.tensor)
     stored = torch_type(source.dtype)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merges import registry
-from merges.checks import check_data, check_request
+from merges.engine import registry
+from merges.engine.checks import check_data, check_request
 from search.space import Recipe, Space
 
 if TYPE_CHECKING:
     import torch
 
     from checkpoints.reading import Model
-    from merges.requests import EmbeddingsAndNorms, WholeModelResult
-    from merges.streaming import Merge
+    from merges.engine.requests import EmbeddingsAndNorms, WholeModelResult
+    from merges.engine.streaming import Merge
     from search.record import Evaluation
 
 
@@ -52,7 +52,7 @@ class Merging:
         """Refuse what no candidate could be made from.
 
         Raises:
-            UserError: As `merges.engine.merge_checkpoints` would raise.
+            UserError: As `merges.engine.run.merge_checkpoints` would raise.
         """
         info = check_request(self.method, True, list(self.experts), self.embeddings_and_norms)
         check_data(info, self.experts, self.calibration, self.teachers)
@@ -102,9 +102,9 @@ class MergedSpace(Space):
         }
 
     def _merge(self, recipe: Recipe) -> Merge:
-        from merges.layers import LayerRules
-        from merges.merger import Settings
-        from merges.streaming import Merge
+        from merges.engine.layer_rules import LayerRules
+        from merges.engine.merger import Settings
+        from merges.engine.streaming import Merge
 
         of, rules = self.merging, recipe.get("set_layers")
         settings = Settings(
@@ -119,7 +119,7 @@ class MergedSpace(Space):
 
     def _result(self, recipe: Recipe) -> WholeModelResult:
         """Run a whole-model method, unless its result is at hand."""
-        from merges.engine import merge_checkpoints
+        from merges.engine.run import merge_checkpoints
 
         for made in (self._last, self._kept):
             if made is not None and made[0] == recipe:
@@ -144,7 +144,7 @@ class MergedSpace(Space):
         """Return each parameter's settings; see `Space.settings`."""
         if self._whole:
             return None
-        from merges.layers import LayerRules
+        from merges.engine.layer_rules import LayerRules
 
         rules = LayerRules(self.merging.method, recipe.get("set_layers") or [])
         names = self.merging.base.names()
@@ -189,7 +189,7 @@ class MergedSpace(Space):
     def finish(self, folder: Path, recipe: Recipe) -> None:
         """Write a whole-model method's coefficients and training log."""
         if self._whole:
-            from merges.output import write_extras
+            from merges.engine.output import write_extras
 
             write_extras(folder, self._result(recipe))
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from checkpoints.names import is_embedding, is_head, kind
 from common.errors import UserError
-from merges import registry
-from merges.layers import count_layers, layer_of
+from merges.engine import registry
+from merges.engine.layer_rules import count_layers, layer_of
 from search.merged import MergedSpace, Merging
 from search.space import Gene, Recipe
 
@@ -36,7 +36,8 @@ class Group:
 
     Attributes:
         name: For tables: ``layer 0``, ``layers 0-3 mlp``, ``rest``, ``lm_head``.
-        rule: What chooses them, as `merges.layers.LayerRules` takes it: match, layers or both.
+        rule: What chooses them, as `merges.engine.layer_rules.LayerRules` takes it: match, layers
+        or both.
     """
 
     name: str
@@ -207,7 +208,7 @@ class ParameterSpace(MergedSpace):
         return super().describe() | {"space": "parameter", "set": self._fixed} | self._about
 
     def decode(self, values: Sequence[float]) -> Recipe:
-        """Turn a genome into layer rules as `merges.layers.LayerRules` takes them."""
+        """Turn a genome into layer rules as `merges.engine.layer_rules.LayerRules` takes them."""
         decoded: dict[str, dict[str, Any]] = {group.name: {} for group in self._groups}
         for gene, value in zip(self.genes, values, strict=True):
             settings = decoded[gene.group]

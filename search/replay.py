@@ -12,9 +12,9 @@ from common import manifest
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
-from merges import registry
-from merges.checks import check_output
 from merges.cli import pairs
+from merges.engine import registry
+from merges.engine.checks import check_output
 from search import result
 from search.merged import ListedSpace, Merging, SoupSpace
 from search.parameters import ParameterSpace

@@ -10,7 +10,7 @@ from checkpoints.card import model_card, public_name
 from checkpoints.writing import write_checkpoint
 from common import manifest
 from common.files import read_json, sha256_file, write_json, write_text
-from merges import registry
+from merges.engine import registry
 from search.record import TABLE
 
 if TYPE_CHECKING:

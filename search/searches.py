@@ -15,10 +15,10 @@ from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
 from evaluation.suites import select
-from merges import registry
-from merges.checks import check_output
 from merges.cli import pairs, read_settings
-from merges.merger import check_device
+from merges.engine import registry
+from merges.engine.checks import check_output
+from merges.engine.merger import check_device
 from search import result
 from search.cli import json_list
 from search.greedy import Greedy

@@ -138,7 +138,7 @@ def preflight(config: Path) -> int:
     Raises:
         UserError: The configuration is wrong, or something would stop the run.
     """
-    from workflow import preflight as before
+    from paper import preflight as before
 
     resolved = configuration.load(config)
     lines, errors = before.report(resolved, ROOT, Path("results") / resolved["name"])

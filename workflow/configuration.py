@@ -16,9 +16,12 @@ import yaml
 
 from common.errors import UserError, nearest
 from evaluation.suites import select
-from merges import registry
+from merges.engine import registry
 from search.parameters import check_method
-from workflow import ancestry, cost_study, published, studies
+from studies.ancestry import settings as ancestry
+from studies.cost import settings as cost_study
+from studies.dam import settings as studies
+from workflow import hub_cases as published
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
 SEARCHES = published.SEARCHES

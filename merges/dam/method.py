@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from merges.parameters import (
+from merges.engine.parameters import (
     Count,
     Density,
     Flag,
@@ -15,12 +15,12 @@ from merges.parameters import (
     Positive,
     PositiveCount,
 )
-from merges.registry import method
+from merges.engine.registry import method
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from merges.requests import WholeModelRequest, WholeModelResult
+    from merges.engine.requests import WholeModelRequest, WholeModelResult
 
 # What a parameter that is left out is without a preset: the ablation's settings, which are the
 # paper's with the authors' formulas.

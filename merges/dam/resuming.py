@@ -16,7 +16,7 @@ from common.files import sha256_json, write_bytes
 if TYPE_CHECKING:
     from merges.dam.sources import Sources
     from merges.dam.training import Parameters
-    from merges.requests import WholeModelRequest
+    from merges.engine.requests import WholeModelRequest
 
 
 def training_key(request: WholeModelRequest, parameters: Parameters, sources: Sources) -> str:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     from checkpoints.reading import Checkpoint
     from checkpoints.vocabulary import align
     from merges.dam.states import write_teachers
-    from merges.merger import check_device
+    from merges.engine.merger import check_device
 
     check_device(arguments.device)
     torch.set_num_threads(arguments.threads)

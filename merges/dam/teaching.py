@@ -17,7 +17,7 @@ from merges.dam.sources import Sources
 from merges.dam.states import expert_states, read_teachers
 
 if TYPE_CHECKING:
-    from merges.requests import WholeModelRequest
+    from merges.engine.requests import WholeModelRequest
 
 Unmerged = Literal["policy", "tanh_mean"]
 TeacherEmbeddings = Literal["own", "merged"]

@@ -24,12 +24,12 @@ from merges.dam.resuming import read_state, training_key, write_state
 from merges.dam.settings import Parameters, check
 from merges.dam.sources import Sources, load_sources
 from merges.dam.teaching import Teachers, unmerged_parameters
-from merges.requests import WholeModelResult
+from merges.engine.requests import WholeModelResult
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from merges.requests import WholeModelRequest
+    from merges.engine.requests import WholeModelRequest
 
 
 class Trainer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError, nearest
-from merges.layers import LayerRules, count_layers, interpolate, layer_of, position
+from merges.engine.layer_rules import LayerRules, count_layers, interpolate, layer_of, position
 from merges.mergekit.recipes import SILENT, WORDS, Recipe, Word
 
 SOURCE = "mergekit configuration"

@@ -16,7 +16,7 @@ from merges.mergekit.settings import SOURCE, Parameters, Slice
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
-    from merges.layers import LayerRules
+    from merges.engine.layer_rules import LayerRules
 
 _TOP = (
     "merge_method",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checkpoints.reading import Checkpoint
-from merges.requests import WholeModelRequest
+from merges.engine.requests import WholeModelRequest
 
 EXPERTS = ("one", "two", "three")
 ROWS = 24

@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from common.errors import UserError
-from merges import engine, registry
 from merges.dam.data import draw
 from merges.dam.sources import load_sources
+from merges.engine import registry
+from merges.engine import run as engine
 from tests.merges.dam_world import make_world, plain_model
 
 SETTINGS = {"samples": 8, "batch_size": 4, "epochs": 10, "learning_rate": 0.01}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from merges import pieces as pieces_module
-from merges import selection
-from merges.breadcrumbs import ranks
-from merges.engine import merge_tensors
+from merges.arithmetic import selection
+from merges.engine import pieces as pieces_module
+from merges.engine.run import merge_tensors
+from merges.methods.breadcrumbs import ranks
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 OTHER = "model.norm.weight"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.combination import combine
-from merges.engine import merge_tensors
+from merges.arithmetic.combination import combine
+from merges.engine.run import merge_tensors
 
 MANY = (300, 401)  # more values than a piece holds
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 MANY = (300, 257)  # more values than one piece holds

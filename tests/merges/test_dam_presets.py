@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
-from merges import engine, registry
 from merges.dam import training
 from merges.dam.data import make_batch
 from merges.dam.sources import load_sources
 from merges.dam.training import Parameters, Trainer
+from merges.engine import registry
+from merges.engine import run as engine
 from tests.merges.dam_world import make_world, plain_model
 
 AUTHORS = Parameters(

@@ -15,7 +15,7 @@ from merges.cli import main
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
 from merges.dam.training import Parameters, Trainer, train
-from merges.requests import Resuming
+from merges.engine.requests import Resuming
 from tests.merges.dam_world import make_world
 
 LONG = Parameters(samples=24, batch_size=2, epochs=2, learning_rate=0.02, schedule="cosine")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from merges.della import keep_probabilities
-from merges.engine import merge_tensors
-from merges.masks import uniform
-from merges.task_vectors import order_by_magnitude
+from merges.arithmetic.masks import uniform
+from merges.arithmetic.task_vectors import order_by_magnitude
+from merges.engine.run import merge_tensors
+from merges.methods.della import keep_probabilities
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 NAMES = ("a", "b", "c")

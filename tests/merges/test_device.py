@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from checkpoints.reading import Checkpoint
-from merges import engine, registry
+from merges.engine import registry
+from merges.engine import run as engine
 
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")

@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from merges import engine
 from merges.cli import main
-from merges.layers import LayerRules
+from merges.engine import run as engine
+from merges.engine.layer_rules import LayerRules
 from merges.mergekit.translation import translate
 
 VALUES = {"base": 1.0, "ja": 2.0, "math": 5.0}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.gram import arc, gram, row_grams
-from merges.pieces import Part, Pieces
-from merges.requests import TensorContext
+from merges.arithmetic.gram import arc, gram, row_grams
+from merges.engine.pieces import Part, Pieces
+from merges.engine.requests import TensorContext
 
 
 def pieces(base: torch.Tensor | None, experts: list[torch.Tensor], unit: str = "values") -> Pieces:

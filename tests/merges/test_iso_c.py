@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

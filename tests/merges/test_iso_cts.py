@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from merges.engine import merge_tensors
-from merges.iso_cts import dimensions
+from merges.engine.run import merge_tensors
+from merges.methods.iso_cts import dimensions
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

@@ -14,10 +14,12 @@ import torch
 
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
-from merges import engine, kernels, pieces, registry
-from merges.merger import Settings
-from merges.streaming import Collected, Merge
-from merges.ties import merge_agreeing
+from merges.arithmetic import kernels
+from merges.engine import pieces, registry
+from merges.engine import run as engine
+from merges.engine.merger import Settings
+from merges.engine.streaming import Collected, Merge
+from merges.methods.ties import merge_agreeing
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("ja", "math", "sql")

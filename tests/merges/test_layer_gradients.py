@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges import engine
 from merges.cli import main
-from merges.layers import LayerRules, count_layers, layer_of, read_rules
+from merges.engine import run as engine
+from merges.engine.layer_rules import LayerRules, count_layers, layer_of, read_rules
 
 LAYERS = 5
 SHAPE = (2, 3)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from merges import masks
-from merges.masks import keep_mask, uniform
+from merges.arithmetic import masks
+from merges.arithmetic.masks import keep_mask, uniform
 
 STREAM = (7, "math", "model.layers.0.mlp.up_proj.weight")
 OTHERS = [(8, *STREAM[1:]), (7, "code", STREAM[2]), (7, "math", "model.norm.weight")]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import write_json
-from merges import cli, engine
+from merges import cli
+from merges.engine import run as engine
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 

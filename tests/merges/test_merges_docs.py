@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from merges import registry
+from merges.engine import registry
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "merging.md"
 

@@ -22,9 +22,11 @@ from checkpoints.reading import Checkpoint
 from checkpoints.writing import StreamedWeights, TensorSpec
 from common.errors import UserError
 from common.files import write_json
-from merges import cli, engine, pieces, registry
-from merges.merger import Settings
-from merges.streaming import Collected, InMemory, Merge
+from merges import cli
+from merges.engine import pieces, registry
+from merges.engine import run as engine
+from merges.engine.merger import Settings
+from merges.engine.streaming import Collected, InMemory, Merge
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import sha256_file, write_json
-from merges import engine
-from merges.layers import LayerRules, read_rules
+from merges.engine import run as engine
+from merges.engine.layer_rules import LayerRules, read_rules
 
 NAMES = ("ja", "math", "sql")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.engine import merge_tensors
-from merges.masks import keep_mask
+from merges.arithmetic.masks import keep_mask
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 NAMES = ("a", "b", "c")

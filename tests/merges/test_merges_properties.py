@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges import registry
-from merges.engine import merge_tensors
+from merges.engine import registry
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.3.self_attn.q_proj.weight"
 WITH_BASE = ["task_arithmetic", "ties", "dare_ties"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from merges import parameters, registry
+from merges.engine import parameters, registry
 
 SHIPPED = {"dare_ties", "linear", "slerp", "task_arithmetic", "ties"}
 
@@ -30,9 +30,9 @@ def halfway(base, experts, context, *, part: Density = 0.5, push: Scale = -1.0):
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of methods in place of the real one."""
-    folder = tmp_path / "merges"
-    folder.mkdir()
-    monkeypatch.setattr(registry, "FOLDER", folder)
+    folder = tmp_path / "merges" / "methods"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(registry, "FOLDER", folder.parent)
     for cached in (registry.describe, registry.sources):
         cached.cache_clear()
     yield folder
@@ -92,7 +92,7 @@ def test_the_listing_needs_no_torch_and_shows_everything() -> None:
 def test_describing_needs_no_torch() -> None:
     in_fresh_python(
         "import sys\n"
-        "from merges import registry\n"
+        "from merges.engine import registry\n"
         "registry.describe(); [registry.sources(name) for name in registry.describe()]\n"
         "registry.validate('ties', {'density': 0.3})\n"
         "assert 'torch' not in sys.modules\n"
@@ -172,12 +172,12 @@ def test_parameter_types_refuse(annotation: str, value: object, message: str) ->
 
 def test_a_new_file_is_a_new_method(house: Path) -> None:
     (house / "halfway.py").write_text(EXTRA)
-    (house / "sub").mkdir()
-    (house / "sub" / "method.py").write_text(EXTRA.replace("halfway", "other"))
+    (house.parent / "sub").mkdir()
+    (house.parent / "sub" / "method.py").write_text(EXTRA.replace("halfway", "other"))
     (house / "helper.py").write_text("VALUE = 1\n")
     described = registry.describe()
     assert list(described) == ["halfway", "other"]
-    assert described["halfway"].module == "merges.halfway"
+    assert described["halfway"].module == "merges.methods.halfway"
     assert described["other"].module == "merges.sub.method"
     assert registry.validate("halfway", {}) == {"part": 0.5, "push": -1.0}
 
@@ -212,14 +212,19 @@ def test_two_methods_of_one_name_are_refused(house: Path) -> None:
 
 
 def test_sources_are_the_shared_files_and_the_methods_own() -> None:
-    shared = set(registry.sources("linear")) - {"merges/linear.py"}
-    assert {"merges/engine.py", "merges/parameters.py", "merges/registry.py"} <= shared
-    assert not {f"merges/{name}.py" for name in SHIPPED} & shared
+    shared = set(registry.sources("linear")) - {"merges/methods/linear.py"}
+    assert {
+        "merges/engine/run.py",
+        "merges/engine/parameters.py",
+        "merges/engine/registry.py",
+    } <= shared
+    assert not {f"merges/methods/{name}.py" for name in SHIPPED} & shared
     assert "merges/cli.py" not in shared
     # DARE-TIES takes the sign election from TIES' file, so that file counts for it too.
     own = set(registry.sources("dare_ties")) - shared
     assert own == {
-        f"merges/{name}.py" for name in ("dare_ties", "ties", "selection", "task_vectors")
+        *(f"merges/methods/{name}.py" for name in ("dare_ties", "ties")),
+        *(f"merges/arithmetic/{name}.py" for name in ("selection", "task_vectors")),
     }
     for path in registry.sources("dare_ties"):
         assert (registry.FOLDER.parent / path).is_file()

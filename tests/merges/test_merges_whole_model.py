@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import sha256_file
-from merges import engine
-from merges.layers import LayerRules
-from merges.requests import WholeModelRequest, WholeModelResult
+from merges.engine import run as engine
+from merges.engine.layer_rules import LayerRules
+from merges.engine.requests import WholeModelRequest, WholeModelResult
 
 NAMES = ("ja", "math", "sql")
 
@@ -22,7 +22,7 @@ NAMES = ("ja", "math", "sql")
 @pytest.fixture
 def whole_model(monkeypatch: pytest.MonkeyPatch) -> list[WholeModelRequest]:
     """A whole-model method `echo` in the registry; the requests that it got."""
-    from merges import parameters, registry
+    from merges.engine import parameters, registry
 
     requests: list[WholeModelRequest] = []
     factor = registry.ParameterInfo("factor", "Scale", parameters.resolve("Scale"), 1.0)
@@ -41,7 +41,7 @@ def whole_model(monkeypatch: pytest.MonkeyPatch) -> list[WholeModelRequest]:
     described = {**registry.describe(), "echo": info}
     monkeypatch.setattr(registry, "describe", lambda: described)
     monkeypatch.setattr(registry, "load", lambda name: echo)
-    monkeypatch.setattr(registry, "sources", lambda name: ("merges/engine.py",))
+    monkeypatch.setattr(registry, "sources", lambda name: ("merges/engine/run.py",))
     return requests
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 
 def merged(base: np.ndarray | None, experts: list[np.ndarray], **p: object) -> np.ndarray:

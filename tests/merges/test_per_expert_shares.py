@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SETTINGS = {

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges import pieces as pieces_module
-from merges import selection
-from merges.engine import merge_tensors
-from merges.sce import variance
+from merges.arithmetic import selection
+from merges.engine import pieces as pieces_module
+from merges.engine.run import merge_tensors
+from merges.methods.sce import variance
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 NAMES = tuple("abcdefgh")

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges import pieces as pieces_module
-from merges import selection
-from merges.pieces import Part, Piece, Pieces
-from merges.registry import Unit
-from merges.requests import TensorContext
-from merges.selection import Threshold, kept, thresholds
+from merges.arithmetic import selection
+from merges.arithmetic.selection import Threshold, kept, thresholds
+from merges.engine import pieces as pieces_module
+from merges.engine.pieces import Part, Piece, Pieces
+from merges.engine.registry import Unit
+from merges.engine.requests import TensorContext
 
 
 class Counted(Pieces):

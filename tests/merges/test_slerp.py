@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 
 def merged(first: np.ndarray, second: np.ndarray, t: float, dtype: str = "float64") -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges.engine import merge_tensors
+from merges.engine.run import merge_tensors
 
 METHODS = [
     ("slerp", {"t": 0.3}),

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merges.engine import merge_tensors
-from merges.spectral import is_matrix, polar, top
+from merges.arithmetic.spectral import is_matrix, polar, top
+from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 METHODS = ["tsv_m", "iso_c", "iso_cts"]

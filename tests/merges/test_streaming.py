@@ -14,7 +14,8 @@ from checkpoints.reading import Checkpoint
 from checkpoints.writing import StreamedWeights, TensorSpec, write_weights
 from common.errors import UserError
 from common.files import sha256_file
-from merges import engine, pieces, registry
+from merges.engine import pieces, registry
+from merges.engine import run as engine
 
 NAMES = ("ja", "math", "sql")
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]

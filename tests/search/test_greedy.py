@@ -136,7 +136,7 @@ def test_an_expert_alone_is_scored_as_it_is(parents, monkeypatch, tmp_path):
 
 
 def test_the_row_can_be_made_again_from_its_manifest(parents, monkeypatch, tmp_path):
-    from merges.engine import merge_to_disk
+    from merges.engine.run import merge_to_disk
 
     run(parents, monkeypatch, [0.2, 0.6, 0.4, 0.7, 0.65], tmp_path / "out")
     recipe = read_json(tmp_path / "out" / "manifest.json")["parameters"]

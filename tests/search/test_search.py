@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from merges.layers import LayerRules
+from merges.engine.layer_rules import LayerRules
 from search.evolutionary import CmaEs, check_settings
 from search.loop import Budget, Search, spread
 from search.parameters import genome, groups

@@ -10,8 +10,8 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, write_json
 from evaluation.harness import Harness
-from merges.engine import merge_to_disk
-from merges.layers import LayerRules
+from merges.engine.layer_rules import LayerRules
+from merges.engine.run import merge_to_disk
 from search.cli import main
 
 TASK = "bottle_kobest/copa"

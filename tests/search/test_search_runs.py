@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import merges.engine
+import merges.engine.run
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_jsonl
 from evaluation.harness import Harness, load_model
-from merges.engine import merge_to_disk
-from merges.layers import LayerRules
+from merges.engine.layer_rules import LayerRules
+from merges.engine.run import merge_to_disk
 from search.cli import main
 from search.merged import ListedSpace, Merging
 from search.parameters import ParameterSpace
@@ -65,9 +65,9 @@ def test_a_method_that_learns_is_tuned_and_its_best_run_is_kept(
     row = {"task": "t", "eos": True}
     rows = [row | {"prompt": next(words), "answer": f" {next(words)}"} for _ in range(8)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    runs, run = [], merges.engine.merge_checkpoints
+    runs, run = [], merges.engine.run.merge_checkpoints
     monkeypatch.setattr(
-        merges.engine, "merge_checkpoints", lambda *a, **k: runs.append(a[3]) or run(*a, **k)
+        merges.engine.run, "merge_checkpoints", lambda *a, **k: runs.append(a[3]) or run(*a, **k)
     )
     candidates = [{"initial": 0.1}, {"initial": 0.4}, {"initial": 0.7}]
     calibration = [f"{name}={tmp_path / 'rows.jsonl'}" for name in ("a", "b")]

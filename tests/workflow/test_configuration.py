@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from merges import registry
+from merges.engine import registry
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]

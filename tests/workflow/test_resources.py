@@ -10,8 +10,9 @@ import yaml
 
 from common import warm
 from common.errors import UserError
-from workflow import cli, configuration, machine, resources
-from workflow.machine import Ask
+from paper import machine
+from paper.machine import Ask
+from workflow import cli, configuration, resources
 
 ROOT = Path(__file__).resolve().parents[2]
 SEVEN = {"size": {"parameters": 7.24e9, "dtype": "bfloat16"}}

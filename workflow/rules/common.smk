@@ -14,8 +14,11 @@ sys.path.insert(0, str(ROOT))
 from common import warm
 from common.errors import UserError
 from common.manifest import code_version, library_versions
-from merges import registry
-from workflow import ancestry, configuration, cost_study, lock, published, studies
+from merges.engine import registry
+from studies.ancestry import settings as ancestry
+from workflow import configuration, lock, hub_cases as published
+from studies.cost import settings as cost_study
+from studies.dam import settings as studies
 
 try:
     CONFIG = configuration.resolve(config)

@@ -128,9 +128,9 @@ rule calibrate:
         rows=CONFIG["calibration"]["rows"],
         length=CONFIG["calibration"]["max_length"],
         seed=seed_of,
-        code=code("calibration"),
+        code=code("paper/calibration"),
     shell:
-        "python -m calibration --source {params.source} {params.columns} {params.eos}"
+        "python -m paper.calibration --source {params.source} {params.columns} {params.eos}"
         " --rows {params.rows} --seed {params.seed} --tokenizer {params.base}"
         " --max-length {params.length} --task {wildcards.expert} --out {output[0]}"
         " 2>&1 | tee {log}"

@@ -90,7 +90,7 @@ rule make_page:
         results=RESULTS,
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
-        code=code("report", "published"),
+        code=code("report"),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"

@@ -1,7 +1,8 @@
 # What the steps ask of a machine or a scheduler, and whether it can give that.
 import time
 
-from workflow import budget, machine, preflight, resources
+from paper import budget, machine, preflight
+from workflow import resources
 
 
 def asks(kind):

@@ -1,0 +1,1 @@
+"""What methods share: sums, masks, thresholds, Gram matrices, kernels."""

@@ -1,0 +1,123 @@
+"""Inner products of experts: what the methods that look at lengths and angles need of them.
+
+A point of the space that N tensors span is N coordinates, and an inner product of two such points
+needs only the tensors' N x N Gram matrix. One pass over the values finds it; what follows takes no
+more than a few N x N products.
+
+Near angle 0 the Gram matrix knows an angle a to about 1e-8 only, because its cosine is 1 - a^2/2.
+That does no harm: the coefficients of every method here are smooth functions of the cosine there,
+so an error of 1e-16 in it is an error of that order in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from merges.engine.pieces import Pieces
+    from merges.engine.requests import Values
+
+Origin = Literal["zero", "base"]
+
+_NO_ANGLE = 1e-16  # squared sine, at an angle near 0, below which float64 divides noise by noise
+_OPPOSITE = 1e-8  # the same near pi, where what is left of the arc's plane is rounding
+
+
+def from_origin(base: Values | None, experts: Sequence[Values], origin: Origin) -> list[Values]:
+    """Return experts as vectors from an origin, in place.
+
+    Args:
+        base: Values of the base, None where the merge has none.
+        experts: Values of the experts; overwritten for the origin ``base``.
+        origin: ``zero`` for the experts as they are, ``base`` for their task vectors.
+
+    Raises:
+        UserError: There is no base to be the origin.
+    """
+    if origin == "zero":
+        return list(experts)
+    if base is None:
+        raise UserError("origin=base: no base given; name the experts' common ancestor")
+    for expert in experts:
+        expert -= base
+    return list(experts)
+
+
+def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
+    """Compute the inner products of whole parameters.
+
+    Args:
+        pieces: The parameters.
+        origin: Where the experts' vectors begin; see `from_origin`.
+
+    Returns:
+        Float64 [N, N], products and sums in float64.
+
+    Raises:
+        UserError: As `from_origin`.
+    """
+    total = wide = None
+    for piece in pieces:
+        vectors = from_origin(piece.base, piece.experts, origin)
+        if isinstance(vectors[0], np.ndarray):
+            from merges.arithmetic import kernels
+
+            product = kernels.gram([vector.reshape(-1) for vector in vectors])
+        else:
+            import torch
+
+            count = vectors[0].numel()
+            if wide is None or wide.shape[1] < count:
+                # One buffer for all pieces: fresh memory costs more than the arithmetic.
+                wide = vectors[0].new_empty(len(vectors), count, dtype=torch.float64)
+            rows = wide[:, :count]
+            for row, vector in zip(rows, vectors, strict=True):
+                row[:] = vector.reshape(-1)
+            product = rows @ rows.T
+        total = product if total is None else total + product
+    return total if isinstance(total, np.ndarray) else total.cpu().numpy()
+
+
+def row_grams(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Compute the inner products of N matrices' rows.
+
+    Args:
+        vectors: N tensors [rows, columns].
+
+    Returns:
+        Float64 [rows, N, N], products and sums in float64.
+    """
+    wide = [vector.double() for vector in vectors]
+    grams = wide[0].new_empty(len(wide[0]), len(wide), len(wide))
+    for i, first in enumerate(wide):
+        for j, second in enumerate(wide[: i + 1]):
+            grams[:, i, j] = grams[:, j, i] = (first * second).sum(dim=1)
+    return grams
+
+
+def arc(cosine: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the coefficients of two vectors at position t of the arc between them.
+
+    Args:
+        cosine: Cosines c of the angles a between the vectors, float64, any shape.
+        t: Position; 0 is the first vector, 1 the second.
+
+    Returns:
+        sin((1-t) a) / sin a and sin(t a) / sin a; on the straight line, 1 - t and t, where the
+        angle is 0 or within 1e-4 of pi, at which the arc has no plane.
+    """
+    import torch
+
+    square = (1 - cosine) * (1 + cosine)
+    line = (square <= _NO_ANGLE) | ((cosine < 0) & (square <= _OPPOSITE))
+    angle = torch.acos(cosine.masked_fill(line, 0.0))
+    sine = angle.sin()
+    near, far = torch.sin((1 - t) * angle) / sine, torch.sin(t * angle) / sine
+    return near.masked_fill_(line, 1 - t), far.masked_fill_(line, t)

@@ -1,0 +1,223 @@
+"""Thresholds by magnitude over parameters in pieces: exact, and by selection, not by sorting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from merges.engine.pieces import Piece, Pieces
+    from merges.engine.requests import Values
+
+_FEW = 1 << 18  # so many values are gathered whole; a sample would not pay
+_MARGIN = 6.0  # standard errors of the sample's share above the threshold
+_ONE_RUN = 0.02  # standard error assumed where the sample is a single run of neighbours
+_END = 1 << 62  # behind every place
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Which values are the k largest by magnitude.
+
+    Attributes:
+        value: The k-th largest magnitude.
+        cut: Of the values with exactly this magnitude, those at a place below it belong to the k.
+    """
+
+    value: float
+    cut: int
+
+    def keep(self, values: Values, place: int) -> Values:
+        """Zero all but the k largest.
+
+        Args:
+            values: A piece of the values, floating, of any shape.
+            place: Place of its first value; see `merges.engine.requests.TensorContext.place`.
+
+        Returns:
+            A new tensor of the same shape; an array is overwritten.
+        """
+        with_ties = self.cut - place
+        if isinstance(values, np.ndarray):
+            from merges.arithmetic import kernels
+
+            below = np.nextafter(np.float32(self.value), np.float32(0))
+            return kernels.trim(values, below, self.value, with_ties)
+        import torch
+        from torch.nn.functional import hardshrink
+
+        if with_ties <= 0:
+            return hardshrink(values, self.value)
+        limit = torch.tensor(self.value, dtype=values.dtype)
+        below = float(limit.nextafter(torch.zeros_like(limit)))
+        if with_ties >= values.numel():
+            return hardshrink(values, below)
+        flat = values.flatten()
+        first, rest = flat[:with_ties], flat[with_ties:]
+        both = torch.cat([hardshrink(first, below), hardshrink(rest, self.value)])
+        return both.reshape(values.shape)
+
+
+def _on_cpu(values: Values) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def _magnitudes(values: Values) -> np.ndarray:
+    return _on_cpu(abs(values.reshape(-1)))
+
+
+def _count(truths: Values) -> int:
+    return int(np.count_nonzero(truths) if isinstance(truths, np.ndarray) else truths.sum())
+
+
+def kept(density: float, count: int) -> int:
+    """Return k = floor(density * count), at least one, as mergekit has it."""
+    return max(1, math.floor(density * count))
+
+
+def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> float:
+    """Estimate the error of the share of a sample's magnitudes that is above a value.
+
+    The sample is runs of neighbours, one per piece, and neighbours are alike: the runs' shares
+    say how much. Differences of successive ones leave out what changes slowly over the parameters.
+    """
+    independent = math.sqrt(share * (1 - share) / sum(map(len, runs)))
+    if len(runs) == 1:
+        return max(independent, _ONE_RUN)
+    shares = np.array([np.count_nonzero(run >= value) / len(run) for run in runs])
+    return max(independent, math.sqrt(np.mean(np.diff(shares) ** 2) / 2 / len(runs)))
+
+
+class _Search:
+    """The search for one threshold: the k-th largest magnitude lies between `low` and `high`."""
+
+    def __init__(self, k: int, runs: Sequence[np.ndarray], total: int) -> None:
+        self._k = k
+        self._missed = False
+        self._sample = np.sort(np.concatenate(runs)) if runs else np.empty(0)
+        size = len(self._sample)
+        self._part = size / total
+        self._margin, middle = 1.0, size * (1 - k / total)
+        if size:
+            value = self._sample[min(int(middle), size - 1)]
+            self._margin += _MARGIN * size * _standard_error(runs, value, k / total)
+        self._move(middle - self._margin, middle + self._margin)
+        self.threshold: Threshold | None = None
+        self.split: tuple[int, int] | None = None
+
+    def _move(self, first: float, last: float) -> None:
+        """Place the bounds at these ranks of the sorted sample, or leave them open."""
+        self._first, self._last = first, last
+        self.low = float(self._sample[int(first)]) if first >= 0 else -1.0
+        inside = last < len(self._sample) - 1
+        self.high = float(self._sample[math.ceil(last)]) if inside else math.inf
+        self._above = 0
+        self._places: list[int] = []
+        self._counts: list[int] = []
+        self._values: list[np.ndarray] = []
+
+    def add(self, array: np.ndarray | torch.Tensor, place: int) -> None:
+        """Count what is above the bounds of magnitudes [n], and gather what is between.
+
+        Args:
+            array: The magnitudes; a tensor where they are on a GPU.
+            place: Place of the first.
+        """
+        self._above += _count(array > self.high)
+        self._places.append(place)
+        if self.low == self.high:  # all alike, as in a frozen parameter: their number will do
+            self._counts.append(_count(array == self.low))
+        else:
+            values = array[(array >= self.low) & (array <= self.high)]
+            self._values.append(_on_cpu(values))
+            self._counts.append(len(values))
+
+    def finish(self) -> None:
+        """Find the threshold, or move the bounds to where it must be."""
+        rank, inside = self._k - self._above, sum(self._counts)
+        if rank < 1 or rank > inside:
+            far = (1 - rank if rank < 1 else rank - inside) * self._part
+            step = math.inf if self._missed else 2 * far + self._margin
+            self._missed = True
+            if rank < 1:
+                self._move(self._last, self._last + step)
+            else:
+                self._move(self._first - step, self._first)
+            return
+        value, ties, missing = self.low, self._counts, rank
+        if self.low < self.high:
+            values = np.concatenate(self._values)
+            value = float(np.partition(values, len(values) - rank)[len(values) - rank])
+            ties = [np.count_nonzero(found == value) for found in self._values]
+            missing = rank - int(np.count_nonzero(values > value))
+        if value == 0:  # a zero is the same kept or not
+            self.threshold = Threshold(0.0, 0)
+        elif missing == sum(ties):
+            self.threshold = Threshold(value, _END)
+        else:
+            upto = np.cumsum(ties)
+            number = int(np.searchsorted(upto, missing))
+            self.split = (self._places[number], missing - int(upto[number] - ties[number]))
+            self.threshold = Threshold(value, 0)
+        self._values = []
+
+
+def thresholds(
+    pieces: Pieces,
+    values_of: Callable[[Piece], Sequence[torch.Tensor]],
+    counts: Sequence[int],
+) -> list[Threshold]:
+    """Find, for several series of values at once, the threshold of the k largest magnitudes.
+
+    A sample brackets the threshold, one pass counts what lies above and gathers what lies
+    between, and a selection among these finds it. A bracket that misses costs another pass, two
+    at most, never exactness. Of equal magnitudes at the threshold those that come first
+    (row-major, for a whole model in the order of the parameters' names) belong to the k. Memory is
+    what lies between: a few per cent of a series in float32, unless much of it has few magnitudes.
+
+    Args:
+        pieces: The parameters.
+        values_of: Computes the series of a piece, of any shape, the same way at every call. For
+            several thresholds of one series it returns it as often.
+        counts: k of each series, from 0 to the number of values.
+
+    Returns:
+        A threshold for each series.
+    """
+    total = pieces.count
+    found: list[Threshold | None] = [
+        Threshold(math.inf, 0) if k == 0 else Threshold(0.0, 0) if k == total else None
+        for k in counts
+    ]
+    pending = [number for number, threshold in enumerate(found) if threshold is None]
+    runs: list[list[np.ndarray]] = [[] for _ in counts]
+    if pending and total > _FEW:
+        for piece in pieces.sample():
+            for run, values in zip(runs, values_of(piece), strict=True):
+                run.append(_magnitudes(values))
+    searches = {number: _Search(counts[number], runs[number], total) for number in pending}
+    del runs  # a sample of every series
+    while pending := [n for n, search in searches.items() if search.threshold is None]:
+        for piece in pieces:
+            series = values_of(piece)
+            for number in pending:
+                values = series[number]
+                on_gpu = getattr(values, "is_cuda", False)
+                array = abs(values.reshape(-1)) if on_gpu else _magnitudes(values)
+                searches[number].add(array, piece.context.place)
+        for number in pending:
+            searches[number].finish()
+    for number, search in searches.items():
+        found[number] = search.threshold
+        if search.split is not None:
+            place, missing = search.split
+            magnitude = _magnitudes(values_of(pieces.at(place))[number])
+            tie = int(np.flatnonzero(magnitude == search.threshold.value)[missing - 1])
+            found[number] = Threshold(search.threshold.value, place + tie + 1)
+    return found

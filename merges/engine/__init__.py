@@ -1,0 +1,1 @@
+"""The machinery of a merge: registry, checks, streaming, output."""

@@ -1,0 +1,103 @@
+"""What stands beside the weights in a merged model's folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.card import model_card, public_name
+from common import manifest
+from common.files import write_text
+from merges.engine import registry
+from merges.engine.requests import WholeModelResult
+
+if TYPE_CHECKING:
+    from checkpoints.reading import Model
+
+COST = "cost.json"
+_EXTRA = Path("extra") / "coefficients.safetensors"
+_LOG = "training.csv"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_extras(folder: Path, result: WholeModelResult) -> None:
+    """Write what a whole-model method gives besides a model: coefficients and training log.
+
+    Args:
+        folder: The model's folder, staged by the caller.
+        result: The merge's result; of a tensor-by-tensor method there is nothing to write.
+    """
+    if result.extra_tensors:
+        from safetensors.torch import save_file
+
+        (folder / _EXTRA).parent.mkdir()
+        save_file(
+            {name: tensor.contiguous() for name, tensor in sorted(result.extra_tensors.items())},
+            folder / _EXTRA,
+        )
+    if result.log:
+        write_text(folder / _LOG, _table(result.log))
+
+
+def write_record(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    models: Mapping[str, Model],
+    data: Mapping[str, Path],
+    hashes: Mapping[str, str],
+    notes: tuple[str, ...],
+    seed: int,
+) -> None:
+    """Write the model card and, last, the manifest.
+
+    Args:
+        folder: The model's folder, staged by the caller and otherwise complete.
+        recipe: All that determines the result besides models, data and seed.
+        models: The base, if any, as ``base``, and the experts by name.
+        data: What else was read, by name.
+        hashes: Sha256 of each weight file by its name.
+        notes: Sentences for the card.
+        seed: The merge's seed.
+    """
+    info = registry.info(recipe["method"])
+    inputs = {
+        key if key == "base" else f"experts.{key}": model.fingerprint
+        for key, model in models.items()
+    }
+    names = {key: public_name(model.path) for key, model in models.items()}
+    card = model_card(
+        name=f"{info.title} of {', '.join(key for key in models if key != 'base')}",
+        method=info.name,
+        title=info.title,
+        paper=info.paper,
+        base=names.pop("base", None),
+        experts=names,
+        recipe={**recipe, "seed": seed},
+        inputs=inputs,
+        outputs=hashes,
+        notes=notes,
+    )
+    write_text(folder / "README.md", card)
+    manifest.write_manifest(
+        folder / manifest.NAME,
+        kind="merge",
+        parameters=recipe,
+        inputs={**inputs, **data},
+        outputs={
+            str(path.relative_to(folder)): hashes.get(path.name, path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != COST
+        },
+        seed=seed,
+        packages=("checkpoints", *registry.sources(info.name)),
+    )

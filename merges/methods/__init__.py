@@ -1,0 +1,1 @@
+"""Merge methods: one file each, siblings that differ in a line share one."""

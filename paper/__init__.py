@@ -1,0 +1,1 @@
+"""What serves only the published scale; see README.md."""

@@ -1,0 +1,119 @@
+"""Command line of the calibration data: `python -m paper.calibration --help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import manifest
+from common.cli import command_parser
+from common.errors import UserError
+from paper.calibration.templates import TEMPLATES
+
+_DESCRIPTION = """\
+Choose rows of a fetched data set, put them into a template, and write them as the JSON lines that
+DAM and AdaMerging read: {"task", "prompt", "answer", "eos"}. The choice depends on the seed alone.
+"""
+
+_EPILOG = """\
+examples:
+  python -m paper.hub fetch metamath --out data/metamath
+  python -m paper.calibration --source data/metamath --prompt query --answer response \\
+      --rows 1729 --seed 1 --tokenizer models/base --max-length 2048 --out metamath.jsonl
+  python -m paper.calibration --source data/wikipedia_ko --answer text --template plain \\
+      --rows 1729 --out korean.jsonl
+
+OUT.manifest.json beside the file records the hashes of what was read and written, and how many
+rows were passed over as empty or too long, or cut.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = command_parser("calibration", _DESCRIPTION, _EPILOG)
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--prompt", default="", metavar="A,B", help="columns of the prompt (none: plain text)"
+    )
+    parser.add_argument("--answer", required=True, metavar="A,B", help="columns of the answer")
+    parser.add_argument("--joiner", default="\n\n", help="between two columns (an empty line)")
+    parser.add_argument("--template", default="alpaca", choices=sorted(TEMPLATES))
+    parser.add_argument("--no-eos", action="store_true", help="no end-of-sequence token")
+    parser.add_argument("--rows", type=int, required=True, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="model that counts tokens")
+    parser.add_argument("--max-length", type=int, metavar="N", help="most tokens of a sample")
+    parser.add_argument("--task", default="calibration", help="name written into each row")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; see `python -m paper.calibration --help`.
+
+    Args:
+        arguments: The arguments after the program's name.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: What the user can mend.
+    """
+    given = build_parser().parse_args(arguments)
+    if given.rows < 1:
+        raise UserError(f"--rows {given.rows} is none; give 1 or more")
+    if (given.max_length is None) != (given.tokenizer is None):
+        raise UserError("--max-length and --tokenizer belong together; give both or neither")
+    if given.max_length is not None and given.max_length < 8:
+        raise UserError(f"--max-length {given.max_length} leaves no room for a sample; give more")
+    from common.files import sha256_file, write_jsonl
+    from paper.calibration.convert import Layout, convert
+
+    columns = (tuple(filter(None, text.split(","))) for text in (given.prompt, given.answer))
+    layout = Layout(*columns, given.joiner, given.template, not given.no_eos)
+    tokenizer = None
+    if given.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(given.tokenizer, local_files_only=True)
+        except (OSError, ValueError):
+            raise UserError(
+                f"--tokenizer {given.tokenizer}: no model's folder with a tokenizer; correct it"
+            ) from None
+    rows, counts = convert(
+        given.source,
+        layout,
+        rows=given.rows,
+        seed=given.seed,
+        task=given.task,
+        tokenizer=tokenizer,
+        max_length=given.max_length,
+    )
+    write_jsonl(given.out, rows)
+    files = sorted(path for path in given.source.rglob("*") if path.is_file())
+    manifest.write_manifest(
+        given.out.with_suffix(".manifest.json"),
+        kind="calibration",
+        parameters={
+            "prompt": layout.prompt,
+            "answer": layout.answer,
+            "joiner": layout.joiner,
+            "template": layout.template,
+            "eos": layout.eos,
+            "rows": given.rows,
+            "max_length": given.max_length,
+        },
+        inputs={str(path.relative_to(given.source)): path for path in files},
+        outputs={given.out.name: sha256_file(given.out)},
+        seed=given.seed,
+        packages=("paper/calibration",),
+        extra=counts,
+    )
+    print(
+        f"{given.out}: {counts['chosen']} of {counts['rows']} rows ({counts['empty']} empty and "
+        f"{counts['too_long']} too long were passed over, {counts['cut']} cut)"
+    )
+    return 0

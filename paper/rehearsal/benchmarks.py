@@ -1,0 +1,87 @@
+"""The benchmarks' files of a rehearsal: copies of real ones, hand-made ones for the rest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.files import write_text
+from evaluation.data.sources import Source, find_local, select_sources
+from paper.rehearsal import benchmark_rows
+from paper.rehearsal.files import write_rows
+
+TABLE = "stand-ins.yaml"
+# Hand-made files lie where no table but the rehearsal's own looks: a run of the published
+# benchmarks cannot take them for these.
+_FOLDER = "hand-made"
+_WHY = "hand-made rows in the published columns"
+
+
+def _has_all(sources: Sequence[Source], folder: Path) -> bool:
+    return not any(source.missing(folder) for source in sources)
+
+
+def _copy(source: Source, folder: Path, out: Path) -> None:
+    """Copy a source's real files under the names that they have."""
+    for role in source.files:
+        if found := find_local(source, role, folder):
+            target = out / found[0].relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found[0], target)
+
+
+def _make(source: Source, out: Path) -> Mapping[str, Any]:
+    """Write a source's hand-made files and say what is in them."""
+    about = {}
+    for role, file in source.files.items():
+        path = Path(_FOLDER, source.suite, source.task, Path(file.path).name)
+        if source.copies_to:
+            write_rows(out / path, benchmark_rows.database(path.suffix.removeprefix(".")))
+            # Of a dump, the rows of its tables are counted.
+            counted = {"rows": benchmark_rows.DATABASE_ROWS} if path.suffix == ".sql" else {}
+            about[role] = {"path": str(path), **counted, "stand_in": _WHY}
+            continue
+        rows = benchmark_rows.rows_of(source.name, role)
+        write_rows(out / path, rows)
+        about[role] = {"path": str(path), "rows": len(rows), "stand_in": _WHY}
+    return about
+
+
+def text() -> list[str]:
+    """Return what hand-made rows say, for the tokenizers."""
+    said = []
+    for source in select_sources(["ja8", "kobest", "okapi_de"]):
+        for row in benchmark_rows.rows_of(source.name, "items"):
+            said += [value for value in row.values() if isinstance(value, str)]
+    return said
+
+
+def write_benchmarks(tasks: Sequence[str], folder: Path | None, out: Path) -> list[str]:
+    """Write the files of benchmarks, and the table of those that only stand in.
+
+    Args:
+        tasks: Names of the tasks, suite/task.
+        folder: Local copies of real files as `python -m evaluation data --source` reads them;
+            None where there are none.
+        out: A folder for that command's `--source`; gets `stand-ins.yaml` for `--stand-ins`.
+
+    Returns:
+        Names of those whose files are copies of the real ones.
+    """
+    sources = select_sources(tasks)
+    copied = {source.suite for source in sources if source.copies_to}
+    # Questions and databases belong together: all of them are real, or none.
+    together = {suite: [source for source in sources if source.suite == suite] for suite in copied}
+    real, table = [], {}
+    for source in sources:
+        if folder is not None and _has_all(together.get(source.suite, [source]), folder):
+            _copy(source, folder, out)
+            real.append(source.name)
+        else:
+            table[source.name] = _make(source, out)
+    write_text(out / TABLE, yaml.safe_dump(table, allow_unicode=True, sort_keys=False))
+    return real

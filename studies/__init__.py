@@ -1,0 +1,1 @@
+"""Studies beyond the tables: one folder each."""

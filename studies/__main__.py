@@ -1,0 +1,5 @@
+"""Entry point of `python -m studies`."""
+
+from common.cli import run
+
+run("studies.cli")

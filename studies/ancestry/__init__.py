@@ -1,0 +1,1 @@
+"""Experts that start from different parents (claim C11)."""

@@ -1,0 +1,242 @@
+"""Case 2b: does a method's lead come from one expert's start at an ancestor of the base?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import read_json, write_text
+from common.manifest import NAME, write_manifest
+from report import fields, render
+from report.case_table import case_csv, case_grid
+from report.experiment import Case
+from report.grid import Cell, Grid, Row, number
+from report.load import load_case
+from report.paired import Difference, Stratum, compare
+from studies.dam.load import read_items
+
+WORLD = "case2b"
+_RESAMPLES = 10_000  # p to about .001
+_FORMS = {"md": render.markdown, "tex": render.latex}
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far one row is ahead of another on the column.
+
+    Attributes:
+        leader: Label of the row whose lead is explained.
+        other: Label of the row it is compared with.
+        before: In the case itself, where all experts start from the base.
+        after: In case 2b.
+        change: `after` minus `before`, item by item.
+    """
+
+    leader: str
+    other: str
+    before: Difference
+    after: Difference
+    change: Difference
+
+    def verdict(self) -> str:
+        """Say what the lead tells of the claim, at intervals of 95 %."""
+        if self.change.low > 0 and self.after.low > 0:
+            return "supports the claim"
+        if self.change.low > 0:
+            return "moves as claimed, without a clear lead"
+        if self.change.high < 0:
+            return "speaks against the claim"
+        return "does not tell"
+
+
+def load(config_path: Path, results: Path) -> tuple[Mapping[str, Any], Case]:
+    """Read case 2b.
+
+    Args:
+        config_path: The resolved configuration as JSON.
+        results: The results folder.
+
+    Returns:
+        The configuration, and the case with the rows that are compared.
+
+    Raises:
+        UserError: The configuration has no such case.
+    """
+    config = read_json(config_path)
+    entry = config.get(WORLD)
+    if not entry:
+        raise UserError(f"{config_path}: no block {WORLD}; give a configuration that has one")
+    of = config["cases"][entry["case"]]
+    expert = of["experts"][entry["expert"]]["label"]
+    share = f"{100 * entry['ancestor']:g} %"
+    case = of | {
+        "table": f"{of['table']}b",
+        "title": f"{of['title']}, the {expert} fine-tuned from the base at {share} of its steps",
+    }
+    rows = [*entry["leaders"], *entry["others"]]
+    methods = {
+        row: {k: v for k, v in config["methods"][row].items() if k not in ("cases", "table")}
+        for row in config["methods"]
+        if row in rows
+    }
+    found = load_case(config | {"cases": {WORLD: case}, "methods": methods}, results, WORLD)
+    return config, found
+
+
+def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
+    """Compare every leader with every other row, item by item, in both cases.
+
+    Args:
+        config: The resolved configuration.
+        case: Case 2b.
+        results: The results folder.
+
+    Returns:
+        A lead for each pair of rows that have scores in both cases.
+
+    Raises:
+        UserError: A file of items is damaged, or the cases hold other items.
+    """
+    entry = config[WORLD]
+    column = next(column for column in case.columns if column.label == entry["column"])
+    labels = {model.id: model.label for model in case.models if model.status == "ok"}
+    scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for world in (entry["case"], WORLD):
+        for row in [*entry["leaders"], *entry["others"]]:
+            path = results / world / "scores" / "test" / f"{row}.items.jsonl.gz"
+            if path.exists():
+                scores[world, row] = read_items(path)
+    pairs = [
+        (leader, other)
+        for leader in entry["leaders"]
+        for other in entry["others"]
+        if all((world, r) in scores for world in (entry["case"], WORLD) for r in (leader, other))
+        and leader in labels
+        and other in labels
+    ]
+    if not pairs:
+        return []
+    strata = []
+    for task in column.tasks:
+        items = sorted(scores[WORLD, pairs[0][0]][task])
+        for (world, row), by_task in scores.items():
+            if sorted(by_task[task]) != items:
+                raise UserError(f"{world}/{row}: other items of {task}; evaluate it again")
+        values = {key: np.array([by[task][i] for i in items]) for key, by in scores.items()}
+        before, after = (
+            np.array([values[world, leader] - values[world, other] for leader, other in pairs])
+            for world in (entry["case"], WORLD)
+        )
+        differences = np.concatenate([before, after, after - before])
+        strata.append(Stratum(differences, np.arange(len(items)), 1 / len(column.tasks)))
+    found = compare(strata, _RESAMPLES, config["seed"])
+    count = len(pairs)
+    return [
+        Lead(labels[leader], labels[other], *(found[place + count * part] for part in range(3)))
+        for place, (leader, other) in enumerate(pairs)
+    ]
+
+
+def _cells(difference: Difference) -> list[Cell]:
+    low, high = (number(value) for value in (difference.low, difference.high))
+    p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
+    return [Cell(number(difference.value)), Cell(f"{low} to {high}"), Cell(p)]
+
+
+def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> Grid:
+    """Lay out the leads in both cases, and what they say of the claim."""
+    entry = config[WORLD]
+    expert = case.experts[entry["expert"]]["label"]
+    rows = []
+    for lead in found:
+        cells = [Cell(lead.leader), Cell(lead.other)]
+        cells += [c for part in (lead.before, lead.after, lead.change) for c in _cells(part)]
+        rows.append(Row((*cells, Cell(lead.verdict())), lead.leader))
+    caption = (
+        f"Lead on {entry['column']} of one row over another: in {entry['case']}, where every "
+        f"expert starts from the base; in {WORLD}, where the {expert} starts from its ancestor; "
+        "and the change from one to the other. 95 %: interval of a paired bootstrap over the test "
+        f"items ({_RESAMPLES} resamples), which are the same in both cases; p: of a sign-flip "
+        "permutation test. One world and one seed: what another seed would change is not covered."
+    )
+    header = ["Row", "Compared with"]
+    for what in (entry["case"], WORLD, "change"):
+        header += [what, "95 %", "p"]
+    notes = (
+        "C11 says that DARE-TIES leads in Korean because that expert started from another "
+        "ancestor than the others. A pair supports it where the lead in the second case and the "
+        "change towards it are both clearly above 0, moves as claimed where the change alone is, "
+        f"and speaks against it where the change is clearly below. {summary(found)}",
+    )
+    title = "Claim C11"
+    return Grid("claim_c11", title, caption, (*header, "Verdict"), tuple(rows), notes, texts=2)
+
+
+def summary(found: Sequence[Lead]) -> str:
+    """Count the verdicts in one sentence."""
+    verdicts = [lead.verdict() for lead in found]
+    if not verdicts:
+        return "No pair has scores in both cases."
+    counted = "; ".join(f"{v}: {verdicts.count(v)}" for v in dict.fromkeys(verdicts))
+    return f"{len(verdicts)} pairs; {counted}."
+
+
+def claim_csv(found: Sequence[Lead]) -> str:
+    """Write the leads for programs."""
+    header = ["leader", "other"]
+    for what in ("before", "after", "change"):
+        header += [what, f"{what} low", f"{what} high", f"{what} p"]
+    rows = [[*header, "verdict"]]
+    for lead in found:
+        numbers = [
+            fields.decimals(value)
+            for part in (lead.before, lead.after, lead.change)
+            for value in (part.value, part.low, part.high, part.p)
+        ]
+        rows.append([lead.leader, lead.other, *numbers, lead.verdict()])
+    return fields.text(rows)
+
+
+def write(config_path: Path, results: Path, out: Path) -> list[Path]:
+    """Write case 2b's tables and, last, their manifest.
+
+    Args:
+        config_path: The resolved configuration as JSON.
+        results: The results folder.
+        out: Folder of the tables.
+
+    Returns:
+        The files, the manifest excepted.
+    """
+    config, case = load(config_path, results)
+    found = leads(config, case, results)
+    (out / NAME).unlink(missing_ok=True)
+    texts = {f"{case.table}.csv": case_csv(case), "claim_c11.csv": claim_csv(found)}
+    table = dataclasses.replace(
+        case_grid(case, config["seed"]), title=f"Table {case.table.removeprefix('table')}"
+    )
+    for grid in (table, claim_grid(config, case, found)):
+        texts |= {f"{grid.name}.{form}": write_form(grid) for form, write_form in _FORMS.items()}
+    for name, text in texts.items():
+        write_text(out / name, text)
+    scores = [
+        (f"{world}/{model.id}", results / world / "scores" / "test" / f"{model.id}.json")
+        for world in (config[WORLD]["case"], WORLD)
+        for model in case.models
+    ]
+    write_manifest(
+        out / NAME,
+        kind="tables",
+        parameters={"experiment": config["name"], WORLD: config[WORLD]},
+        inputs={name: path for name, path in scores if path.exists()},
+        outputs={name: out / name for name in texts},
+        seed=config["seed"],
+        packages=("report", "studies/ancestry"),
+    )
+    return [out / name for name in texts]

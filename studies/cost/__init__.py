@@ -1,0 +1,1 @@
+"""Quality against price over search seeds."""

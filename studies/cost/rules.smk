@@ -1,0 +1,104 @@
+# Quality against price over search seeds. `python -m workflow cost_study`; never in the default run.
+
+COST = CONFIG["cost_study"]
+COST_OUT = f"{OUT}/cost_study"
+COST_RUN = f"{COST_OUT}/{{case}}/{{row}}/seed{{seed}}"
+COST_LOG = f"{OUT}/logs/cost_study/{{case}}/{{row}}/seed{{seed}}"
+
+
+wildcard_constraints:
+    after=r"\d+",
+
+
+def cost_model(wildcards):
+    """The model after so many evaluations: of a whole search its result, else a replay."""
+    run = COST_RUN.format(**wildcards)
+    last = cost_study.evaluations_of(CONFIG, wildcards.row)[-1]
+    name = "model" if int(wildcards.after) == last else f"after{wildcards.after}"
+    return f"{run}/{name}/manifest.json"
+
+
+def cost_scores():
+    return [
+        f"{COST_OUT}/{case}/{row}/seed{seed}/test/after{after}.json"
+        for case, row in cost_study.runs(CONFIG)
+        for seed in COST["seeds"]
+        for after in cost_study.evaluations_of(CONFIG, row)
+    ]
+
+
+use rule merge as cost_merge with:
+    output:
+        f"{COST_RUN}/model/manifest.json",
+    log:
+        f"{COST_LOG}.log",
+
+
+use rule tune as cost_tune with:
+    output:
+        f"{COST_RUN}/model/manifest.json",
+    log:
+        f"{COST_LOG}.log",
+
+
+use rule evolve as cost_evolve with:
+    output:
+        f"{COST_RUN}/model/manifest.json",
+    log:
+        f"{COST_LOG}.log",
+
+
+rule cost_replay:
+    """The model that was best on dev items when a search had spent a part of its budget."""
+    input:
+        unpack(merge_inputs),
+        search=f"{COST_RUN}/model/manifest.json",
+    output:
+        f"{COST_RUN}/after{{after}}/manifest.json",
+    log:
+        f"{COST_LOG}.after{{after}}.log",
+    priority: 50
+    resources:
+        **asks("merge"),
+    params:
+        folder=output_folder,
+        failed=failed_file,
+        search=lambda wildcards, input: folder_of(input.search),
+        parents=parent_options,
+        code=search_code,
+    shell:
+        "rm -rf {params.failed} {params.folder}; "
+        "python -m search replay --of {params.search} --evaluations {wildcards.after}"
+        " {params.parents} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        f"{TELL_FAILURE}"
+
+
+use rule evaluate as cost_evaluate with:
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        model=cost_model,
+    output:
+        scores=f"{COST_RUN}/{{split}}/after{{after}}.json",
+        manifest=f"{COST_RUN}/{{split}}/after{{after}}.manifest.json",
+    log:
+        f"{COST_LOG}.after{{after}}.{{split}}.log",
+
+
+rule cost_study:
+    """The study's table, its figure, and what they say of the paper's claim C2."""
+    input:
+        scores=cost_scores(),
+        teachers=[f"{OUT}/{case}/teachers/manifest.json" for case in COST["cases"]],
+        config=f"{OUT}/config.json",
+    output:
+        f"{COST_OUT}/manifest.json",
+    log:
+        f"{OUT}/logs/cost_study.log",
+    localrule: True
+    params:
+        results=OUT,
+        folder=output_folder,
+        code=code("report", "studies/cost"),
+    shell:
+        "python -m studies cost --config {input.config} --results {params.results}"
+        " --out {params.folder} 2>&1 | tee {log}"

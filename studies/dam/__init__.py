@@ -1,0 +1,1 @@
+"""What in DAM matters, over three worlds."""

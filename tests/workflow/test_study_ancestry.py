@@ -1,0 +1,68 @@
+"""Case 2b: its block is checked, and its jobs share all but one expert with its case."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from common.files import read_json, sha256_file
+from studies.ancestry import settings as ancestry
+from workflow import configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def default():
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_ancestor_is_taken_within_the_base_s_training(default):
+    resolved = configuration.resolve(default)
+    assert ancestry.steps_of(resolved) == 540  # 60 % of 900
+    (world,) = ancestry.worlds_of(resolved).values()
+    assert world == resolved["cases"]["case2"] | {"of": "case2"}
+    assert ancestry.worlds_of({"cases": {}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"case": "case3"}, "case2b.case: unknown case 'case3'"),
+        ({"expert": "kor"}, "case2b.expert: case2 has no 'kor' (did you mean 'ko'?)"),
+        ({"column": "KoBEST"}, "case2b.column: case2 has no 'KoBEST'"),
+        ({"others": ["slerp_ja_math_a"]}, "case2b.others: case2 has no 'slerp_ja_math_a'"),
+        ({"others": ["dare_ties"]}, "'dare_ties' is among leaders and others"),
+        ({"ancestor": 1.0}, "case2b.ancestor"),
+        ({"ancester": 0.5}, "unknown key 'ancester'"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(default, changes, message):
+    config = copy.deepcopy(default)
+    config["case2b"] |= changes
+    with pytest.raises(UserError, match=re.escape(message)):
+        configuration.resolve(config)
+
+
+@pytest.mark.workflow
+def test_case2b_trains_one_expert_from_an_ancestor_and_shares_the_rest(project):
+    before = project.files("case2/models/*/*")
+    planned = project.planned("case2b")
+    assert planned["case2b_ancestor"] == planned["case2b_expert"] == 1
+    assert planned["case2b_shared"] == 4  # data, base and two experts
+    assert "bottle_base" not in planned and "bottle_expert" not in planned
+    code, output = project.run("workflow", "case2b", "--config", "tiny.yaml", "--cores", "2")
+    assert code == 0, output[-4000:]
+    world = project.results / "case2b"
+    for model in ("base", "de", "sql"):
+        name = f"models/{model}/model.safetensors"
+        assert sha256_file(world / name) == sha256_file(project.results / "case2" / name)
+    ancestor = read_json(world / "ancestor" / "manifest.json")
+    assert ancestor["parameters"]["stop_after"] == 1  # 60 % of two steps
+    ko = read_json(world / "models" / "ko" / "manifest.json")
+    assert ko["inputs"]["base"] == sha256_file(world / "ancestor" / "manifest.json")
+    assert (world / "tables" / "claim_c11.md").read_text().count("| DARE-TIES |") == 1
+    assert project.files("case2/models/*/*") == before

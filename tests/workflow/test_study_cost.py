@@ -1,0 +1,80 @@
+"""The cost study through real Snakemake, and its part of the configuration."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from studies.cost import settings as cost_study
+from workflow import configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_a_search_is_looked_at_until_its_budget_and_other_rows_once(config):
+    resolved = configuration.resolve(config)
+    resolved["methods"]["evolutionary"]["evolve"]["budget"] = 20
+    assert cost_study.evaluations_of(resolved, "evolutionary") == [1, 3, 6, 12, 20]
+    assert cost_study.evaluations_of(resolved, "dam_tuned") == [6]
+    assert cost_study.evaluations_of(resolved, "dam_paper") == [0]
+    assert len(cost_study.runs(resolved)) == len(resolved["cost_study"]["rows"])
+    resolved["methods"]["dam_paper"]["cases"] = ["case2"]
+    assert ("case1", "dam_paper") not in cost_study.runs(resolved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "pattern"),
+    [
+        ("cases", ["cas1"], r"cost_study\.cases: unknown case 'cas1' \(did you mean 'case1'"),
+        ("rows", ["evolutionary", "dam_tund"], r"unknown row 'dam_tund' \(did you mean"),
+        ("rows", ["greedy_soup", "dam_tuned"], "which no seed changes"),
+        ("dam", "soup", r"cost_study\.dam: 'soup' is not among cost_study\.rows"),
+        ("search", "dam_paper", "dam_paper is no evolutionary search"),
+        ("seed", [0], r"unknown key 'seed' at cost_study \(did you mean 'seeds'"),
+    ],
+)
+def test_mistakes_in_the_study_are_one_line(config, key, value, pattern):
+    config["cost_study"][key] = value
+    with pytest.raises(UserError, match=pattern) as refused:
+        configuration.resolve(config)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.workflow
+def test_the_study_runs_its_rows_with_its_seeds_and_nothing_else(project):
+    assert project.planned() == {}
+    code, output = project.run("workflow", "cost_study", "--config", "tiny.yaml", "--cores", "2")
+    assert code == 0, output[-4000:]
+    folder = project.results / "cost_study"
+    with (folder / "cost_study.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["row"], row["seed"], row["evaluations"]) for row in rows] == [
+        *(("ties_tuned", seed, "2") for seed in "01"),
+        *(("evolutionary", seed, after) for seed in "01" for after in ("1", "3", "5")),
+        *(("dam_paper", seed, "0") for seed in "01"),
+    ]
+    searches = [folder / f"case1/evolutionary/seed{seed}" for seed in (0, 1)]
+    tried = [(search / "model/search.csv").read_text() for search in searches]
+    assert tried[0] != tried[1]
+    for search, text in zip(searches, tried, strict=True):
+        dev = [float(row["dev_average"]) for row in csv.DictReader(text.splitlines())]
+        looks = [row for row in rows if row["row"] == "evolutionary"]
+        looks = [row for row in looks if row["seed"] == search.name[-1]]
+        assert [float(row["dev_average"]) for row in looks] == pytest.approx(
+            [max(dev[:1]), max(dev[:3]), max(dev)], abs=1e-6
+        )
+        for name, seed in (("model", int(search.name[-1])), ("after1", int(search.name[-1]))):
+            assert json.loads((search / name / "manifest.json").read_text())["seed"] == seed
+    assert re.search(r"^C2, case1: ", (folder / "cost_study.md").read_text(), re.M)
+    assert (folder / "cost_study.png").stat().st_size > 10_000
+    # The tables' own rows are as they were.
+    assert project.planned() == {} and project.planned("cost_study") == {}
