@@ -17,8 +17,8 @@ SHIPPED = {"dare_ties", "linear", "slerp", "task_arithmetic", "ties"}
 
 EXTRA = '''
 from __future__ import annotations
-from merges.parameters import Density, Scale
-from merges.registry import method
+from merges.engine.parameters import Density, Scale
+from merges.engine.registry import method
 
 @method(title="Halfway", paper="nobody", needs={"base"})
 def halfway(base, experts, context, *, part: Density = 0.5, push: Scale = -1.0):

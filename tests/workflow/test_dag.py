@@ -107,9 +107,9 @@ def test_a_second_run_has_nothing_to_do(project):
 
 def test_a_baseline_added_as_contributing_says_runs_only_its_own_jobs(project):
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (source,) = re.findall(r"`merges/median\.py`:\n\n```python\n(.*?)```", page, re.S)
+    (source,) = re.findall(r"`merges/methods/median\.py`:\n\n```python\n(.*?)```", page, re.S)
     assert project.planned() == {}
-    (project.folder / "merges" / "median.py").write_text(source, encoding="utf-8")
+    (project.folder / "merges" / "methods" / "median.py").write_text(source, encoding="utf-8")
     assert project.planned() == {}
     project.config["methods"]["median"] = {
         "label": "Median",
