@@ -111,7 +111,8 @@ def write_plain_tasks(folder: Path, data: Path) -> Path:
     """Write the tasks as a user of lm_eval would, for the same items."""
     import yaml
 
-    from evaluation.suites import FOLDER, read_yaml
+    from evaluation.definitions import load_definition
+    from evaluation.suites import load_suites
 
     folder.mkdir(parents=True)
     for task in (*CHOICES, *WRITING):
@@ -119,7 +120,7 @@ def write_plain_tasks(folder: Path, data: Path) -> Path:
         kind = {"output_type": "multiple_choice", "doc_to_choice": "choices"}
         target, metric = "gold", "acc"
         if task in WRITING:
-            own = read_yaml(FOLDER / SUITE / f"{task}.yaml")["generation_kwargs"]
+            own = load_definition(load_suites()[SUITE].tasks[task])["generation_kwargs"]
             kind = {"output_type": "generate_until", "generation_kwargs": own}
             target, metric = "target", "exact_match"
         definition = {

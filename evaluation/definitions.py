@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,24 +16,39 @@ import yaml
 from common.errors import UserError
 from evaluation.suites import Task
 
+# Scored by the records' own values, these are means; the others are of the confusion table.
+_AGGREGATIONS = ("balanced_acc", "macro_f1", "mcc")
 
-def _functions(suite: str) -> ModuleType:
-    return importlib.import_module(f"evaluation.tasks.{suite}.functions")
+
+@functools.cache
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _functions(task: Task, name: str = "functions") -> ModuleType | None:
+    if task.folder is not None:
+        path = task.folder / f"{name}.py"
+        return _module(path) if path.is_file() else None
+    return importlib.import_module(f"evaluation.tasks.{task.suite}.functions")
 
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that knows `!function functions.NAME`."""
 
-    suite: str
+    task: Task
 
 
 def _function(loader: _Loader, node: yaml.Node) -> Any:
     module, _, name = str(node.value).partition(".")
-    found = getattr(_functions(loader.suite), name, None) if module == "functions" else None
+    known = module == "functions" or loader.task.folder is not None
+    found = getattr(_functions(loader.task, module), name, None) if known else None
     if found is None:
         raise UserError(
             f"{loader.name}: no function {node.value!r}; name one as functions.NAME and define it "
-            "in the suite's functions.py"
+            "in functions.py next to this file"
         )
     return found
 
@@ -39,10 +56,10 @@ def _function(loader: _Loader, node: yaml.Node) -> Any:
 _Loader.add_constructor("!function", _function)
 
 
-def _read(path: Path, suite: str) -> dict[str, Any]:
+def _read(path: Path, task: Task) -> dict[str, Any]:
     with open(path, encoding="utf-8") as stream:
         loader = _Loader(stream)
-        loader.suite = suite
+        loader.task = task
         try:
             return loader.get_single_data()
         except yaml.YAMLError as error:
@@ -50,6 +67,31 @@ def _read(path: Path, suite: str) -> dict[str, Any]:
             raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
         finally:
             loader.dispose()
+
+
+def _plain(task: Task) -> dict[str, Any]:
+    """Write the definition of a task whose rows hold prompt and answer under their usual names."""
+    metric = {"metric": task.metric, "higher_is_better": True}
+    metric["aggregation"] = task.metric if task.metric in _AGGREGATIONS else "mean"
+    definition = {
+        "test_split": "items",
+        "doc_to_text": "prompt",
+        "target_delimiter": task.delimiter,
+        "metric_list": [metric],
+        "metadata": {"version": 1.0},
+    }
+    if task.shots:
+        definition["num_fewshot"] = task.shots
+    if task.kind == "multiple_choice":
+        choice = {"doc_to_choice": "choices", "doc_to_target": "gold"}
+        return definition | choice | {"output_type": "multiple_choice"}
+    decoding = {"until": ["\n"], "max_gen_toks": task.max_tokens, "do_sample": False}
+    target = "query" if task.kind == "sql" else "target"
+    return definition | {
+        "output_type": "generate_until",
+        "doc_to_target": target,
+        "generation_kwargs": decoding,
+    }
 
 
 def _merge(definition: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +110,15 @@ def load_definition(task: Task) -> dict[str, Any]:
             suite's `functions.py` says what they change: mappings key by key, else whole values.
 
     Returns:
-        The content of an lm-eval definition, functions in the place of their names.
+        The content of an lm-eval definition, functions in the place of their names; where a task
+        has no YAML, that of its kind.
 
     Raises:
         UserError: The file is not valid YAML or names an unknown function.
     """
-    definition = _read(task.definition, task.suite)
+    definition = _read(task.definition, task) if task.definition.is_file() else _plain(task)
     if task.fidelity is not None or task.prompt is not None:
-        changes = _functions(task.suite).definition(task.id, task.prompt, task.fidelity)
+        changes = _functions(task).definition(task.id, task.prompt, task.fidelity)
         definition = _merge(definition, changes)
     return definition | {"task": task.lm_eval_name}
 

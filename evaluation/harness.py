@@ -195,7 +195,7 @@ class Harness:
         """Tell that a suite's functions cannot make requests of a task's rows."""
         return UserError(
             f"{items_file(self.data, self.split, task)}: task {task.name} cannot ask what a row "
-            f"holds ({type(error).__name__}: {error}); make the data again ({task.maker})"
+            f"holds ({type(error).__name__}: {error}); {task.remedy(self.data)}"
         )
 
     def inputs(self) -> dict[str, Path]:

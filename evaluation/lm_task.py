@@ -19,14 +19,10 @@ from lm_eval.api.task import ConfigurableTask
 from common.errors import UserError
 from common.files import read_json, read_jsonl
 from common.manifest import NAME
+from evaluation.rows import ANY_COLUMNS, row_fault
 from evaluation.suites import Task, items_file, pool_file
 
 FEWSHOT_SEED = 1234  # lm-eval's own, for tasks that do not shuffle their items
-_COLUMNS = {
-    "multiple_choice": ["id", "prompt", "choices", "gold"],
-    "generation": ["id", "prompt", "target"],
-    "sql": ["id", "prompt", "query", "database"],
-}
 Row = dict[str, Any]
 
 # lm-eval compiles a template anew for every document, at about 3 ms each.
@@ -186,36 +182,19 @@ class LocalTask(ConfigurableTask):
         return requests
 
 
-def _read(path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row]:
+def _read(data: Path, path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row]:
     rows = read_jsonl(path) if path.is_file() else []
     if not rows:
         problem = "is empty" if path.is_file() else "does not exist"
         raise UserError(
-            f"task {task.name} has no {what} in {path}, which {problem}; make the data again "
-            f"({task.maker}), or leave the task out (name the others: --suites SUITE/TASK,...)"
+            f"task {task.name} has no {what} in {path}, which {problem}; {task.remedy(data)}, "
+            "or leave the task out (name the others: --suites SUITE/TASK,...)"
         )
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; make the data again")
-        for column in columns:
-            if column not in row:
-                raise UserError(f"{path}, line {number}: no {column!r}; make the data again")
+        fault = row_fault(row, task.kind, columns)
+        if fault:
+            raise UserError(f"{path}, line {number}: {fault}; {task.remedy(data)}")
     return rows
-
-
-def _fault(row: Row) -> str | None:
-    """Say what is wrong with an item of the bottle's tasks."""
-    texts = [row["prompt"], row.get("target", ""), row.get("query", "")]
-    if not all(isinstance(text, str) for text in texts):
-        return "'prompt', 'target' or 'query' is not a text"
-    if "choices" not in row:
-        return None
-    choices, gold = row["choices"], row["gold"]
-    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
-        return "'choices' is not a list of texts, none of them empty"
-    if not isinstance(gold, int) or not 0 <= gold < len(choices):
-        return "no choice has the number in 'gold'"
-    return None
 
 
 def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) -> list[Row]:
@@ -225,7 +204,7 @@ def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) 
         data: Folder made by `python -m bottle data` or `python -m evaluation data`.
         split: dev or test.
         task: The task.
-        columns: What every row must have; empty takes what the bottle's tasks of its kind need.
+        columns: What every row must have; empty takes what a task of its kind needs.
 
     Returns:
         The rows.
@@ -233,13 +212,7 @@ def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) 
     Raises:
         UserError: The file is missing, empty, or a row lacks a column.
     """
-    path = items_file(data, split, task)
-    rows = _read(path, task, columns or _COLUMNS[task.kind], "items")
-    for number, row in enumerate(rows if not columns else (), 1):
-        fault = _fault(row)
-        if fault:
-            raise UserError(f"{path}, line {number}: {fault}; make the data again")
-    return rows
+    return _read(data, items_file(data, split, task), task, columns, "items")
 
 
 def read_stand_ins(data: Path, split: str, task: Task) -> dict[str, str]:
@@ -261,7 +234,7 @@ def read_pool(data: Path, split: str, task: Task, shots: int) -> list[Row]:
     if not shots:
         return []
     path = pool_file(data, split, task)
-    pool = _read(path, task, (), "examples for its shots")
+    pool = _read(data, path, task, ANY_COLUMNS, "examples for its shots")
     if len(pool) < shots:
-        raise UserError(f"{path}: {len(pool)} rows for {shots} shots; make the data again")
+        raise UserError(f"{path}: {len(pool)} rows for {shots} shots; {task.remedy(data)}")
     return pool

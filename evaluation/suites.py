@@ -14,6 +14,12 @@ from common.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent / "tasks"
 KINDS = ("multiple_choice", "generation", "sql")
+# The commands that write a task's items into a data folder, by what its suite calls its maker.
+_MAKERS = {
+    "bottle": "python -m bottle data --case {world} --out {data}",
+    "benchmark": "python -m evaluation data --suite {suite} --out {data}",
+    "own": "python -m evaluation tasks FILE --data {data}",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,13 @@ class Task:
         prompt: Version of the prompt; None where the suite has one.
         how: Whether prompt and answer are tokenised `separate` or `joint`.
         bos: Whether a begin-of-sequence token stands in front.
-        variant: Fidelity and prompt as they stand in names, empty for the suite's first ones.
+        variant: Fidelity and prompt as names have them, empty for the suite's first ones.
+        maker: What makes its items: bottle, benchmark, own; None where its user writes them.
+        world: The bottle's case whose data hold its items.
+        like: The benchmark whose shape a task of the bottle has.
+        max_tokens: The most that a model writes, where no YAML says it.
+        delimiter: What joins prompt and answer, where no YAML says it.
+        folder: Where the YAML and the functions of a user's own task are; None for a shipped task.
     """
 
     suite: str
@@ -49,6 +61,12 @@ class Task:
     how: str = "joint"
     bos: bool = True
     variant: str = ""
+    maker: str | None = None
+    world: str | None = None
+    like: str | None = None
+    max_tokens: int = 0
+    delimiter: str = ""
+    folder: Path | None = None
 
     @property
     def group(self) -> str:
@@ -67,15 +85,15 @@ class Task:
 
     @property
     def definition(self) -> Path:
-        """The task's lm-eval definition."""
-        return FOLDER / self.suite / f"{self.id}.yaml"
+        """The task's lm-eval YAML; a task that its suite.yaml describes completely has none."""
+        return (self.folder or FOLDER / self.suite) / f"{self.id}.yaml"
 
-    @property
-    def maker(self) -> str:
-        """The command that makes its items."""
-        if self.suite.startswith("bottle_"):
-            return "python -m bottle data"
-        return f"python -m evaluation data --suite {self.suite}"
+    def remedy(self, data: Path) -> str:
+        """Say how a data folder gets the task's items."""
+        if self.maker is None:
+            return f"write one JSON object a line to {items_file(data, 'SPLIT', self)}"
+        command = _MAKERS[self.maker].format(data=data, suite=self.suite, world=self.world)
+        return f"make the data with {command}"
 
 
 @dataclass(frozen=True)
@@ -125,11 +143,11 @@ def check_items(data: Path, split: str, tasks: Sequence[Task]) -> None:
     lacking = [task for task in tasks if task.name not in here]
     if not lacking:
         return
-    makers = sorted({task.maker for task in lacking})
+    remedies = dict.fromkeys(task.remedy(data) for task in lacking)
     rest = f", or leave out what has none: --suites {','.join(here)}" if here else ""
     raise UserError(
-        f"no items in {data / split} for {', '.join(task.name for task in lacking)}; get them "
-        f"({'; '.join(f'{maker} --out {data}' for maker in makers)}){rest}"
+        f"no items in {data / split} for {', '.join(task.name for task in lacking)}; "
+        f"{'; '.join(remedies)}{rest}"
     )
 
 
@@ -155,6 +173,7 @@ def _tasks(
         if chosen is not None and chosen != content[kind][0]
     )
     common = {"fidelity": fidelity, "prompt": prompt, "variant": variant}
+    common |= {key: content[key] for key in ("maker", "world") if key in content}
     common |= content.get("tokenisation", {}).get(fidelity, {})
     tasks = {}
     for id, about in content["tasks"].items():

@@ -130,7 +130,7 @@ def test_a_row_that_cannot_be_asked_is_told_in_one_line(world, tmp_path, task, r
     with pytest.raises(UserError, match=problem) as caught:
         harness(world, tmp_path, [task])
     assert str(path) in str(caught.value)
-    assert "make the data again" in str(caught.value)
+    assert "make the data with python -m " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -178,10 +178,11 @@ def test_missing_items_are_all_told_with_how_to_get_them(tmp_path):
     with pytest.raises(UserError) as caught:
         check_items(tmp_path, "test", tasks)
     assert str(caught.value) == (
-        f"no items in {tmp_path}/test for ja8/marc_ja, okapi_de/arc, bottle_ja8/xwino; get them "
-        f"(python -m bottle data --out {tmp_path}; python -m evaluation data --suite ja8 --out "
-        f"{tmp_path}; python -m evaluation data --suite okapi_de --out {tmp_path}), or leave out "
-        "what has none: --suites ja8/jnli,kobest/wic"
+        f"no items in {tmp_path}/test for ja8/marc_ja, okapi_de/arc, bottle_ja8/xwino; "
+        f"make the data with python -m evaluation data --suite ja8 --out {tmp_path}; make the data "
+        f"with python -m evaluation data --suite okapi_de --out {tmp_path}; make the data with "
+        f"python -m bottle data --case case1 --out {tmp_path}, or leave out what has none: "
+        "--suites ja8/jnli,kobest/wic"
     )
     check_items(tmp_path, "test", tasks[:1])
 

@@ -18,14 +18,21 @@ VARIANTS = [
     for prompt in suite.prompts or [None]
     for task in select([suite.name], "both", prompt)
 ]
-BOTTLE = [task for task in TASKS if task.suite.startswith("bottle_")]
+BOTTLE = [task for task in TASKS if task.maker == "bottle"]
 
 
 def test_every_definition_belongs_to_a_suite_and_the_reverse():
     files = {path for path in FOLDER.rglob("*.yaml") if path.name != "suite.yaml"}
-    assert files == {task.definition for task in TASKS}
+    assert files == {task.definition for task in TASKS if task not in BOTTLE}
     assert {path.parent.name for path in FOLDER.rglob("suite.yaml")} == set(load_suites())
-    assert all((FOLDER / suite / "README.md").is_file() for suite in load_suites())
+
+
+def test_every_task_names_what_makes_its_items():
+    makers = {task.suite: (task.maker, task.world) for task in TASKS}
+    assert makers.pop("bottle_ja8") == ("bottle", "case1")
+    assert makers.pop("bottle_heldout") == ("bottle", "case2")
+    benchmarks = {"ja8", "kobest", "okapi_de", "sql_eval"}
+    assert {suite for suite, (maker, _) in makers.items() if maker == "benchmark"} == benchmarks
 
 
 @pytest.mark.parametrize("task", VARIANTS, ids=lambda task: task.name)
