@@ -1,7 +1,7 @@
 """What a DAM training step costs, against its authors' procedure written plainly.
 
-    python benchmarks/dam.py --json docs/dam-speed.json
-    python benchmarks/dam.py --scaling --json docs/dam-scaling.json
+    python benchmarks/dam.py --json docs/data/dam.json
+    python benchmarks/dam.py --scaling --json docs/data/dam-scaling.json
     python benchmarks/dam.py --budget
 
 Makes its own models (Llama shape, random) and rows (samples of 291 tokens in the mean and

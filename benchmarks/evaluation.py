@@ -1,6 +1,6 @@
 """Scoring five models: items per second against plain lm_eval, and where the time goes.
 
-    python benchmarks/evaluation.py --json docs/evaluation.json
+    python benchmarks/evaluation.py --json docs/data/evaluation.json
     python benchmarks/evaluation.py --items 20 --models 2 --size 64        # a quick look
 
 Makes items with `python -m bottle data` and random models with its tokenizer, and scores them in

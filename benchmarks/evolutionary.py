@@ -1,6 +1,6 @@
 """What a candidate of a search costs in one process, against a checkpoint and a process for each.
 
-    python benchmarks/evolutionary.py --case results/bottle/case1 --json docs/evolutionary.json
+    python benchmarks/evolutionary.py --case results/bottle/case1 --json docs/data/evolutionary.json
 
 Takes the models and the dev items of a case of the bottle. The same candidates (CMA-ES, from its
 start) are scored twice: by the search itself, in memory; and each merged, written, and evaluated by

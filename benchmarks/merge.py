@@ -1,7 +1,7 @@
 """What a merge costs: CPU seconds, wall seconds and memory, against mergekit and the I/O floor.
 
-    python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --json docs/merge.json
-    python benchmarks/merge.py --scaling --json docs/merge-scaling.json
+    python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --json docs/data/merge.json
+    python benchmarks/merge.py --scaling --json docs/data/merge-scaling.json
 
 Makes its own models (Llama shape, bfloat16, random) in --work, about 7 GB for the table and 30 GB
 for --scaling. The table: three experts and a base of 0.65B parameters, one thread each, ours and

@@ -1,6 +1,6 @@
 """What the workflow itself costs: planning a run, finding nothing to do, starting steps.
 
-    python benchmarks/workflow.py --json docs/workflow.json
+    python benchmarks/workflow.py --json docs/data/workflow.json
 
 Runs the commands that a user types, in the current folder; results/ is only read. The figures are
 ratios in one run: ours against the same step started cold, and against a goal in seconds. `ratio`

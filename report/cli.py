@@ -12,6 +12,7 @@ _EXAMPLES = """examples (R stands for results/bottle):
   python -m report page    --config R/config.json --results R --figures R/figures \\
       --tables R/tables --out R/report.html
   python -m report show    --config R/config.json --results R --out R
+  python -m report results --config R/config.json --results R  # pages in docs/; without both: again
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
 A model without scores becomes a row that says so."""
 
@@ -52,6 +53,17 @@ def _show(given: argparse.Namespace) -> None:
     print(show.show(load.load(given.config, given.results), given.out), end="")
 
 
+def _results(given: argparse.Namespace) -> None:
+    from common.errors import UserError
+    from report import docs
+
+    if bool(given.config) != bool(given.results):
+        raise UserError("--config and --results belong together; give both or neither")
+    if given.results:
+        docs.add(given.config, given.results, given.docs)
+    print("\n".join(map(str, docs.write(given.docs))))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m report --help`."""
     from report.published import PAPER
@@ -88,6 +100,12 @@ def main(arguments: Sequence[str]) -> int:
         "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"
     )
     command("show", "print the tables", _show, "folder with report.html, tables and figures")
+    about = "write docs/results/NAME.md, their index and README's numbers"
+    made = commands.add_parser("results", help=about, description=about)
+    made.set_defaults(run=_results)
+    made.add_argument("--config", type=Path, help="configuration (config.json) of a run to keep")
+    made.add_argument("--results", type=Path, help="results folder of that run")
+    made.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     given = parser.parse_args(arguments)
     given.run(given)
     return 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import machine
 from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
 from workflow import configuration
@@ -83,7 +84,7 @@ def reproduce(
     resolved = configuration.load(config)
     out = Path("results") / resolved["name"]
     with only_run_here():
-        start = time.monotonic()
+        start, began = time.monotonic(), time.time()
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         os.environ[WORKFLOW] = str(os.getpid())
@@ -102,6 +103,8 @@ def reproduce(
                     *("--quiet", "host", "reason", "rules", *extra),
                 ]
             )
+        if not profiled:  # a cluster's steps ran on other machines
+            machine.record(out, ROOT, began)
         if code != 0:
             print(
                 f"\nstopped before the end (exit code {code}); the lines that begin with 'error:' "

@@ -1,0 +1,243 @@
+"""Pages of `docs/results/` from kept runs, their index, and README's numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from common.errors import UserError
+from common.files import read_json, write_bytes, write_text
+from report import kept, render
+from report.ablation_table import ablation_grid
+from report.beside_paper import claims_grid
+from report.case_table import case_grid, more_grid, table_title
+from report.cost import costs, stages_grid
+from report.experiment import Case, Experiment, Model
+from report.grid import Grid, number
+from report.published import PAPER, load
+
+_BLOCK = re.compile(
+    r"(<!-- results of (\w+), rows ([\w ]+) -->\n).*?(<!-- end of results -->)", re.S
+)
+_WRITTEN = "<!-- Written by `python -m report results`. Do not edit; see docs/README.md. -->\n"
+
+
+def _figures(experiment: Experiment) -> list[str]:
+    """Name the figures that a page shows."""
+    return ["averages", *(f"{case.table}_compute" for case in experiment.cases)]
+
+
+def _image(experiment: Experiment, name: str, folder: str, alt: str) -> str:
+    return f"![{alt}]({folder}/{experiment.name}-{name}.png)\n"
+
+
+def _runs(experiment: Experiment) -> list[dict[str, Any]]:
+    path = experiment.results / machine.NAME
+    return read_json(path) if path.exists() else []
+
+
+def _machines(experiment: Experiment) -> str:
+    """Name every machine that took part: processor, instruction sets, cores."""
+    named = (
+        f"{run['processor']} with {', '.join(run['instructions']) or 'no vector instructions'}, "
+        f"{run['cores']} cores"
+        for run in _runs(experiment)
+    )
+    return "; ".join(dict.fromkeys(named)) or "not recorded"
+
+
+def _of_last_run(experiment: Experiment, name: str) -> str:
+    runs = _runs(experiment)
+    return runs[-1][name] if runs else "not recorded"
+
+
+def _spent(experiment: Experiment) -> dict[str, str]:
+    """Return number of steps, CPU seconds and minutes of wall time, as text."""
+    found, seconds = costs(experiment), sum(run["seconds"] for run in _runs(experiment))
+    minutes = f"{seconds / 60:.0f}" if seconds else "not recorded"
+    cpu = f"{sum(cost.cpu_s for cost in found):,.0f}"
+    return {"Steps": str(len(found)), "CPU seconds": cpu, "Minutes in all": minutes}
+
+
+def _facts(experiment: Experiment) -> dict[str, str]:
+    date, commit = (_of_last_run(experiment, name) for name in ("date", "commit"))
+    about = {"Date": date, "Commit": commit, "Machine": _machines(experiment)}
+    return about | _spent(experiment)
+
+
+def _code(grid: Grid) -> str:
+    return f"```\n{render.plain(grid)}```\n"
+
+
+def _case(experiment: Experiment, case: Case) -> str:
+    title, seed = table_title(case.table), experiment.seed
+    alt = f"{case.title}: average against compute"
+    parts = [f"## {title}. {case.title}\n", _code(case_grid(case, seed))]
+    parts.append(_image(experiment, f"{case.table}_compute", "../figures", alt))
+    if case.more:
+        grid = more_grid(case, seed)
+        parts += ["### Methods that the paper does not compare, untuned\n", _code(grid)]
+    return "\n".join(parts)
+
+
+def page(experiment: Experiment, discussion: str) -> str:
+    """Write one experiment's page.
+
+    Args:
+        experiment: The experiment, from a kept run.
+        discussion: What a person wrote about it, as Markdown.
+
+    Returns:
+        The page as Markdown, for the folder `docs/results`.
+    """
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(experiment).items())
+    parts = [
+        f"# Results of the experiment `{experiment.name}`\n\n{_WRITTEN}",
+        f"| | |\n|---|---|\n{facts}\n",
+        _image(experiment, "averages", "../figures", "Average of every model, by case study"),
+        "Scores are shares of right answers on test items (XLSum: ROUGE-2). `*` marks the highest "
+        "among the merges.\n`±` after an average is its standard error over items.\n",
+    ]
+    if discussion:
+        parts.append(f"## What the tables say\n\n{discussion.strip()}\n")
+    parts += [_case(experiment, case) for case in experiment.cases]
+    if experiment.ablation:
+        grid = ablation_grid(experiment.ablation)
+        parts += [
+            "## Table 3. DAM's training objective, mean ± deviation over seeds\n",
+            _code(grid),
+        ]
+    parts.append("## The paper's claims\n")
+    parts.append(render.markdown(claims_grid(experiment, load(PAPER))))
+    if found := costs(experiment):
+        parts += ["## Where the time went\n", _code(stages_grid(found))]
+    return "\n".join(parts)
+
+
+def _best(case: Case, kind: str) -> Model | None:
+    found = [m for m in case.models if m.kind == kind and (kind != "merge" or m.best_of)]
+    scored = [model for model in found if case.average(model)]
+    return max(scored, key=lambda model: case.average(model).value, default=None)
+
+
+def _average(case: Case, model: Model | None) -> str:
+    score = case.average(model) if model else None
+    return f"{number(score.value)} ± {number(score.stderr)}" if score else number(None)
+
+
+def _line(experiment: Experiment, row: str) -> str:
+    """Write a row of README's table: one model's average in every case."""
+    label, cells = row, []
+    for case in experiment.cases:
+        named = {model.id: model for model in case.models}
+        model = _best(case, "expert") if row == "expert" else named.get(row)
+        label = "Best expert" if row == "expert" else model.label if model else label
+        cells.append(_average(case, model))
+    return f"| {' | '.join([label, *cells])} |\n"
+
+
+def summary(experiment: Experiment, rows: list[str]) -> str:
+    """Write what README shows of an experiment.
+
+    Args:
+        experiment: The experiment, from a kept run.
+        rows: Names of rows; `expert` is the expert with the highest average in each case.
+
+    Returns:
+        Markdown: a sentence with time and machine, a small table, a figure.
+    """
+    spent = _spent(experiment)
+    titles = [f"{case.title}, mean of {len(case.averaged)}" for case in experiment.cases]
+    return (
+        f"The run of {_of_last_run(experiment, 'date')} took {spent['Steps']} steps, "
+        f"{spent['CPU seconds']} CPU seconds and {spent['Minutes in all']} minutes on\n"
+        f"{_machines(experiment)}.\n\n"
+        f"| Model | {' | '.join(titles)} |\n|---|{'---:|' * len(titles)}\n"
+        + "".join(_line(experiment, row) for row in rows)
+        + f"\n{_image(experiment, 'averages', 'docs/figures', 'Average of every model')}"
+    )
+
+
+def _index(facts: Mapping[str, tuple[str, ...]]) -> str:
+    lines = "".join(f"| {' | '.join(cells)} |\n" for cells in facts.values())
+    return (
+        f"# Results\n\n{_WRITTEN}\n"
+        "One page for each experiment whose scores are kept in `docs/results`.\n\n"
+        "| experiment | date | commit | machine | best merge by case |\n"
+        f"|---|---|---|---|---|\n{lines}"
+    )
+
+
+def _entry(experiment: Experiment) -> tuple[str, ...]:
+    best = [(case, _best(case, "merge")) for case in experiment.cases]
+    merges = "; ".join(
+        f"{table_title(case.table)}: {model.label} {_average(case, model)}"
+        for case, model in best
+        if model
+    )
+    facts = list(_facts(experiment).values())[:3]
+    return (f"[{experiment.name}](results/{experiment.name}.md)", *facts, merges)
+
+
+def add(config: Path, results: Path, docs: Path) -> None:
+    """Keep what the pages need of a finished run: scores and figures.
+
+    Args:
+        config: The resolved configuration.
+        results: The results folder, with its figures.
+        docs: The folder of the documentation.
+
+    Raises:
+        UserError: A figure is missing.
+    """
+    path = docs / "results" / f"{read_json(config)['name']}.jsonl"
+    kept.keep(config, results, path)
+    with kept.opened(path) as experiment:
+        for name in _figures(experiment):
+            drawn = results / "figures" / f"{name}.png"
+            if not drawn.exists():
+                raise UserError(f"{drawn}: no such figure; run `snakemake figures` first")
+            write_bytes(docs / "figures" / f"{experiment.name}-{name}.png", drawn.read_bytes())
+
+
+def texts(docs: Path) -> dict[Path, str]:
+    """Make every generated page again from the kept runs.
+
+    Args:
+        docs: The folder of the documentation; README.md is next to it.
+
+    Returns:
+        By path, the pages of the experiments, their index, and README.md with its new numbers.
+
+    Raises:
+        UserError: README shows an experiment of which nothing is kept.
+    """
+    made, entries, readme = {}, {}, docs.parent / "README.md"
+    runs = {path.stem: path for path in sorted((docs / "results").glob("*.jsonl"))}
+    for name, path in runs.items():
+        written = docs / "results" / f"{name}-discussion.md"
+        with kept.opened(path) as experiment:
+            discussion = written.read_text(encoding="utf-8") if written.exists() else ""
+            made[docs / "results" / f"{name}.md"] = page(experiment, discussion)
+            entries[name] = _entry(experiment)
+    made[docs / "results.md"] = _index(entries)
+
+    def shown(found: re.Match) -> str:
+        if found[2] not in runs:
+            raise UserError(f"{readme}: no run of {found[2]!r} is kept in {docs / 'results'}")
+        with kept.opened(runs[found[2]]) as experiment:
+            return f"{found[1]}{summary(experiment, found[3].split())}{found[4]}"
+
+    if readme.exists():
+        made[readme] = _BLOCK.sub(shown, readme.read_text(encoding="utf-8"))
+    return made
+
+
+def write(docs: Path) -> list[Path]:
+    """Write what `texts` makes and return the paths."""
+    for path, text in (made := texts(docs)).items():
+        write_text(path, text)
+    return list(made)

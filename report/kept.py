@@ -1,0 +1,97 @@
+"""The part of a finished run that its tables need, kept as one small file of JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from common.files import read_json, read_jsonl, write_text
+from report.experiment import Experiment
+from report.load import load
+
+_SCORE = ("value", "stderr", "items", "chance", "stand_in", "undefined")
+
+
+def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
+    """Yield every file that tables, costs and verdicts read, by its name below the results."""
+    yield machine.NAME
+    for case, about in config["cases"].items():
+        yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json"))
+        yield from (f"{case}/{name}/cost.json" for name in ("data", "teachers"))
+        for id in ("base", *about["experts"], *config["methods"]):
+            for made in ("models", "merges"):
+                for end in (".failed", "/manifest.json", "/cost.json"):
+                    yield f"{case}/{made}/{id}{end}"
+            for end in ("test/{}.json", "test/{}.failed", "test/{}.cost.json", "dev/{}.cost.json"):
+                yield f"{case}/scores/{end.format(id)}"
+    ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
+    yield "ablation/smoke.json"
+    for id in ablation["objectives"]:
+        for seed in ablation["seeds"]:
+            run = f"ablation/{id}/seed{seed}"
+            for name in ("scores", "smoke", "scores.cost", "cost", "model/manifest", "model/cost"):
+                yield f"{run}/{name}.json"
+            yield from (f"{run}/scores.failed", f"{run}/model.failed")
+
+
+def _chosen(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: content[name] for name in names if name in content}
+
+
+def _reduced(name: str, content: Any) -> Any:
+    """Leave out of a file what no table, cost or verdict reads."""
+    if name.endswith("cost.json"):
+        return {key: value for key, value in content.items() if value}
+    if name.endswith("manifest.json"):
+        parameters = _chosen(content.get("parameters", {}), "set", "search", "embedding_from")
+        weights = _chosen(content.get("outputs", {}), "model.safetensors")
+        inputs = dict.fromkeys(content.get("inputs", {}), "")
+        extra = _chosen(content.get("extra", {}), "data")
+        return {"parameters": parameters, "outputs": weights, "inputs": inputs, "extra": extra}
+    if "tasks" in content:
+        tasks = {task: _chosen(entry, *_SCORE) for task, entry in content["tasks"].items()}
+        return _chosen(content, "backend", "seed", "weights") | {"tasks": tasks}
+    return content
+
+
+def keep(config: Path, results: Path, out: Path) -> None:
+    """Write what the tables need of a run.
+
+    Args:
+        config: The resolved configuration.
+        results: The results folder.
+        out: File of JSON lines: the name of a file and its reduced content on each.
+    """
+    rows = [("config.json", read_json(config))]
+    for name in _names(rows[0][1], results):
+        path = results / name
+        if path.exists() and path.suffix == ".failed":
+            rows.append((name, path.read_text(encoding="utf-8")))
+        elif path.exists():
+            rows.append((name, _reduced(name, read_json(path))))
+    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+    write_text(out, "".join(f"{line}\n" for line in lines))
+
+
+@contextlib.contextmanager
+def opened(kept: Path) -> Iterator[Experiment]:
+    """Lay a kept run out as a results folder for as long as the block lasts.
+
+    Args:
+        kept: A file that `keep` wrote.
+
+    Yields:
+        The experiment, with the folder as its `results`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in read_jsonl(kept):
+            text = content if isinstance(content, str) else json.dumps(content)
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        yield load(Path(folder, "config.json"), Path(folder))

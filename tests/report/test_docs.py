@@ -1,0 +1,95 @@
+"""Pages of docs from kept runs: they repeat the run's tables, and README repeats them."""
+
+import json
+import re
+import shutil
+
+from report import docs, kept, load, render, tables
+from report.cli import main
+
+MACHINE = [
+    {"processor": "Some CPU (family 25, model 17)", "instructions": ["AVX2", "AVX-512"], "cores": 2}
+    | {"date": "2026-01-02", "commit": "0123456789ab", "seconds": 600}
+]
+
+
+def finished(config, results, text="{}"):
+    """Give a made-up run what the workflow and the figures would have left."""
+    (results / "machine.json").write_text(json.dumps(MACHINE))
+    experiment = load.load(config, results)
+    for name in docs._figures(experiment):
+        (results / "figures").mkdir(exist_ok=True)
+        (results / "figures" / f"{name}.png").write_bytes(name.encode())
+    return experiment
+
+
+def test_a_kept_run_gives_the_same_bytes_of_every_table(full, tmp_path):
+    config, results = full
+    kept.keep(config, results, tmp_path / "run.jsonl")
+    tables.write(load.load(config, results), tmp_path / "first")
+    with kept.opened(tmp_path / "run.jsonl") as experiment:
+        written = tables.write(experiment, tmp_path / "again")
+    assert len(written) > 10
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes(), path.name
+    assert (tmp_path / "run.jsonl").stat().st_size < 300_000
+
+
+def test_a_failed_and_a_changed_model_are_still_that_in_a_kept_run(small, tmp_path):
+    config, results, _ = small
+    (results / "case1/merges/soup.failed").write_text("error: no memory\n")
+    manifest = results / "case1/merges/dam/manifest.json"
+    changed = json.loads(manifest.read_text()) | {"outputs": {"model.safetensors": "1" * 64}}
+    manifest.write_text(json.dumps(changed))
+    kept.keep(config, results, tmp_path / "run.jsonl")
+    with kept.opened(tmp_path / "run.jsonl") as experiment:
+        status = {model.id: model.status for model in experiment.cases[0].models}
+    assert status["soup"] == "failed: no memory"
+    assert status["dam"] == load.STALE
+    assert status["ties_tuned"] == "ok"
+
+
+def test_the_command_writes_page_index_figures_and_readme(small, tmp_path, capsys):
+    config, results, _ = small
+    experiment = finished(config, results)
+    folder = tmp_path / "docs"
+    (folder / "results").mkdir(parents=True)
+    (folder / "results/small-discussion.md").write_text("A sentence by a person.\n")
+    start, end = "<!-- results of small, rows base expert dam -->\n", "<!-- end of results -->"
+    (tmp_path / "README.md").write_text(f"before\n{start}old\n{end}\nafter\n")
+    command = ["results", "--config", str(config), "--results", str(results)]
+    assert main([*command, "--docs", str(folder)]) == 0
+    page = (folder / "results/small.md").read_text()
+    case = experiment.cases[0]
+    for grid in tables.grids(experiment)[:2]:
+        assert render.plain(grid) in page
+    assert "A sentence by a person." in page
+    assert "Some CPU (family 25, model 17) with AVX2, AVX-512, 2 cores" in page
+    assert "| Commit | 0123456789ab |" in page and "| Minutes in all | 10 |" in page
+    assert (folder / "figures/small-averages.png").read_bytes() == b"averages"
+    for image in re.findall(r"\]\((\.\./figures/.*?)\)", page):
+        assert (folder / "results" / image).exists()
+    assert "[small](results/small.md)" in (folder / "results.md").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(f"before\n{start}The run of 2026-01-02")
+    assert readme.endswith(f"{end}\nafter\n") and "old" not in readme
+    dam = next(model for model in case.models if model.id == "dam")
+    assert f"| DAM | {case.average(dam).value:.3f}"[:8] in readme
+    # Without a run the same files come from what is kept.
+    shutil.rmtree(results)
+    assert main(["results", "--docs", str(folder)]) == 0
+    assert (folder / "results/small.md").read_text() == page
+    assert (tmp_path / "README.md").read_text() == readme
+
+
+def test_a_missing_figure_is_one_line(small, tmp_path):
+    config, results, _ = small
+    command = ["results", "--config", str(config), "--results", str(results)]
+    from common.errors import UserError
+
+    try:
+        main([*command, "--docs", str(tmp_path / "docs")])
+    except UserError as error:
+        assert "averages.png: no such figure; run `snakemake figures` first" in str(error)
+    else:
+        raise AssertionError("no error")
