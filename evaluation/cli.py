@@ -6,13 +6,16 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.files import existing_above, write_json
+from evaluation.own_data import add_all, own_tasks
+from evaluation.own_tasks import read_tasks
 from evaluation.suites import check_items, load_suites, select
+from evaluation.summary import summary
 
 if TYPE_CHECKING:
     from evaluation.harness import Harness
@@ -22,6 +25,7 @@ OUT = Path("results/evaluation/scores")
 COMMANDS = {
     "gate": "evaluation.gate",
     "data": "evaluation.data.cli",
+    "tasks": "evaluation.own_cli",
     "postgres": "evaluation.sql.cli",
 }
 _EPILOG = """\
@@ -29,12 +33,14 @@ examples:
   python -m evaluation --list
   python -m evaluation data --suite ja8
   python -m evaluation --model models/ja --suites ja8,kobest,okapi_de,sql_eval
+  python -m evaluation --model models/ja --tasks quiz.yaml
   python -m evaluation --model models/ja --suites ja8 --fidelity both --prompt 0.6 --limit 100
   python -m evaluation --model base=models/base --model ja=models/ja --suites bottle_ja8 \\
       --data data --split test --out-dir scores --store results/evaluation/store
 
 Other commands, each with its own --help: python -m evaluation data (fetches and converts the
-suites' data), gate (checks from the scores that every expert learned its domain), postgres.
+suites' data), tasks (checks your own tasks and puts them into a data folder), gate (checks from the
+scores that every expert learned its domain), postgres.
 
 A suite's name may say its variant: ja8:corrected, ja8:0.6, ja8:corrected:0.6. Plain names mean the
 suite's first fidelity and prompt, unless --fidelity and --prompt say otherwise.
@@ -61,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--suites", metavar="A,B", help="suites, or single tasks as suite/task, by commas"
+    )
+    parser.add_argument(
+        "--tasks",
+        type=Path,
+        metavar="FILE",
+        help="a YAML whose `tasks` describe your own tasks, such as a configuration; they are put "
+        "into --data and, without --suites, evaluated",
     )
     parser.add_argument(
         "--fidelity",
@@ -161,76 +174,10 @@ def _models(arguments: Sequence[str]) -> dict[str, Path]:
     return models
 
 
-def _number(part: Mapping[str, Any], scale: float, width: int = 0) -> str:
-    """Write a value as its publication prints it."""
-    if part["value"] is None:
-        return f"{'-':>{width}}"
-    return f"{part['value'] * scale:{width}.{3 if scale == 1 else 2}f}"
-
-
-def _lines(name: str, task: Mapping[str, Any], width: int) -> Iterator[str]:
-    """Write one task's lines: its scores, its groups', and what to know of them."""
-    scale = task.get("scale", 1)
-
-    def shown(part: Mapping[str, Any]) -> str:
-        if part["value"] is None:
-            return f"{_number(part, scale, 6)}  n={task['items']}"
-        error = _number({"value": part["stderr"]}, scale)
-        return f"{_number(part, scale, 6)} ± {error}  n={part.get('items', task['items'])}"
-
-    chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
-    others = ", ".join(
-        f"{metric} {_number(other, scale)}"
-        for metric, other in task["metrics"].items()
-        if metric != task["metric"]
-    )
-    yield f"  {name:<{width}} {task['metric']:<13} {shown(task)}{chance}" + (
-        f"  ({others})" if others else ""
-    )
-    for group, part in task.get("groups", {}).items():
-        yield f"    {group:<{width + 11}} {shown(part)}"
-    for metric, part in task["metrics"].items():
-        if "undefined" in part:
-            yield f"    {metric} is {part['undefined']}"
-    for role, why in task.get("stand_in", {}).items():
-        yield f"    not the benchmark's own {role}: {why}"
-
-
-def summary(scores: dict[str, Any]) -> str:
-    """Draw one model's scores as a small table.
-
-    Args:
-        scores: The content of its scores.json.
-
-    Returns:
-        A line a task, in the scale of its publication and with its standard error, and one a
-        suite with the mean over its tasks of the scores shown (in brackets: with every item
-        counted alike).
-    """
-    about = [scores["split"], scores["backend"], scores["dtype"]]
-    about += [f"limit {scores['limit']}"] if "limit" in scores else []
-    about += [f"max length {scores['max_length']}"] if "max_length" in scores else []
-    lines = [f"{scores['model']} ({', '.join(about)}; ± standard error)"]
-    width = max(len(name) for name in scores["tasks"])
-    for suite, means in scores["suites"].items():
-        for name, task in scores["tasks"].items():
-            if name.rpartition("/")[0] == suite:
-                lines += _lines(name, task, width)
-        primary = means["primary"]
-        if primary["tasks"] > 1:
-            start = f"  {suite + ': mean of ' + str(primary['tasks']):<{width + 14}} "
-            if "undefined" in primary:
-                lines.append(f"{start}{'-':>6}  ({primary['undefined']})")
-            else:
-                mean, by_item = primary["mean"], primary["weighted_mean"]
-                lines.append(f"{start}{mean:6.3f}  ({by_item:.3f} by item)")
-    return "\n".join(lines)
-
-
 def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
     """Refuse what cannot work before anything heavy is imported."""
     models = _models(arguments.model)
-    if arguments.suites is None:
+    if arguments.suites is None and arguments.tasks is None:
         raise UserError("--suites is missing; python -m evaluation --help shows examples")
     if not models:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
@@ -243,11 +190,25 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if name in parallel and value > 1 and arguments.backend != "vllm":
             raise UserError(f"--{name.replace('_', '-')} {value} is for --backend vllm alone")
-    suites = [name.strip() for name in arguments.suites.split(",") if name.strip()]
-    tasks = select(suites, arguments.fidelity, arguments.prompt)
-    check_items(arguments.data, arguments.split, tasks)
     _check_outputs(arguments, models)
-    return models, suites
+    return models, _suites(arguments)
+
+
+def _suites(arguments: argparse.Namespace) -> list[str]:
+    """Find what is evaluated, and refuse tasks without items."""
+    own = []
+    if arguments.tasks:
+        entries = read_tasks(arguments.tasks)
+        own = add_all(entries, arguments.data)
+    names = ",".join(own) if arguments.suites is None else arguments.suites
+    suites = [name.strip() for name in names.split(",") if name.strip()]
+    known = own_tasks(arguments.data)
+    check_items(
+        arguments.data,
+        arguments.split,
+        select(suites, arguments.fidelity, arguments.prompt, known),
+    )
+    return suites
 
 
 def _check_outputs(arguments: argparse.Namespace, names: Iterable[str]) -> None:

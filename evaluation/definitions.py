@@ -19,6 +19,10 @@ from evaluation.suites import Task
 # Scored by the records' own values, these are means; the others are of the confusion table.
 _AGGREGATIONS = ("balanced_acc", "macro_f1", "mcc")
 
+# Keys of lm-eval's YAML that say where rows come from.
+_SOURCES = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "test_split")
+_SOURCES += ("validation_split", "fewshot_split", "tag")
+
 
 @functools.cache
 def _module(path: Path) -> ModuleType:
@@ -117,6 +121,11 @@ def load_definition(task: Task) -> dict[str, Any]:
         UserError: The file is not valid YAML or names an unknown function.
     """
     definition = _read(task.definition, task) if task.definition.is_file() else _plain(task)
+    if task.folder is not None:
+        # Rows of any columns; where they come from was decided when they were read.
+        definition = {key: value for key, value in definition.items() if key not in _SOURCES}
+        about = {"columns": ["id"]} if task.definition.is_file() else {}
+        definition["metadata"] = about | definition.get("metadata", {})
     if task.fidelity is not None or task.prompt is not None:
         changes = _functions(task).definition(task.id, task.prompt, task.fidelity)
         definition = _merge(definition, changes)

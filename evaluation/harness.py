@@ -19,13 +19,14 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from checkpoints.reading import Checkpoint
 from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
-from common.manifest import code_version
+from common.manifest import NAME, code_version
 from evaluation.backends import check_max_length, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.hf import load_model
 from evaluation.backends.tokenisation import Rule
 from evaluation.definitions import bind, load_definition
 from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
+from evaluation.own_data import own_tasks
 from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
 from evaluation.sql.databases import utc_now
 from evaluation.suites import Task, items_file, pool_file, select
@@ -67,6 +68,13 @@ class Bar(Protocol):
 def _hash(folder: Path | str, names: Sequence[str]) -> str:
     paths = (Path(folder) / name for name in names)
     return sha256_json({path.name: sha256_file(path) for path in paths if path.is_file()})
+
+
+def _describe(task: Task) -> list[Any]:
+    """Say what a user's own task asks and how it is scored."""
+    files = [path for path in sorted(task.folder.iterdir()) if path.name != NAME]
+    about = [task.kind, task.metric, task.shots, task.max_tokens, task.delimiter]
+    return [*about, _hash(task.folder, [path.name for path in files])]
 
 
 def tokenizer_hash(folder: Path | str) -> str:
@@ -144,7 +152,7 @@ class Harness:
         self.split = split
         self.seed = seed
         self.backend = backend
-        self.tasks = select(suites, fidelity, prompt)
+        self.tasks = select(suites, fidelity, prompt, own_tasks(self.data))
         self.tokenizer_hash = tokenizer_hash(tokenizer)
         self._tokenizer = _load_tokenizer(tokenizer)
         self._settings = {
@@ -348,6 +356,8 @@ class Harness:
         if task.kind == "sql":
             # Some rows of the databases are relative to the day on which they are loaded.
             day = utc_now().date().isoformat()
+        # An own task's definition is no code of this project.
+        own = {} if task.folder is None else {"own": _describe(task)}
         return self._settings | {
             "weights": weights,
             "configuration": _hash(folder, _CONFIGURATION_FILES),
@@ -363,4 +373,5 @@ class Harness:
             "backend": self.backend,
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
+            **own,
         }

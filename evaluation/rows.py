@@ -12,6 +12,12 @@ COLUMNS = {
     "sql": ("id", "prompt", "query", "database"),
 }
 ANY_COLUMNS = ("*",)
+# By kind of task, the first in tables unless an entry names another.
+METRICS = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes", "balanced_acc", "macro_f1", "mcc"),
+    "generation": ("exact_match", "last_integer", "rouge2"),
+    "sql": ("execution",),
+}
 
 
 def row_fault(row: Any, kind: str, columns: Sequence[str] = ()) -> str | None:

@@ -205,6 +205,8 @@ def load_suites() -> dict[str, Suite]:
 
 def _variants(suite: Suite, chosen: Mapping[str, str | None]) -> list[dict[str, Task]]:
     """Choose a suite's variants; `chosen` holds fidelity and prompt as asked for, or None."""
+    if not suite.fidelities and not suite.prompts:
+        return [suite.tasks]
     fidelities: Sequence[str | None] = suite.fidelities[:1] or (None,)
     if suite.fidelities and chosen["fidelity"] == "both":
         fidelities = suite.fidelities
@@ -220,8 +222,19 @@ def _variants(suite: Suite, chosen: Mapping[str, str | None]) -> list[dict[str, 
     return [_tasks(suite.name, suite.content, fidelity, prompt) for fidelity in fidelities]
 
 
+def _with_own(own: Mapping[str, Task]) -> dict[str, Suite]:
+    suites = dict(load_suites())
+    for name in dict.fromkeys(task.suite for task in own.values()):
+        tasks = {task.id: task for task in own.values() if task.suite == name}
+        suites[name] = Suite(name, name, tasks, (), (), {})
+    return suites
+
+
 def select(
-    names: Sequence[str], fidelity: str | None = None, prompt: str | None = None
+    names: Sequence[str],
+    fidelity: str | None = None,
+    prompt: str | None = None,
+    own: Mapping[str, Task] | None = None,
 ) -> list[Task]:
     """Find the tasks meant by names of suites and of tasks.
 
@@ -231,6 +244,7 @@ def select(
         fidelity: published, corrected or both, for suites that have them and whose name does not
             say; None takes each suite's first.
         prompt: Version of the prompt, likewise.
+        own: The user's own tasks, by name.
 
     Returns:
         Each task once, in the order asked for.
@@ -238,7 +252,7 @@ def select(
     Raises:
         UserError: A name is neither, a suite lacks the variant, or there is no name.
     """
-    suites = load_suites()
+    suites = _with_own(own or {})
     chosen: dict[str, Task] = {}
     for name in names:
         group, slash, id = name.partition("/")

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from evaluation.harness import Harness
 from evaluation.lm_task import items_file
+from evaluation.own_data import own_tasks
 from evaluation.suites import select
 
 
@@ -43,7 +44,8 @@ def check_no_overlap(data: Path, suites: Sequence[str], tokenizer: Path) -> None
     Raises:
         UserError: An item is in both splits; the message names the first.
     """
-    tested = [task for task in select(suites) if items_file(data, "test", task).is_file()]
+    asked = select(suites, own=own_tasks(data))
+    tested = [task for task in asked if items_file(data, "test", task).is_file()]
     if not tested:
         return
     names = [task.name for task in tested]

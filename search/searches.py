@@ -14,6 +14,7 @@ from common import manifest
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
+from evaluation.own_data import own_tasks
 from evaluation.suites import select
 from merges.cli import pairs, read_settings
 from merges.engine import registry
@@ -97,10 +98,16 @@ _COMMANDS = {"tune": _tune, "evolve": _evolve, "greedy": _greedy}
 
 
 def _columns(given: argparse.Namespace, suites: list[str]) -> list[list[str]]:
-    tasks = [task.name for task in select(suites)]
+    tasks = [task.name for task in select(suites, own=own_tasks(given.data))]
     columns = json_list(given.average, "--average") if given.average else [tasks]
     check_groups(tasks, columns)
     return columns
+
+
+def _own_inputs(given: argparse.Namespace) -> dict[str, str]:
+    """Hash the user's own tasks that guide a search."""
+    asked = select(given.suites.split(","), own=own_tasks(given.data))
+    return {task.name: manifest.hash_of(task.folder) for task in asked if task.folder}
 
 
 def _configuration(
@@ -113,6 +120,7 @@ def _configuration(
         "settings": {k: v for k, v in plan.about.items() if k not in ("budget", "seconds")},
         "models": {name: parent.fingerprint for name, parent in parents.items()},
         "data": manifest.hash_of(given.data),
+        **_own_inputs(given),
         "average": columns,
         "suites": given.suites,
         "vocabulary": given.vocabulary,
@@ -242,6 +250,7 @@ def search(given: argparse.Namespace) -> str:
                 **{f"calibration.{n}": path for n, path in merging.calibration.items()},
                 **({"teachers": given.teachers} if given.teachers else {}),
                 "data": given.data,
+                **_own_inputs(given),
             },
             seed=given.seed,
             packages=_packages(registry.sources(given.method)),

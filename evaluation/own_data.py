@@ -1,0 +1,318 @@
+"""Items of a user's own tasks: read, checked and put into a data folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.files import read_json, read_jsonl, write_bytes, write_jsonl
+from common.manifest import NAME, write_manifest
+from evaluation.own_tasks import FewShot, OwnTask
+from evaluation.rows import COLUMNS, METRICS, row_fault
+from evaluation.suites import Task, items_file, pool_file
+
+FOLDER = "tasks"  # below a data folder: SUITE/TASK/manifest.json of each own task
+Row = dict[str, Any]
+_CODE = tuple(f"evaluation/{name}.py" for name in ("own_data", "own_tasks", "rows"))
+_UNSUPPORTED = ("include", "group", "process_docs", "filter_list", "custom_dataset")
+_AGGREGATIONS = ("mean", "bootstrap_median", "balanced_acc", "macro_f1", "mcc")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An own task, read.
+
+    Attributes:
+        task: What describes it; its folder is not set yet.
+        rows: By role (test, dev, fewshot), the rows under the kind's names of columns.
+        files: The user's files, by role.
+        modules: Python files that a YAML of lm-eval names.
+    """
+
+    task: Task
+    rows: dict[str, list[Row]]
+    files: dict[str, Path]
+    modules: list[Path] = field(default_factory=list)
+
+
+class _Names(yaml.SafeLoader):
+    """Reads a YAML of lm-eval without importing the functions that it names."""
+
+
+_Names.add_constructor("!function", lambda loader, node: {"function": str(node.value)})
+
+
+def _functions_in(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        if set(value) == {"function"}:
+            return {value["function"].partition(".")[0]}
+        return set().union(*map(_functions_in, value.values()))
+    return set().union(*map(_functions_in, value)) if isinstance(value, list) else set()
+
+
+def _definition(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no such file {path} (looked for from {Path.cwd()}); correct the path")
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _Names)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    for key in _UNSUPPORTED:
+        if key in found:
+            raise UserError(f"{path}: {key!r} is not supported; write the task without it")
+    return found
+
+
+def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTask:
+    """Complete an entry by what its YAML of lm-eval says."""
+    sources = found.get("dataset_kwargs", {}).get("data_files", {})
+    splits = {
+        "items": found.get("test_split") or found.get("validation_split"),
+        "dev_items": found.get("validation_split") if found.get("test_split") else None,
+    }
+    named = {role: sources.get(split) for role, split in splits.items() if split in sources}
+    named |= {role: value for role in splits if (value := getattr(entry, role)) is not None}
+    if "items" not in named:
+        raise UserError(f"{path}: no items; give 'items' in the entry, or data_files in the YAML")
+    kinds = {"multiple_choice": "multiple_choice", "generate_until": "generation"}
+    kind = kinds.get(found.get("output_type"))
+    if kind is None:
+        raise UserError(f"{path}: output_type must be multiple_choice or generate_until")
+    shots, pool = found.get("num_fewshot", 0), sources.get(found.get("fewshot_split"))
+    if entry.few_shot:
+        pool = entry.few_shot.pool
+    if shots and not pool:
+        raise UserError(f"{path}: num_fewshot is {shots}; give few_shot.pool in the entry")
+    metrics = {about["metric"]: about for about in found.get("metric_list", ())}
+    metric = entry.metric or next(iter(metrics), None)
+    if metric not in metrics:
+        raise UserError(f"{path}: metric_list holds no {metric!r}; name one of {list(metrics)}")
+    for name, about in metrics.items():
+        if "process_results" not in found and name not in METRICS[kind]:
+            valid = ", ".join(METRICS[kind])
+            raise UserError(f"{path}: metric {name!r} needs process_results (without: {valid})")
+        if about.get("aggregation", "mean") not in _AGGREGATIONS:
+            raise UserError(f"{path}: aggregation of {name} must be of {', '.join(_AGGREGATIONS)}")
+    few_shot = FewShot(pool=pool, count=shots) if shots else None
+    changes = {"kind": kind, "metric": metric, "few_shot": few_shot} | named
+    target = found.get("doc_to_target")
+    if kind == "generation" and "process_results" not in found and isinstance(target, str):
+        changes["columns"] = {"target": target}
+    return entry.model_copy(update=changes)
+
+
+def _renamed(row: Row, entry: OwnTask) -> Row:
+    """Give a row its kind's names of columns, an id and the number of its right choice."""
+    renamed = row | {name: row[own] for name, own in entry.columns.items() if own in row}
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    renamed["id"] = str(renamed.get("id", hashlib.sha256(text.encode()).hexdigest()[:12]))
+    choices, gold = renamed.get("choices"), renamed.get("gold")
+    if entry.lm_eval is None and isinstance(gold, str) and isinstance(choices, list):
+        renamed["gold"] = choices.index(gold) if gold in choices else gold
+    return renamed
+
+
+def _fault(row: Any, renamed: Row, entry: OwnTask) -> str | None:
+    for name in ("target",) if entry.lm_eval else COLUMNS[entry.kind]:
+        own = entry.columns.get(name, name)
+        if name not in renamed and (own != name or entry.lm_eval is None):
+            return f"no {own!r} (its {name}); add it, or name another column under 'columns'"
+    if entry.lm_eval is None and (fault := row_fault(renamed, entry.kind)):
+        if "gold" in fault:
+            fault = f"{renamed['gold']!r} names no choice; give its text, or its number from 0"
+        return fault
+    return None
+
+
+def _read(path: Path, entry: OwnTask) -> list[Row]:
+    if not path.is_file():
+        raise UserError(f"no such file {path} (looked for from {Path.cwd()}); correct the path")
+    try:
+        read_rows = read_jsonl(path)
+    except UserError as error:
+        wanted = "write one JSON object a line (JSON lines)"
+        raise UserError(str(error).replace("make the file again", wanted)) from None
+    rows, lines = [], {}
+    for number, row in enumerate(read_rows, 1):
+        where = f"{path}, line {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object; write one object a line (JSON lines)")
+        renamed = _renamed(row, entry)
+        if fault := _fault(row, renamed, entry):
+            raise UserError(f"{where}: {fault}")
+        if renamed["id"] in lines:
+            raise UserError(f"{where}: the same id as line {lines[renamed['id']]}; change one")
+        lines[renamed["id"]] = number
+        rows.append(renamed)
+    if not rows:
+        raise UserError(f"{path} holds no items; write one JSON object a line")
+    return rows
+
+
+def _is_dev(row: Row, share: float) -> bool:
+    return int(hashlib.sha256(row["id"].encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def _read_splits(entry: OwnTask, files: Mapping[str, Path]) -> dict[str, list[Row]]:
+    rows = {role: _read(path, entry) for role, path in files.items()}
+    if "dev" not in rows:
+        share = entry.dev_share
+        rows["dev"] = [row for row in rows["test"] if _is_dev(row, share)]
+        rows["test"] = [row for row in rows["test"] if not _is_dev(row, share)]
+        if not rows["dev"] or not rows["test"]:
+            raise UserError(f"{files['test']}: too few rows to divide; give 'dev_items' too")
+    if entry.few_shot and len(rows["fewshot"]) < entry.few_shot.count:
+        few = f"{len(rows['fewshot'])} rows for {entry.few_shot.count} examples"
+        raise UserError(f"{files['fewshot']}: {few}; add some, or ask for fewer")
+    return rows
+
+
+def _chance(entry: OwnTask, rows: list[Row]) -> float:
+    if entry.chance is not None:
+        return entry.chance
+    if entry.kind != "multiple_choice" or entry.lm_eval:
+        return 0.0
+    return statistics.fmean(1 / len(row["choices"]) for row in rows)
+
+
+def read(name: str, entry: OwnTask) -> Contents:
+    """Read and check an own task's rows.
+
+    Args:
+        name: SUITE/TASK.
+        entry: Its entry in a configuration.
+
+    Returns:
+        The task, its rows and the files that they came from.
+
+    Raises:
+        UserError: A file is missing or empty, or a row cannot be asked; the message names the
+            entry, the file and the line.
+    """
+    try:
+        modules = []
+        if entry.lm_eval:
+            path = Path(entry.lm_eval)
+            found = _definition(path)
+            entry = _from_lm_eval(entry, found, path)
+            modules = [path.with_name(f"{module}.py") for module in sorted(_functions_in(found))]
+            if lacking := [module for module in modules if not module.is_file()]:
+                raise UserError(f"{path} names functions of {lacking[0]}, which does not exist")
+        files = {"test": Path(entry.items)}
+        files |= {"dev": Path(entry.dev_items)} if entry.dev_items else {}
+        files |= {"fewshot": Path(entry.few_shot.pool)} if entry.few_shot else {}
+        rows = _read_splits(entry, files)
+    except UserError as error:
+        raise UserError(f"tasks.{name}: {error}") from None
+    suite, _, id = name.partition("/")
+    task = Task(
+        suite,
+        id,
+        label=entry.label or id,
+        metric=entry.metric or METRICS[entry.kind][0],
+        kind=entry.kind,
+        chance=_chance(entry, rows["test"]),
+        shots=entry.few_shot.count if entry.few_shot else 0,
+        maker="own",
+        max_tokens=entry.max_tokens,
+        delimiter=entry.delimiter,
+    )
+    return Contents(task, rows, files, modules)
+
+
+def _copy_databases(name: str, entry: OwnTask, contents: Contents, data: Path) -> None:
+    """Copy the databases that the rows name, under names that no other task has."""
+    for row in (row for rows in contents.rows.values() for row in rows):
+        source = Path(entry.databases) / row["database"]
+        if not source.is_file():
+            raise UserError(f"tasks.{name}: item {row['id']}: no such database {source}")
+        row["database"] = f"{contents.task.lm_eval_name}_{row['database']}".replace("/", "_")
+        target = data / "databases" / row["database"]
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            write_bytes(target, source.read_bytes())
+
+
+def add(name: str, entry: OwnTask, data: Path) -> Contents:
+    """Put an own task into a data folder, its manifest last.
+
+    Args:
+        name: SUITE/TASK.
+        entry: Its entry in a configuration.
+        data: The folder; other tasks in it are left alone.
+
+    Returns:
+        What was read; see `read`.
+    """
+    contents = read(name, entry)
+    task, folder = contents.task, data / FOLDER / name
+    if folder.exists():
+        shutil.rmtree(folder)
+    if entry.databases:
+        _copy_databases(name, entry, contents, data)
+    written = {split: items_file(data, split, task) for split in ("test", "dev")}
+    for split, path in written.items():
+        write_jsonl(path, contents.rows[split])
+        pool = pool_file(data, split, task)
+        pool.unlink(missing_ok=True)
+        if "fewshot" in contents.rows:
+            write_jsonl(pool, contents.rows["fewshot"])
+    code = {f"{task.id}.yaml": Path(entry.lm_eval)} if entry.lm_eval else {}
+    code |= {module.name: module for module in contents.modules}
+    for file, source in code.items():
+        write_bytes(folder / file, source.read_bytes())
+    kept = ("label", "metric", "kind", "chance", "shots", "max_tokens", "delimiter")
+    write_manifest(
+        folder / NAME,
+        kind="task",
+        parameters=entry.model_dump(exclude_none=True),
+        inputs=contents.files | code,
+        outputs=written,
+        packages=_CODE,
+        extra={"task": {key: getattr(task, key) for key in kept}},
+    )
+    return contents
+
+
+def add_all(entries: Mapping[str, OwnTask], data: Path) -> list[str]:
+    """Put own tasks into a data folder, after a look at all of them, and print what was put.
+
+    Args:
+        entries: By name SUITE/TASK.
+        data: The folder.
+
+    Returns:
+        The names.
+    """
+    for name, entry in entries.items():
+        read(name, entry)
+    for name, entry in entries.items():
+        rows = add(name, entry, data).rows
+        counts = ", ".join(f"{len(rows[role])} {role}" for role in ("test", "dev"))
+        print(f"{name}: {counts} items in {data}", flush=True)
+    return list(entries)
+
+
+def own_tasks(data: Path) -> dict[str, Task]:
+    """Find the own tasks that a data folder holds.
+
+    Args:
+        data: The folder.
+
+    Returns:
+        By name SUITE/TASK.
+    """
+    found = {}
+    for path in sorted((data / FOLDER).glob(f"*/*/{NAME}")):
+        suite, id = path.parts[-3:-1]
+        about = read_json(path)["extra"]["task"]
+        found[f"{suite}/{id}"] = Task(suite, id, maker="own", folder=path.parent, **about)
+    return found
