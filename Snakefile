@@ -26,17 +26,9 @@ if not SCORES_FROM:
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"
 
-    if "cost_study" in CONFIG:
+    for study in CONFIG["studies"]:
 
-        include: "studies/cost/rules.smk"
-
-    if "dam_study" in CONFIG:
-
-        include: "studies/dam/rules.smk"
-
-    if "case2b" in CONFIG:
-
-        include: "studies/ancestry/rules.smk"
+        include: f"studies/{study}/rules.smk"
 
 
 include: "workflow/rules/report.smk"

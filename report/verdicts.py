@@ -70,7 +70,7 @@ def _dam_against_search(case: Case, published: Published, found: Sequence[Cost])
     verdict = _judged(gap + width >= 0 and MUCH_LOWER * price <= other, True)
     return (
         f"C2 {verdict}: {line}, for {amount(price)} FLOPs, teachers included, against "
-        f"{amount(other)}. One seed; `python -m workflow cost_study` runs several."
+        f"{amount(other)}. One seed; `python -m workflow study cost` runs several."
     )
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from common import machine
 from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
+from studies import rooms
 from workflow import configuration
 from workflow.lock import only_run_here
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = ("cost_study", "dam_study", "case2b")  # targets beside the default experiment
 _STEPS = re.compile(r"\d+ of \d+ steps")
 # What Snakemake says of its own housekeeping; its log file keeps it.
 _NOISE = re.compile(
@@ -83,6 +83,8 @@ def reproduce(
     """
     resolved = configuration.load(config)
     out = Path("results") / resolved["name"]
+    if study and study not in resolved["studies"]:
+        raise UserError(f"{config}: studies has no {study!r}; add it as in config.yaml")
     with only_run_here():
         start, began = time.monotonic(), time.time()
         # The warm worker imports its libraries with this; they read it once.
@@ -99,7 +101,7 @@ def reproduce(
         with contextlib.nullcontext() if profiled else Worker():
             code = _snakemake(
                 [
-                    *(*common, "--rerun-incomplete", *([study] if study else [])),
+                    *(*common, "--rerun-incomplete", *([f"study_{study}"] if study else [])),
                     *("--quiet", "host", "reason", "rules", *extra),
                 ]
             )
@@ -114,7 +116,7 @@ def reproduce(
             )
             return code
         if study:
-            print(f"\n{study}: its tables and figures are in {out / study}")
+            print(f"\nTables and figures of the study {study}: {out}/studies/{study}")
             return 0
         shown = subprocess.run(
             [
@@ -162,15 +164,25 @@ def main(arguments: Sequence[str]) -> int:
         "  python -m workflow reproduce\n"
         "  python -m workflow reproduce --config my.yaml --cores 8\n"
         "  python -m workflow reproduce --config paper.yaml --profile workflow/profiles/slurm\n"
-        "  python -m workflow dam_study\n"
+        "  python -m workflow study dam\n"
         "  python -m workflow check --config my.yaml\n"
         "  python -m workflow preflight --config paper.yaml\n"
         "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["reproduce", *STUDIES, "check", "preflight"])
-    parser.add_argument("--config", type=Path, default=ROOT / "config.yaml")
-    parser.add_argument("--cores", type=int)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in (
+        ("reproduce", "run an experiment to its tables, figures and page"),
+        ("study", "run one of the studies that the configuration describes"),
+        ("check", "check a configuration"),
+        ("preflight", "list what a run will fetch, store and compute"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        if name == "study":
+            abouts = "; ".join(f"{study}: {rooms.settings(study).ABOUT}" for study in rooms.NAMES)
+            command.add_argument("study", choices=rooms.NAMES, help=abouts)
+        command.add_argument("--config", type=Path, default=ROOT / "config.yaml")
+        command.add_argument("--cores", type=int)
     given, extra = parser.parse_known_args(arguments)
     if given.command == "check":
         configuration.load(given.config)
@@ -178,5 +190,4 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if given.command == "preflight":
         return preflight(given.config)
-    study = given.command if given.command in STUDIES else None
-    return reproduce(given.config, given.cores, extra, study)
+    return reproduce(given.config, given.cores, extra, getattr(given, "study", None))

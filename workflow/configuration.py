@@ -18,9 +18,7 @@ from common.errors import UserError, nearest
 from evaluation.suites import select
 from merges.engine import registry
 from search.parameters import check_method
-from studies.ancestry import settings as ancestry
-from studies.cost import settings as cost_study
-from studies.dam import settings as studies
+from studies import rooms
 from workflow import hub_cases as published
 
 SCHEMA = Path(__file__).with_name("schemas") / "config.schema.yaml"
@@ -87,10 +85,8 @@ def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> dict[str,
         if "ablation" in config:
             _check_ablation(config)
         _check_interpreters(config)
-        cost_study.check(config)
         published.check(config, SCHEMA.parents[2])
-        studies.check(config)
-        ancestry.check(config)
+        rooms.check(config)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return config

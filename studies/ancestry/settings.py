@@ -1,4 +1,4 @@
-"""Case 2b: a case study again, with one expert that was fine-tuned from an ancestor of the base."""
+"""A case again, with one expert that was fine-tuned from an ancestor of the base."""
 
 from __future__ import annotations
 
@@ -7,31 +7,25 @@ from typing import Any
 
 from common.errors import UserError, nearest
 
-WORLD = "case2b"  # its id, folder and target
+ABOUT = "experts that start from different parents (claim C11)"
+WORLD = "studies/ancestry"  # id and folder of the case with the ancestor
 
 
 def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the case under its own id, empty where the configuration has none.
-
-    Args:
-        config: The resolved configuration.
-
-    Returns:
-        By id, the entry of the case that it repeats and, as ``of``, that case's name.
-    """
-    entry = config.get(WORLD)
-    return {} if not entry else {WORLD: config["cases"][entry["case"]] | {"of": entry["case"]}}
+    """Return the case that is made again; see `studies.rooms.worlds_of`."""
+    case = config["studies"]["ancestry"]["case"]
+    return {WORLD: config["cases"][case] | {"of": case}}
 
 
 def rows_of(config: Mapping[str, Any]) -> list[str]:
     """Return the method rows that are compared: those that claim the lead, then the others."""
-    entry = config[WORLD]
+    entry = config["studies"]["ancestry"]
     return [*entry["leaders"], *entry["others"]]
 
 
 def steps_of(config: Mapping[str, Any]) -> int:
     """Return the step of the base's training at which the ancestor is taken."""
-    entry = config[WORLD]
+    entry = config["studies"]["ancestry"]
     steps = config["cases"][entry["case"]]["base"]["train"]["steps"]
     return max(1, round(entry["ancestor"] * steps))
 
@@ -45,14 +39,10 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: One line with the place and, where there is one, the nearest valid name.
     """
-    entry = config.get(WORLD)
-    if not entry:
-        return
-    if WORLD in config["cases"]:
-        raise UserError(f"cases.{WORLD} has the name of the block {WORLD}; rename the case")
+    entry, where = config["studies"]["ancestry"], "studies.ancestry"
     if entry["case"] not in config["cases"]:
         raise UserError(
-            f"{WORLD}.case: unknown case {entry['case']!r}{nearest(entry['case'], config['cases'])}"
+            f"{where}.case: unknown case {entry['case']!r}{nearest(entry['case'], config['cases'])}"
         )
     case = config["cases"][entry["case"]]
     columns = [column["label"] for column in [*case["columns"], *case["beside"]]]
@@ -65,6 +55,6 @@ def check(config: Mapping[str, Any]) -> None:
         *(("others", row, rows) for row in entry["others"]),
     ):
         if wanted not in valid:
-            raise UserError(f"{WORLD}.{key}: {name} has no {wanted!r}{nearest(wanted, valid)}")
+            raise UserError(f"{where}.{key}: {name} has no {wanted!r}{nearest(wanted, valid)}")
     if both := set(entry["leaders"]) & set(entry["others"]):
-        raise UserError(f"{WORLD}: {sorted(both)[0]!r} is among leaders and others; keep one")
+        raise UserError(f"{where}: {sorted(both)[0]!r} is among leaders and others; keep one")

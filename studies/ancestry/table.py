@@ -1,8 +1,7 @@
-"""Case 2b: does a method's lead come from one expert's start at an ancestor of the base?"""
+"""Does a method's lead come from one expert's start at an ancestor of the base?"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,15 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json, write_text
-from common.manifest import NAME, write_manifest
-from report import fields, render
-from report.case_table import case_csv, case_grid
+from report import fields
 from report.experiment import Case
 from report.grid import Cell, Grid, Row, number
 from report.load import load_case
 from report.paired import Difference, Stratum, compare
+from studies.ancestry.settings import WORLD
 from studies.dam.load import read_items
 
-WORLD = "case2b"
 _RESAMPLES = 10_000  # p to about .001
-_FORMS = {"md": render.markdown, "tex": render.latex}
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Lead:
         leader: Label of the row whose lead is explained.
         other: Label of the row it is compared with.
         before: In the case itself, where all experts start from the base.
-        after: In case 2b.
+        after: In the case with the ancestor.
         change: `after` minus `before`, item by item.
     """
 
@@ -55,23 +50,17 @@ class Lead:
         return "does not tell"
 
 
-def load(config_path: Path, results: Path) -> tuple[Mapping[str, Any], Case]:
-    """Read case 2b.
+def load(config: Mapping[str, Any], results: Path) -> Case:
+    """Read the case with the ancestor and the rows that are compared.
 
     Args:
-        config_path: The resolved configuration as JSON.
+        config: The resolved configuration.
         results: The results folder.
 
     Returns:
-        The configuration, and the case with the rows that are compared.
-
-    Raises:
-        UserError: The configuration has no such case.
+        The case.
     """
-    config = read_json(config_path)
-    entry = config.get(WORLD)
-    if not entry:
-        raise UserError(f"{config_path}: no block {WORLD}; give a configuration that has one")
+    entry = config["studies"]["ancestry"]
     of = config["cases"][entry["case"]]
     expert = of["experts"][entry["expert"]]["label"]
     share = f"{100 * entry['ancestor']:g} %"
@@ -85,8 +74,7 @@ def load(config_path: Path, results: Path) -> tuple[Mapping[str, Any], Case]:
         for row in config["methods"]
         if row in rows
     }
-    found = load_case(config | {"cases": {WORLD: case}, "methods": methods}, results, WORLD)
-    return config, found
+    return load_case(config | {"cases": {WORLD: case}, "methods": methods}, results, WORLD)
 
 
 def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
@@ -94,7 +82,7 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
 
     Args:
         config: The resolved configuration.
-        case: Case 2b.
+        case: The case with the ancestor.
         results: The results folder.
 
     Returns:
@@ -103,7 +91,7 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
     Raises:
         UserError: A file of items is damaged, or the cases hold other items.
     """
-    entry = config[WORLD]
+    entry = config["studies"]["ancestry"]
     column = next(column for column in case.columns if column.label == entry["column"])
     labels = {model.id: model.label for model in case.models if model.status == "ok"}
     scores: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
@@ -151,8 +139,9 @@ def _cells(difference: Difference) -> list[Cell]:
 
 def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> Grid:
     """Lay out the leads in both cases, and what they say of the claim."""
-    entry = config[WORLD]
+    entry = config["studies"]["ancestry"]
     expert = case.experts[entry["expert"]]["label"]
+    again = f"{entry['case']}b"
     rows = []
     for lead in found:
         cells = [Cell(lead.leader), Cell(lead.other)]
@@ -160,13 +149,13 @@ def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> 
         rows.append(Row((*cells, Cell(lead.verdict())), lead.leader))
     caption = (
         f"Lead on {entry['column']} of one row over another: in {entry['case']}, where every "
-        f"expert starts from the base; in {WORLD}, where the {expert} starts from its ancestor; "
+        f"expert starts from the base; in {again}, where the {expert} starts from its ancestor; "
         "and the change from one to the other. 95 %: interval of a paired bootstrap over the test "
         f"items ({_RESAMPLES} resamples), which are the same in both cases; p: of a sign-flip "
         "permutation test. One world and one seed: what another seed would change is not covered."
     )
     header = ["Row", "Compared with"]
-    for what in (entry["case"], WORLD, "change"):
+    for what in (entry["case"], again, "change"):
         header += [what, "95 %", "p"]
     notes = (
         "C11 says that DARE-TIES leads in Korean because that expert started from another "
@@ -201,42 +190,3 @@ def claim_csv(found: Sequence[Lead]) -> str:
         ]
         rows.append([lead.leader, lead.other, *numbers, lead.verdict()])
     return fields.text(rows)
-
-
-def write(config_path: Path, results: Path, out: Path) -> list[Path]:
-    """Write case 2b's tables and, last, their manifest.
-
-    Args:
-        config_path: The resolved configuration as JSON.
-        results: The results folder.
-        out: Folder of the tables.
-
-    Returns:
-        The files, the manifest excepted.
-    """
-    config, case = load(config_path, results)
-    found = leads(config, case, results)
-    (out / NAME).unlink(missing_ok=True)
-    texts = {f"{case.table}.csv": case_csv(case), "claim_c11.csv": claim_csv(found)}
-    table = dataclasses.replace(
-        case_grid(case, config["seed"]), title=f"Table {case.table.removeprefix('table')}"
-    )
-    for grid in (table, claim_grid(config, case, found)):
-        texts |= {f"{grid.name}.{form}": write_form(grid) for form, write_form in _FORMS.items()}
-    for name, text in texts.items():
-        write_text(out / name, text)
-    scores = [
-        (f"{world}/{model.id}", results / world / "scores" / "test" / f"{model.id}.json")
-        for world in (config[WORLD]["case"], WORLD)
-        for model in case.models
-    ]
-    write_manifest(
-        out / NAME,
-        kind="tables",
-        parameters={"experiment": config["name"], WORLD: config[WORLD]},
-        inputs={name: path for name, path in scores if path.exists()},
-        outputs={name: out / name for name in texts},
-        seed=config["seed"],
-        packages=("report", "studies/ancestry"),
-    )
-    return [out / name for name in texts]

@@ -116,7 +116,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         The files, the manifest excepted.
 
     Raises:
-        UserError: There is no study, or nothing of it has been scored.
+        UserError: Nothing of the study has been scored.
     """
     import matplotlib
 
@@ -124,18 +124,18 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     (out / NAME).unlink(missing_ok=True)
     texts = {"csv": study_csv(looks), "md": render.markdown(study_grid(looks, config))}
     for form, text in texts.items():
-        write_text(out / f"{FOLDER}.{form}", text)
+        write_text(out / f"cost.{form}", text)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **figures.STYLE, "backend": "agg"}):
         figure = study_figure(looks, config)
         for form in ("png", "pdf"):
-            write_bytes(out / f"{FOLDER}.{form}", figures.rendered(figure, form))
-    written = [out / f"{FOLDER}.{form}" for form in (*texts, "png", "pdf")]
+            write_bytes(out / f"cost.{form}", figures.rendered(figure, form))
+    written = [out / f"cost.{form}" for form in (*texts, "png", "pdf")]
     scored = sorted((results / FOLDER).glob("*/*/seed*/test/after*.json"))
     scored = [path for path in scored if path.stem.removeprefix("after").isdigit()]
     write_manifest(
         out / NAME,
         kind="cost study",
-        parameters={"experiment": config["name"], **config["cost_study"]},
+        parameters={"experiment": config["name"], **config["studies"]["cost"]},
         inputs={str(path.relative_to(results)): path for path in scored},
         outputs={path.name: path for path in written},
         packages=("report", "studies/cost"),

@@ -1,9 +1,10 @@
-# Quality against price over search seeds. `python -m workflow cost_study`; never in the default run.
+# Quality against price over search seeds.
+from studies.cost import settings as cost_settings
 
-COST = CONFIG["cost_study"]
-COST_OUT = f"{OUT}/cost_study"
+COST = CONFIG["studies"]["cost"]
+COST_OUT = f"{OUT}/studies/cost"
 COST_RUN = f"{COST_OUT}/{{case}}/{{row}}/seed{{seed}}"
-COST_LOG = f"{OUT}/logs/cost_study/{{case}}/{{row}}/seed{{seed}}"
+COST_LOG = f"{OUT}/logs/studies/cost/{{case}}/{{row}}/seed{{seed}}"
 
 
 wildcard_constraints:
@@ -13,7 +14,7 @@ wildcard_constraints:
 def cost_model(wildcards):
     """The model after so many evaluations: of a whole search its result, else a replay."""
     run = COST_RUN.format(**wildcards)
-    last = cost_study.evaluations_of(CONFIG, wildcards.row)[-1]
+    last = cost_settings.evaluations_of(CONFIG, wildcards.row)[-1]
     name = "model" if int(wildcards.after) == last else f"after{wildcards.after}"
     return f"{run}/{name}/manifest.json"
 
@@ -21,34 +22,34 @@ def cost_model(wildcards):
 def cost_scores():
     return [
         f"{COST_OUT}/{case}/{row}/seed{seed}/test/after{after}.json"
-        for case, row in cost_study.runs(CONFIG)
+        for case, row in cost_settings.runs(CONFIG)
         for seed in COST["seeds"]
-        for after in cost_study.evaluations_of(CONFIG, row)
+        for after in cost_settings.evaluations_of(CONFIG, row)
     ]
 
 
-use rule merge as cost_merge with:
+use rule merge as study_cost_merge with:
     output:
         f"{COST_RUN}/model/manifest.json",
     log:
         f"{COST_LOG}.log",
 
 
-use rule tune as cost_tune with:
+use rule tune as study_cost_tune with:
     output:
         f"{COST_RUN}/model/manifest.json",
     log:
         f"{COST_LOG}.log",
 
 
-use rule evolve as cost_evolve with:
+use rule evolve as study_cost_evolve with:
     output:
         f"{COST_RUN}/model/manifest.json",
     log:
         f"{COST_LOG}.log",
 
 
-rule cost_replay:
+rule study_cost_replay:
     """The model that was best on dev items when a search had spent a part of its budget."""
     input:
         unpack(merge_inputs),
@@ -73,7 +74,7 @@ rule cost_replay:
         f"{TELL_FAILURE}"
 
 
-use rule evaluate as cost_evaluate with:
+use rule evaluate as study_cost_evaluate with:
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
         model=cost_model,
@@ -84,7 +85,7 @@ use rule evaluate as cost_evaluate with:
         f"{COST_LOG}.after{{after}}.{{split}}.log",
 
 
-rule cost_study:
+rule study_cost:
     """The study's table, its figure, and what they say of the paper's claim C2."""
     input:
         scores=cost_scores(),
@@ -93,7 +94,7 @@ rule cost_study:
     output:
         f"{COST_OUT}/manifest.json",
     log:
-        f"{OUT}/logs/cost_study.log",
+        f"{OUT}/logs/studies/cost.log",
     localrule: True
     params:
         results=OUT,

@@ -7,6 +7,8 @@ from typing import Any
 
 from common.errors import UserError, nearest
 
+ABOUT = "quality against price, over search seeds (claim C2)"
+
 
 def evaluations_of(config: Mapping[str, Any], row: str) -> list[int]:
     """List after how many dev evaluations a row is looked at.
@@ -23,18 +25,23 @@ def evaluations_of(config: Mapping[str, Any], row: str) -> list[int]:
     if "evolve" not in entry:
         return [len(entry.get("tune", []))]
     budget = entry["evolve"]["budget"]
-    return [*(n for n in sorted(config["cost_study"]["evaluations"]) if n < budget), budget]
+    return [*(n for n in sorted(config["studies"]["cost"]["evaluations"]) if n < budget), budget]
 
 
 def runs(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the study's pairs of case and row, without rows that a case does not have."""
-    study = config["cost_study"]
+    study = config["studies"]["cost"]
     return [
         (case, row)
         for case in study["cases"]
         for row in study["rows"]
         if case in config["methods"][row].get("cases", [case])
     ]
+
+
+def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return no world: the study runs on the experiment's cases."""
+    return {}
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -46,31 +53,29 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: One line with the place and the nearest valid name.
     """
-    study = config.get("cost_study")
-    if not study:
-        return
+    study = config["studies"]["cost"]
     for case in study["cases"]:
         if case not in config["cases"]:
             raise UserError(
-                f"cost_study.cases: unknown case {case!r}{nearest(case, config['cases'])}"
+                f"studies.cost.cases: unknown case {case!r}{nearest(case, config['cases'])}"
             )
     for row in study["rows"]:
         if row not in config["methods"]:
             raise UserError(
-                f"cost_study.rows: unknown row {row!r}{nearest(row, config['methods'])}"
+                f"studies.cost.rows: unknown row {row!r}{nearest(row, config['methods'])}"
             )
         if "seconds" in config["methods"][row].get("evolve", {}):
             raise UserError(
-                f"cost_study.rows: {row} is limited in seconds, so that its number of evaluations "
-                "is not known beforehand; give it a budget alone"
+                f"studies.cost.rows: {row} is limited in seconds, so that its number of "
+                "evaluations is not known beforehand; give it a budget alone"
             )
         if "greedy" in config["methods"][row]:
-            raise UserError(f"cost_study.rows: {row} is a greedy soup, which no seed changes")
+            raise UserError(f"studies.cost.rows: {row} is a greedy soup, which no seed changes")
     for name in ("dam", "search"):
         if study[name] not in study["rows"]:
             raise UserError(
-                f"cost_study.{name}: {study[name]!r} is not among cost_study.rows"
+                f"studies.cost.{name}: {study[name]!r} is not among studies.cost.rows"
                 f"{nearest(study[name], study['rows'])}"
             )
     if "evolve" not in config["methods"][study["search"]]:
-        raise UserError(f"cost_study.search: {study['search']} is no evolutionary search")
+        raise UserError(f"studies.cost.search: {study['search']} is no evolutionary search")

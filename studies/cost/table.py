@@ -20,7 +20,7 @@ from report.intervals import difference, mean
 from report.load import load_case, read_scores
 from report.verdicts import MUCH_LOWER
 
-FOLDER = "cost_study"
+FOLDER = "studies/cost"
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,9 @@ def load_looks(config: Mapping[str, Any], results: Path) -> list[Look]:
         In the order of cases, rows, seeds and evaluations.
 
     Raises:
-        UserError: The configuration has no study, or nothing of it has been scored.
+        UserError: Nothing of the study has been scored.
     """
-    study = config.get("cost_study")
-    if not study:
-        raise UserError("the configuration has no cost_study; add one as config.yaml has it")
+    study = config["studies"]["cost"]
     looks = []
     for name in study["cases"]:
         case = load_case(config, results, name)
@@ -111,7 +109,7 @@ def load_looks(config: Mapping[str, Any], results: Path) -> list[Look]:
                 looks += _looks(results, case, row, config["methods"][row]["label"], seed)
     if not looks:
         raise UserError(
-            f"no scores in {results / FOLDER}: run `python -m workflow cost_study` first"
+            f"no scores in {results / FOLDER}: run `python -m workflow study cost` first"
         )
     return looks
 
@@ -154,7 +152,7 @@ def study_grid(looks: Sequence[Look], config: Mapping[str, Any]) -> Grid:
             Cell(f"{mean([look.cpu_s for look in group]):.1f}"),
         ]
         rows.append(Row(tuple(cells), f"{case} {group[0].row}"))
-    seeds = ", ".join(map(str, config["cost_study"]["seeds"]))
+    seeds = ", ".join(map(str, config["studies"]["cost"]["seeds"]))
     caption = (
         f"Best model after a number of dev evaluations: mean ± sample standard deviation over the "
         f"seeds {seeds} of search and data draw; base, experts and items stay. FLOPs and CPU "
@@ -162,13 +160,13 @@ def study_grid(looks: Sequence[Look], config: Mapping[str, Any]) -> Grid:
         "whole cost of the teachers' signal where it learned from one."
     )
     header = ("Case", "Row", "Evaluations", "Seeds", "Best dev", "Test average", "FLOPs", "CPU s")
-    notes = tuple(claim(looks, config, case) for case in config["cost_study"]["cases"])
+    notes = tuple(claim(looks, config, case) for case in config["studies"]["cost"]["cases"])
     return Grid(FOLDER, "Quality against price", caption, header, tuple(rows), notes, texts=2)
 
 
 def claim(looks: Sequence[Look], config: Mapping[str, Any], case: str) -> str:
     """Say in a line what a case shows of claim C2, with numbers and their uncertainty."""
-    study = config["cost_study"]
+    study = config["studies"]["cost"]
     groups = grouped([look for look in looks if look.case == case])
     ours, theirs = (
         [group for (_, row, _), group in groups.items() if row == study[name]]

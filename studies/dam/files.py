@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common.files import write_bytes, write_text
 from common.manifest import NAME, write_manifest
 from report import figures, render
-from studies.dam import tables as tables
+from studies.dam import tables
 from studies.dam.figures import FIGURES
-from studies.dam.load import Study
+from studies.dam.load import Study, load
 
 
-def write(study: Study, out: Path) -> list[Path]:
+def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     """Write the study's tables and figures and, last, their manifest.
 
     Args:
-        study: The study.
+        config: The resolved configuration.
+        results: The results folder.
         out: Folder to write to; other files in it are left alone.
 
     Returns:
@@ -24,23 +27,24 @@ def write(study: Study, out: Path) -> list[Path]:
     """
     import matplotlib
 
+    study = load(config, results)
     (out / NAME).unlink(missing_ok=True)
     found = tables.differences(study)
     pages = ["# What in DAM matters", tables.explanation(study)]
     pages += [render.markdown(tables.grid(study, name, found)) for name in _names(study)]
-    write_text(out / "dam_study.csv", tables.csv(study, found))
-    write_text(out / "dam_study.md", "\n\n".join(page.rstrip() for page in pages) + "\n")
-    written = [out / "dam_study.csv", out / "dam_study.md"]
+    write_text(out / "dam.csv", tables.csv(study, found))
+    write_text(out / "dam.md", "\n\n".join(page.rstrip() for page in pages) + "\n")
+    written = [out / "dam.csv", out / "dam.md"]
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **figures.STYLE, "backend": "agg"}):
         for name in _names(study):
             kind = study.config["comparisons"][name].get("figure")
             if kind:
-                path = out / f"dam_study_{name}.png"
+                path = out / f"dam_{name}.png"
                 write_bytes(path, figures.rendered(FIGURES[kind](study, name), "png"))
                 written.append(path)
     write_manifest(
         out / NAME,
-        kind="dam_study",
+        kind="dam study",
         parameters={"settings": study.config["settings"], "set": study.config["set"]},
         inputs=dict(study.files),
         outputs={path.name: path for path in written},

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.files import read_json, read_jsonl
 from report.experiment import Column
 from report.paired import Stratum
+from studies.dam.settings import world_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Study:
     """All runs of the study.
 
     Attributes:
-        config: The block ``dam_study`` of the resolved configuration.
+        config: The block ``studies.dam`` of the resolved configuration.
         title: The case study's title.
         columns: The averaged columns, then those beside the average.
         held_out: Labels of the columns with a task that is in no expert's domain.
@@ -139,23 +140,20 @@ def _contents(data: Path, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def load(config_path: Path, results: Path) -> Study:
+def load(config: Mapping[str, Any], results: Path) -> Study:
     """Read the study's runs.
 
     Args:
-        config_path: The resolved configuration as JSON.
+        config: The resolved configuration.
         results: The results folder.
 
     Returns:
         The study; settings that have not been run are missing from its runs.
 
     Raises:
-        UserError: The configuration has no study, nothing has been run, or a file is damaged.
+        UserError: Nothing has been run, or a file is damaged.
     """
-    config = read_json(config_path)
-    study = config.get("dam_study")
-    if not study:
-        raise UserError(f"{config_path}: no block dam_study; give a configuration that has one")
+    study = config["studies"]["dam"]
     case = config["cases"][study["case"]]
     columns = [Column(c["label"], tuple(c["tasks"]), True) for c in case["columns"]]
     columns += [Column(c["label"], tuple(c["tasks"]), False) for c in case.get("beside", [])]
@@ -165,17 +163,18 @@ def load(config_path: Path, results: Path) -> Study:
     files = {}
     for setting in study["settings"]:
         for seed in study["seeds"]:
-            folder = results / "dam_study" / setting / f"seed{seed}"
+            folder = results / "studies/dam" / setting / f"seed{seed}"
             run = _run(folder, tasks)
             if run is not None:
                 runs.setdefault(setting, {})[seed] = run
                 files[f"{setting}/seed{seed}"] = folder / "test.json"
     if not runs:
-        raise UserError(f"no scores in {results / 'dam_study'}: run `snakemake dam_study` first")
+        raise UserError(
+            f"no scores in {results / 'studies/dam'}: run `python -m workflow study dam` first"
+        )
     contents = {}
     for seed in study["seeds"]:
-        # The workflow names worlds so; the experiment's own seed has the case's name.
-        world = study["case"] if seed == config["seed"] else f"{study['case']}_seed{seed}"
+        world = world_of(config, study["case"], seed)
         contents[seed] = _contents(results / world / "data", tasks)
     return Study(
         config=study,

@@ -1,8 +1,13 @@
-# What in DAM matters: settings compared over worlds. `snakemake dam_study`; never in the default run.
+# What matters in DAM: settings compared over worlds.
+from studies.dam import settings as dam_settings
 
-STUDY = CONFIG["dam_study"]
-STUDY_OUT = f"{OUT}/dam_study"
+STUDY = CONFIG["studies"]["dam"]
+STUDY_OUT = f"{OUT}/studies/dam"
 STUDY_CASE = CASES[STUDY["case"]]
+SETTINGS |= {
+    name: (STUDY_CASE, entry | {"tune": dam_settings.candidates_of(STUDY, name)})
+    for name, entry in STUDY["settings"].items()
+}
 
 
 wildcard_constraints:
@@ -15,7 +20,7 @@ def study_seed(wildcards):
 
 def study_world(wildcards):
     """The folder of a world: data, base, experts with frozen embeddings, their teachers."""
-    return f"{OUT}/{studies.world_of(CONFIG, STUDY['case'], int(wildcards.seed))}"
+    return f"{OUT}/{dam_settings.world_of(CONFIG, STUDY['case'], int(wildcards.seed))}"
 
 
 def study_data(wildcards):
@@ -42,7 +47,7 @@ def study_experts(wildcards):
 def study_teachers(wildcards):
     """The shared teachers' folder; None where a setting's teachers see or are something else."""
     entry = study_setting(wildcards)
-    set = studies.set_of(STUDY, wildcards.setting)
+    set = dam_settings.set_of(STUDY, wildcards.setting)
     if entry["method"] != "dam" or entry["data"] != "own" or "experts" in entry:
         return None
     if set.get("teacher_embeddings") == "merged":
@@ -89,14 +94,14 @@ def study_columns():
     return [column["tasks"] for column in STUDY_CASE["columns"]]
 
 
-use rule bottle_expert as dam_study_expert with:
+use rule bottle_expert as study_dam_expert with:
     input:
         data=lambda wildcards: f"{study_data(wildcards)}/manifest.json",
         base=lambda wildcards: f"{study_base(wildcards)}/manifest.json",
     output:
         f"{STUDY_OUT}/experts/seed{{seed}}/{{expert}}/manifest.json",
     log:
-        f"{OUT}/logs/dam_study/experts/seed{{seed}}/{{expert}}.log",
+        f"{OUT}/logs/studies/dam/experts/seed{{seed}}/{{expert}}.log",
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
@@ -110,7 +115,7 @@ use rule bottle_expert as dam_study_expert with:
         code=code("bottle"),
 
 
-use rule teachers as dam_study_teachers with:
+use rule teachers as study_dam_teachers with:
     input:
         data=lambda wildcards: f"{study_data(wildcards)}/manifest.json",
         base=lambda wildcards: f"{study_base(wildcards)}/manifest.json",
@@ -121,7 +126,7 @@ use rule teachers as dam_study_teachers with:
     output:
         f"{STUDY_OUT}/teachers/seed{{seed}}/manifest.json",
     log:
-        f"{OUT}/logs/dam_study/teachers/seed{{seed}}.log",
+        f"{OUT}/logs/studies/dam/teachers/seed{{seed}}.log",
     params:
         folder=output_folder,
         models=lambda wildcards: f"{study_world(wildcards)}/models",
@@ -137,7 +142,7 @@ use rule teachers as dam_study_teachers with:
         code=method_code("dam"),
 
 
-rule dam_study_mixed:
+rule study_dam_mixed:
     """All experts' calibration rows in one file, which does not say whose a row is."""
     input:
         lambda wildcards: f"{study_data(wildcards)}/manifest.json",
@@ -153,13 +158,13 @@ rule dam_study_mixed:
         "cat {params.files} > {output}"
 
 
-use rule tune as dam_study_tune with:
+use rule tune as study_dam_tune with:
     input:
         unpack(study_inputs),
     output:
         f"{STUDY_OUT}/{{setting}}/seed{{seed}}/model/manifest.json",
     log:
-        f"{OUT}/logs/dam_study/{{setting}}/seed{{seed}}.log",
+        f"{OUT}/logs/studies/dam/{{setting}}/seed{{seed}}.log",
     priority: 60
     params:
         folder=output_folder,
@@ -169,10 +174,10 @@ use rule tune as dam_study_tune with:
         parents=study_parents,
         row=lambda wildcards: (
             f"--embeddings-and-norms {study_setting(wildcards)['embeddings_and_norms']} "
-            f"{settings(studies.set_of(STUDY, wildcards.setting))}"
+            f"{settings(dam_settings.set_of(STUDY, wildcards.setting))}"
         ),
         candidates=lambda wildcards: shlex.quote(
-            json.dumps(studies.candidates_of(STUDY, wildcards.setting))
+            json.dumps(dam_settings.candidates_of(STUDY, wildcards.setting))
         ),
         suites=",".join(dict.fromkeys(sum(study_columns(), []))),
         average=shlex.quote(json.dumps(study_columns())),
@@ -186,7 +191,7 @@ use rule tune as dam_study_tune with:
         ),
 
 
-use rule evaluate as dam_study_evaluate with:
+use rule evaluate as study_dam_evaluate with:
     input:
         data=lambda wildcards: f"{study_data(wildcards)}/manifest.json",
         model=f"{STUDY_OUT}/{{setting}}/seed{{seed}}/model/manifest.json",
@@ -194,7 +199,7 @@ use rule evaluate as dam_study_evaluate with:
         scores=f"{STUDY_OUT}/{{setting}}/seed{{seed}}/{{split}}.json",
         manifest=f"{STUDY_OUT}/{{setting}}/seed{{seed}}/{{split}}.manifest.json",
     log:
-        f"{OUT}/logs/dam_study/{{setting}}/seed{{seed}}.{{split}}.log",
+        f"{OUT}/logs/studies/dam/{{setting}}/seed{{seed}}.{{split}}.log",
     params:
         data=study_data,
         model=lambda wildcards, input: folder_of(input.model),
@@ -206,7 +211,7 @@ use rule evaluate as dam_study_evaluate with:
         code=code("evaluation"),
 
 
-rule dam_study:
+rule study_dam:
     """The study's tables and figures."""
     input:
         scores=expand(
@@ -218,7 +223,7 @@ rule dam_study:
     output:
         f"{STUDY_OUT}/manifest.json",
     log:
-        f"{OUT}/logs/dam_study.log",
+        f"{OUT}/logs/studies/dam.log",
     localrule: True
     params:
         results=OUT,

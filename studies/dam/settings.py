@@ -1,4 +1,4 @@
-"""Studies beside the default run: the worlds they add, and the settings they compare."""
+"""What matters in DAM: the worlds that the study adds, and the settings it compares."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from typing import Any
 from common.errors import UserError, nearest
 from merges.engine import registry
 
+ABOUT = "what matters in DAM, over several worlds"
 DATA = ("own", "swapped", "mixed")  # whose calibration rows a setting's teachers see
 
 
 def world_of(config: Mapping[str, Any], case: str, seed: int) -> str:
     """Name the world of a case that is made from a seed; the experiment's own is the case."""
-    return case if seed == config["seed"] else f"{case}_seed{seed}"
+    return case if seed == config["seed"] else f"studies/dam/{case}_seed{seed}"
 
 
 def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """List the worlds that studies need beside the experiment's cases.
-
-    Args:
-        config: The resolved configuration.
-
-    Returns:
-        By id, the case's entry with the world's ``seed`` and, as ``of``, the case's name. They
-        have no table of their own.
-    """
-    study = config.get("dam_study")
-    if not study:
-        return {}
+    """Return the case from the study's other seeds; see `studies.rooms.worlds_of`."""
+    study = config["studies"]["dam"]
     case = study["case"]
     return {
         world_of(config, case, seed): config["cases"][case] | {"seed": seed, "of": case}
@@ -64,35 +55,30 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: One line with the place and, where there is one, the nearest valid name.
     """
-    study = config.get("dam_study")
-    if not study:
-        return
+    study = config["studies"]["dam"]
     if study["case"] not in config["cases"]:
         raise UserError(
-            f"dam_study.case: unknown case {study['case']!r}"
+            f"studies.dam.case: unknown case {study['case']!r}"
             f"{nearest(study['case'], config['cases'])}"
         )
-    for world in worlds_of(config):
-        if world in config["cases"]:
-            raise UserError(f"dam_study: the case {world} has a study world's name; rename it")
     for name in study["settings"]:
         _check_setting(config, study, name)
     for name, comparison in study["comparisons"].items():
         for setting in (comparison["reference"], *comparison["settings"]):
             if setting not in study["settings"]:
                 raise UserError(
-                    f"dam_study.comparisons.{name}: no setting {setting!r}"
+                    f"studies.dam.comparisons.{name}: no setting {setting!r}"
                     f"{nearest(setting, study['settings'])}"
                 )
         if comparison["reference"] in comparison["settings"]:
             raise UserError(
-                f"dam_study.comparisons.{name}: the reference {comparison['reference']!r} is "
+                f"studies.dam.comparisons.{name}: the reference {comparison['reference']!r} is "
                 "compared with itself; name it once"
             )
 
 
 def _check_setting(config: Mapping[str, Any], study: Mapping[str, Any], name: str) -> None:
-    entry, where = study["settings"][name], f"dam_study.settings.{name}"
+    entry, where = study["settings"][name], f"studies.dam.settings.{name}"
     if entry["method"] not in registry.describe():
         raise UserError(
             f"{where}: unknown method {entry['method']!r}"
@@ -108,7 +94,7 @@ def _check_setting(config: Mapping[str, Any], study: Mapping[str, Any], name: st
     if len(candidates) not in (1, shared):
         raise UserError(
             f"{where}: {len(candidates)} learning rates; give one, or {shared} as in "
-            "dam_study.learning_rates, so that all are tuned alike"
+            "studies.dam.learning_rates, so that all are tuned alike"
         )
     for candidate in candidates:
         try:

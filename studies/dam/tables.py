@@ -130,7 +130,7 @@ def grid(study: Study, name: str, found: Differences) -> Grid:
             label = study.config["settings"][setting]["label"]
             notes.append(f"{label}: run in {done} of {len(study.seeds)} worlds.")
     return Grid(
-        f"dam_study_{name}",
+        f"dam_{name}",
         comparison["title"],
         "The first row is the reference.",
         (*header, *apart, "Learning rates"),

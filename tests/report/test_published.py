@@ -45,7 +45,7 @@ def test_claims_and_values_are_those_of_the_text():
 
 
 def test_rows_and_columns_exist_at_both_scales():
-    root = published.PAPER.parents[1]
+    root = published.PAPER.parents[2]
     configs = [
         yaml.safe_load((root / name).read_text("utf-8")) for name in ("config.yaml", "paper.yaml")
     ]

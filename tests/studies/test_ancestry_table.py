@@ -1,4 +1,4 @@
-"""Case 2b's report on a small results folder: leads and verdicts counted by hand."""
+"""The study of ancestry on a small results folder: leads and verdicts counted by hand."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ CONFIG = {
         "dam": {"label": "DAM", "method": "dam", "cases": ["case2"], "table": "more"},
         "ties": {"label": "TIES", "method": "ties"},
     },
-    "case2b": {
-        "case": "case2",
-        "expert": "ko",
-        "ancestor": 0.6,
-        "column": "Korean",
-        "leaders": ["dare"],
-        "others": ["soup", "dam"],
+    "studies": {
+        "ancestry": {
+            "case": "case2",
+            "expert": "ko",
+            "ancestor": 0.6,
+            "column": "Korean",
+            "leaders": ["dare"],
+            "others": ["soup", "dam"],
+        },
     },
 }
 ITEMS = 40
@@ -48,9 +50,9 @@ RIGHT = {
     ("case2", "dare"): (20, 10, 0),
     ("case2", "soup"): (20, 20, 40),  # the lead is (0 - 10) / 80 = -.125
     ("case2", "dam"): (10, 10, 0),  # the lead is (10 + 0) / 80 = .125
-    ("case2b", "dare"): (40, 40, 0),
-    ("case2b", "soup"): (20, 20, 0),  # (20 + 20) / 80 = .5
-    ("case2b", "dam"): (40, 40, 40),  # 0
+    ("studies/ancestry", "dare"): (40, 40, 0),
+    ("studies/ancestry", "soup"): (20, 20, 0),  # (20 + 20) / 80 = .5
+    ("studies/ancestry", "dam"): (40, 40, 40),  # 0
 }
 
 
@@ -76,13 +78,13 @@ def small(tmp_path):
     for (world, row), right in RIGHT.items():
         write_scores(results, world, row, right)
     for row in ("base", "ko"):
-        write_scores(results, "case2b", row, (4, 4, 4))
+        write_scores(results, "studies/ancestry", row, (4, 4, 4))
     return config, results
 
 
 def leads(small):
-    config, case = ancestry.load(*small)
-    return {lead.other: lead for lead in ancestry.leads(config, case, small[1])}
+    case = ancestry.load(CONFIG, small[1])
+    return {lead.other: lead for lead in ancestry.leads(CONFIG, case, small[1])}
 
 
 def test_leads_and_verdicts_by_hand(small):
@@ -103,12 +105,12 @@ def test_leads_and_verdicts_by_hand(small):
 
 
 def test_a_lead_that_is_not_clear_supports_nothing(small):
-    write_scores(small[1], "case2b", "soup", (40, 39, 0))
+    write_scores(small[1], "studies/ancestry", "soup", (40, 39, 0))
     lead = leads(small)["Soup"]
     assert lead.after.value == pytest.approx(1 / 80) and lead.after.low == 0
     assert lead.change.low > 0  # the change alone is not enough
     assert lead.verdict() == "moves as claimed, without a clear lead"
-    write_scores(small[1], "case2b", "soup", (40, 40, 0))
+    write_scores(small[1], "studies/ancestry", "soup", (40, 40, 0))
     write_scores(small[1], "case2", "soup", (21, 10, 0))
     lead = leads(small)["Soup"]
     assert lead.change.low == 0 and lead.verdict() == "does not tell"
@@ -146,6 +148,6 @@ def test_what_is_lacking_is_told(small, tmp_path):
         leads(small)
     path.unlink()
     assert list(leads(small)) == ["Soup"]
-    config.write_text(json.dumps(CONFIG | {"case2b": None}))
-    with pytest.raises(UserError, match="no block case2b"):
-        ancestry.load(config, results)
+    config.write_text(json.dumps(CONFIG | {"studies": {}}))
+    with pytest.raises(UserError, match="studies has no 'ancestry'"):
+        main(["ancestry", *f"--config {config} --results {results} --out {tmp_path}".split()])

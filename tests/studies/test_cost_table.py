@@ -42,11 +42,11 @@ def study(small):
     config, results = small[2], small[1]
     row = {"label": "Evolutionary", "method": "task_arithmetic", "evolve": {"budget": 4}}
     config["methods"]["evo"] = row
-    config["cost_study"] = STUDY
+    config["studies"] = {"cost": STUDY}
     small[0].write_text(json.dumps(config))
     write(results / "case1/teachers/cost.json", cost(4.0, flops=100))
     for seed in (0, 1):
-        run = results / f"cost_study/case1/evo/seed{seed}"
+        run = results / f"studies/cost/case1/evo/seed{seed}"
         search = {"parameters": {"search": {"evaluations": 4}}, "inputs": {}}
         write(run / "model/manifest.json", search)
         write(run / "model/cost.json", cost(30.0, dev_flops=4000, earlier_cpu_s=10.0))
@@ -56,7 +56,7 @@ def study(small):
             write(run / f"test/after{after}.json", scores(value))
             write(run / f"test/after{after}.manifest.json", {})
             write(run / f"test/after{after}.cost.json", cost(1.0))
-        run = results / f"cost_study/case1/dam/seed{seed}"
+        run = results / f"studies/cost/case1/dam/seed{seed}"
         write(run / "model/manifest.json", {"parameters": {}, "inputs": {"teachers": "0"}})
         write(run / "model/cost.json", cost(6.0, flops=900))
         write(run / "test/after0.json", scores(0.6 + 0.1 * seed))
@@ -100,7 +100,7 @@ def test_table_and_verdict_by_hand(study):
     assert "With no more FLOPs than DAM the search stands at 0.200, after 1 evaluations" in line
     assert "The claim holds here" in line
     for seed in (0, 1):
-        run = results / f"cost_study/case1/dam/seed{seed}"
+        run = results / f"studies/cost/case1/dam/seed{seed}"
         write(run / "model/cost.json", cost(6.0, flops=2900))
     assert "The claim does not hold here" in claim(load_looks(config, results), config, "case1")
 
@@ -110,7 +110,7 @@ def test_verdict_words(study, ours, word):
     config, results = study
     for seed in (0, 1):
         for row, name, value in (("dam", "after0", ours), ("evo", "after4", 0.45)):
-            path = results / f"cost_study/case1/{row}/seed{seed}/test/{name}.json"
+            path = results / f"studies/cost/case1/{row}/seed{seed}/test/{name}.json"
             write(path, scores(value + 0.001 * seed))
     line = claim(load_looks(config, results), config, "case1")
     assert f"DAM {word} Evolutionary" in line
@@ -136,18 +136,16 @@ def test_command_writes_table_figure_and_manifest(study, small, tmp_path, capsys
     out = tmp_path / "out"
     given = ["--config", str(small[0]), "--results", str(small[1]), "--out", str(out)]
     assert call("studies.cli", ["cost", *given]) == 0
-    names = {f"cost_study.{form}" for form in ("csv", "md", "png", "pdf")} | {"manifest.json"}
+    names = {f"cost.{form}" for form in ("csv", "md", "png", "pdf")} | {"manifest.json"}
     assert {path.name for path in out.iterdir()} == names
-    with (out / "cost_study.csv").open(encoding="utf-8") as stream:
+    with (out / "cost.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 8 and rows[2]["dev_average"] == "0.500000"
-    assert "C2, case1: DAM" in (out / "cost_study.md").read_text(encoding="utf-8")
+    assert "C2, case1: DAM" in (out / "cost.md").read_text(encoding="utf-8")
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["inputs"]) == 8 and set(manifest["outputs"]) == names - {"manifest.json"}
 
 
-def test_no_study_and_no_scores_are_one_line(small, tmp_path):
-    with pytest.raises(UserError, match="has no cost_study"):
-        load_looks(small[2], small[1])
-    with pytest.raises(UserError, match="run `python -m workflow cost_study`"):
-        load_looks(small[2] | {"cost_study": STUDY | {"rows": ["dam"]}}, small[1])
+def test_no_scores_are_one_line(small):
+    with pytest.raises(UserError, match="run `python -m workflow study cost`"):
+        load_looks(small[2] | {"studies": {"cost": STUDY | {"rows": ["dam"]}}}, small[1])

@@ -10,8 +10,7 @@ import pytest
 
 from common.errors import UserError
 from studies.cli import main
-from studies.dam import files as dam_study
-from studies.dam import load as dam_study_load
+from studies.dam import files, load
 
 CONFIG = {
     "name": "small",
@@ -28,30 +27,32 @@ CONFIG = {
         }
     },
     "methods": {},
-    "dam_study": {
-        "case": "case1",
-        "seeds": [1, 2],
-        "learning_rates": [0.1, 0.2],
-        "resamples": 400,
-        "set": {"samples": 100},
-        "settings": {
-            "ref": {"label": "the reference", "set": {}},
-            "few": {"label": "10 | rows", "set": {"samples": 10}},
-            "soup": {"label": "Soup", "set": {}},
-        },
-        "comparisons": {
-            "data": {
-                "title": "(h) Data",
-                "reference": "ref",
-                "settings": ["few"],
-                "notes": ["A note."],
-                "figure": "samples",
+    "studies": {
+        "dam": {
+            "case": "case1",
+            "seeds": [1, 2],
+            "learning_rates": [0.1, 0.2],
+            "resamples": 400,
+            "set": {"samples": 100},
+            "settings": {
+                "ref": {"label": "the reference", "set": {}},
+                "few": {"label": "10 | rows", "set": {"samples": 10}},
+                "soup": {"label": "Soup", "set": {}},
             },
-            "other": {
-                "title": "(f) Other",
-                "reference": "ref",
-                "settings": ["soup"],
-                "figure": "bars",
+            "comparisons": {
+                "data": {
+                    "title": "(h) Data",
+                    "reference": "ref",
+                    "settings": ["few"],
+                    "notes": ["A note."],
+                    "figure": "samples",
+                },
+                "other": {
+                    "title": "(f) Other",
+                    "reference": "ref",
+                    "settings": ["soup"],
+                    "figure": "bars",
+                },
             },
         },
     },
@@ -66,7 +67,7 @@ ANSWERS = {
 
 
 def write_run(results, setting, seed, answers):
-    folder = results / "dam_study" / setting / f"seed{seed}"
+    folder = results / "studies/dam" / setting / f"seed{seed}"
     (folder / "model").mkdir(parents=True)
     records, tasks = [], {}
     for task, row in zip("abcd", answers, strict=True):
@@ -98,12 +99,12 @@ def small(tmp_path):
 
 
 def table(folder):
-    with open(folder / "dam_study.csv", encoding="utf-8") as stream:
+    with open(folder / "dam.csv", encoding="utf-8") as stream:
         return {(row["comparison"], row["setting"]): row for row in csv.DictReader(stream)}
 
 
 def test_averages_differences_and_choices_by_hand(small, tmp_path):
-    dam_study.write(dam_study_load.load(*small), tmp_path / "out")
+    files.write(CONFIG, small[1], tmp_path / "out")
     found = table(tmp_path / "out")
     ref, few = found["data", "ref"], found["data", "few"]
     assert float(ref["Avg mean"]) == 0.625 and float(ref["Avg sd"]) == 0
@@ -121,8 +122,8 @@ def test_averages_differences_and_choices_by_hand(small, tmp_path):
 
 
 def test_the_page_shows_held_out_columns_apart_and_what_was_not_run(small, tmp_path):
-    dam_study.write(dam_study_load.load(*small), tmp_path / "out")
-    page = (tmp_path / "out" / "dam_study.md").read_text()
+    files.write(CONFIG, small[1], tmp_path / "out")
+    page = (tmp_path / "out" / "dam.md").read_text()
     header = next(line for line in page.splitlines() if line.startswith("| Setting"))
     # B_C holds s/c, which is in no expert's domain; D stands beside the average.
     assert [cell.strip() for cell in header.split("|")][-5:-1] == [
@@ -136,10 +137,10 @@ def test_the_page_shows_held_out_columns_apart_and_what_was_not_run(small, tmp_p
 
 
 def test_equal_runs_give_equal_bytes_and_every_figure(small, tmp_path):
-    written = dam_study.write(dam_study_load.load(*small), tmp_path / "a")
-    again = dam_study.write(dam_study_load.load(*small), tmp_path / "b")
+    written = files.write(CONFIG, small[1], tmp_path / "a")
+    again = files.write(CONFIG, small[1], tmp_path / "b")
     assert [path.name for path in written] == [
-        *("dam_study.csv", "dam_study.md", "dam_study_data.png", "dam_study_other.png"),
+        *("dam.csv", "dam.md", "dam_data.png", "dam_other.png"),
     ]
     for one, other in zip(written, again, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -147,11 +148,14 @@ def test_equal_runs_give_equal_bytes_and_every_figure(small, tmp_path):
 
 
 def test_items_that_say_the_same_in_two_worlds_are_one_cluster(small):
-    config, results = small
-    study = dam_study_load.load(config, results)
-    (first, *_) = dam_study_load.strata_of(study, [("few", "ref")])
+    results = small[1]
+    study = load.load(CONFIG, results)
+    (first, *_) = load.strata_of(study, [("few", "ref")])
     assert first.clusters.tolist() == list(range(8))
-    for world, start in (("case1", 0), ("case1_seed2", 2)):  # items 2, 3 of one are 0, 1 of other
+    for world, start in (
+        ("case1", 0),
+        ("studies/dam/case1_seed2", 2),
+    ):  # items 2, 3 of one are 0, 1 of other
         path = results / world / "data" / "test" / "s"
         path.mkdir(parents=True)
         for task in "abcd":
@@ -160,8 +164,8 @@ def test_items_that_say_the_same_in_two_worlds_are_one_cluster(small):
                 for n in range(4)
             ]
             (path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    study = dam_study_load.load(config, results)
-    (first, second, third) = dam_study_load.strata_of(study, [("few", "ref")])
+    study = load.load(CONFIG, results)
+    (first, second, third) = load.strata_of(study, [("few", "ref")])
     assert first.clusters.tolist() == [0, 1, 2, 3, 2, 3, 4, 5]
     # few - ref of task a: world 1 loses items 2 and 3, world 2 loses item 2.
     assert first.differences.tolist() == [[0, 0, -1, -1, 0, 0, -1, 0]]
@@ -169,9 +173,9 @@ def test_items_that_say_the_same_in_two_worlds_are_one_cluster(small):
 
 
 def test_worlds_of_unequal_size_count_alike(small):
-    config, results = small
+    results = small[1]
     for setting in ("few", "ref"):
-        path = results / "dam_study" / setting / "seed2" / "test.items.jsonl.gz"
+        path = results / "studies/dam" / setting / "seed2" / "test.items.jsonl.gz"
         records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         kept = [record for record in records if record["id"] not in ("a-1", "a-3")]
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, kept)).encode()))
@@ -180,34 +184,31 @@ def test_worlds_of_unequal_size_count_alike(small):
         values = [record["score"] for record in kept if record["task"] == "s/a"]
         content["tasks"]["s/a"]["value"] = sum(values) / 2
         scores.write_text(json.dumps(content))
-    study = dam_study_load.load(config, results)
-    (first, *_) = dam_study_load.strata_of(study, [("few", "ref")])
+    study = load.load(CONFIG, results)
+    (first, *_) = load.strata_of(study, [("few", "ref")])
     # World 1: two of four items lost, -.5; world 2: one of two, -.5.
     assert first.differences.mean() == pytest.approx(-0.5)
     assert first.differences[0].tolist() == pytest.approx([0, 0, -0.75, -0.75, 0, -1.5])
 
 
 def test_bad_input_is_told_in_one_line(small, tmp_path):
-    config, results = small
-    with pytest.raises(UserError, match=r"no scores in .*run `snakemake dam_study` first"):
-        dam_study_load.load(config, tmp_path / "nowhere")
-    scores = results / "dam_study/few/seed1/test.json"
+    results = small[1]
+    with pytest.raises(UserError, match=r"no scores in .*run `python -m workflow study dam` first"):
+        load.load(CONFIG, tmp_path / "nowhere")
+    scores = results / "studies/dam/few/seed1/test.json"
     before = scores.read_text()
     scores.write_text(before.replace("0.5", "0.4"))
     with pytest.raises(UserError, match="the score of s/a is no mean over items"):
-        dam_study_load.load(config, results)
+        load.load(CONFIG, results)
     scores.write_text(before)
     items = scores.with_name("test.items.jsonl.gz")
     content = items.read_bytes()
     items.write_bytes(content[:-20])
     with pytest.raises(UserError, match="damaged"):
-        dam_study_load.load(config, results)
+        load.load(CONFIG, results)
     items.write_bytes(gzip.compress(gzip.decompress(content).replace(b"a-3", b"a-9")))
     with pytest.raises(UserError, match="other items of s/a"):
-        dam_study.write(dam_study_load.load(config, results), tmp_path / "out")
-    config.write_text(json.dumps({**CONFIG, "dam_study": None}))
-    with pytest.raises(UserError, match="no block dam_study"):
-        dam_study_load.load(config, results)
+        files.write(CONFIG, results, tmp_path / "out")
 
 
 def test_the_command_writes_the_study(small, tmp_path, capsys):
@@ -215,4 +216,4 @@ def test_the_command_writes_the_study(small, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ("dam", "--config", config, "--results", results, "--out", out)
     assert main([str(argument) for argument in arguments]) == 0
-    assert "4 files of the DAM study" in capsys.readouterr().out
+    assert "4 files of the study dam" in capsys.readouterr().out

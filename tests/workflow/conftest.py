@@ -39,8 +39,8 @@ def tiny(config: dict) -> dict:
     ablation["set"]["samples"] = 8
     ablation["seeds"] = [0, 1]
     ablation["objectives"] = {name: ablation["objectives"][name] for name in ("kl", "entropy")}
-    config["dam_study"] = tiny_study(config["dam_study"])
-    config["cost_study"] = {
+    config["studies"]["dam"] = tiny_study(config["studies"]["dam"])
+    config["studies"]["cost"] = {
         "cases": ["case1"],
         "seeds": [0, 1],
         "evaluations": [1, 3],
@@ -48,7 +48,7 @@ def tiny(config: dict) -> dict:
         "dam": "dam_paper",
         "search": "evolutionary",
     }
-    config["case2b"] |= {"leaders": ["dare_ties"], "others": ["soup"]}
+    config["studies"]["ancestry"] |= {"leaders": ["dare_ties"], "others": ["soup"]}
     return config
 
 

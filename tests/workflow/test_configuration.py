@@ -62,7 +62,11 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "evolutionary", "evolve", "repeats"), 2, "belongs to the data-flow space"),
         (("methods", "evolutionary", "method"), "iso_c", "evolutionary: .* no searchable"),
         (("methods", "evolutionary", "evolve", "population"), 97, "population of 97 does not fit"),
-        (("methods", "evolutionary", "evolve", "seconds"), 60, "cost_study.rows: evolutionary is"),
+        (
+            ("methods", "evolutionary", "evolve", "seconds"),
+            60,
+            "studies.cost.rows: evolutionary is",
+        ),
         (("methods", "evolutionary", "evolve", "spac"), "x", "'spac'.*did you mean 'space'"),
         (("ablation", "set", "samples"), 9999, r"ablation\.objectives\.kl: 9999 samples"),
         (("ablation", "objectives", "kl_paper", "set", "kl_direcion"), "x", "'kl_direction'"),

@@ -1,4 +1,4 @@
-"""Case 2b: its block is checked, and its jobs share all but one expert with its case."""
+"""The study of ancestry: its settings are checked; its jobs share all but one expert."""
 
 import copy
 import re
@@ -25,38 +25,42 @@ def test_the_ancestor_is_taken_within_the_base_s_training(default):
     assert ancestry.steps_of(resolved) == 540  # 60 % of 900
     (world,) = ancestry.worlds_of(resolved).values()
     assert world == resolved["cases"]["case2"] | {"of": "case2"}
-    assert ancestry.worlds_of({"cases": {}}) == {}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"case": "case3"}, "case2b.case: unknown case 'case3'"),
-        ({"expert": "kor"}, "case2b.expert: case2 has no 'kor' (did you mean 'ko'?)"),
-        ({"column": "KoBEST"}, "case2b.column: case2 has no 'KoBEST'"),
-        ({"others": ["slerp_ja_math_a"]}, "case2b.others: case2 has no 'slerp_ja_math_a'"),
+        ({"case": "case3"}, "studies.ancestry.case: unknown case 'case3'"),
+        ({"expert": "kor"}, "studies.ancestry.expert: case2 has no 'kor' (did you mean 'ko'?)"),
+        ({"column": "KoBEST"}, "studies.ancestry.column: case2 has no 'KoBEST'"),
+        (
+            {"others": ["slerp_ja_math_a"]},
+            "studies.ancestry.others: case2 has no 'slerp_ja_math_a'",
+        ),
         ({"others": ["dare_ties"]}, "'dare_ties' is among leaders and others"),
-        ({"ancestor": 1.0}, "case2b.ancestor"),
+        ({"ancestor": 1.0}, "studies.ancestry.ancestor"),
         ({"ancester": 0.5}, "unknown key 'ancester'"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(default, changes, message):
     config = copy.deepcopy(default)
-    config["case2b"] |= changes
+    config["studies"]["ancestry"] |= changes
     with pytest.raises(UserError, match=re.escape(message)):
         configuration.resolve(config)
 
 
 @pytest.mark.workflow
-def test_case2b_trains_one_expert_from_an_ancestor_and_shares_the_rest(project):
+def test_it_trains_one_expert_from_an_ancestor_and_shares_the_rest(project):
     before = project.files("case2/models/*/*")
-    planned = project.planned("case2b")
-    assert planned["case2b_ancestor"] == planned["case2b_expert"] == 1
-    assert planned["case2b_shared"] == 4  # data, base and two experts
+    planned = project.planned("study_ancestry")
+    assert planned["study_ancestry_ancestor"] == planned["study_ancestry_expert"] == 1
+    assert planned["study_ancestry_shared"] == 4  # data, base and two experts
     assert "bottle_base" not in planned and "bottle_expert" not in planned
-    code, output = project.run("workflow", "case2b", "--config", "tiny.yaml", "--cores", "2")
+    code, output = project.run(
+        "workflow", "study", "ancestry", "--config", "tiny.yaml", "--cores", "2"
+    )
     assert code == 0, output[-4000:]
-    world = project.results / "case2b"
+    world = project.results / "studies/ancestry"
     for model in ("base", "de", "sql"):
         name = f"models/{model}/model.safetensors"
         assert sha256_file(world / name) == sha256_file(project.results / "case2" / name)
@@ -64,5 +68,5 @@ def test_case2b_trains_one_expert_from_an_ancestor_and_shares_the_rest(project):
     assert ancestor["parameters"]["stop_after"] == 1  # 60 % of two steps
     ko = read_json(world / "models" / "ko" / "manifest.json")
     assert ko["inputs"]["base"] == sha256_file(world / "ancestor" / "manifest.json")
-    assert (world / "tables" / "claim_c11.md").read_text().count("| DARE-TIES |") == 1
+    assert (world / "claim_c11.md").read_text().count("| DARE-TIES |") == 1
     assert project.files("case2/models/*/*") == before

@@ -26,7 +26,7 @@ def test_a_search_is_looked_at_until_its_budget_and_other_rows_once(config):
     assert cost_study.evaluations_of(resolved, "evolutionary") == [1, 3, 6, 12, 20]
     assert cost_study.evaluations_of(resolved, "dam_tuned") == [6]
     assert cost_study.evaluations_of(resolved, "dam_paper") == [0]
-    assert len(cost_study.runs(resolved)) == len(resolved["cost_study"]["rows"])
+    assert len(cost_study.runs(resolved)) == len(resolved["studies"]["cost"]["rows"])
     resolved["methods"]["dam_paper"]["cases"] = ["case2"]
     assert ("case1", "dam_paper") not in cost_study.runs(resolved)
 
@@ -34,16 +34,16 @@ def test_a_search_is_looked_at_until_its_budget_and_other_rows_once(config):
 @pytest.mark.parametrize(
     ("key", "value", "pattern"),
     [
-        ("cases", ["cas1"], r"cost_study\.cases: unknown case 'cas1' \(did you mean 'case1'"),
+        ("cases", ["cas1"], r"studies\.cost\.cases: unknown case 'cas1' \(did you mean 'case1'"),
         ("rows", ["evolutionary", "dam_tund"], r"unknown row 'dam_tund' \(did you mean"),
         ("rows", ["greedy_soup", "dam_tuned"], "which no seed changes"),
-        ("dam", "soup", r"cost_study\.dam: 'soup' is not among cost_study\.rows"),
+        ("dam", "soup", r"studies\.cost\.dam: 'soup' is not among studies\.cost\.rows"),
         ("search", "dam_paper", "dam_paper is no evolutionary search"),
-        ("seed", [0], r"unknown key 'seed' at cost_study \(did you mean 'seeds'"),
+        ("seed", [0], r"unknown key 'seed' at studies\.cost \(did you mean 'seeds'"),
     ],
 )
 def test_mistakes_in_the_study_are_one_line(config, key, value, pattern):
-    config["cost_study"][key] = value
+    config["studies"]["cost"][key] = value
     with pytest.raises(UserError, match=pattern) as refused:
         configuration.resolve(config)
     assert "\n" not in str(refused.value)
@@ -52,10 +52,10 @@ def test_mistakes_in_the_study_are_one_line(config, key, value, pattern):
 @pytest.mark.workflow
 def test_the_study_runs_its_rows_with_its_seeds_and_nothing_else(project):
     assert project.planned() == {}
-    code, output = project.run("workflow", "cost_study", "--config", "tiny.yaml", "--cores", "2")
+    code, output = project.run("workflow", "study", "cost", "--config", "tiny.yaml", "--cores", "2")
     assert code == 0, output[-4000:]
-    folder = project.results / "cost_study"
-    with (folder / "cost_study.csv").open(encoding="utf-8") as stream:
+    folder = project.results / "studies/cost"
+    with (folder / "cost.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["row"], row["seed"], row["evaluations"]) for row in rows] == [
         *(("ties_tuned", seed, "2") for seed in "01"),
@@ -74,7 +74,7 @@ def test_the_study_runs_its_rows_with_its_seeds_and_nothing_else(project):
         )
         for name, seed in (("model", int(search.name[-1])), ("after1", int(search.name[-1]))):
             assert json.loads((search / name / "manifest.json").read_text())["seed"] == seed
-    assert re.search(r"^C2, case1: ", (folder / "cost_study.md").read_text(), re.M)
-    assert (folder / "cost_study.png").stat().st_size > 10_000
+    assert re.search(r"^C2, case1: ", (folder / "cost.md").read_text(), re.M)
+    assert (folder / "cost.png").stat().st_size > 10_000
     # The tables' own rows are as they were.
-    assert project.planned() == {} and project.planned("cost_study") == {}
+    assert project.planned() == {} and project.planned("study_cost") == {}

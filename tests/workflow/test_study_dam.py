@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from studies import rooms
 from studies.dam import settings as studies
 from workflow import configuration
 
@@ -23,16 +24,15 @@ def test_a_world_of_the_experiment_s_seed_is_the_case_itself(config):
     resolved = configuration.resolve(config)
     worlds = studies.worlds_of(resolved)
     assert {name: (world["seed"], world["of"]) for name, world in worlds.items()} == {
-        "case1_seed2": (2, "case1"),
-        "case1_seed3": (3, "case1"),
+        "studies/dam/case1_seed2": (2, "case1"),
+        "studies/dam/case1_seed3": (3, "case1"),
     }
-    assert worlds["case1_seed2"]["experts"] == resolved["cases"]["case1"]["experts"]
-    del resolved["dam_study"]
-    assert studies.worlds_of(resolved) == {}
+    assert worlds["studies/dam/case1_seed2"]["experts"] == resolved["cases"]["case1"]["experts"]
+    assert rooms.worlds_of({"studies": {}}) == {}
 
 
 def test_settings_take_the_study_s_parameters_unless_they_name_a_preset(config):
-    study = configuration.resolve(config)["dam_study"]
+    study = configuration.resolve(config)["studies"]["dam"]
     rates = [{"learning_rate": rate} for rate in study["learning_rates"]]
     assert studies.candidates_of(study, "reference") == rates
     assert studies.candidates_of(study, "soup") == [{}]
@@ -43,7 +43,7 @@ def test_settings_take_the_study_s_parameters_unless_they_name_a_preset(config):
 
 
 def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
-    study = configuration.resolve(config)["dam_study"]
+    study = configuration.resolve(config)["studies"]["dam"]
     shown = [
         setting
         for comparison in study["comparisons"].values()
@@ -62,9 +62,9 @@ def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
 @pytest.mark.parametrize(
     ("path", "value", "pattern"),
     [
-        (("sets",), {}, r"unknown key 'sets' at dam_study \(did you mean 'set'\?\)"),
+        (("sets",), {}, r"unknown key 'sets' at studies\.dam \(did you mean 'set'\?\)"),
         (("case",), "case3", r"unknown case 'case3' \(did you mean 'case"),
-        (("settings", "row", "lable"), "x", r"'lable' at dam_study\.settings\.row .*'label'"),
+        (("settings", "row", "lable"), "x", r"'lable' at studies\.dam\.settings\.row .*'label'"),
         (("settings", "row", "set"), {"granularty": "row"}, r"settings\.row: .*'granularity'"),
         (("settings", "row", "set"), {"granularity": "rows"}, r"settings\.row: .*granularity"),
         (("settings", "row", "method"), "dma", r"unknown method 'dma' \(did you mean 'dam'\?\)"),
@@ -77,7 +77,7 @@ def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
     ],
 )
 def test_a_mistake_is_told_in_one_line(config, path, value, pattern):
-    place = config["dam_study"]
+    place = config["studies"]["dam"]
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = value
@@ -86,17 +86,11 @@ def test_a_mistake_is_told_in_one_line(config, path, value, pattern):
     assert "\n" not in str(refused.value)
 
 
-def test_a_case_cannot_have_the_name_of_a_world(config):
-    config["cases"]["case1_seed2"] = config["cases"]["case1"] | {"table": "table9"}
-    with pytest.raises(UserError, match="case1_seed2 has a study world's name"):
-        configuration.resolve(config)
-
-
 @pytest.mark.workflow
 def test_the_study_makes_its_worlds_and_nothing_of_the_default_run(project):
     assert project.planned() == {}
-    planned = project.planned("dam_study")
-    settings = len(project.config["dam_study"]["settings"])
+    planned = project.planned("study_dam")
+    settings = len(project.config["studies"]["dam"]["settings"])
     # World 1 is the default run's; of world 2 data, base, experts, teachers and gate are lacking.
     assert planned == {
         "bottle_data": 1,
@@ -105,32 +99,32 @@ def test_the_study_makes_its_worlds_and_nothing_of_the_default_run(project):
         "teachers": 1,
         "evaluate": 4,
         "gate": 1,
-        "dam_study_expert": 6,
-        "dam_study_teachers": 2,
-        "dam_study_mixed": 2,
-        "dam_study_tune": 2 * settings,
-        "dam_study_evaluate": 2 * settings,
-        "dam_study": 1,
+        "study_dam_expert": 6,
+        "study_dam_teachers": 2,
+        "study_dam_mixed": 2,
+        "study_dam_tune": 2 * settings,
+        "study_dam_evaluate": 2 * settings,
+        "study_dam": 1,
     }
 
 
 @pytest.mark.workflow
 def test_the_study_runs_to_its_tables_and_figures(project):
-    study = project.config["dam_study"]
+    study = project.config["studies"]["dam"]
     study["seeds"] = [1]  # the world is there
     project.write()
-    code, output = project.run("workflow", "dam_study", "--config", "tiny.yaml", "--cores", "2")
+    code, output = project.run("workflow", "study", "dam", "--config", "tiny.yaml", "--cores", "2")
     assert code == 0, output[-4000:]
-    folder = project.results / "dam_study"
-    with open(folder / "dam_study.csv", encoding="utf-8") as stream:
+    folder = project.results / "studies/dam"
+    with open(folder / "dam.csv", encoding="utf-8") as stream:
         rows = {(row["comparison"], row["setting"]): row for row in csv.DictReader(stream)}
     for name, comparison in study["comparisons"].items():
         for setting in (comparison["reference"], *comparison["settings"]):
             assert rows[name, setting]["worlds"] == "1" and rows[name, setting]["Avg mean"]
     assert float(rows["data", "reference"]["chosen"]) in study["learning_rates"]
     assert rows["data", "soup"]["chosen"] == ""
-    assert "(h) Data" in (folder / "dam_study.md").read_text(encoding="utf-8")
-    assert (folder / "dam_study_data.png").is_file()
+    assert "(h) Data" in (folder / "dam.md").read_text(encoding="utf-8")
+    assert (folder / "dam_data.png").is_file()
 
     def made(setting):
         return json.loads((folder / setting / "seed1" / "model" / "manifest.json").read_text())
@@ -147,4 +141,4 @@ def test_the_study_runs_to_its_tables_and_figures(project):
     assert moved["inputs"]["experts.ja"] != inputs["experts.ja"]
     assert moved["inputs"]["base"] == inputs["base"]
     assert made("soup")["parameters"]["method"] == "linear"
-    assert project.planned("dam_study") == {}
+    assert project.planned("study_dam") == {}

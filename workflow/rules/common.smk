@@ -15,10 +15,8 @@ from common import warm
 from common.errors import UserError
 from common.manifest import code_version, library_versions
 from merges.engine import registry
-from studies.ancestry import settings as ancestry
+from studies import rooms
 from workflow import configuration, lock, hub_cases as published
-from studies.cost import settings as cost_study
-from studies.dam import settings as studies
 
 try:
     CONFIG = configuration.resolve(config)
@@ -39,7 +37,7 @@ if warm.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--li
 OUT = f"results/{CONFIG['name']}"
 SCORES_FROM = CONFIG.get("scores_from")
 # The tables' cases, and the further worlds of studies: the same cases from other seeds.
-CASES = CONFIG["cases"] | studies.worlds_of(CONFIG) | ancestry.worlds_of(CONFIG)
+CASES = CONFIG["cases"] | rooms.worlds_of(CONFIG)
 ABLATION = CONFIG.get("ablation")
 RUNS = [
     {"objective": objective, "seed": seed}

@@ -4,6 +4,9 @@ import time
 from paper import budget, machine, preflight
 from workflow import resources
 
+# What the wildcard `setting` of a study means: the case and the method row, by setting.
+SETTINGS = {}
+
 
 def asks(kind):
     """A rule's resources; the kinds of work are those of workflow.resources.WORK."""
@@ -32,20 +35,18 @@ def asks(kind):
 
 
 def case_of(wildcards):
-    """A step's case; the steps of the ablation and of the study have it in the configuration."""
+    """A step's case; the steps of the ablation and of studies have it in the configuration."""
     if wildcards.get("case"):
         return CASES[wildcards.case]
     if wildcards.get("setting"):
-        return CASES[CONFIG["dam_study"]["case"]]
+        return SETTINGS[wildcards.setting][0]
     return CASES[ABLATION["case"]] if ABLATION else next(iter(CASES.values()))
 
 
 def row_of(wildcards):
     """The method row that a step belongs to; empty where it belongs to none."""
     if wildcards.get("setting"):
-        study = CONFIG["dam_study"]
-        tried = studies.candidates_of(study, wildcards.setting)
-        return study["settings"][wildcards.setting] | {"tune": tried}
+        return SETTINGS[wildcards.setting][1]
     row = ABLATION["row"] if wildcards.get("objective") else wildcards.get("row")
     return CONFIG["methods"].get(row, {})
 
