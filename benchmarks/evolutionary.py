@@ -80,12 +80,12 @@ def parents(case: Path, mapped: bool) -> tuple[Any, dict[str, Any]]:
 
 def merging(case: Path, method: str, genomes: list[list[float]], mapped: bool) -> float:
     """Return the CPU milliseconds of a candidate's merge into an allocated model."""
-    from search.merged import Merging
+    from merges.engine.config import MergeConfig
     from search.parameters import ParameterSpace
     from search.workbench import Allocated
 
     base, experts = parents(case, mapped)
-    space, allocated = ParameterSpace(Merging(method, base, experts), {}), Allocated(base)
+    space, allocated = ParameterSpace(MergeConfig(method, base, experts), {}), Allocated(base)
     allocated.become(space, space.decode(genomes[0]))
     least = float("inf")
     for _ in range(3):
@@ -110,17 +110,17 @@ def compare(
         records: Takes the figures.
     """
     from evaluation.suites import select
+    from merges.engine.config import MergeConfig
     from merges.engine.layer_rules import LayerRules
     from merges.engine.run import merge_to_disk
     from search.evolutionary import CmaEs
     from search.loop import Budget, Search, Serial
-    from search.merged import Merging
     from search.parameters import ParameterSpace
     from search.state import StateFile
     from search.workbench import Allocated, Workbench
 
     base, experts = parents(case, mapped=True)
-    space = ParameterSpace(Merging(method, base, experts), {})
+    space = ParameterSpace(MergeConfig(method, base, experts), {})
     tasks = [task.name for task in select(suites.split(","))]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         began = time.process_time()
@@ -144,10 +144,12 @@ def compare(
             began = time.process_time() + _children()
             merge_to_disk(
                 folder,
-                method,
-                *parents(case, mapped=False),
-                recipe["set"],
-                parameters_for=LayerRules(method, recipe["set_layers"]),
+                MergeConfig(
+                    method,
+                    *parents(case, mapped=False),
+                    recipe["set"],
+                    parameters_for=LayerRules(method, recipe["set_layers"]),
+                ),
             )
             command = [sys.executable, "-m", "evaluation", "--model", folder, "--suites", suites]
             command += ["--data", case / "data", "--split", "dev", "--out", scores]

@@ -318,7 +318,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from evaluation.backends.hf import check_device
+    from checkpoints.devices import check_device
     from evaluation.harness import tokenizer_hash
 
     torch.set_num_threads(arguments.threads)

@@ -18,7 +18,6 @@ from merges.engine import registry
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
-    from merges.engine.layer_rules import LayerRules
 
 _DESCRIPTION = """\
 Merge checkpoints that were fine-tuned from one base into a single model folder: weights,
@@ -294,9 +293,6 @@ def main(argv: Sequence[str]) -> int:
         parameters_for=rules,
         calibration=calibration,
         teachers=arguments.teachers,
-        dtype=arguments.dtype,
-        donor=arguments.donor,
-        vocabulary=arguments.vocabulary or "refuse",
     )
     return 0
 
@@ -322,40 +318,37 @@ def _merge(
     base: Model | None,
     experts: Mapping[str, Model],
     parameters: Mapping[str, Any],
-    parameters_for: LayerRules | None,
-    dtype: str | None,
-    **options: Any,
+    **found: Any,
 ) -> None:
-    from merges.engine.merger import Settings
+    """Merge, or only check; `found` are options that do not have their argument's value."""
+    from merges.engine.config import MergeConfig
     from merges.engine.requests import Resuming
     from merges.engine.run import merge_to_disk, plan
 
-    order = (arguments.out, method, base, experts, parameters)
-    options["shard_bytes"] = arguments.shard_size
-    settings = Settings(
-        arguments.seed,
-        arguments.embeddings_and_norms,
-        parameters_for,
-        arguments.compute_dtype,
-        dtype,
-        arguments.device,
-        arguments.threads,
-        arguments.state and Resuming(arguments.state, arguments.save_every),
-    )
-    if arguments.state and not registry.info(method).whole_model:
+    options = {
+        "seed": arguments.seed,
+        "embeddings_and_norms": arguments.embeddings_and_norms,
+        "compute_dtype": arguments.compute_dtype,
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+        "threads": arguments.threads,
+        "resuming": arguments.state and Resuming(arguments.state, arguments.save_every),
+        "donor": arguments.donor,
+        "vocabulary": arguments.vocabulary or "refuse",
+        "shard_bytes": arguments.shard_size,
+    }
+    config = MergeConfig(method, base, experts, parameters, **{**options, **found})
+    if arguments.state and not config.info.whole_model:
         raise UserError(f"method {method} trains nothing that --state could record; leave it out")
     if arguments.dry_run:
-        report = plan(*order, settings, **options)
+        report = plan(arguments.out, config)
         errors, report.errors = report.errors, report.errors[1:]  # the first ends the program
         print("\n".join(report.lines()), flush=True)
         if errors:
             raise UserError(errors[0])
         return
     merge_to_disk(
-        *order,
-        **vars(settings),
-        **options,
-        tell=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
+        arguments.out, config, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
     )
     print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
 

@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merges.engine import registry
-from merges.engine.checks import check_data, check_request
+from merges.engine.config import MergeConfig
 from search.space import Recipe, Space
 
 if TYPE_CHECKING:
     import torch
 
-    from checkpoints.reading import Model
-    from merges.engine.requests import EmbeddingsAndNorms, WholeModelResult
+    from merges.engine.requests import WholeModelResult
     from merges.engine.streaming import Merge
     from search.record import Evaluation
-
-
-@dataclass(frozen=True)
-class Merging:
-    """A merge method with all that stays the same from candidate to candidate.
-
-    Attributes:
-        method: Its name.
-        base: The common ancestor.
-        experts: The models to merge, by name.
-        seed: Seed of random masks, or of a whole-model method.
-        embeddings_and_norms: ``merged``, or ``base`` to take them from the base.
-        calibration: Files of JSON lines by expert name, for methods that need data.
-        teachers: Folder of precomputed teacher signals, for methods that use them.
-        threads: Number of CPU threads.
-        device: Torch device on which a whole-model method computes.
-    """
-
-    method: str
-    base: Model
-    experts: Mapping[str, Model]
-    seed: int = 0
-    embeddings_and_norms: EmbeddingsAndNorms = "merged"
-    calibration: Mapping[str, Path] = field(default_factory=dict)
-    teachers: Path | None = None
-    threads: int = 1
-    device: str = "cpu"
-
-    def check(self) -> None:
-        """Refuse what no candidate could be made from.
-
-        Raises:
-            UserError: As `merges.engine.run.merge_checkpoints` would raise.
-        """
-        info = check_request(self.method, True, list(self.experts), self.embeddings_and_norms)
-        check_data(info, self.experts, self.calibration, self.teachers)
 
 
 class _InPlace:
@@ -85,10 +48,10 @@ class MergedSpace(Space):
     page cache from the second one on. A whole-model method's result is kept while it is the best.
 
     Args:
-        merging: The method and the models.
+        merging: The method and the models; each candidate has its own parameters.
     """
 
-    def __init__(self, merging: Merging) -> None:
+    def __init__(self, merging: MergeConfig) -> None:
         self.merging = merging
         self._whole = registry.info(merging.method).whole_model
         self._last: tuple[Recipe, WholeModelResult] | None = None
@@ -101,21 +64,17 @@ class MergedSpace(Space):
             "embeddings_and_norms": self.merging.embeddings_and_norms,
         }
 
-    def _merge(self, recipe: Recipe) -> Merge:
+    def _config(self, recipe: Recipe, device: str = "cpu") -> MergeConfig:
         from merges.engine.layer_rules import LayerRules
-        from merges.engine.merger import Settings
-        from merges.engine.streaming import Merge
 
         of, rules = self.merging, recipe.get("set_layers")
-        settings = Settings(
-            of.seed,
-            of.embeddings_and_norms,
-            LayerRules(of.method, rules) if rules else None,
-            threads=of.threads,
-        )
-        paths = {name: expert.path for name, expert in of.experts.items()}
-        paths["base"] = of.base.path
-        return Merge(of.method, of.base, of.experts, recipe["set"], settings, paths, arrays=True)
+        layers = LayerRules(of.method, rules) if rules else None
+        return replace(of, parameters=recipe["set"], parameters_for=layers, device=device)
+
+    def _merge(self, recipe: Recipe) -> Merge:
+        from merges.engine.streaming import Merge
+
+        return Merge(self._config(recipe), arrays=True)
 
     def _result(self, recipe: Recipe) -> WholeModelResult:
         """Run a whole-model method, unless its result is at hand."""
@@ -124,19 +83,7 @@ class MergedSpace(Space):
         for made in (self._last, self._kept):
             if made is not None and made[0] == recipe:
                 return made[1]
-        of = self.merging
-        result = merge_checkpoints(
-            of.method,
-            of.base,
-            of.experts,
-            recipe["set"],
-            seed=of.seed,
-            embeddings_and_norms=of.embeddings_and_norms,
-            calibration=of.calibration,
-            teachers=of.teachers,
-            threads=of.threads,
-            device=of.device,
-        )
+        result = merge_checkpoints(self._config(recipe, self.merging.device))
         self._last = (recipe, result)
         return result
 
@@ -147,7 +94,7 @@ class MergedSpace(Space):
         from merges.engine.layer_rules import LayerRules
 
         rules = LayerRules(self.merging.method, recipe.get("set_layers") or [])
-        names = self.merging.base.names()
+        names = self.merging.reference.names()
         rules.check_used(names)
         common = repr(recipe["set"])
         return {name: (common, repr(rules(name))) for name in names}
@@ -198,7 +145,7 @@ class ListedSpace(MergedSpace):
     """A method with one of several settings; a genome is a setting's number.
 
     Args:
-        merging: The method and the models.
+        merging: The method and the models; each candidate has its own parameters.
         fixed: Parameters that all candidates share.
         candidates: The parameters in which they differ.
 
@@ -208,7 +155,7 @@ class ListedSpace(MergedSpace):
 
     def __init__(
         self,
-        merging: Merging,
+        merging: MergeConfig,
         fixed: Mapping[str, Any],
         candidates: Sequence[Mapping[str, Any]],
     ) -> None:

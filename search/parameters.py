@@ -10,8 +10,9 @@ from typing import Any, Literal
 from checkpoints.names import is_embedding, is_head, kind
 from common.errors import UserError
 from merges.engine import registry
+from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import count_layers, layer_of
-from search.merged import MergedSpace, Merging
+from search.merged import MergedSpace
 from search.space import Gene, Recipe
 
 Kinds = Literal["together", "separate"]
@@ -191,7 +192,7 @@ class ParameterSpace(MergedSpace):
 
     def __init__(
         self,
-        merging: Merging,
+        merging: MergeConfig,
         fixed: Mapping[str, Any],
         granularity: int = 1,
         kinds: Kinds = "together",
@@ -199,7 +200,7 @@ class ParameterSpace(MergedSpace):
         super().__init__(merging)
         self._fixed = registry.validate(merging.method, fixed)
         self._about = {"granularity": granularity, "kinds": kinds}
-        names, policy = merging.base.names(), merging.embeddings_and_norms
+        names, policy = merging.reference.names(), merging.embeddings_and_norms
         self._groups = groups(names, granularity, kinds, policy)
         self.genes = genome(merging.method, self._fixed, list(merging.experts), self._groups)
 

@@ -15,8 +15,9 @@ from common.files import staged_directory
 from merges.cli import pairs
 from merges.engine import registry
 from merges.engine.checks import check_output
+from merges.engine.config import MergeConfig
 from search import result
-from search.merged import ListedSpace, Merging, SoupSpace
+from search.merged import ListedSpace, SoupSpace
 from search.parameters import ParameterSpace
 from search.record import Evaluation, read_table, winner_of
 from search.searches import data_flow
@@ -30,7 +31,9 @@ def _space(record: Mapping[str, Any], base: Model, experts: dict[str, Model]) ->
     kind, method = about.pop("space", search["kind"]), about.pop("method", "linear")
     if kind == "data-flow":
         return data_flow(base, experts, **about)
-    merging = Merging(method, base, experts, seed, about["embeddings_and_norms"])
+    merging = MergeConfig(
+        method, base, experts, seed=seed, embeddings_and_norms=about["embeddings_and_norms"]
+    )
     if registry.info(method).whole_model:
         raise UserError(
             f"method {method} would have to be run again with its data; replay is for searches "

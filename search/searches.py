@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.checking import check_compatible
+from checkpoints.devices import check_device
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.vocabulary import align
 from common import manifest
@@ -18,13 +19,13 @@ from evaluation.own_data import own_tasks
 from evaluation.suites import select
 from merges.cli import pairs, read_settings
 from merges.engine import registry
-from merges.engine.checks import check_output
-from merges.engine.merger import check_device
+from merges.engine.checks import check_config, check_output
+from merges.engine.config import MergeConfig
 from search import result
 from search.cli import json_list
 from search.greedy import Greedy
 from search.loop import Budget, Search, Serial, agreement, spread
-from search.merged import ListedSpace, Merging, SoupSpace
+from search.merged import ListedSpace, SoupSpace
 from search.overlap import check_no_overlap
 from search.parameters import ParameterSpace
 from search.record import check_groups, table, winner_of
@@ -59,12 +60,12 @@ def data_flow(base: Model, experts: dict[str, Model], **settings: Any) -> Space:
     return DataFlowSpace(base, experts, **given)
 
 
-def _evolve(given: argparse.Namespace, merging: Merging) -> Plan:
+def _evolve(given: argparse.Namespace, merging: MergeConfig) -> Plan:
     from search.evolutionary import CmaEs, check_settings
 
     if given.space == "data-flow":
         space = data_flow(
-            merging.base,
+            merging.reference,
             dict(merging.experts),
             repeats=given.repeats,
             scales=given.scales,
@@ -83,13 +84,13 @@ def _evolve(given: argparse.Namespace, merging: Merging) -> Plan:
     return Plan(space, strategy, Budget(given.budget, given.seconds), about)
 
 
-def _tune(given: argparse.Namespace, merging: Merging) -> Plan:
+def _tune(given: argparse.Namespace, merging: MergeConfig) -> Plan:
     candidates = json_list(given.candidates, "--candidates")
     space = ListedSpace(merging, read_settings(given.set), candidates)
     return Plan(space, Listed(len(candidates)), Budget(len(candidates)), {})
 
 
-def _greedy(given: argparse.Namespace, merging: Merging) -> Plan:
+def _greedy(given: argparse.Namespace, merging: MergeConfig) -> Plan:
     count = len(merging.experts)
     return Plan(SoupSpace(merging), Greedy(count), Budget(2 * count - 1), {})
 
@@ -163,18 +164,18 @@ def search(given: argparse.Namespace) -> str:
     aligned = align(base, experts, given.vocabulary)
     if given.space == "parameter":  # the other space checks its models itself
         check_compatible(base, aligned.experts, same_tokenizer=False)
-    merging = Merging(
+    merging = MergeConfig(
         given.method,
         base,
         aligned.experts,
-        given.seed,
-        given.embeddings_and_norms,
-        pairs(given.calibration, "--calibration"),
-        given.teachers,
-        given.threads,
-        given.device,
+        seed=given.seed,
+        embeddings_and_norms=given.embeddings_and_norms,
+        calibration=pairs(given.calibration, "--calibration"),
+        teachers=given.teachers,
+        device=given.device,
+        threads=given.threads,
     )
-    merging.check()
+    check_config(merging)
     plan = _COMMANDS[given.command](given, merging)
     suites = given.suites.split(",")
     columns = _columns(given, suites)

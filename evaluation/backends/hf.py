@@ -24,7 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoints.reading import Checkpoint
 from common.cost import count_mapped
-from common.errors import UserError, reason_of
 from evaluation.backends import trees
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
@@ -33,21 +32,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Implementations of attention that accept a mask of any shape; flash attention does not.
 _TAKES_MASKS = ("sdpa", "eager")
 _LAYERS = {"full_attention", "sliding_attention"}
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine or this build of PyTorch does not have.
-
-    Raises:
-        UserError: A tensor cannot be put there.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second from a build without CUDA
-        raise UserError(
-            f"--device {device}: not usable here ({reason_of(error)}); give cpu, or cuda where "
-            "PyTorch has it"
-        ) from None
 
 
 def load_model(

@@ -86,10 +86,10 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from checkpoints.checking import check_compatible
+    from checkpoints.devices import check_device
     from checkpoints.reading import Checkpoint
     from checkpoints.vocabulary import align
     from merges.dam.states import write_teachers
-    from merges.engine.merger import check_device
 
     check_device(arguments.device)
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Checks of a merge's order and of its result that need no arithmetic."""
+"""Checks of a merge's configuration and of its result that need no arithmetic."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from checkpoints.devices import check_device
 from common import manifest
 from common.errors import UserError, nearest
 from merges.engine import registry
@@ -15,56 +16,49 @@ from merges.engine.requests import EmbeddingsAndNorms, WholeModelResult
 if TYPE_CHECKING:
     import torch
 
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Checkpoint, Model
+    from merges.engine.config import MergeConfig
 
 _OTHER_FILES = 64  # libraries, logs, the hashes' cache
 
 
-def check_request(
-    method: str, has_base: bool, experts: Sequence[str], embeddings_and_norms: str
-) -> registry.MethodInfo:
+def check_config(config: MergeConfig) -> None:
     """Check what can be known of a merge before any tensor is read.
 
-    Args:
-        method: The method's name.
-        has_base: Whether a base is given.
-        experts: The experts' names.
-        embeddings_and_norms: The policy, as text.
-
-    Returns:
-        The method's description.
-
     Raises:
-        UserError: The method or the policy is unknown, the number of experts is not the
-            method's, or a base is needed and not given.
+        UserError: The method, a parameter or the policy for embeddings and norms is unknown, a
+            value is out of its range, the number of experts is not the method's, a base is needed
+            and not given, or data is missing or superfluous.
     """
-    info = registry.info(method)
+    info, method = config.info, config.method
     policies = get_args(EmbeddingsAndNorms)
-    if embeddings_and_norms not in policies:
+    if config.embeddings_and_norms not in policies:
         raise UserError(
-            f"embeddings and norms: {embeddings_and_norms!r} is unknown"
-            f"{nearest(embeddings_and_norms, policies)}"
+            f"embeddings and norms: {config.embeddings_and_norms!r} is unknown"
+            f"{nearest(config.embeddings_and_norms, policies)}"
         )
-    if not experts:
+    if not config.experts:
         raise UserError(f"method {method}: no expert given; name at least one")
-    if info.experts is not None and len(experts) != info.experts:
+    if info.experts not in (None, len(config.experts)):
         raise UserError(
-            f"method {method} merges exactly {info.experts} experts; {len(experts)} are given"
+            f"method {method} merges exactly {info.experts} experts; "
+            f"{len(config.experts)} are given"
         )
-    if not has_base and ("base" in info.needs or embeddings_and_norms == "base"):
-        what = f"method {method}" if "base" in info.needs else "embeddings and norms of the base"
+    needed = "base" in info.needs
+    if config.base is None and (needed or config.embeddings_and_norms == "base"):
+        what = f"method {method}" if needed else "embeddings and norms of the base"
         raise UserError(f"{what}: no base given; name the experts' common ancestor")
-    return info
+    _ = config.resolved  # checks the parameters
+    _check_data(config)
 
 
 def numbers_by_expert(
-    method: str, info: registry.MethodInfo, values: Mapping[str, Any], given: Sequence[str]
+    info: registry.MethodInfo, values: Mapping[str, Any], given: Sequence[str]
 ) -> dict[str, Any]:
     """Turn numbers per expert, given as lists or mappings, into mappings by expert name.
 
     Args:
-        method: The method's name, for messages.
-        info: Its description.
+        info: The method's description.
         values: Checked values by parameter name.
         given: The experts' names in the order in which lists are meant.
 
@@ -78,7 +72,7 @@ def numbers_by_expert(
     for name, value in values.items():
         if value is None or not info.parameters[name].kind.per_expert:
             continue
-        where = f"method {method}, parameter {name}"
+        where = f"method {info.name}, parameter {name}"
         if isinstance(value, int | float):
             value = dict.fromkeys(given, value)
         if isinstance(value, list):
@@ -122,35 +116,20 @@ def check_names(
                 )
 
 
-def check_data(
-    info: registry.MethodInfo,
-    experts: Mapping[str, Checkpoint],
-    calibration: Mapping[str, Path],
-    teachers: Path | None,
-) -> None:
-    """Refuse data that a method lacks or has no use for.
-
-    Args:
-        info: The method's description.
-        experts: The checkpoints by name.
-        calibration: Files by expert name.
-        teachers: Folder of teacher signals, if any.
-
-    Raises:
-        UserError: An expert's calibration file is not given or not there, data is given to a
-            method that takes none, or for no expert.
-    """
-    if "data" not in info.needs:
+def _check_data(config: MergeConfig) -> None:
+    """Refuse data that a method lacks or has no use for."""
+    method, calibration, teachers = config.method, config.calibration, config.teachers
+    if "data" not in config.info.needs:
         if calibration or teachers:
-            raise UserError(f"method {info.name} takes no data; leave calibration and teachers out")
+            raise UserError(f"method {method} takes no data; leave calibration and teachers out")
         return
     for expert in calibration:
-        if expert not in experts:
-            raise UserError(f"calibration: no expert {expert!r}{nearest(expert, experts)}")
-    for expert in experts:
+        if expert not in config.experts:
+            raise UserError(f"calibration: no expert {expert!r}{nearest(expert, config.experts)}")
+    for expert in config.experts:
         if expert not in calibration:
             raise UserError(
-                f"method {info.name} needs calibration data of every expert; "
+                f"method {method} needs calibration data of every expert; "
                 f"give --calibration {expert}=FILE too"
             )
     for path in [*calibration.values(), *([teachers] if teachers else [])]:
@@ -177,21 +156,20 @@ def check_result(base: Checkpoint, result: WholeModelResult, method: str) -> Non
             )
 
 
-def check_whole(method: str, compute_dtype: str, dtype: str | None, device: str) -> None:
+def check_whole(config: MergeConfig) -> None:
     """Refuse options on the arithmetic that a whole-model method does not follow.
 
     Raises:
         UserError: A type is other than its default, or the device is not there.
     """
-    given = {"compute dtype": compute_dtype != "float32", "dtype": dtype}
+    given = {"compute dtype": config.compute_dtype != "float32", "dtype": config.dtype}
     for option, other in given.items():
         if other:
             raise UserError(
-                f"method {method} merges whole models into the base's types; leave the {option} out"
+                f"method {config.method} merges whole models into the base's types; "
+                f"leave the {option} out"
             )
-    from merges.engine.merger import check_device
-
-    check_device(device)
+    check_device(config.device)
 
 
 def check_files(count: int) -> None:
@@ -215,25 +193,22 @@ def check_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def check_donor(donor: str | None, models: Sequence[str], vocabulary: str) -> str:
+def check_donor(config: MergeConfig) -> Model:
     """Return the model that configuration and tokenizer come from.
 
-    Args:
-        donor: A model's name, None for the first.
-        models: The models' names.
-        vocabulary: The policy; under another than ``refuse`` the tokenizer is the first's.
-
     Raises:
-        UserError: There is no such model, or the policy says otherwise.
+        UserError: There is no such model, or the vocabulary policy takes the first one's.
     """
-    if donor not in (None, models[0]) and vocabulary != "refuse":
+    models, donor = config.models, config.donor
+    first = next(iter(models))
+    if donor not in (None, first) and config.vocabulary != "refuse":
         raise UserError(
-            f"donor: under the vocabulary policy {vocabulary} the tokenizer is that of "
-            f"{models[0]!r}; leave the donor out"
+            f"donor: under the vocabulary policy {config.vocabulary} the tokenizer is that of "
+            f"{first!r}; leave the donor out"
         )
     if donor is not None and donor not in models:
         raise UserError(f"donor: no model {donor!r}{nearest(donor, models)}")
-    return models[0] if donor is None else donor
+    return models[donor or first]
 
 
 def check_output(out: Path, inputs: Sequence[Path]) -> None:

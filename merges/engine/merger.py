@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints.devices import check_device
 from checkpoints.headers import FLOATS
 from checkpoints.names import kind
 from checkpoints.reading import torch_name, torch_type
@@ -16,12 +16,11 @@ from common.errors import UserError
 from merges.engine import registry
 from merges.engine.checks import numbers_by_expert
 from merges.engine.pieces import ArrayPieces, Part, Piece, Pieces
-from merges.engine.requests import EmbeddingsAndNorms, Resuming
 
 if TYPE_CHECKING:
     import torch
 
-ParametersFor = Callable[[str], Mapping[str, Any]]
+    from merges.engine.config import MergeConfig
 
 
 def _overflow(name: str, stored: str) -> UserError:
@@ -75,60 +74,17 @@ def rounded_array(values: np.ndarray, stored: str, name: str) -> np.ndarray:
     return found
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not find."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(
-            f"device {device!r}: torch finds no such device here; leave it out to merge on the CPU"
-        ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a merge is carried out, apart from its method and the models.
-
-    Attributes:
-        seed: Seed of random masks, or of a whole-model method's data draw and order.
-        embeddings_and_norms: ``merged``, or ``base`` to take them from the base.
-        parameters_for: Gives, for a tensor's name, parameters that differ for it; see
-            `merges.engine.layer_rules.LayerRules`.
-        compute_dtype: ``float32`` or ``float64``; where an input is stored in float64, its
-            arithmetic is in float64 always.
-        dtype: Type in which floating parameters are stored, by torch's name; None for the
-            base's (without a base, the first expert's).
-        device: Torch device on which values are merged.
-        threads: Parameters that are merged at a time.
-        resuming: Where a whole-model method records how far it is; None for nowhere.
-    """
-
-    seed: int = 0
-    embeddings_and_norms: EmbeddingsAndNorms = "merged"
-    parameters_for: ParametersFor | None = None
-    compute_dtype: str = "float32"
-    dtype: str | None = None
-    device: str = "cpu"
-    threads: int = 1
-    resuming: Resuming | None = None
-
-
-def takes_arrays(method: str, settings: Settings, types: Collection[str]) -> bool:
-    """Tell whether a merge can do without torch.
+def takes_arrays(config: MergeConfig, types: Collection[str]) -> bool:
+    """Return whether a merge can do without torch.
 
     Args:
-        method: A method's name.
-        settings: How it is carried out.
+        config: The merge.
         types: The types, by their safetensors names, of the parameters read and stored.
     """
     return (
-        registry.info(method).arrays
-        and settings.device == "cpu"
-        and settings.compute_dtype == "float32"
+        config.info.arrays
+        and config.device == "cpu"
+        and config.compute_dtype == "float32"
         and "F64" not in types
     )
 
@@ -137,10 +93,7 @@ class Merger:
     """Merges parameters one by one; several threads may use it at once.
 
     Args:
-        method: Name of a method that is not a whole-model one.
-        experts: The experts' names in the order given.
-        parameters: The method's parameters; those left out have their defaults.
-        settings: All else.
+        config: The merge, of a method that is not a whole-model one.
         arrays: Whether the parts' readers give arrays, and `merge` is to; see `takes_arrays`.
 
     Attributes:
@@ -152,42 +105,34 @@ class Merger:
             together with a preparation over the whole model.
     """
 
-    def __init__(
-        self,
-        method: str,
-        experts: Sequence[str],
-        parameters: Mapping[str, Any],
-        settings: Settings,
-        arrays: bool = False,
-    ) -> None:
-        self._method = method
+    def __init__(self, config: MergeConfig, arrays: bool = False) -> None:
+        self._config = config
         self._arrays = arrays
-        self._info = registry.info(method)
-        self._given = tuple(experts)
+        self._info = config.info
+        self._given = tuple(config.experts)
         # Sums in another order round differently: one order makes the order given immaterial.
         self.order = self._given if self._info.ordered else tuple(sorted(self._given))
-        self._parameters = self._per_expert(registry.validate(method, parameters))
+        self._parameters = self._per_expert(config.resolved)
         # A method with a parameter `origin` looks at the base only where that is the base.
         self.reads_base = "base" in self._info.needs or (
             "origin" in self._parameters
-            and (self._parameters["origin"] == "base" or settings.parameters_for is not None)
+            and (self._parameters["origin"] == "base" or config.parameters_for is not None)
         )
-        self._function = registry.load(method)
-        self._prepare = registry.load_prepare(method)
-        self._settings = settings
+        self._function = registry.load(config.method)
+        self._prepare = registry.load_prepare(config.method)
         self._whole = self._parameters.get("scope") == "model" and self._prepare is not None
         self._places: dict[str, int] = {}
         self._prepared: Any = None
         self._prepared_double = False
-        check_device(settings.device)
-        if self._whole and settings.parameters_for is not None:
+        check_device(config.device)
+        if self._whole and config.parameters_for is not None:
             raise UserError(
-                f"method {method}: scope=model looks at the whole model at once and takes no "
-                "parameters by layer; use scope=tensor or leave the rules out"
+                f"method {config.method}: scope=model looks at the whole model at once and "
+                "takes no parameters by layer; use scope=tensor or leave the rules out"
             )
 
     def _per_expert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return numbers_by_expert(self._method, self._info, values, self._given)
+        return numbers_by_expert(self._info, values, self._given)
 
     def parameters_of(self, tensor: str) -> dict[str, Any]:
         """Return the method's parameters for a tensor, numbers per expert in `order`.
@@ -196,9 +141,9 @@ class Merger:
             UserError: A rule sets what does not fit the experts.
         """
         values = self._parameters
-        rules = self._settings.parameters_for
+        rules = self._config.parameters_for
         if rules is not None and (own := rules(tensor)):
-            values = {**values, **self._per_expert(registry.check(self._method, own))}
+            values = {**values, **self._per_expert(registry.check(self._info.name, own))}
         return {
             name: [value[expert] for expert in self.order]
             if value is not None and self._info.parameters[name].kind.per_expert
@@ -207,13 +152,13 @@ class Merger:
         }
 
     def copies(self, name: str, dtype: str) -> bool:
-        """Tell whether a parameter is taken from the base (or the first expert) as it is.
+        """Return whether a parameter is taken from the base (or the first expert) as it is.
 
         Args:
             name: The parameter.
             dtype: Its type by its safetensors name.
         """
-        policy = self._settings.embeddings_and_norms
+        policy = self._config.embeddings_and_norms
         return (policy == "base" and kind(name) in ("embedding", "norm")) or dtype not in FLOATS
 
     def _pieces(self, parts: Sequence[Part], double: bool) -> Pieces:
@@ -221,9 +166,9 @@ class Merger:
             return ArrayPieces(parts, self._info.unit)
         import torch
 
-        wide = double or self._settings.compute_dtype == "float64"
+        wide = double or self._config.compute_dtype == "float64"
         dtype = torch.float64 if wide else torch.float32
-        return Pieces(parts, self._info.unit, dtype, self._settings.device)
+        return Pieces(parts, self._info.unit, dtype, self._config.device)
 
     def _run_prepare(self, pieces: Pieces, parameters: Mapping[str, Any]) -> Any:
         wanted = inspect.signature(self._prepare).parameters.values()
@@ -290,5 +235,5 @@ class Merger:
         with np.errstate(all="ignore"):
             merged = self._function(piece.base, piece.experts, context, **parameters)
         if merged.shape != shape:
-            raise RuntimeError(f"method {self._method} returned another shape than it was given")
+            raise RuntimeError(f"method {self._info.name} returned another shape than it was given")
         return merged

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a merged model's folder."""
+"""What is next to the weights in a merged model's folder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from checkpoints.card import model_card, public_name
 from common import manifest
 from common.files import write_text
 from merges.engine import registry
+from merges.engine.config import MergeConfig
 from merges.engine.requests import WholeModelResult
-
-if TYPE_CHECKING:
-    from checkpoints.reading import Model
 
 COST = "cost.json"
 _EXTRA = Path("extra") / "coefficients.safetensors"
@@ -50,39 +48,44 @@ def write_extras(folder: Path, result: WholeModelResult) -> None:
 
 
 def write_record(
-    folder: Path,
-    recipe: Mapping[str, Any],
-    models: Mapping[str, Model],
-    data: Mapping[str, Path],
-    hashes: Mapping[str, str],
-    notes: tuple[str, ...],
-    seed: int,
+    folder: Path, config: MergeConfig, hashes: Mapping[str, str], notes: tuple[str, ...]
 ) -> None:
     """Write the model card and, last, the manifest.
 
     Args:
         folder: The model's folder, staged by the caller and otherwise complete.
-        recipe: All that determines the result besides models, data and seed.
-        models: The base, if any, as ``base``, and the experts by name.
-        data: What else was read, by name.
+        config: The merge.
         hashes: Sha256 of each weight file by its name.
         notes: Sentences for the card.
-        seed: The merge's seed.
     """
-    info = registry.info(recipe["method"])
+    info, models, rules = config.info, config.models, config.parameters_for
+    recipe = {
+        "method": config.method,
+        "set": config.resolved,
+        "experts": list(config.experts),
+        "embeddings_and_norms": config.embeddings_and_norms,
+        "compute_dtype": config.compute_dtype,
+        "dtype": config.dtype,
+        "donor": config.donor,
+        "vocabulary": config.vocabulary,
+        **({} if rules is None else {"set_layers": rules.as_json()}),
+    }
+    data = {f"calibration.{name}": path for name, path in config.calibration.items()}
+    if config.teachers is not None:
+        data["teachers"] = config.teachers
     inputs = {
         key if key == "base" else f"experts.{key}": model.fingerprint
         for key, model in models.items()
     }
     names = {key: public_name(model.path) for key, model in models.items()}
     card = model_card(
-        name=f"{info.title} of {', '.join(key for key in models if key != 'base')}",
+        name=f"{info.title} of {', '.join(config.experts)}",
         method=info.name,
         title=info.title,
         paper=info.paper,
         base=names.pop("base", None),
         experts=names,
-        recipe={**recipe, "seed": seed},
+        recipe={**recipe, "seed": config.seed},
         inputs=inputs,
         outputs=hashes,
         notes=notes,
@@ -98,6 +101,6 @@ def write_record(
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != COST
         },
-        seed=seed,
+        seed=config.seed,
         packages=("checkpoints", *registry.sources(info.name)),
     )

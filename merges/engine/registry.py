@@ -24,6 +24,7 @@ NEEDS = ("base", "data", "evaluation")
 Unit = Literal["values", "rows", "tensor"]
 # What every merge runs through; a change here changes every method's results.
 _SHARED = (
+    "config",
     "layer_rules",
     "merger",
     "output",

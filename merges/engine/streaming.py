@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from checkpoints.reading import Model, stored_type, torch_type
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress
-from merges.engine.layer_rules import LayerRules
-from merges.engine.merger import Merger, Settings, rounded, rounded_array, takes_arrays
+from merges.engine.config import MergeConfig
+from merges.engine.merger import Merger, rounded, rounded_array, takes_arrays
 from merges.engine.pieces import ArrayPieces, Part
 from merges.engine.requests import TensorContext
 
@@ -28,31 +28,47 @@ if TYPE_CHECKING:
 _COPIED_AT_ONCE = 1 << 22  # values
 
 
-class InMemory:
-    """Tensors by name, to be read as a checkpoint is."""
+class InMemory(Model):
+    """Tensors by name, to be read as a checkpoint is.
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    Args:
+        tensors: The parameters; they are not copied.
+        name: What to call the model in messages.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+        self.path, self.config = Path(name), {}
         # Flattened once: of a transposed tensor every piece would copy the whole.
         self._tensors = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
         self._specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
 
     def names(self) -> list[str]:
+        """Return the names in the order given."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape."""
         return self._specs[name].shape
 
     def dtype(self, name: str) -> str:
+        """Return a parameter's type as safetensors writes it."""
         return self._specs[name].dtype
 
-    def stored(self, name: str) -> str:
-        return self._specs[name].dtype
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self._tensors[name][start:stop]
 
     def ahead(self, name: str) -> None:
-        pass
+        """Do nothing: all is in memory."""
+
+    @property
+    def shards(self) -> list[Path]:
+        """No file is read."""
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        """Not known: what is in memory has no file to hash."""
+        raise NotImplementedError
 
 
 class Sink(Protocol):
@@ -85,12 +101,7 @@ class Merge:
     """One merge of models, parameter by parameter, into a sink.
 
     Args:
-        method: Name of a method that is not a whole-model one.
-        base: The common ancestor, None where the merge has none.
-        experts: The models by name, with the base's parameters and shapes.
-        parameters: The method's parameters; those left out have their defaults.
-        settings: All else.
-        sources: What to call the models in messages, by expert name and ``base``.
+        config: What to merge, with a method that is not a whole-model one.
         arrays: Whether to do without torch where that is possible: the sink is then given flat
             arrays, bfloat16 as its patterns in uint16. Every bit of the result is the same.
 
@@ -101,44 +112,31 @@ class Merge:
         UserError: Unknown method or parameter, a value out of range, a rule that matches nothing.
     """
 
-    def __init__(
-        self,
-        method: str,
-        base: Model | InMemory | None,
-        experts: Mapping[str, Model | InMemory],
-        parameters: Mapping[str, Any],
-        settings: Settings,
-        sources: Mapping[str, Path | str],
-        arrays: bool = False,
-    ) -> None:
-        self._settings = settings
-        self._reference = next(iter(experts.values())) if base is None else base
+    def __init__(self, config: MergeConfig, arrays: bool = False) -> None:
+        self._config = config
+        self._base, self._reference = config.base, config.reference
         names = self._reference.names()
         self.specs = {
             name: TensorSpec(self._stored(name), self._reference.shape(name)) for name in names
         }
-        models = [*experts.values(), *([] if base is None else [base])]
-        types = {model.dtype(name) for model in models for name in names}
+        types = {model.dtype(name) for model in config.models.values() for name in names}
         types |= {spec.dtype for spec in self.specs.values()}
-        self._arrays = arrays and takes_arrays(method, settings, types)
-        self._merger = Merger(method, list(experts), parameters, settings, self._arrays)
-        self._base = base
+        self._arrays = arrays and takes_arrays(config, types)
+        self._merger = Merger(config, self._arrays)
         self._stopped = False
-        self._experts = [experts[name] for name in self._merger.order]
-        self._models = [*self._experts, *([] if base is None else [base])]
-        self._sources = [
-            str(sources.get(name, f"expert {name}")) for name in self._merger.order
-        ] + [str(sources.get("base", "base"))]
-        if isinstance(settings.parameters_for, LayerRules):
-            settings.parameters_for.check_used(names)
+        self._experts = [config.experts[name] for name in self._merger.order]
+        self._models = [*self._experts, *([] if self._base is None else [self._base])]
+        self._sources = [str(model.path) for model in self._models]
+        if config.parameters_for is not None:
+            config.parameters_for.check_used(names)
         for name in names:
             self._merger.parameters_of(name)
 
     def _stored(self, name: str) -> str:
         own = self._reference.stored(name)
-        if self._settings.dtype is None or own not in FLOATS:
+        if self._config.dtype is None or own not in FLOATS:
             return own
-        return stored_type(self._settings.dtype)
+        return stored_type(self._config.dtype)
 
     def _copied(self, name: str) -> bool:
         return self._merger.copies(name, self._reference.dtype(name))
@@ -148,7 +146,7 @@ class Merge:
 
     def _part(self, name: str) -> Part:
         return Part(
-            TensorContext(name, self._merger.order, self._settings.seed, self.specs[name].shape),
+            TensorContext(name, self._merger.order, self._config.seed, self.specs[name].shape),
             functools.partial(self._read, self._base, name)
             if self._base is not None and self._merger.reads_base
             else None,
@@ -156,9 +154,7 @@ class Merge:
             self._sources,
         )
 
-    def _read(
-        self, model: Model | InMemory, name: str, start: int, stop: int
-    ) -> torch.Tensor | np.ndarray:
+    def _read(self, model: Model, name: str, start: int, stop: int) -> torch.Tensor | np.ndarray:
         if self._stopped:  # a large parameter would keep a failed merge waiting
             raise RuntimeError("the merge has been stopped")
         return (model.read_array if self._arrays else model.read)(name, start, stop)
@@ -169,7 +165,7 @@ class Merge:
         for start in range(0, count, _COPIED_AT_ONCE):
             stop = min(start + _COPIED_AT_ONCE, count)
             values = self._read(self._reference, name, start, stop)
-            for model, source in zip(self._models, self._sources, strict=False):
+            for model, source in zip(self._models, self._sources, strict=True):
                 others = self._read(model, name, start, stop)
                 if floating:
                     check_finite(self._wide(others), name, source)
@@ -213,7 +209,7 @@ class Merge:
         merged = sorted(name for name in order if not self._copied(name))
         self._merger.prepare([self._part(name) for name in merged], any(map(self._double, merged)))
         counter = Progress(len(order), progress or "")
-        threads = self._settings.threads
+        threads = self._config.threads
         upcoming = [*order[threads:], *[None] * min(threads, len(order))]
         jobs = zip(order, upcoming, strict=True)
         if threads == 1:

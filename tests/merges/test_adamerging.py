@@ -13,6 +13,7 @@ from merges.dam.data import draw
 from merges.dam.sources import load_sources
 from merges.engine import registry
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 from tests.merges.dam_world import make_world, plain_model
 
 SETTINGS = {"samples": 8, "batch_size": 4, "epochs": 10, "learning_rate": 0.01}
@@ -118,7 +119,9 @@ def test_it_needs_data_but_no_teachers(world, tmp_path):
     assert info.needs == {"base", "data"} and info.whole_model
     less = {name: path for name, path in world.calibration.items() if name != "two"}
     with pytest.raises(UserError, match="give --calibration two=FILE too"):
-        engine.merge_checkpoints("adamerging", world.base, world.experts, {}, calibration=less)
+        engine.merge_checkpoints(
+            MergeConfig("adamerging", world.base, world.experts, {}, calibration=less)
+        )
     defaults = registry.validate("adamerging", {})
     with pytest.raises(UserError, match="24 calibration rows, the training was asked for 1600"):
         adamerging(world, "base")

@@ -20,6 +20,7 @@ from merges.dam.sources import load_sources
 from merges.dam.training import Parameters, Trainer
 from merges.engine import registry
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 from tests.merges.dam_world import make_world, plain_model
 
 AUTHORS = Parameters(
@@ -106,7 +107,9 @@ def test_unknown_preset_is_refused():
 def merge(world, out, **settings):
     options = {"calibration": world.calibration, "embeddings_and_norms": "base", "seed": 0}
     settings = {"samples": 4, "batch_size": 2, **settings}
-    return engine.merge_to_disk(out, "dam", world.base, world.experts, settings, **options)
+    return engine.merge_to_disk(
+        out, MergeConfig("dam", world.base, world.experts, settings, **options)
+    )
 
 
 def test_the_authors_code_leaves_soups_only_little_and_is_told_in_the_manifest(world, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from checkpoints.reading import Checkpoint
 from merges.engine import registry
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -27,7 +28,8 @@ def test_a_gpu_merges_as_the_cpu_does(method: str, llama: Path, tmp_path: Path) 
     experts = {name: Checkpoint(llama / name) for name in names}
     for device in ("cpu", "cuda"):
         engine.merge_to_disk(
-            tmp_path / device, method, base, experts, {}, device=device, compute_dtype="float64"
+            tmp_path / device,
+            MergeConfig(method, base, experts, {}, device=device, compute_dtype="float64"),
         )
     cpu, gpu = Checkpoint(tmp_path / "cpu"), Checkpoint(tmp_path / "cuda")
     for name in cpu.names():

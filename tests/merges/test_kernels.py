@@ -17,7 +17,7 @@ from common.errors import UserError
 from merges.arithmetic import kernels
 from merges.engine import pieces, registry
 from merges.engine import run as engine
-from merges.engine.merger import Settings
+from merges.engine.config import MergeConfig
 from merges.engine.streaming import Collected, Merge
 from merges.methods.ties import merge_agreeing
 
@@ -124,9 +124,11 @@ def test_the_result_is_torchs_bit_by_bit(
     experts = {
         name: Checkpoint(llama / name) for name in NAMES[: registry.info(method).experts or 3]
     }
-    engine.merge_to_disk(tmp_path / "out", method, base, experts, {}, seed=3, dtype=dtype)
+    engine.merge_to_disk(
+        tmp_path / "out", MergeConfig(method, base, experts, {}, seed=3, dtype=dtype)
+    )
     arrays = Checkpoint(tmp_path / "out")
-    merge = Merge(method, base, experts, {}, Settings(3, dtype=dtype), {})
+    merge = Merge(MergeConfig(method, base, experts, seed=3, dtype=dtype))
     sink = Collected(merge.specs)
     merge.run(sink, list(merge.specs))
     for name, tensor in sink.tensors.items():
@@ -139,9 +141,11 @@ def test_pieces_and_threads_change_no_bit_of_arrays(
 ) -> None:
     base = Checkpoint(mistral / "base")
     experts = {name: Checkpoint(mistral / name) for name in NAMES}
-    engine.merge_to_disk(tmp_path / "one", method, base, experts, {}, seed=3)
+    engine.merge_to_disk(tmp_path / "one", MergeConfig(method, base, experts, {}, seed=3))
     monkeypatch.setattr(pieces, "CPU_SIZE", 53)
-    engine.merge_to_disk(tmp_path / "two", method, base, experts, {}, seed=3, threads=3)
+    engine.merge_to_disk(
+        tmp_path / "two", MergeConfig(method, base, experts, {}, seed=3, threads=3)
+    )
     one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
@@ -154,11 +158,13 @@ def test_an_overflow_is_refused_without_a_warning(
     with pytest.raises(UserError, match=f"overflows {dtype}"):
         engine.merge_to_disk(
             tmp_path / "out",
-            "linear",
-            base,
-            {"ja": expert},
-            {"weights": [1e39], "normalize": False},
-            dtype=dtype,
+            MergeConfig(
+                "linear",
+                base,
+                {"ja": expert},
+                {"weights": [1e39], "normalize": False},
+                dtype=dtype,
+            ),
         )
     assert not (tmp_path / "out").exists()
     assert not [item for item in recwarn if item.category is RuntimeWarning]

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.files import write_json
 from merges import cli
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 
@@ -37,15 +38,24 @@ def test_the_command_line_is_the_engine(llama: Path, tmp_path: Path) -> None:
     layers = ["--set-layers", str(tmp_path / "rules.json")]
     out = tmp_path / "out"
     assert cli.main(arguments(llama, out, *settings, *options, *layers)) == 0
-    expected = engine.merge_checkpoints(
-        "ties",
-        Checkpoint(llama / "base"),
-        {name: Checkpoint(llama / name) for name in ("ja", "math")},
-        {"density": 0.4, "merge": "sum", "weights": [1, 2]},
-        seed=2,
-        embeddings_and_norms="base",
-        parameters_for=lambda name: {"density": 0.9} if "layers.0." in name else {},
-    ).tensors
+    base = Checkpoint(llama / "base")
+    experts = {name: Checkpoint(llama / name) for name in ("ja", "math")}
+    by_density = {
+        density: engine.merge_checkpoints(
+            MergeConfig(
+                "ties",
+                base,
+                experts,
+                {"density": density, "merge": "sum", "weights": [1, 2]},
+                seed=2,
+                embeddings_and_norms="base",
+            )
+        ).tensors
+        for density in (0.4, 0.9)
+    }
+    expected = {
+        name: by_density[0.9 if "layers.0." in name else 0.4][name] for name in base.names()
+    }
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(written[name], expected[name]) for name in expected)
     manifest = json.loads((out / "manifest.json").read_text())

@@ -25,7 +25,7 @@ from common.files import write_json
 from merges import cli
 from merges.engine import pieces, registry
 from merges.engine import run as engine
-from merges.engine.merger import Settings
+from merges.engine.config import MergeConfig
 from merges.engine.streaming import Collected, InMemory, Merge
 
 ROOT = Path(cli.__file__).resolve().parent.parent
@@ -83,7 +83,9 @@ def test_a_copied_value_that_is_too_large_for_the_type_is_refused(
         save_file(tensors, path, metadata={"format": "pt"})
     options = {"embeddings_and_norms": "base", "dtype": "float16"}
     with pytest.raises(UserError, match=r"model\.norm\.weight: the merge overflows float16"):
-        engine.merge_to_disk(tmp_path / "out", "linear", *read(top, "ja"), {}, **options)
+        engine.merge_to_disk(
+            tmp_path / "out", MergeConfig("linear", *read(top, "ja"), {}, **options)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -123,8 +125,8 @@ def test_integers_against_floats_and_unknown_types_are_refused() -> None:
         (["--embeddings-and-norms", "bas"], "did you mean 'base'"),
         (["--out", "ja"], "holds the input"),
         (["--out", "base/config.json/x"], "is a file and no folder to write in"),
-        (["--device", "cuda:77"], "device 'cuda:77': torch finds no such device"),
-        (["--device", "gpu"], "device 'gpu': torch finds no such device"),
+        (["--device", "cuda:77"], "--device cuda:77: not usable here"),
+        (["--device", "gpu"], "--device gpu: not usable here"),
         (["--set-layers", "rules.json"], "3 numbers for 2 experts"),
         (["--experts", "a\nb=ja"], "unprintable"),
         (["--experts", "\udcff=ja"], "unprintable"),
@@ -154,11 +156,13 @@ def test_a_whole_model_method_refuses_what_it_does_not_follow(
     with pytest.raises(UserError, match=r"dam merges whole models.*leave the"):
         engine.merge_to_disk(
             tmp_path / "out",
-            "dam",
-            *read(llama, "ja"),
-            {},
-            calibration={"ja": tmp_path / "data"},
-            **option,
+            MergeConfig(
+                "dam",
+                *read(llama, "ja"),
+                {},
+                calibration={"ja": tmp_path / "data"},
+                **option,
+            ),
         )
 
 
@@ -169,7 +173,7 @@ def test_an_adapter_as_donor_brings_its_bases_configuration(
     base = Checkpoint(mistral / "base")
     experts = {"lora": open_model(adapter, base), "ja": Checkpoint(mistral / "ja")}
     for out, root, donor in [("with", base, "lora"), ("without", None, None)]:
-        engine.merge_to_disk(tmp_path / out, "linear", root, experts, {}, donor=donor)
+        engine.merge_to_disk(tmp_path / out, MergeConfig("linear", root, experts, {}, donor=donor))
         # Read in float32, where the adapter changes them, and stored in the base's type.
         tensors = load_file(tmp_path / out / "model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -186,7 +190,7 @@ def test_the_model_beneath_an_adapter_is_not_overwritten(
     base, experts = read(mistral, "ja")
     experts["lora"] = open_model(adapter, Checkpoint(beneath))
     with pytest.raises(UserError, match="beneath: holds the input"):
-        engine.merge_to_disk(beneath, "linear", base, experts, {})
+        engine.merge_to_disk(beneath, MergeConfig("linear", base, experts, {}))
 
 
 def test_the_configuration_tells_the_stored_type_whoever_the_donor(
@@ -201,7 +205,7 @@ def test_the_configuration_tells_the_stored_type_whoever_the_donor(
     save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
     base, experts = read(llama, "ja")
     experts["half"] = Checkpoint(half)
-    engine.merge_to_disk(tmp_path / "out", "linear", base, experts, {}, donor="half")
+    engine.merge_to_disk(tmp_path / "out", MergeConfig("linear", base, experts, {}, donor="half"))
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {
         torch.float32
     }
@@ -216,7 +220,7 @@ def test_a_link_as_output_leads_to_where_it_points(
     if exists:
         (tmp_path / "large" / "out").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "large" / "out")
-    engine.merge_to_disk(tmp_path / "link", "linear", *read(llama, "ja"), {})
+    engine.merge_to_disk(tmp_path / "link", MergeConfig("linear", *read(llama, "ja"), {}))
     assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path)) == ["large", "link"]
     assert (tmp_path / "large" / "out" / "model.safetensors").is_file()
 
@@ -258,7 +262,7 @@ def test_a_failure_stops_the_other_threads_within_their_parameter(
 ) -> None:
     monkeypatch.setattr(pieces, "CPU_SIZE", 1)
     tensors = {"a": torch.ones(1), "b": torch.ones(50_000)}
-    merge = Merge("linear", None, {"x": InMemory(tensors)}, {}, Settings(threads=2), {})
+    merge = Merge(MergeConfig("linear", None, {"x": InMemory(tensors, "x")}, threads=2))
     begun, written = threading.Event(), []
 
     class Failing(Collected):
@@ -285,7 +289,9 @@ def test_an_expert_without_a_tokenizer_is_noted(llama: Path, tmp_path: Path) -> 
 def test_a_folder_whose_name_is_no_text_can_be_merged(llama: Path, tmp_path: Path) -> None:
     odd = shutil.copytree(llama / "ja", tmp_path / "odd\udcff")
     experts = {"ja|x": Checkpoint(odd)}
-    engine.merge_to_disk(tmp_path / "out", "linear", Checkpoint(llama / "base"), experts, {})
+    engine.merge_to_disk(
+        tmp_path / "out", MergeConfig("linear", Checkpoint(llama / "base"), experts, {})
+    )
     assert r"| ja\|x | `odd?` |" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -17,6 +17,7 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import sha256_file, write_json
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules, read_rules
 
 NAMES = ("ja", "math", "sql")
@@ -33,7 +34,7 @@ def merge(
     top: Path, out: Path, method: str = "ties", names: tuple[str, ...] = NAMES, **options: object
 ) -> dict[str, torch.Tensor]:
     parameters = options.pop("parameters", {})
-    engine.merge_to_disk(out, method, *read(top, names), parameters, **options)
+    engine.merge_to_disk(out, MergeConfig(method, *read(top, names), parameters, **options))
     return load_file(out / "model.safetensors")
 
 
@@ -116,13 +117,15 @@ def test_the_manifest_is_true_and_rebuilds_the_model(llama: Path, tmp_path: Path
         assert sha256_file(tmp_path / "one" / name) == digest
     engine.merge_to_disk(
         tmp_path / "two",
-        recipe["method"],
-        base,
-        experts,
-        recipe["set"],
-        seed=manifest["seed"],
-        embeddings_and_norms=recipe["embeddings_and_norms"],
-        parameters_for=LayerRules(recipe["method"], recipe["set_layers"]),
+        MergeConfig(
+            recipe["method"],
+            base,
+            experts,
+            recipe["set"],
+            seed=manifest["seed"],
+            embeddings_and_norms=recipe["embeddings_and_norms"],
+            parameters_for=LayerRules(recipe["method"], recipe["set_layers"]),
+        ),
     )
     again = (tmp_path / "two" / "manifest.json").read_text()
     assert json.loads(again) == manifest
@@ -142,7 +145,9 @@ def test_seed_and_expert_names_decide_the_masks_and_threads_do_not(
     assert not torch.equal(first, merge(llama, tmp_path / "c", "dare_ties", seed=2)[PROJECTION])
     base, experts = read(llama)
     renamed = {f"new_{name}": expert for name, expert in experts.items()}
-    other = engine.merge_checkpoints("dare_ties", base, renamed, {}, seed=1).tensors[PROJECTION]
+    other = engine.merge_checkpoints(MergeConfig("dare_ties", base, renamed, {}, seed=1)).tensors[
+        PROJECTION
+    ]
     assert not torch.equal(first, other)
 
 
@@ -166,14 +171,16 @@ def test_methods_without_need_of_it_do_without_a_base(llama: Path, tmp_path: Pat
     base, experts = read(llama)
     for method, names in [("linear", NAMES), ("slerp", NAMES[1:])]:
         chosen = {name: experts[name] for name in names}
-        with_base = engine.merge_checkpoints(method, base, chosen, {}).tensors
-        engine.merge_to_disk(tmp_path / method, method, None, chosen, {})
+        with_base = engine.merge_checkpoints(MergeConfig(method, base, chosen, {})).tensors
+        engine.merge_to_disk(tmp_path / method, MergeConfig(method, None, chosen, {}))
         without = load_file(tmp_path / method / "model.safetensors")
         assert all(torch.equal(with_base[name], without[name]) for name in without)
     with pytest.raises(UserError, match="method ties: no base given"):
-        engine.merge_checkpoints("ties", None, experts, {})
+        engine.merge_checkpoints(MergeConfig("ties", None, experts, {}))
     with pytest.raises(UserError, match="of the base: no base given"):
-        engine.merge_checkpoints("linear", None, experts, {}, embeddings_and_norms="base")
+        engine.merge_checkpoints(
+            MergeConfig("linear", None, experts, {}, embeddings_and_norms="base")
+        )
 
 
 def test_layer_rules_are_the_methods_own_values_there(llama: Path) -> None:
@@ -186,10 +193,10 @@ def test_layer_rules_are_the_methods_own_values_there(llama: Path) -> None:
         ],
     )
     mixed = engine.merge_checkpoints(
-        "task_arithmetic", base, experts, {"scale": 0.1}, parameters_for=rules
+        MergeConfig("task_arithmetic", base, experts, {"scale": 0.1}, parameters_for=rules)
     ).tensors
     uniform = [
-        engine.merge_checkpoints("task_arithmetic", base, experts, parameters).tensors
+        engine.merge_checkpoints(MergeConfig("task_arithmetic", base, experts, parameters)).tensors
         for parameters in (
             {"scale": 0.1},
             {"scale": 0.1, "weights": [2, 0, 1]},
@@ -220,7 +227,7 @@ def test_bad_layer_rules(rules: object, message: str, llama: Path, tmp_path: Pat
     write_json(tmp_path / "rules.json", rules)
     with pytest.raises(UserError, match=message) as error:
         found = read_rules("ties", tmp_path / "rules.json")
-        engine.merge_checkpoints("ties", *read(llama), {}, parameters_for=found)
+        engine.merge_checkpoints(MergeConfig("ties", *read(llama), {}, parameters_for=found))
     assert "rules.json" in str(error.value)
 
 
@@ -337,19 +344,23 @@ def test_an_overflow_of_the_stored_type_is_refused() -> None:
 )
 def test_weights_that_do_not_fit_the_experts(weights: object, message: str, llama: Path) -> None:
     with pytest.raises(UserError, match=message):
-        engine.merge_checkpoints("linear", *read(llama), {"weights": weights})
+        engine.merge_checkpoints(MergeConfig("linear", *read(llama), {"weights": weights}))
 
 
 def test_the_number_of_experts_and_the_policy_are_checked(llama: Path) -> None:
     base, experts = read(llama)
     with pytest.raises(UserError, match="exactly 2 experts; 3 are given"):
-        engine.merge_checkpoints("slerp", base, experts, {})
+        engine.merge_checkpoints(MergeConfig("slerp", base, experts, {}))
     with pytest.raises(UserError, match="no expert given"):
-        engine.merge_checkpoints("linear", base, {}, {})
+        engine.merge_checkpoints(MergeConfig("linear", base, {}, {}))
     with pytest.raises(UserError, match=r"'bass' is unknown \(did you mean 'base'\?\)"):
-        engine.merge_checkpoints("linear", base, experts, {}, embeddings_and_norms="bass")
+        engine.merge_checkpoints(
+            MergeConfig("linear", base, experts, {}, embeddings_and_norms="bass")
+        )
     with pytest.raises(UserError, match="method ties takes no data"):
-        engine.merge_checkpoints("ties", base, experts, {}, calibration={"ja": Path("x")})
+        engine.merge_checkpoints(
+            MergeConfig("ties", base, experts, {}, calibration={"ja": Path("x")})
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2])

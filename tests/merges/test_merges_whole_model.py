@@ -13,6 +13,7 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import sha256_file
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.requests import WholeModelRequest, WholeModelResult
 
@@ -55,7 +56,7 @@ def test_whole_model_methods_get_the_request_and_their_extras_are_saved(
         path.write_text("{}\n")
     options = {"calibration": data, "seed": 4, "embeddings_and_norms": "base", "threads": 1}
     out = tmp_path / "out"
-    engine.merge_to_disk(out, "echo", base, experts, {"factor": 2}, **options)
+    engine.merge_to_disk(out, MergeConfig("echo", base, experts, {"factor": 2}, **options))
     assert whole_model == [WholeModelRequest(base, experts, data, None, 4, "base", 1)]
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(written[name], 2 * base.load(name)) for name in written)
@@ -70,7 +71,7 @@ def test_whole_model_methods_get_the_request_and_their_extras_are_saved(
     def refused(message: str, factor: float = 1.0, **changed: object) -> None:
         with pytest.raises(UserError, match=message):
             engine.merge_checkpoints(
-                "echo", base, experts, {"factor": factor}, **{**options, **changed}
+                MergeConfig("echo", base, experts, {"factor": factor}, **{**options, **changed})
             )
 
     refused("give --calibration sql=FILE too", calibration={n: data[n] for n in NAMES[:2]})
@@ -80,4 +81,4 @@ def test_whole_model_methods_get_the_request_and_their_extras_are_saved(
     refused("takes no layer rules", parameters_for=LayerRules("echo", []))
     refused("is not finite; lower the learning rate", factor=1e39)
     with pytest.raises(UserError, match="method echo: no base given"):
-        engine.merge_checkpoints("echo", None, experts, {}, **options)
+        engine.merge_checkpoints(MergeConfig("echo", None, experts, {}, **options))

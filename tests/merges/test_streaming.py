@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.files import sha256_file
 from merges.engine import pieces, registry
 from merges.engine import run as engine
+from merges.engine.config import MergeConfig
 
 NAMES = ("ja", "math", "sql")
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
@@ -31,7 +32,9 @@ def experts_for(method: str) -> int:
 
 def merged(top: Path, method: str, **options: object) -> dict[str, torch.Tensor]:
     base, experts = read(top, experts_for(method))
-    return engine.merge_checkpoints(method, base, experts, {}, seed=3, **options).tensors
+    return engine.merge_checkpoints(
+        MergeConfig(method, base, experts, {}, seed=3, **options)
+    ).tensors
 
 
 @pytest.mark.parametrize("method", PER_TENSOR)
@@ -54,8 +57,10 @@ def test_threads_change_no_bit(method: str, threads: int, mistral: Path) -> None
 
 def test_shards_hold_the_same_values_and_their_index(mistral: Path, tmp_path: Path) -> None:
     base, experts = read(mistral, 3)
-    engine.merge_to_disk(tmp_path / "one", "ties", base, experts, {})
-    engine.merge_to_disk(tmp_path / "many", "ties", base, experts, {}, shard_bytes=9_000, threads=2)
+    engine.merge_to_disk(tmp_path / "one", MergeConfig("ties", base, experts, {}))
+    engine.merge_to_disk(
+        tmp_path / "many", MergeConfig("ties", base, experts, {}, shard_bytes=9_000, threads=2)
+    )
     one = load_file(tmp_path / "one" / "model.safetensors")
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(one)
@@ -90,7 +95,7 @@ def test_reads_any_range(mistral: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_the_stored_type_is_what_is_asked_for(dtype: str, llama: Path, tmp_path: Path) -> None:
     base, experts = read(llama, 3)
-    engine.merge_to_disk(tmp_path / "out", "linear", base, experts, {}, dtype=dtype)
+    engine.merge_to_disk(tmp_path / "out", MergeConfig("linear", base, experts, {}, dtype=dtype))
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         assert tensor.dtype == getattr(torch, dtype)
         mean = torch.stack([expert.load(name).double() for expert in experts.values()]).mean(0)
@@ -121,12 +126,14 @@ def test_the_donor_is_the_one_that_is_named(llama: Path, tmp_path: Path) -> None
         (marked / path.name).write_bytes(path.read_bytes())
     (marked / "chat_template.jinja").write_text("marked")
     experts["math"] = Checkpoint(marked)
-    engine.merge_to_disk(tmp_path / "own", "linear", base, experts, {}, donor="math")
+    engine.merge_to_disk(tmp_path / "own", MergeConfig("linear", base, experts, {}, donor="math"))
     assert (tmp_path / "own" / "chat_template.jinja").read_text() == "marked"
-    engine.merge_to_disk(tmp_path / "base", "linear", base, experts, {})
+    engine.merge_to_disk(tmp_path / "base", MergeConfig("linear", base, experts, {}))
     assert not (tmp_path / "base" / "chat_template.jinja").exists()
     with pytest.raises(UserError, match=r"donor: no model 'mth'.*'math'"):
-        engine.merge_to_disk(tmp_path / "none", "linear", base, experts, {}, donor="mth")
+        engine.merge_to_disk(
+            tmp_path / "none", MergeConfig("linear", base, experts, {}, donor="mth")
+        )
 
 
 def test_weights_are_hashed_as_they_lie_on_disk(tmp_path: Path) -> None:

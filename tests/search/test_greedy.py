@@ -136,13 +136,14 @@ def test_an_expert_alone_is_scored_as_it_is(parents, monkeypatch, tmp_path):
 
 
 def test_the_row_can_be_made_again_from_its_manifest(parents, monkeypatch, tmp_path):
+    from merges.engine.config import MergeConfig
     from merges.engine.run import merge_to_disk
 
     run(parents, monkeypatch, [0.2, 0.6, 0.4, 0.7, 0.65], tmp_path / "out")
     recipe = read_json(tmp_path / "out" / "manifest.json")["parameters"]
     experts = {name: Checkpoint(parents / name) for name in recipe["experts"]}
     base = Checkpoint(parents / "base")
-    merge_to_disk(tmp_path / "again", recipe["method"], base, experts, recipe["set"])
+    merge_to_disk(tmp_path / "again", MergeConfig(recipe["method"], base, experts, recipe["set"]))
     assert Checkpoint(tmp_path / "again").fingerprint == Checkpoint(tmp_path / "out").fingerprint
 
 

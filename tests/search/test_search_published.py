@@ -10,6 +10,7 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, write_json
 from evaluation.harness import Harness
+from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.run import merge_to_disk
 from search.cli import main
@@ -49,12 +50,14 @@ def test_a_search_in_bfloat16_over_a_cropped_expert(published, world, tmp_path, 
     recipe = read_json(tmp_path / "out" / "manifest.json")["parameters"]
     merge_to_disk(
         tmp_path / "again",
-        method,
-        Checkpoint(published / "base"),
-        experts,
-        recipe["set"],
-        parameters_for=LayerRules(method, recipe["set_layers"]),
-        vocabulary=recipe["vocabulary"],
+        MergeConfig(
+            method,
+            Checkpoint(published / "base"),
+            experts,
+            recipe["set"],
+            parameters_for=LayerRules(method, recipe["set_layers"]),
+            vocabulary=recipe["vocabulary"],
+        ),
     )
     written, again = (Checkpoint(tmp_path / name) for name in ("out", "again"))
     for name in again.names():
@@ -78,5 +81,5 @@ def test_a_device_that_is_not_there_is_refused(published, world, tmp_path):
     given = ["evolve", "--method", "ties", "--base", str(published / "base"), "--experts"]
     given += [f"a={published / 'a'}", "--data", str(world / "data"), "--suites", TASK]
     given += ["--budget", "2", "--device", "cuda:99", "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="device 'cuda:99': torch finds no such device"):
+    with pytest.raises(UserError, match="--device cuda:99: not usable here"):
         main(given)

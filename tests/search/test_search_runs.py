@@ -17,10 +17,11 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_jsonl
 from evaluation.harness import Harness, load_model
+from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.run import merge_to_disk
 from search.cli import main
-from search.merged import ListedSpace, Merging
+from search.merged import ListedSpace
 from search.parameters import ParameterSpace
 from search.workbench import Allocated, Workbench
 
@@ -32,7 +33,7 @@ def history(folder):
 
 def merging(world, method, experts=("a", "b"), **settings):
     models = {name: Checkpoint(world / name) for name in experts}
-    return Merging(method, Checkpoint(world / "base"), models, **settings)
+    return MergeConfig(method, Checkpoint(world / "base"), models, **settings)
 
 
 def same_weights(first, second):
@@ -53,7 +54,9 @@ def test_tuning_writes_the_best_candidate_s_merge(world, command, tmp_path):
     assert manifest["parameters"]["set"]["scale"] == candidates[chosen]["scale"]
     parents = {name: Checkpoint(world / name) for name in ("a", "b")}
     base = Checkpoint(world / "base")
-    merge_to_disk(tmp_path / "again", "task_arithmetic", base, parents, candidates[chosen])
+    merge_to_disk(
+        tmp_path / "again", MergeConfig("task_arithmetic", base, parents, candidates[chosen])
+    )
     written, again = (Checkpoint(tmp_path / name) for name in ("out", "again"))
     assert written.fingerprint == again.fingerprint
 
@@ -66,9 +69,12 @@ def test_a_method_that_learns_is_tuned_and_its_best_run_is_kept(
     rows = [row | {"prompt": next(words), "answer": f" {next(words)}"} for _ in range(8)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     runs, run = [], merges.engine.run.merge_checkpoints
-    monkeypatch.setattr(
-        merges.engine.run, "merge_checkpoints", lambda *a, **k: runs.append(a[3]) or run(*a, **k)
-    )
+
+    def counted(config):
+        runs.append(config.parameters)
+        return run(config)
+
+    monkeypatch.setattr(merges.engine.run, "merge_checkpoints", counted)
     candidates = [{"initial": 0.1}, {"initial": 0.4}, {"initial": 0.7}]
     calibration = [f"{name}={tmp_path / 'rows.jsonl'}" for name in ("a", "b")]
     given = ["--candidates", json.dumps(candidates), "--set", "samples=4"]
@@ -80,11 +86,13 @@ def test_a_method_that_learns_is_tuned_and_its_best_run_is_kept(
     assert recipe["set"]["initial"] == candidates[averages.index(max(averages))]["initial"]
     merge_to_disk(
         tmp_path / "again",
-        "adamerging",
-        Checkpoint(world / "base"),
-        {name: Checkpoint(world / name) for name in ("a", "b")},
-        recipe["set"],
-        calibration=dict.fromkeys(("a", "b"), tmp_path / "rows.jsonl"),
+        MergeConfig(
+            "adamerging",
+            Checkpoint(world / "base"),
+            {name: Checkpoint(world / name) for name in ("a", "b")},
+            recipe["set"],
+            calibration=dict.fromkeys(("a", "b"), tmp_path / "rows.jsonl"),
+        ),
     )
     assert same_weights(tmp_path / "out", tmp_path / "again")
     for name in ("training.csv", "extra/coefficients.safetensors"):
@@ -112,13 +120,15 @@ def test_the_winner_of_a_search_can_be_rebuilt_from_its_manifest(
     recipe = read_json(first)["parameters"]
     merge_to_disk(
         tmp_path / "again",
-        recipe["method"],
-        Checkpoint(world / "base"),
-        {name: Checkpoint(world / name) for name in recipe["experts"]},
-        recipe["set"],
-        seed=3,
-        embeddings_and_norms=recipe["embeddings_and_norms"],
-        parameters_for=LayerRules(recipe["method"], recipe.get("set_layers") or []),
+        MergeConfig(
+            recipe["method"],
+            Checkpoint(world / "base"),
+            {name: Checkpoint(world / name) for name in recipe["experts"]},
+            recipe["set"],
+            seed=3,
+            embeddings_and_norms=recipe["embeddings_and_norms"],
+            parameters_for=LayerRules(recipe["method"], recipe.get("set_layers") or []),
+        ),
     )
     assert same_weights(tmp_path / "out", tmp_path / "again")
     assert not (tmp_path / "out.search").exists()
@@ -181,7 +191,7 @@ SCALES = [{"scale": scale} for scale in (0.0, 2.0, 0.0, 3e38, 0.0)]
 def test_a_candidate_that_fails_is_recorded_and_leaves_no_trace(world, huge):
     experts = {"a": Checkpoint(world / "a"), "b": Checkpoint(huge)}
     base, task = Checkpoint(world / "base"), "bottle_kobest/copa"
-    space = ListedSpace(Merging("task_arithmetic", base, experts), {}, SCALES)
+    space = ListedSpace(MergeConfig("task_arithmetic", base, experts), {}, SCALES)
     bench = Workbench(space, base, world / "data", [task], [[task]])
     done = [bench.evaluate(n, [float(n)]) for n in range(5)]
     assert "not finite" in done[1].failure and "overflows" in done[3].failure
