@@ -30,9 +30,10 @@ from merges.dam import layers  # noqa: E402
 from merges.dam.data import Batch, Calibration  # noqa: E402
 from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
 from merges.dam.head import CHUNK  # noqa: E402
+from merges.dam.method import training_parameters  # noqa: E402
 from merges.dam.network import skeleton  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
-from merges.dam.training import Parameters, Trainer  # noqa: E402
+from merges.dam.training import Trainer  # noqa: E402
 from merges.engine.requests import WholeModelRequest  # noqa: E402
 
 MISTRAL = {
@@ -224,7 +225,9 @@ def our_step(
         threads=1,
         device=str(device),
     )
-    parameters = Parameters(samples=STEPS, optimizer="mofo", recompute_activations=recompute)
+    parameters = training_parameters(
+        samples=STEPS, optimizer="mofo", recompute_activations=recompute
+    )
     trainer = Trainer(request, parameters, Sources(base, config, experts, data, HEAD))
     trainer.teachers = _RandomStates([own[HEAD] for own in experts.values()])
     return trainer.step

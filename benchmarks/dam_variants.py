@@ -37,6 +37,7 @@ from checkpoints.reading import Checkpoint  # noqa: E402
 from checkpoints.writing import write_weights  # noqa: E402
 from merges.dam import layers, network, training  # noqa: E402
 from merges.dam.data import draw, read_calibration  # noqa: E402
+from merges.dam.method import training_parameters  # noqa: E402
 from merges.dam.packing import Packing  # noqa: E402
 from merges.dam.sources import load_sources  # noqa: E402
 from merges.dam.states import write_teachers  # noqa: E402
@@ -203,7 +204,7 @@ def ours(world: World, work: Path, variant: str) -> tuple[Step, Gradients]:
         embeddings_and_norms="base",
         threads=1,
     )
-    parameters = training.Parameters(
+    parameters = training_parameters(
         samples=world.rows,
         learning_rate=LEARNING_RATE,
         optimizer="mofo",

@@ -186,7 +186,8 @@ def listing() -> str:
         experts = f"{info.experts} experts{order}" if info.experts else "any number of experts"
         lines.append(f"    needs: {', '.join([*needs, experts])}")
         for item in info.parameters.values():
-            default = json.dumps(item.default, ensure_ascii=False)
+            default = info.presets[None].get(item.name, item.default)
+            default = json.dumps(default, ensure_ascii=False)
             lines += textwrap.wrap(
                 f"{item.name}: {item.kind.describe()} (default {default})",
                 95,

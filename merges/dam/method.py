@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import UserError
+from merges.dam.settings import Parameters
+from merges.engine import registry
 from merges.engine.parameters import (
     Count,
     Density,
@@ -18,8 +19,6 @@ from merges.engine.parameters import (
 from merges.engine.registry import method
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from merges.engine.requests import WholeModelRequest, WholeModelResult
 
 # What a parameter that is left out is without a preset: the ablation's settings, which are the
@@ -67,23 +66,26 @@ PRESETS = {
 }
 
 
-def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what a preset says, and the defaults for the rest.
+def training_parameters(
+    *, start: float | None = None, title: str = "DAM", preset: str | None = None, **given: Any
+) -> Parameters:
+    """Complete some parameters of `dam`, which are written in its signature alone.
 
     Args:
-        preset: Name of a preset, or None.
-        given: Values by parameter name; None for one that is left out.
+        start: See `merges.dam.settings.Parameters`.
+        title: See there.
+        preset: As for `dam`.
+        given: Others of its parameters; None for one that is left out.
 
     Returns:
-        The same parameters, each with a value.
-
-    Raises:
-        UserError: The preset is unknown.
+        All parameters, those left out with the preset's value or the default.
     """
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"DAM has no preset {preset!r} (valid: {', '.join(PRESETS)})")
-    filled = {**DEFAULTS, **PRESETS.get(preset, {})}
-    return {name: filled[name] if value is None else value for name, value in given.items()}
+    values = registry.validate("dam", {"preset": preset})
+    del values["preset"]
+    if unknown := set(given) - set(values):
+        raise TypeError(f"DAM has no parameter {sorted(unknown)[0]!r}")
+    values |= {name: value for name, value in given.items() if value is not None}
+    return Parameters(**values, start=start, title=title)
 
 
 @method(title="DAM", paper="arXiv:2410.08371", needs={"base", "data"}, whole_model=True)
@@ -129,11 +131,8 @@ def dam(
     predicts on each expert's data what that expert predicts: sum_i mean over tokens of
     T^2 KL(expert_i || merged), plus penalties on the coefficients. A bias is merged with one
     scalar per model. Embeddings and norms are not trained unless asked for: they are the base's
-    or the experts' average, as the request says. Where a default is null it is the preset's, and
-    without a preset: batch_size 1, learning_rate 2e-3, schedule constant, optimizer adamw,
-    weight_decay 0, temperature 2, kl_direction teacher||merged, formulas code, objective
-    kl + 0.01 cosine + 1e-6 l1 + 1e-6 l2, tokens all, last_position false, transform none,
-    coefficient_dtype float32, unmerged policy, task_vectors false.
+    or the experts' average, as the request says. Where the signature has None it is the preset's
+    value, and without a preset that of DEFAULTS.
 
     Args:
         request: Base, experts, calibration data, and perhaps cached teacher signals.
@@ -211,47 +210,8 @@ def dam(
         Gauthier-Caron et al., arXiv:2410.08371, section 3, and the authors' code
         (arcee-ai/DAM).
     """
+    given = {name: value for name, value in locals().items() if name != "request"}
     # The training imports transformers, which the registry must not.
-    from merges.dam.training import Parameters, train
+    from merges.dam.training import train
 
-    chosen = resolve(
-        preset,
-        {
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "optimizer": optimizer,
-            "weight_decay": weight_decay,
-            "temperature": temperature,
-            "kl_direction": kl_direction,
-            "formulas": formulas,
-            "objective": objective,
-            "tokens": tokens,
-            "last_position": last_position,
-            "transform": transform,
-            "coefficient_dtype": coefficient_dtype,
-            "unmerged": unmerged,
-            "task_vectors": task_vectors,
-        },
-    )
-    return train(
-        request,
-        Parameters(
-            samples=samples,
-            epochs=epochs,
-            mofo_fraction=mofo_fraction,
-            beta1=beta1,
-            beta2=beta2,
-            clip=clip,
-            teacher_embeddings=teacher_embeddings,
-            granularity=granularity,
-            init=init,
-            base_source=base_source,
-            merge_lm_head=merge_lm_head,
-            embeddings=embeddings,
-            norms=norms,
-            tokens_per_forward=tokens_per_forward,
-            recompute_activations=recompute_activations,
-            **chosen,
-        ),
-    )
+    return train(request, training_parameters(**given))

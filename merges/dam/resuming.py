@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -14,8 +13,8 @@ from common.errors import UserError
 from common.files import sha256_json, write_bytes
 
 if TYPE_CHECKING:
+    from merges.dam.settings import Parameters
     from merges.dam.sources import Sources
-    from merges.dam.training import Parameters
     from merges.engine.requests import WholeModelRequest
 
 
@@ -29,7 +28,7 @@ def training_key(request: WholeModelRequest, parameters: Parameters, sources: So
             "embeddings_and_norms": request.embeddings_and_norms,
             "seed": request.seed,
             "device": request.device,
-            "parameters": dataclasses.asdict(parameters),
+            "parameters": vars(parameters),
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from merges.dam.method import training_parameters
 from merges.engine.parameters import Flag, LearningRate, Positive, PositiveCount, Scale
 from merges.engine.registry import method
 
@@ -58,12 +59,12 @@ def adamerging(
         the authors' code's.
     """
     # The training imports transformers, which the registry must not.
-    from merges.dam.training import Parameters, train
+    from merges.dam.training import train
 
     trained = "scalar" if request.embeddings_and_norms == "merged" else "frozen"
     return train(
         request,
-        Parameters(
+        training_parameters(
             samples=samples,
             batch_size=batch_size,
             epochs=epochs,

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
-from merges.dam.training import Parameters, train
+from merges.dam.training import train
 from tests.merges.dam_world import make_world
 
-SHORT = Parameters(samples=8, batch_size=2, learning_rate=0.01)
+SHORT = training_parameters(samples=8, batch_size=2, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_gpu_trains_as_the_cpu_does(world, tmp_path, changes, cached):
     if cached:
         write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
         world = dataclasses.replace(world, teachers=tmp_path / "cache")
-    parameters = dataclasses.replace(SHORT, **changes)
+    parameters = SHORT.replace(**changes)
     cpu = train(world, parameters)
     gpu = train(dataclasses.replace(world, device="cuda"), parameters)
     for ours, theirs in zip(gpu.log, cpu.log, strict=True):

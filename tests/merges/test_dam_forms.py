@@ -13,11 +13,12 @@ from merges.dam import layers
 from merges.dam.coefficients import Coefficients, Form
 from merges.dam.data import make_batch
 from merges.dam.layers import MergedLinear
+from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
-from merges.dam.training import Parameters, Trainer, train
+from merges.dam.training import Trainer, train
 from tests.merges.dam_world import EVERY_TERM, Plain, leaves, make_world
 
-SMALL = Parameters(samples=4, batch_size=2)
+SMALL = training_parameters(samples=4, batch_size=2)
 ROWS = [[0, 3], [1, 2], [4, 6]]
 FORMS = {
     "row": {"granularity": "row"},
@@ -79,8 +80,8 @@ TIED = ("embeddings and norms by feature", "embeddings and norms by scalar", "ta
 def test_loss_gradient_and_result_agree_with_plain_autograd(worlds, architecture, form):
     request, options = worlds[architecture], FORMS[form]
     sources = load_sources(request.base, request.experts, request.calibration)
-    parameters = dataclasses.replace(
-        SMALL, objective=EVERY_TERM, formulas="paper", last_position=True, **options
+    parameters = SMALL.replace(
+        objective=EVERY_TERM, formulas="paper", last_position=True, **options
     )
     trainer = Trainer(request, parameters, sources)
     raw, plain = spread_out(trainer), Plain(request, torch.float64, **options)
@@ -162,7 +163,7 @@ def test_samples_one_by_one_and_recomputed_layers_give_the_packed_steps_gradient
     sources = load_sources(request.base, request.experts, request.calibration)
     gradients, losses = [], []
     for changes in ({}, {"tokens_per_forward": 1}, {"recompute_activations": True}):
-        parameters = dataclasses.replace(SMALL, objective=EVERY_TERM, **FORMS[form], **changes)
+        parameters = SMALL.replace(objective=EVERY_TERM, **FORMS[form], **changes)
         trainer = Trainer(request, parameters, sources)
         spread_out(trainer)
         sums = trainer._gradient(ROWS)
@@ -178,7 +179,7 @@ def test_samples_one_by_one_and_recomputed_layers_give_the_packed_steps_gradient
 def test_parts_of_a_step_train_alike_and_count_alike(worlds):
     request = worlds["llama"]
     results = [
-        train(request, dataclasses.replace(SMALL, tokens="answer", tokens_per_forward=limit))
+        train(request, SMALL.replace(tokens="answer", tokens_per_forward=limit))
         for limit in (0, 20)
     ]
     for whole, parts in zip(*(result.log for result in results), strict=True):
@@ -214,7 +215,7 @@ def test_one_expert_or_identical_experts_are_reproduced(worlds, options, names):
         calibration=dict.fromkeys(names, world.calibration["one"]),
     )
     sources = load_sources(request.base, request.experts, request.calibration)
-    parameters = dataclasses.replace(SMALL, embeddings="vector", norms="scalar", **options)
+    parameters = SMALL.replace(embeddings="vector", norms="scalar", **options)
     merged = Trainer(request, parameters, sources).result().tensors
     expert = world.experts["one"].state_dict()
     assert merged.keys() == expert.keys()
@@ -255,12 +256,12 @@ def test_shapes_of_what_is_saved(worlds):
     names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
     for granularity, expected in widths.items():
         named = Trainer(
-            request, dataclasses.replace(SMALL, granularity=granularity), sources
+            request, SMALL.replace(granularity=granularity), sources
         ).coefficients.named()
         full = [f"{layer}{name}.weight" for name in names] + ["lm_head.weight"]
         assert [tuple(named[name].shape) for name in full] == [(3, width) for width in expected]
         assert named[f"{layer}self_attn.q_proj.bias"].shape == (3,)
-    whole = Trainer(request, dataclasses.replace(SMALL, granularity="model"), sources)
+    whole = Trainer(request, SMALL.replace(granularity="model"), sources)
     assert {name: value.shape for name, value in whole.coefficients.named().items()} == {
         "model": (3, 1)
     }
@@ -274,7 +275,7 @@ def test_bfloat16_coefficients_lose_small_updates(worlds):
         for rate in (5e-4, 2e-3):
             result = train(
                 request,
-                Parameters(
+                training_parameters(
                     samples=5, learning_rate=rate, coefficient_dtype=dtype, objective={"kl": 1.0}
                 ),
             )
@@ -303,4 +304,4 @@ def test_bfloat16_coefficients_lose_small_updates(worlds):
 )
 def test_options_that_exclude_each_other_are_refused(worlds, changes, message):
     with pytest.raises(UserError, match=message):
-        train(worlds["llama"], dataclasses.replace(SMALL, **changes))
+        train(worlds["llama"], SMALL.replace(**changes))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
+from merges.dam.method import training_parameters
 from merges.dam.optimizers import make_optimizer, moments, restore_moments
 from merges.dam.sources import load_sources
-from merges.dam.training import Parameters, Trainer, train
+from merges.dam.training import Trainer, train
 from tests.merges.dam_world import Plain, leaves, make_world
 
 SETTINGS = {"learning_rate": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.05}
@@ -122,7 +121,7 @@ def test_twenty_steps_as_the_authors_code_follow_a_plain_loop(make_model, tmp_pa
     """One tensor per model and layer, as there; in float64, in which no tie is broken at random."""
     world = make_world(tmp_path, make_model, "llama", torch.float64, attention_bias=True)
     form = {"transform": "tanh", "unmerged": "tanh_mean"}
-    parameters = Parameters(
+    parameters = training_parameters(
         samples=20, learning_rate=1e-3, optimizer="mofo", weight_decay=0.01, last_position=True,
         **form,
     )  # fmt: skip
@@ -157,5 +156,5 @@ def test_twenty_steps_as_the_authors_code_follow_a_plain_loop(make_model, tmp_pa
         wanted = torch.tanh(torch.stack(rows).detach())
         actual = result.extra_tensors[name].view(wanted.shape)
         torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-10)
-    single = dataclasses.replace(parameters, optimizer="adamw", samples=2)
+    single = parameters.replace(optimizer="adamw", samples=2)
     assert train(world, single).log[1]["loss"] != pytest.approx(expected[1], rel=1e-9)

@@ -12,13 +12,16 @@ import torch
 
 from common.errors import UserError
 from merges.cli import main
+from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
-from merges.dam.training import Parameters, Trainer, train
+from merges.dam.training import Trainer, train
 from merges.engine.requests import Resuming
 from tests.merges.dam_world import make_world
 
-LONG = Parameters(samples=24, batch_size=2, epochs=2, learning_rate=0.02, schedule="cosine")
+LONG = training_parameters(
+    samples=24, batch_size=2, epochs=2, learning_rate=0.02, schedule="cosine"
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, monkeypatch, c
     if cached:
         write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
         world = dataclasses.replace(world, teachers=tmp_path / "cache")
-    parameters, state = dataclasses.replace(LONG, **changes), tmp_path / "state"
+    parameters, state = LONG.replace(**changes), tmp_path / "state"
     recorded = recording(world, state, 5)
     killed_training(recorded, parameters, monkeypatch, 13)
     kept = torch.load(state, weights_only=True)
@@ -103,7 +106,7 @@ def test_diverged_training_keeps_the_last_good_state(world, tmp_path):
 
 def test_without_a_state_a_diverged_training_names_step_and_term(world):
     sources = load_sources(world.base, world.experts, world.calibration)
-    trainer = Trainer(world, dataclasses.replace(LONG, objective={"mse": 1.0}), sources)
+    trainer = Trainer(world, LONG.replace(objective={"mse": 1.0}), sources)
     trainer.step()
     before = trainer.coefficients.flat.detach().clone()
     trainer.teachers.heads[1] = trainer.teachers.heads[1] * float("inf")
@@ -118,7 +121,7 @@ def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path,
     killed_training(world, LONG, monkeypatch, 3)
     content = state.read_bytes()
     for changed, parameters in (
-        (world, dataclasses.replace(LONG, learning_rate=0.03)),
+        (world, LONG.replace(learning_rate=0.03)),
         (dataclasses.replace(world, seed=1), LONG),
         (dataclasses.replace(world, embeddings_and_norms="merged"), LONG),
         (dataclasses.replace(world, experts={**world.experts, "two": world.experts["one"]}), LONG),

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from merges.dam.data import make_batch
+from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
-from merges.dam.training import Parameters, Trainer, train
+from merges.dam.training import Trainer, train
 from tests.merges.dam_world import (
     EVERY_TERM,
     EXPERTS,
@@ -27,7 +28,7 @@ from tests.merges.dam_world import (
     write_rows,
 )
 
-SMALL = Parameters(samples=4, batch_size=2)
+SMALL = training_parameters(samples=4, batch_size=2)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
@@ -65,8 +66,7 @@ def test_gradients_of_every_term_agree_with_plain_autograd(world64, tokens, dire
     for term in EVERY_TERM:
         # A penalty alone is no objective; a negligible output term carries it.
         carrier = {} if term in OUTPUT_TERMS else {"entropy": 1e-30}
-        parameters = dataclasses.replace(
-            SMALL,
+        parameters = SMALL.replace(
             tokens=tokens,
             kl_direction=direction,
             temperature=1.5,
@@ -98,7 +98,9 @@ def test_gradients_of_every_term_agree_with_plain_autograd(world64, tokens, dire
 
 def test_twenty_steps_follow_the_plain_implementation(world):
     weights = {"kl": 1.0, "cosine": 0.01, "l1": 1e-6, "l2": 1e-6}
-    parameters = Parameters(samples=20, batch_size=1, learning_rate=0.02, schedule="cosine")
+    parameters = training_parameters(
+        samples=20, batch_size=1, learning_rate=0.02, schedule="cosine"
+    )
     sources = load_sources(world.base, world.experts, world.calibration)
     trainer = Trainer(world, parameters, sources)
     raw = leaves(trainer.coefficients.named())
@@ -128,7 +130,7 @@ def test_twenty_steps_follow_the_plain_implementation(world):
 
 
 def test_training_lowers_the_distance_to_the_experts(world):
-    parameters = Parameters(samples=20, batch_size=4, epochs=4, learning_rate=0.02)
+    parameters = training_parameters(samples=20, batch_size=4, epochs=4, learning_rate=0.02)
     losses = [row["kl"] for row in train(world, parameters).log]
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -136,7 +138,7 @@ def test_training_lowers_the_distance_to_the_experts(world):
 
 def test_cached_teachers_equal_those_on_the_fly(world, tmp_path):
     write_teachers(world.base, world.experts, world.calibration, tmp_path / "cache")
-    parameters = dataclasses.replace(SMALL, last_position=True, tokens_per_forward=25)
+    parameters = SMALL.replace(last_position=True, tokens_per_forward=25)
     cached = train(dataclasses.replace(world, teachers=tmp_path / "cache"), parameters)
     computed = train(world, parameters)
     for ours, theirs in zip(cached.log, computed.log, strict=True):
@@ -198,7 +200,7 @@ def test_one_expert_or_identical_experts_are_reproduced(world, names):
     )
     # The KL is 0 from the start, and so is its gradient but for rounding, which AdamW would
     # magnify; a learning rate this small keeps the coefficients where they are.
-    result = train(request, dataclasses.replace(SMALL, objective={"kl": 1.0}, learning_rate=1e-9))
+    result = train(request, SMALL.replace(objective={"kl": 1.0}, learning_rate=1e-9))
     assert all(abs(row["kl"]) < 1e-5 for row in result.log)
     expert = world.experts["one"].state_dict()
     for name, tensor in result.tensors.items():
@@ -208,7 +210,7 @@ def test_one_expert_or_identical_experts_are_reproduced(world, names):
 def test_bfloat16_weights_have_fp32_coefficients_and_are_rounded_once(make_model, tmp_path):
     wide = make_world(tmp_path / "wide", make_model, "llama", torch.float32)
     half = make_world(tmp_path / "half", make_model, "llama", torch.bfloat16)
-    parameters = Parameters(samples=12, batch_size=4, learning_rate=0.02)
+    parameters = training_parameters(samples=12, batch_size=4, learning_rate=0.02)
     exact, rounded = train(wide, parameters), train(half, parameters)
     losses = [[row["kl"] for row in result.log] for result in (rounded, exact)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -235,7 +237,7 @@ def test_same_seed_same_bytes_and_other_seed_other_draw(world):
 
 
 def test_output_head_can_stay_out(world):
-    result = train(world, dataclasses.replace(SMALL, merge_lm_head=False))
+    result = train(world, SMALL.replace(merge_lm_head=False))
     assert "lm_head.weight" not in result.extra_tensors
     assert torch.equal(result.tensors["lm_head.weight"], world.base.load("lm_head.weight"))
 
@@ -253,7 +255,9 @@ def test_infinite_loss_names_step_and_term(world):
     with pytest.raises(UserError, match=r"DAM: mse became (inf|nan) at step \d+ of 24; lower"):
         train(
             world,
-            Parameters(samples=24, learning_rate=1e30, objective={"mse": 1.0, "l2": 1.0}, clip=0),
+            training_parameters(
+                samples=24, learning_rate=1e30, objective={"mse": 1.0, "l2": 1.0}, clip=0
+            ),
         )
 
 
@@ -290,8 +294,6 @@ def test_command_lines_write_teachers_and_a_model_that_transformers_loads(world,
     arguments = ["--method", "dam", *common, "--teachers", str(cache), *settings]
     assert main([*arguments, "--embeddings-and-norms", "base", "--out", str(out)]) == 0
     loaded = dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
-    expected = train(
-        dataclasses.replace(world, teachers=cache), dataclasses.replace(SMALL, tokens="answer")
-    )
+    expected = train(dataclasses.replace(world, teachers=cache), SMALL.replace(tokens="answer"))
     for name, tensor in expected.tensors.items():
         assert torch.equal(loaded[name], tensor)
