@@ -66,7 +66,9 @@ def resolved(monkeypatch):
         ),
         (
             "paper",
-            training_parameters(kl_direction="merged||teacher", formulas="paper", last_position=True),
+            training_parameters(
+                kl_direction="merged||teacher", formulas="paper", last_position=True
+            ),
         ),
         ("authors-code", AUTHORS),
         (
