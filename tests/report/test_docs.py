@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 
+from common.files import read_jsonl
 from report import docs, kept, load, render, tables
 from report.cli import main
+from tests.report.conftest import ROOT
 
 MACHINE = [
     {"processor": "Some CPU (family 25, model 17)", "instructions": ["AVX2", "AVX-512"], "cores": 2}
@@ -93,3 +95,25 @@ def test_a_missing_figure_is_one_line(small, tmp_path):
         assert "averages.png: no such figure; run `snakemake figures` first" in str(error)
     else:
         raise AssertionError("no error")
+
+
+def test_the_pages_and_readme_are_what_the_kept_runs_say():
+    made = docs.texts(ROOT / "docs")
+    assert ROOT / "README.md" in made
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run `python -m report results`"
+
+
+def test_readme_numbers_are_averages_of_the_kept_scores():
+    """README's cells against a mean over the raw kept scores, without the report's own code."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    name = re.search(r"<!-- results of (\w+)", readme)[1]
+    files = dict(map(tuple, read_jsonl(ROOT / "docs/results" / f"{name}.jsonl")))
+    config = files["config.json"]
+    label = config["methods"]["dam_tuned"]["label"]
+    cells = re.search(rf"^\| {re.escape(label)} \|(.*)\|$", readme, re.M)[1].split("|")
+    for cell, (case, about) in zip(cells, config["cases"].items(), strict=True):
+        tasks = files[f"{case}/scores/test/dam_tuned.json"]["tasks"]
+        columns = [[tasks[task]["value"] for task in c["tasks"]] for c in about["columns"]]
+        average = sum(sum(c) / len(c) for c in columns) / len(columns)
+        assert abs(float(cell.split("±")[0]) - average) <= 0.0005 + 1e-9
