@@ -1,4 +1,4 @@
-"""DELLA: drop at random, small magnitudes more often than large ones, then TIES' sign election."""
+"""DELLA: drop at random, small magnitudes more often, then TIES' sign election or a sum."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from common.errors import UserError
-from merges.arithmetic.task_vectors import l1_factors, order_by_magnitude
-from merges.engine.parameters import Densities, NonNegatives, NonNegativeWeights, Scale
+from merges.arithmetic.task_vectors import l1_factors, order_by_magnitude, weighted_sum
+from merges.engine.parameters import (
+    Densities,
+    Flag,
+    NonNegatives,
+    NonNegativeWeights,
+    Scale,
+    Weights,
+)
 from merges.engine.registry import method
 from merges.methods.ties import merge_agreeing
 
@@ -180,3 +187,51 @@ def della(
     """
     deltas = drop_and_rescale(base, experts, context, density, epsilon, rescale)
     return merge_agreeing(deltas, weights, merge).mul_(scale).add_(base)
+
+
+@method(
+    title="DELLA-linear",
+    paper="arXiv:2406.11617",
+    needs={"base"},
+    unit="rows",
+    prepare="rescale_factors",
+)
+def della_linear(
+    base: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    context: TensorContext,
+    *,
+    density: Densities = 0.7,
+    epsilon: NonNegatives = 0.07,
+    scale: Scale = 1.0,
+    weights: Weights = None,
+    rescale: Literal["probability", "l1", "none"] = "probability",
+    normalize: Flag = False,
+) -> torch.Tensor:
+    """Drop by rank of magnitude (MagPrune), add up: b + lambda * sum_i w_i d_i, d_i as in `della`.
+
+    Sorting the rows takes n log n, several times what DARE takes; ``l1`` sorts them twice.
+
+    Args:
+        base: Values of b, the common ancestor, [rows, columns].
+        experts: Values of x_i, shaped alike.
+        context: Names, position and the seed.
+        density: Mean probability that an entry is kept; 1 keeps all. The defaults are `della`'s.
+        epsilon: Half the range of the probabilities.
+        scale: lambda.
+        weights: w_i; None for 1 each.
+        rescale: As for `della`; ``l1`` is mergekit's `della_linear`.
+        normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
+            which is false by default).
+
+    Returns:
+        The merged values.
+
+    Raises:
+        UserError: A probability is outside (0, 1], or the weights to be normalised sum to zero.
+
+    Source:
+        Deep et al., DELLA-Merging, 2024: MagPrune, without the election.
+    """
+    deltas = drop_and_rescale(base, experts, context, density, epsilon, rescale)
+    return weighted_sum(deltas, weights, normalize).mul_(scale).add_(base)

@@ -204,6 +204,15 @@ def test_a_malformed_method_is_told_by_file(house: Path, old: str, new: str, mes
     assert str(house / "halfway.py") in str(error.value)
 
 
+def test_siblings_share_a_file(house: Path) -> None:
+    sibling = EXTRA[EXTRA.index("@method(") :].replace("halfway", "quarterway")
+    (house / "halfway.py").write_text(EXTRA + sibling)
+    described = registry.describe()
+    assert list(described) == ["halfway", "quarterway"]
+    assert {info.module for info in described.values()} == {"merges.methods.halfway"}
+    assert described["quarterway"].parameters == described["halfway"].parameters
+
+
 def test_two_methods_of_one_name_are_refused(house: Path) -> None:
     (house / "one.py").write_text(EXTRA)
     (house / "two.py").write_text(EXTRA)
@@ -223,7 +232,7 @@ def test_sources_are_the_shared_files_and_the_methods_own() -> None:
     # DARE-TIES takes the sign election from TIES' file, so that file counts for it too.
     own = set(registry.sources("dare_ties")) - shared
     assert own == {
-        *(f"merges/methods/{name}.py" for name in ("dare_ties", "ties")),
+        *(f"merges/methods/{name}.py" for name in ("dare", "ties")),
         *(f"merges/arithmetic/{name}.py" for name in ("selection", "task_vectors")),
     }
     for path in registry.sources("dare_ties"):

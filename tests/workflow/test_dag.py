@@ -165,7 +165,7 @@ def test_a_store_changes_no_score_and_makes_nothing_run_again(project):
 
 
 def test_changed_code_of_one_method_runs_only_that_method(project):
-    with open(project.folder / "merges" / "dare_ties.py", "a", encoding="utf-8") as source:
+    with open(project.folder / "merges" / "methods" / "dare.py", "a", encoding="utf-8") as source:
         source.write("\n_UNUSED = 1\n")
     planned = project.planned()
     assert planned["merge"] == 2
@@ -175,7 +175,7 @@ def test_changed_code_of_one_method_runs_only_that_method(project):
 def test_tables_and_figures_never_run_a_merge_or_an_evaluation(project):
     scores = project.results / "case1" / "scores" / "test"
     (scores / "ties.json").unlink()  # one row is missing, all code has changed
-    with open(project.folder / "merges" / "engine.py", "a", encoding="utf-8") as source:
+    with open(project.folder / "merges" / "engine" / "run.py", "a", encoding="utf-8") as source:
         source.write("\n_UNUSED = 1\n")
     shutil.rmtree(project.results / "tables")
     shutil.rmtree(project.results / "figures")

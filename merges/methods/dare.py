@@ -1,4 +1,4 @@
-"""DARE-TIES: random drop and rescale, then TIES' sign election."""
+"""DARE: random drop and rescale, then TIES' sign election or a weighted sum of task vectors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from merges.arithmetic.task_vectors import from_base
-from merges.engine.parameters import Densities, NonNegativeWeights, Scale
+from merges.arithmetic.task_vectors import from_base, weighted_sum
+from merges.engine.parameters import Densities, Flag, NonNegativeWeights, Scale, Weights
 from merges.engine.registry import method
 from merges.methods.ties import deltas_of, merge_agreeing
 
@@ -127,3 +127,51 @@ def dare_ties(
     """
     deltas = drop_and_rescale(base, experts, context, density)
     return from_base(merge_agreeing(deltas, weights, merge), scale, base)
+
+
+@method(
+    title="DARE-linear",
+    paper="arXiv:2311.03099",
+    needs={"base"},
+    unit="values",
+    prepare="rescale_factors",
+    arrays=True,
+)
+def dare_linear(
+    base: Values,
+    experts: Sequence[Values],
+    context: TensorContext,
+    *,
+    density: Densities = 0.5,
+    scale: Scale = 1.0,
+    weights: Weights = None,
+    rescale: Literal["density", "l1", "none"] = "density",
+    normalize: Flag = False,
+) -> Values:
+    """Drop at random, rescale, add up: task arithmetic on thinned-out task vectors.
+
+    b + lambda * sum_i w_i (x_i - b) * mask_i / density with mask_i ~ Bernoulli(density); the masks
+    are those of `dare_ties`.
+
+    Args:
+        base: Values of b, the common ancestor.
+        experts: Values of x_i, shaped alike.
+        context: Names, position and the seed.
+        density: As for `dare_ties`.
+        scale: lambda.
+        weights: w_i; None for 1 each.
+        rescale: As for `dare_ties`; MergeBench's "DARE" has ``density`` too.
+        normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
+            which is false by default).
+
+    Returns:
+        The merged values.
+
+    Raises:
+        UserError: The weights to be normalised sum to zero.
+
+    Source:
+        Yu et al., Language models are super Mario, 2023, equation 1, with task arithmetic.
+    """
+    deltas = drop_and_rescale(base, experts, context, density)
+    return from_base(weighted_sum(deltas, weights, normalize), scale, base)
