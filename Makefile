@@ -32,7 +32,7 @@ reproduce: $(INSTALLED)
 # Without vLLM, the rehearsal says so and uses transformers for all models. Its results are in a separate folder.
 rehearse-paper: $(INSTALLED)
 	@$(MAKE) --no-print-directory $(VLLM)/installed.lock || true
-	@$(BIN)/python -m paper.rehearsal --out $(REHEARSAL)
+	@$(BIN)/python -m paper rehearse --out $(REHEARSAL)
 	@cd $(REHEARSAL) && PYTHONPATH="$(CURDIR)" "$(CURDIR)/$(BIN)/python" -m workflow reproduce --config config.yaml --cores $(CORES)
 
 test: $(INSTALLED)

@@ -21,7 +21,7 @@ if not SCORES_FROM:
 
     if FETCHED:
 
-        include: "workflow/rules/hub.smk"
+        include: "paper/rules.smk"
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"

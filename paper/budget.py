@@ -14,8 +14,7 @@ from evaluation.data.sources import load_sources
 from merges.engine import registry
 from paper.hub.lock import Locked
 from paper.hub.table import Reference, read_table
-from workflow import hub_cases as published
-from workflow import resources
+from workflow import hub_cases, resources
 from workflow.configuration import rows_of, tasks_of
 
 _BYTES = resources.BYTES
@@ -40,7 +39,7 @@ def references_of_case(config: Mapping[str, Any], root: Path, name: str) -> list
         root: The project's folder.
         name: The case's name.
     """
-    table, case = read_table(published.table_of(config, root)), config["cases"][name]
+    table, case = read_table(hub_cases.table_of(config, root)), config["cases"][name]
     ids = []
     for parent in (case["base"], *case["experts"].values()):
         ids.append(parent["hub"])
@@ -53,7 +52,7 @@ def references_of_case(config: Mapping[str, Any], root: Path, name: str) -> list
 
 def fetched_cases(config: Mapping[str, Any]) -> list[str]:
     """Name the cases of published checkpoints."""
-    return [name for name, case in config["cases"].items() if published.is_published(case)]
+    return [name for name, case in config["cases"].items() if hub_cases.is_fetched(case)]
 
 
 def references_of(config: Mapping[str, Any], root: Path) -> list[Reference]:
@@ -105,7 +104,7 @@ def learns(entry: Mapping[str, Any]) -> bool:
 def learning_runs(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
     """Resolve the parameters of each fixed row of a case that learns from calibration data."""
     rows = [config["methods"][row] for row in rows_of(config, case)]
-    fixed = [row for row in rows if learns(row) and not published.is_searched(row)]
+    fixed = [row for row in rows if learns(row) and not hub_cases.is_searched(row)]
     return [registry.validate(row["method"], row["set"]) for row in fixed]
 
 
@@ -214,7 +213,7 @@ def search_hours(config: Mapping[str, Any], case: str, row: Mapping[str, Any]) -
     entry = config["cases"][case]
     experts = len(row.get("experts", entry["experts"]))
     candidates = len(row.get("tune", ())) or row.get("evolve", {}).get("budget") or 2 * experts
-    tasks = published.searched_tasks(entry)
+    tasks = hub_cases.searched_tasks(entry)
     each = _asking(entry, tasks, config["evaluation"]["dev_items"]) / 3600
     if learns(row):
         each += training_hours(config, case, [registry.validate(row["method"], row["set"])])

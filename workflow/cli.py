@@ -131,29 +131,6 @@ def reproduce(
         return shown
 
 
-def preflight(config: Path) -> int:
-    """Tell what an experiment will fetch, store and compute, before anything is fetched.
-
-    Args:
-        config: The experiment's configuration.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        UserError: The configuration is wrong, or something would stop the run.
-    """
-    from paper import preflight as before
-
-    resolved = configuration.load(config)
-    lines, errors = before.report(resolved, ROOT, Path("results") / resolved["name"])
-    lines += [f"error: {error}" for error in errors[1:]]  # the first is told by the program's end
-    print("\n".join(lines), flush=True)
-    if errors:
-        raise UserError(errors[0])
-    return 0
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m workflow --help`."""
     parser = argparse.ArgumentParser(
@@ -166,7 +143,6 @@ def main(arguments: Sequence[str]) -> int:
         "  python -m workflow reproduce --config paper.yaml --profile workflow/profiles/slurm\n"
         "  python -m workflow study dam\n"
         "  python -m workflow check --config my.yaml\n"
-        "  python -m workflow preflight --config paper.yaml\n"
         "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -175,7 +151,6 @@ def main(arguments: Sequence[str]) -> int:
         ("reproduce", "run an experiment to its tables, figures and page"),
         ("study", "run one of the studies that the configuration describes"),
         ("check", "check a configuration"),
-        ("preflight", "list what a run will fetch, store and compute"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         if name == "study":
@@ -188,6 +163,4 @@ def main(arguments: Sequence[str]) -> int:
         configuration.load(given.config)
         print(f"{given.config}: in order")
         return 0
-    if given.command == "preflight":
-        return preflight(given.config)
     return reproduce(given.config, given.cores, extra, getattr(given, "study", None))

@@ -16,7 +16,7 @@ from paper.hub.table import Reference, read_table
 SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
 
 
-def is_published(case: Mapping[str, Any]) -> bool:
+def is_fetched(case: Mapping[str, Any]) -> bool:
     """Tell a case of published checkpoints from one that the bottle makes."""
     return "hub" in case["base"]
 
@@ -141,7 +141,7 @@ def _check_row(config: Mapping[str, Any], name: str, references: Mapping, table:
     if "hub" in row:
         _referred(references, row["hub"], "model", where, table)
     for id, case in cases.items():
-        if not is_published(case):
+        if not is_fetched(case):
             if "hub" in row:
                 raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
             continue
@@ -167,11 +167,11 @@ def check(config: Mapping[str, Any], root: Path) -> None:
     rows = config["methods"].values()
     if "stand_ins" in config["hub"] and "benchmarks" not in config["hub"]:
         raise UserError("hub.stand_ins names files below hub.benchmarks, which is not given")
-    fetched = any(map(is_published, config["cases"].values())) or any("hub" in row for row in rows)
+    fetched = any(map(is_fetched, config["cases"].values())) or any("hub" in row for row in rows)
     table = table_of(config, root)
     references = read_table(table) if fetched else {}
     for name, case in config["cases"].items():
-        if is_published(case):
+        if is_fetched(case):
             _check_fetched(case, f"cases.{name}", references, table)
         else:
             _check_made(case, f"cases.{name}")
@@ -193,14 +193,14 @@ def pickled(config: Mapping[str, Any], root: Path) -> set[str]:
     return {
         name
         for case in config["cases"].values()
-        if is_published(case)
+        if is_fetched(case)
         for name, parent in {"base": case["base"], **case["experts"]}.items()
         if references[parent["hub"]].pickle
     }
 
 
 def fetch_options(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Return the options of `python -m paper.hub fetch` that the configuration decides."""
+    """Return the options of `python -m paper fetch` that the configuration decides."""
     given: dict[str, Any] = {"table": table_of(config, root), "lock": lock_file(config, root)}
     if "mirror" in config["hub"]:
         given["mirror"] = config["hub"]["mirror"]
@@ -214,7 +214,7 @@ def benchmark_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calibration_options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `python -m paper.calibration` for an expert's entry."""
+    """Return the options of `python -m paper calibration` for an expert's entry."""
     options: dict[str, Any] = {"answer": ",".join(entry["answer"])}
     if entry["prompt"]:
         options["prompt"] = ",".join(entry["prompt"])

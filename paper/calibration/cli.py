@@ -1,13 +1,11 @@
-"""Command line of the calibration data: `python -m paper.calibration --help`."""
+"""The command `python -m paper calibration`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from common import manifest
-from common.cli import command_parser
 from common.errors import UserError
 from paper.calibration.templates import TEMPLATES
 
@@ -18,10 +16,10 @@ DAM and AdaMerging read: {"task", "prompt", "answer", "eos"}. The choice depends
 
 _EPILOG = """\
 examples:
-  python -m paper.hub fetch metamath --out data/metamath
-  python -m paper.calibration --source data/metamath --prompt query --answer response \\
+  python -m paper fetch metamath --out data/metamath
+  python -m paper calibration --source data/metamath --prompt query --answer response \\
       --rows 1729 --seed 1 --tokenizer models/base --max-length 2048 --out metamath.jsonl
-  python -m paper.calibration --source data/wikipedia_ko --answer text --template plain \\
+  python -m paper calibration --source data/wikipedia_ko --answer text --template plain \\
       --rows 1729 --out korean.jsonl
 
 OUT.manifest.json beside the file records the hashes of what was read and written, and how many
@@ -29,9 +27,16 @@ rows were passed over as empty or too long, or cut.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
-    parser = command_parser("calibration", _DESCRIPTION, _EPILOG)
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the command ``calibration`` to a parser's."""
+    parser = commands.add_parser(
+        "calibration",
+        help="make calibration rows from a fetched data set",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_run)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--prompt", default="", metavar="A,B", help="columns of the prompt (none: plain text)"
@@ -46,22 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, metavar="N", help="most tokens of a sample")
     parser.add_argument("--task", default="calibration", help="name written into each row")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; see `python -m paper.calibration --help`.
-
-    Args:
-        arguments: The arguments after the program's name.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        UserError: What the user can mend.
-    """
-    given = build_parser().parse_args(arguments)
+def _run(given: argparse.Namespace) -> None:
     if given.rows < 1:
         raise UserError(f"--rows {given.rows} is none; give 1 or more")
     if (given.max_length is None) != (given.tokenizer is None):
@@ -116,4 +108,3 @@ def main(arguments: Sequence[str]) -> int:
         f"{given.out}: {counts['chosen']} of {counts['rows']} rows ({counts['empty']} empty and "
         f"{counts['too_long']} too long were passed over, {counts['cut']} cut)"
     )
-    return 0

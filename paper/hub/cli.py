@@ -1,52 +1,58 @@
-"""Command line of the hub: `python -m paper.hub --help`."""
+"""The commands `python -m paper list` and `fetch`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import command_parser
 from common.errors import UserError
 from paper.hub.lock import lock_of, locked
 from paper.hub.table import TABLE, Reference, find, read_table
 
-_DESCRIPTION = """\
-Fetch the published models and data sets that paper/hub.tsv names. Where the table gives no
-revision, the first download takes the newest and hub.lock.json records it with the hash of every
-file; every later download must match. A cut download goes on where it stopped.
+_FETCH = """\
+Fetch a published model or data set that paper/hub.tsv names. Where the table gives no revision, the
+first download takes the newest and hub.lock.json records it with the hash of every file; every
+later download must match. A download that was cut resumes where it stopped.
 """
 
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
-  python -m paper.hub list
-  python -m paper.hub fetch mistral_7b --out models/mistral_7b
-  python -m paper.hub fetch mistral_7b --mirror /data/hub --lock mirror.lock.json --out m/mistral
-  HF_TOKEN=... python -m paper.hub fetch llama3_8b_instruct --out models/llama3
+  python -m paper fetch mistral_7b --out models/mistral_7b
+  python -m paper fetch mistral_7b --mirror /data/hub --lock mirror.lock.json --out m/mistral
+  HF_TOKEN=... python -m paper fetch llama3_8b_instruct --out models/llama3
 
 A gated reference needs the token of somebody who has accepted its licence on its page.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
-    parser = command_parser("hub", _DESCRIPTION, _EPILOG)
-    commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--table", type=Path, default=TABLE, metavar="TSV", help="another table than paper/hub.tsv"
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands ``list`` and ``fetch`` to a parser's."""
+    listing = commands.add_parser("list", help="list models and data sets, and what is locked")
+    listing.set_defaults(run=_list)
+    fetching = commands.add_parser(
+        "fetch",
+        help="download one model or data set",
+        description=_FETCH,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands.add_parser("list", parents=[shared], help="show the table and what is locked")
-    fetch = commands.add_parser("fetch", parents=[shared], help="download one reference")
-    fetch.add_argument("reference", metavar="ID")
-    fetch.add_argument("--out", type=Path, required=True, metavar="DIR")
-    fetch.add_argument(
-        "--lock", type=Path, metavar="JSON", help="another lock than the one beside the table"
+    fetching.set_defaults(run=_fetch)
+    for command in (listing, fetching):
+        command.add_argument(
+            "--table",
+            type=Path,
+            default=TABLE,
+            metavar="TSV",
+            help="another table than paper/hub.tsv",
+        )
+    fetching.add_argument("reference", metavar="ID")
+    fetching.add_argument("--out", type=Path, required=True, metavar="DIR")
+    fetching.add_argument(
+        "--lock", type=Path, metavar="JSON", help="another lock than the one next to the table"
     )
-    fetch.add_argument(
+    fetching.add_argument(
         "--mirror", type=Path, metavar="DIR", help="take DIR/OWNER/NAME instead of the hub's files"
     )
-    return parser
 
 
 def _line(reference: Reference, lock: Path) -> str:
@@ -62,23 +68,12 @@ def _line(reference: Reference, lock: Path) -> str:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; see `python -m paper.hub --help`.
+def _list(given: argparse.Namespace) -> None:
+    for reference in read_table(given.table).values():
+        print(_line(reference, lock_of(given.table)))
 
-    Args:
-        arguments: The arguments after the program's name.
 
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        UserError: What the user can mend.
-    """
-    given = build_parser().parse_args(arguments)
-    if given.command == "list":
-        for reference in read_table(given.table).values():
-            print(_line(reference, lock_of(given.table)))
-        return 0
+def _fetch(given: argparse.Namespace) -> None:
     from paper.hub.fetch import fetch
     from paper.hub.places import Mirror
 
@@ -92,4 +87,3 @@ def main(arguments: Sequence[str]) -> int:
         f"{reference.id}: {len(got.files)} files, {size:.1f} GB, of {got.repository} at "
         f"{got.revision[:12]} are in {given.out}"
     )
-    return 0

@@ -1,14 +1,12 @@
-"""Command line of the rehearsal: `python -m paper.rehearsal --help`."""
+"""The command `python -m paper rehearse`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import command_parser
 from common.errors import UserError
 from common.manifest import ROOT
 
@@ -25,7 +23,7 @@ the folder and runs it.
 
 _EPILOG = """\
 examples:
-  python -m paper.rehearsal --out rehearsal-run
+  python -m paper rehearse --out rehearsal-run
   python -m workflow reproduce --config rehearsal-run/config.yaml
 
 A folder that an earlier call made is kept, so that a run that was stopped goes on. Benchmarks have
@@ -35,9 +33,16 @@ reads; the others are hand-made and marked so in all that is made from them.
 _PROBE = "import importlib.util, torch; raise SystemExit(importlib.util.find_spec('vllm') is None)"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
-    parser = command_parser("rehearsal", _DESCRIPTION, _EPILOG)
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the command ``rehearse`` to a parser's."""
+    parser = commands.add_parser(
+        "rehearse",
+        help="make tiny stand-ins for all that the paper's configuration fetches",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_run)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--config", type=Path, default=ROOT / "paper.yaml", metavar="FILE")
     parser.add_argument(
@@ -59,7 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="the Python of an environment with vLLM, for two models of each case; default: "
         ".venv-vllm, where it is installed",
     )
-    return parser
 
 
 def _engine(asked: str | None) -> tuple[str, str]:
@@ -86,19 +90,7 @@ def _vllm(asked: Path | None) -> tuple[Path | None, str]:
     return python, "two models of each case are evaluated by vLLM, the others by hf"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line; see `python -m paper.rehearsal --help`.
-
-    Args:
-        arguments: The arguments after the program's name.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        UserError: What the user can mend.
-    """
-    given = build_parser().parse_args(arguments)
+def _run(given: argparse.Namespace) -> None:
     if given.benchmarks is not None and not given.benchmarks.is_dir():
         raise UserError(f"--benchmarks {given.benchmarks}: no such folder; correct the path")
     from paper.rehearsal.making import Choices, make
@@ -109,4 +101,3 @@ def main(arguments: Sequence[str]) -> int:
     rows = f"real rows: {', '.join(real)}" if real else "real rows: none, no local copies given"
     print(f"{given.out}/config.yaml: the paper's configuration on stand-ins")
     print(f"  {rows}\n  {sql}\n  {backends}")
-    return 0

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from common.errors import UserError
-from paper.calibration.cli import main
 from paper.calibration.convert import Layout, convert
+from paper.cli import main
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_prompt_longer_than_the_length_is_passed_over(tmp_path):
 def test_the_command_writes_rows_and_manifest(sums, tmp_path, capsys):
     out = tmp_path / "math.jsonl"
     given = ["--source", str(sums), "--prompt", "query", "--answer", "response"]
-    assert main([*given, "--rows", "5", "--out", str(out)]) == 0
+    assert main(["calibration", *given, "--rows", "5", "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 5
     about = json.loads((tmp_path / "math.manifest.json").read_text())
     assert about["extra"]["rows"] == 50
@@ -146,7 +146,7 @@ def test_the_command_writes_rows_and_manifest(sums, tmp_path, capsys):
 def test_bad_input_is_one_line(sums, tmp_path, change, told):
     given = ["--source", str(sums), "--prompt", "query", "--answer", "response", "--rows", "5"]
     with pytest.raises(UserError) as caught:
-        main([*given, "--out", str(tmp_path / "x.jsonl"), *change])
+        main(["calibration", *given, "--out", str(tmp_path / "x.jsonl"), *change])
     assert told in str(caught.value)
     assert not (tmp_path / "x.jsonl").exists()
 

@@ -120,7 +120,7 @@ def fetch(hub, folder, revision="", pickle="no", **environment):
     row = ["m", "model", "owner/name", revision, "", "", "", "no", pickle, "", ""]
     table = folder / "hub.tsv"
     table.write_text(HEADER + "\n" + "\t".join(row) + "\n")
-    command = [sys.executable, "-m", "paper.hub", "fetch", "m", "--out", str(folder / "m")]
+    command = [sys.executable, "-m", "paper", "fetch", "m", "--out", str(folder / "m")]
     return subprocess.run(
         [*command, "--table", str(table)],
         cwd=ROOT,

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from paper.cli import main
 from paper.rehearsal import cli
-from paper.rehearsal.cli import main
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def rehearsal(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("BOTTLE_DATA", raising=False)
         patch.setattr(cli, "VLLM", Path("none"))
-        assert main([*PLAIN, "--out", str(folder)]) == 0
+        assert main(["rehearse", *PLAIN, "--out", str(folder)]) == 0
         yield folder
 
 
@@ -66,7 +66,7 @@ def test_a_folder_is_kept_while_it_is_what_would_be_made(rehearsal, tmp_path, ca
     python.parent.mkdir()
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
-    assert main([*PLAIN, "--out", str(rehearsal), "--vllm", str(python)]) == 0
+    assert main(["rehearse", *PLAIN, "--out", str(rehearsal), "--vllm", str(python)]) == 0
     assert "by vLLM" in capsys.readouterr().out
     assert weights.stat().st_mtime_ns == before
     config = yaml.safe_load((rehearsal / "config.yaml").read_text(encoding="utf-8"))
@@ -77,8 +77,8 @@ def test_a_folder_is_kept_while_it_is_what_would_be_made(rehearsal, tmp_path, ca
     copies = tmp_path / "copies"
     copies.mkdir()
     with pytest.raises(UserError, match="no rehearsal of this code and these options"):
-        main([*PLAIN, "--out", str(rehearsal), "--benchmarks", str(copies)])
-    assert main([*PLAIN, "--out", str(rehearsal)]) == 0
+        main(["rehearse", *PLAIN, "--out", str(rehearsal), "--benchmarks", str(copies)])
+    assert main(["rehearse", *PLAIN, "--out", str(rehearsal)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_a_folder_is_kept_while_it_is_what_would_be_made(rehearsal, tmp_path, ca
 )
 def test_what_is_not_there_is_told(arguments, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        main(["--out", str(tmp_path / "new"), *arguments])
+        main(["rehearse", "--out", str(tmp_path / "new"), *arguments])
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        main([*PLAIN, "--out", str(tmp_path)])
+        main(["rehearse", *PLAIN, "--out", str(tmp_path)])
 
 
 @pytest.mark.workflow
@@ -147,7 +147,7 @@ def test_a_few_rows_run_through_the_rules(rehearsal, tmp_path):
 @pytest.mark.timeout(3600)
 def test_the_paper_runs_from_downloads_to_the_page(tmp_path):
     folder = tmp_path / "run"
-    assert main(["--out", str(folder)]) == 0
+    assert main(["rehearse", "--out", str(folder)]) == 0
     command = [sys.executable, "-m", "workflow", "reproduce", "--cores", "2"]
     command += ["--config", "config.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,9 +10,8 @@ import yaml
 
 from common import warm
 from common.errors import UserError
-from paper import machine
-from paper.machine import Ask
-from workflow import cli, configuration, resources
+from workflow import capacity, cli, configuration, resources
+from workflow.capacity import Ask
 
 ROOT = Path(__file__).resolve().parents[2]
 SEVEN = {"size": {"parameters": 7.24e9, "dtype": "bfloat16"}}
@@ -120,15 +119,15 @@ def test_every_step_that_does_work_asks_for_memory_and_time():
 
 
 def test_memory_of_every_visible_gpu(programs, monkeypatch):
-    assert machine.gpus() == []
+    assert capacity.gpus() == []
     # nvidia-smi tells MiB: an H100 has 85.5 GB of 10^9 bytes.
     programs(nvidia_smi="echo 81559; echo 24564")
-    assert machine.gpus() == [85520, 25757]
+    assert capacity.gpus() == [85520, 25757]
     for visible, expected in (("1", [25757]), ("", []), ("-1", []), ("GPU-8c6f", [25757])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert machine.gpus() == expected
+        assert capacity.gpus() == expected
     programs(nvidia_smi="exit 9")
-    assert machine.gpus() == []
+    assert capacity.gpus() == []
 
 
 @pytest.mark.parametrize(
@@ -160,31 +159,31 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line(programs, memory, asks, lim
     if memory:
         programs(nvidia_smi=f"echo {memory}")
     with pytest.raises(UserError, match=pattern) as refused:
-        machine.check_local(asks, limit, torch)
+        capacity.check_local(asks, limit, torch)
     assert "\n" not in str(refused.value)
 
 
 def test_what_can_run_is_let_run(programs):
-    machine.check_local([Ask("evaluate", mem_mb=2000)], None)  # no GPU asked for, none needed
+    capacity.check_local([Ask("evaluate", mem_mb=2000)], None)  # no GPU asked for, none needed
     programs(nvidia_smi="echo 81559")
-    machine.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
+    capacity.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
     programs(nvidia_smi="echo 52000")  # 54.5 GB
-    machine.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
+    capacity.check_local([Ask("merge", gpu=1, gpu_mem_mb=54300)], 1, "2.13.0")
     programs(nvidia_smi="echo 81559; echo 81559")
     both = [Ask("evaluate", gpu=2, gpu_mem_mb=15000), Ask("merge", gpu=2, gpu_mem_mb=54300)]
-    machine.check_local(both, 2, "2.13.0")
+    capacity.check_local(both, 2, "2.13.0")
 
 
 def test_what_evaluations_lack_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(machine.server, "programs", lambda: None)
-    machine.check_evaluators(vllm=False, postgres=False)
+    monkeypatch.setattr(capacity.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(capacity.server, "programs", lambda: None)
+    capacity.check_evaluators(vllm=False, postgres=False)
     for lacking, told in (
         ({"vllm": True, "postgres": True}, "evaluated by vLLM, .*install requirements-gpu.lock"),
         ({"vllm": False, "postgres": True}, "SQL-Eval runs on PostgreSQL, .*engine: sqlite"),
     ):
         with pytest.raises(UserError, match=told) as refused:
-            machine.check_evaluators(**lacking)
+            capacity.check_evaluators(**lacking)
         assert "\n" not in str(refused.value)
 
 
@@ -195,7 +194,7 @@ def test_the_cluster_is_asked_once_for_each_kind_of_step(programs, tmp_path):
     programs(sinfo=SINFO, sbatch=f'echo "$@" >> {tmp_path}/asked')
     steps = [Ask("merge", mem_mb=2000, runtime=30, partition="main")] * 3
     paid = Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320, account="mylab")
-    machine.check_slurm([*steps, Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320), paid])
+    capacity.check_slurm([*steps, Ask("evaluate", gpu=1, mem_mb=9000, runtime=4320), paid])
     assert (tmp_path / "asked").read_text().splitlines() == [
         "--test-only --mem=2000 --time=30 --cpus-per-task=1 --partition=main --wrap=true",
         "--test-only --mem=9000 --time=4320 --cpus-per-task=1 --gpus=1 --wrap=true",
@@ -215,14 +214,14 @@ def test_what_the_cluster_cannot_give_is_told_in_one_line(programs, ask, pattern
     sbatch = "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1"
     programs(sinfo=SINFO, sbatch=sbatch)
     with pytest.raises(UserError, match=pattern) as refused:
-        machine.check_slurm([ask])
+        capacity.check_slurm([ask])
     assert "\n" not in str(refused.value)
 
 
 def test_a_machine_without_slurm_is_told(programs, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="sinfo is not found; start on a login node"):
-        machine.check_slurm([Ask("merge")])
+        capacity.check_slurm([Ask("merge")])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ def test_a_machine_without_slurm_is_told(programs, monkeypatch, tmp_path):
     [("30:00", 30), ("2:00:00", 120), ("1-12:30:00", 2190), ("infinite", float("inf"))],
 )
 def test_time_limits_as_slurm_prints_them(limit, minutes):
-    assert machine.minutes_of(limit) == minutes
+    assert capacity.minutes_of(limit) == minutes
 
 
 def test_a_node_without_the_environment_is_recognised_in_the_logs(tmp_path):
@@ -238,16 +237,16 @@ def test_a_node_without_the_environment_is_recognised_in_the_logs(tmp_path):
     log = tmp_path / "rule_merge" / "case1" / "7.log"
     log.parent.mkdir(parents=True)
     log.write_text("all is well\n")
-    assert machine.why_jobs_died(tmp_path, 0, python) is None
+    assert capacity.why_jobs_died(tmp_path, 0, python) is None
     for line in (
         f"/var/spool/slurm_script: line 3: {python}: No such file or directory",
         f"sh: 1: {python}: not found",
         f"{python}: No module named snakemake",
     ):
         log.write_text(f"{line}\n")
-        told = machine.why_jobs_died(tmp_path, 0, python)
+        told = capacity.why_jobs_died(tmp_path, 0, python)
         assert python in told and "share" in told and "\n" not in told
-    assert machine.why_jobs_died(tmp_path, time.time() + 60, python) is None
+    assert capacity.why_jobs_died(tmp_path, time.time() + 60, python) is None
 
 
 def test_retries_and_limits_stand_in_the_profiles():

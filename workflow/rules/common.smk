@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.manifest import code_version, library_versions
 from merges.engine import registry
 from studies import rooms
-from workflow import configuration, lock, hub_cases as published
+from workflow import configuration, hub_cases, lock
 
 try:
     CONFIG = configuration.resolve(config)
@@ -81,9 +81,9 @@ SEARCHED = {
     kind: [row for row, entry in CONFIG["methods"].items() if kind in entry]
     for kind in configuration.SEARCHES
 }
-# Published merges are fetched; published cases have models of the hub, the others are made here.
+# Some merges and cases are fetched from the hub, the others are made here.
 HUB_ROWS = [row for row, entry in CONFIG["methods"].items() if "hub" in entry]
-FETCHED = [case for case, entry in CASES.items() if published.is_published(entry)]
+FETCHED = [case for case, entry in CASES.items() if hub_cases.is_fetched(entry)]
 MADE = [case for case in CASES if case not in FETCHED]
 PLAIN = [row for row in CONFIG["methods"] if row not in [*sum(SEARCHED.values(), []), *HUB_ROWS]]
 

@@ -1,8 +1,9 @@
 # What the steps ask of a machine or a scheduler, and whether it can give that.
 import time
 
-from paper import budget, machine, preflight
-from workflow import resources
+from paper import budget, checks
+from paper.estimate import AT_A_TIME
+from workflow import capacity, resources
 
 # What the wildcard `setting` of a study means: the case and the method row, by setting.
 SETTINGS = {}
@@ -63,10 +64,10 @@ def times_of(kind, row, wildcards):
 
 
 def asked_by(job):
-    given = {name: job.resources.get(name) or 0 for name in machine.COUNTS}
+    given = {name: job.resources.get(name) or 0 for name in capacity.COUNTS}
     for name in ("partition", "account"):
         given[name] = job.resources.get(f"slurm_{name}")
-    return machine.Ask(job.name, threads=job.threads, **given)
+    return capacity.Ask(job.name, threads=job.threads, **given)
 
 
 MAKING_MODELS = (
@@ -88,18 +89,18 @@ def stored_by(job):
         return None, 0.0
     size = resources.gigabytes_of(CASES[case])
     reference = job.params.get("reference") if job.rule.name.startswith("fetch") else None
-    return reference, max(0.0, size - preflight.gigabytes_in(Path(job.output[0]).parent))
+    return reference, max(0.0, size - checks.gigabytes_in(Path(job.output[0]).parent))
 
 
 def check_start(jobs):
     """Refuse to begin where a licence's token or the disk's room is lacking."""
     stored = [(job.rule.name, *stored_by(job)) for job in jobs]
     if FETCHED:
-        preflight.check_places(CONFIG)
-    preflight.check_tokens(CONFIG, ROOT, [name for _, name, _ in stored if name])
+        checks.check_places(CONFIG)
+    checks.check_tokens(CONFIG, ROOT, [name for _, name, _ in stored if name])
     runs = sorted(size for rule, _, size in stored if rule == "ablation_merge")
-    dropped = 0.0 if KEPT else sum(runs) - sum(runs[-preflight.AT_A_TIME :])
-    preflight.check_disk(sum(size for *_, size in stored) - dropped, Path(OUT))
+    dropped = 0.0 if KEPT else sum(runs) - sum(runs[-AT_A_TIME:])
+    checks.check_disk(sum(size for *_, size in stored) - dropped, Path(OUT))
 
 
 def check_evaluators(jobs):
@@ -107,7 +108,7 @@ def check_evaluators(jobs):
     scoring = [job for job in jobs if job.rule.name in ("evaluate", "ablation_evaluate")]
     backends = {backend_of(job.wildcards) for job in scoring}
     tasks = [task for job in scoring for task in configuration.tasks_of(case_of(job.wildcards))]
-    machine.check_evaluators(
+    capacity.check_evaluators(
         vllm="vllm" in backends and not configuration.interpreter_of(CONFIG, "vllm"),
         postgres=CONFIG["evaluation"]["engine"] == "postgres"
         and any(task.startswith("sql_eval") for task in tasks),
@@ -124,14 +125,14 @@ onstart:
         try:
             check_start(jobs)
             if workflow.local_exec:
-                machine.check_local(map(asked_by, jobs), limit and limit.value)
+                capacity.check_local(map(asked_by, jobs), limit and limit.value)
                 check_evaluators(jobs)
                 # One machine needs no limit on how many jobs start in a second. With Snakemake's,
                 # every job that ends leaves a timer that wakes the scheduler each second from then
                 # on: 40 % of a core after 200 jobs.
                 workflow.scheduler.job_rate_limiter = None
             elif workflow.executor_plugin.name == "slurm":
-                machine.check_slurm(
+                capacity.check_slurm(
                     asked_by(job) for job in jobs if not workflow.is_local(job.rule)
                 )
         except UserError as error:
@@ -139,6 +140,6 @@ onstart:
 
 
 onerror:
-    told = machine.why_jobs_died(Path(".snakemake/slurm_logs"), STARTED, sys.executable)
+    told = capacity.why_jobs_died(Path(".snakemake/slurm_logs"), STARTED, sys.executable)
     if told and workflow.is_main_process:
         print(f"error: {told}", file=sys.stderr)

@@ -3,7 +3,7 @@
 # These steps use the network; the warm worker was started without it.
 ONLINE = f"env -u {warm.VARIABLE} -u TRANSFORMERS_OFFLINE HF_HUB_OFFLINE=0 python -m"
 FETCH = (
-    f"{ONLINE} hub fetch {{params.reference}} {{params.options}} --out {{params.folder}}"
+    f"{ONLINE} paper fetch {{params.reference}} {{params.options}} --out {{params.folder}}"
     " > {log} 2> >(tee -a {log} >&2)"
 )
 
@@ -20,7 +20,7 @@ def calibration_of(wildcards):
 
 
 # Parents that exist only as pickles are written as safetensors once, which all other steps read.
-PICKLED = published.pickled(CONFIG, ROOT)
+PICKLED = hub_cases.pickled(CONFIG, ROOT)
 
 
 rule fetch_model:
@@ -38,7 +38,7 @@ rule fetch_model:
     params:
         reference=reference_of,
         folder=output_folder,
-        options=options(published.fetch_options(CONFIG, ROOT)),
+        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
     shell:
         FETCH
 
@@ -87,7 +87,7 @@ use rule fetch_model as fetch_row with:
     params:
         reference=lambda wildcards: CONFIG["methods"][wildcards.row]["hub"],
         folder=output_folder,
-        options=options(published.fetch_options(CONFIG, ROOT)),
+        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
 
 
 use rule fetch_model as fetch_dataset with:
@@ -100,7 +100,7 @@ use rule fetch_model as fetch_dataset with:
     params:
         reference=lambda wildcards: wildcards.reference,
         folder=output_folder,
-        options=options(published.fetch_options(CONFIG, ROOT)),
+        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
 
 
 rule calibrate:
@@ -123,14 +123,14 @@ rule calibrate:
     params:
         source=lambda wildcards, input: folder_of(input.source),
         base=lambda wildcards, input: folder_of(input.base),
-        columns=lambda wildcards: options(published.calibration_options(calibration_of(wildcards))),
+        columns=lambda wildcards: options(hub_cases.calibration_options(calibration_of(wildcards))),
         eos=lambda wildcards: "" if calibration_of(wildcards)["eos"] else "--no-eos",
         rows=CONFIG["calibration"]["rows"],
         length=CONFIG["calibration"]["max_length"],
         seed=seed_of,
         code=code("paper/calibration"),
     shell:
-        "python -m paper.calibration --source {params.source} {params.columns} {params.eos}"
+        "python -m paper calibration --source {params.source} {params.columns} {params.eos}"
         " --rows {params.rows} --seed {params.seed} --tokenizer {params.base}"
         " --max-length {params.length} --task {wildcards.expert} --out {output[0]}"
         " 2>&1 | tee {log}"
@@ -156,8 +156,8 @@ rule benchmarks:
                 for task in configuration.tasks_of(CASES[wildcards.case])
             )
         ),
-        source=options(published.benchmark_options(CONFIG)),
-        dev=lambda wildcards: options(published.dev_options(CONFIG, wildcards.case)),
+        source=options(hub_cases.benchmark_options(CONFIG)),
+        dev=lambda wildcards: options(hub_cases.dev_options(CONFIG, wildcards.case)),
         code=code("evaluation/data"),
     shell:
         f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}} {{params.dev}}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import existing_above, read_json
-from paper import budget, machine
+from common.files import read_json
+from paper import budget
+from paper.checks import check_disk, check_places, free_gigabytes, gigabytes_in, has_token, no_token
 from paper.hub.lock import locked
-from paper.hub.table import Reference, read_table
-from workflow import hub_cases as published
-from workflow import resources
+from paper.hub.table import Reference
+from workflow import capacity, hub_cases, resources
 from workflow.configuration import rows_of
 
 # Models of the ablation that are there at a time where they are not kept: while one is evaluated or
@@ -57,7 +55,7 @@ def _measured(step: Step, costs: Sequence[Path]) -> Step:
 
 def _fetching(config: Mapping[str, Any], root: Path) -> Iterator[Step]:
     """Estimate the downloads, and the second copy of what comes as pickles."""
-    lock, about = published.lock_file(config, root), budget.assumptions()
+    lock, about = hub_cases.lock_file(config, root), budget.assumptions()
     seen: set[Reference] = set()
 
     def download(part: str, what: str, size: float, known: str) -> Step:
@@ -85,7 +83,7 @@ def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
     """Estimate a case's teachers, merges, trainings, evaluations and smoke check."""
     size = resources.gigabytes_of(config["cases"][name])
     rows = {row: config["methods"][row] for row in rows_of(config, name)}
-    searched = [row for row, entry in rows.items() if published.is_searched(entry)]
+    searched = [row for row, entry in rows.items() if hub_cases.is_searched(entry)]
     fixed = [row for row, entry in rows.items() if "hub" not in entry and row not in searched]
     learning = [row for row in fixed if budget.learns(rows[row])]
     plain = [row for row in fixed if row not in learning]
@@ -199,85 +197,9 @@ def table_of(steps: Sequence[Step]) -> list[str]:
     ]
 
 
-def has_token() -> bool:
-    """Tell whether the hub's library will find a token."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
-    return bool(os.environ.get("HF_TOKEN")) or file.is_file()
-
-
-def _no_token(reference: Reference) -> str:
-    return (
-        f"{reference.id} ({reference.repository}) is gated and there is no token: accept its "
-        f"licence on {reference.page}, then HF_TOKEN=... or `hf auth login`"
-    )
-
-
-def check_tokens(config: Mapping[str, Any], root: Path, names: Sequence[str]) -> None:
-    """Refuse downloads whose licence needs a token where there is none.
-
-    Args:
-        config: The resolved configuration.
-        root: The project's folder.
-        names: References that will be fetched, by id.
-
-    Raises:
-        UserError: One line with the first such reference and where its licence is accepted.
-    """
-    if not names or "mirror" in config["hub"] or has_token():
-        return
-    table = read_table(published.table_of(config, root))
-    for reference in (table[name] for name in names):
-        if reference.gated:
-            raise UserError(_no_token(reference))
-
-
-def check_places(config: Mapping[str, Any]) -> None:
-    """Refuse local copies that are not where the configuration says.
-
-    Args:
-        config: The resolved configuration.
-
-    Raises:
-        UserError: One line with the key and its folder.
-    """
-    for key in ("mirror", "benchmarks"):
-        folder = config["hub"].get(key)
-        if folder is not None and not Path(folder).is_dir():
-            raise UserError(f"hub.{key}: {folder} is no folder; correct the path, or drop the key")
-
-
-def gigabytes_in(folder: Path) -> float:
-    """Add up the files below a folder, in GB; 0 where there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
-
-
-def _free(place: Path) -> float:
-    """Tell the free GB of the disk on which a folder is, or will be."""
-    return shutil.disk_usage(existing_above(place)).free / 1e9
-
-
-def check_disk(gigabytes: float, place: Path) -> None:
-    """Refuse steps that will leave more than the disk has room for.
-
-    Args:
-        gigabytes: What they will add, in GB.
-        place: The folder of the results; it need not exist.
-
-    Raises:
-        UserError: One line with both figures.
-    """
-    free = _free(place)
-    if gigabytes > free:
-        raise UserError(
-            f"{place} needs about {gigabytes:.0f} GB more and {free:.0f} GB are free; free some "
-            "space, link the folder to a larger disk, or take rows out of the configuration"
-        )
-
-
 def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[str]]:
     lines, errors = [], []
-    lock = published.lock_file(config, root)
+    lock = hub_cases.lock_file(config, root)
     for reference in budget.references_of(config, root):
         known = locked(lock, reference)
         size = budget.size_of(reference, config, known)
@@ -287,7 +209,7 @@ def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[
         if reference.gated and "mirror" not in config["hub"]:
             token = ", gated: a token is there" if has_token() else ", gated: NO TOKEN"
             if not has_token():
-                errors.append(_no_token(reference))
+                errors.append(no_token(reference))
         lines.append(
             f"  {reference.repository}@{revision[:12] if revision else 'newest'}: "
             f"{f'{size:.1f} GB ({how})' if size else 'size unknown'}, "
@@ -298,7 +220,7 @@ def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[
 
 def _gpu_memory(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Compare what steps hold on a GPU with the one that is here, or the one that is assumed."""
-    found = machine.gpus()
+    found = capacity.gpus()
     has = found[0] / 1000 if found else budget.assumptions()["gpu"]["memory_gb"]
     where = "the GPU here has" if found else "the GPU assumed has"
     lines, errors = [], []
@@ -347,7 +269,7 @@ def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[s
         "which is assumed, as is all else in paper/assumptions.yaml",
         *memory,
         f"disk: about {stored:.0f} GB below {results}, of which {here:.0f} GB are there; "
-        f"{_free(results):.0f} GB are free",
+        f"{free_gigabytes(results):.0f} GB are free",
     ]
     errors += too_large
     for check in (lambda: check_places(config), lambda: check_disk(stored - here, results)):

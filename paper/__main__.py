@@ -1,0 +1,5 @@
+"""Entry point of `python -m paper`."""
+
+from common.cli import run
+
+run("paper.cli")
