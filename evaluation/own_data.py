@@ -16,7 +16,7 @@ import yaml
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
-from evaluation.own_tasks import FewShot, OwnTask
+from evaluation.own_tasks import FewShot, OwnTask, parse
 from evaluation.rows import COLUMNS, METRICS, row_fault
 from evaluation.suites import Task, items_file, pool_file
 
@@ -184,6 +184,22 @@ def _chance(entry: OwnTask, rows: list[Row]) -> float:
     return statistics.fmean(1 / len(row["choices"]) for row in rows)
 
 
+def _named(name: str, entry: OwnTask, chance: float) -> Task:
+    suite, _, id = name.partition("/")
+    return Task(
+        suite,
+        id,
+        label=entry.label or id,
+        metric=entry.metric or METRICS.get(entry.kind, ("acc",))[0],
+        kind=entry.kind or "multiple_choice",
+        chance=chance,
+        shots=entry.few_shot.count if entry.few_shot else 0,
+        maker="own",
+        max_tokens=entry.max_tokens,
+        delimiter=entry.delimiter,
+    )
+
+
 def read(name: str, entry: OwnTask) -> Contents:
     """Read and check an own task's rows.
 
@@ -213,20 +229,37 @@ def read(name: str, entry: OwnTask) -> Contents:
         rows = _read_splits(entry, files)
     except UserError as error:
         raise UserError(f"tasks.{name}: {error}") from None
-    suite, _, id = name.partition("/")
-    task = Task(
-        suite,
-        id,
-        label=entry.label or id,
-        metric=entry.metric or METRICS[entry.kind][0],
-        kind=entry.kind,
-        chance=_chance(entry, rows["test"]),
-        shots=entry.few_shot.count if entry.few_shot else 0,
-        maker="own",
-        max_tokens=entry.max_tokens,
-        delimiter=entry.delimiter,
-    )
+    task = _named(name, entry, _chance(entry, rows["test"]))
     return Contents(task, rows, files, modules)
+
+
+def sources(name: str, entry: OwnTask | Mapping[str, Any]) -> list[str]:
+    """Name the files that an own task is made from; see `read`."""
+    entry = OwnTask.model_validate(entry)
+    contents = read(name, entry)
+    files = [*contents.files.values(), *contents.modules]
+    files += [Path(entry.lm_eval)] if entry.lm_eval else []
+    return [str(path) for path in files]
+
+
+def known(tasks: Mapping[str, Any], with_rows: bool = True) -> dict[str, Task]:
+    """Check a configuration's own tasks, their rows included.
+
+    Args:
+        tasks: Entries by name, as read or as models.
+        with_rows: Whether their rows are needed; without, only the entries are checked.
+
+    Returns:
+        The tasks by name.
+
+    Raises:
+        UserError: An entry, a file or a row is not usable.
+    """
+    entries = parse(tasks) if tasks else {}
+    return {
+        name: read(name, entry).task if with_rows else _named(name, entry, 0.0)
+        for name, entry in entries.items()
+    }
 
 
 def _copy_databases(name: str, entry: OwnTask, contents: Contents, data: Path) -> None:

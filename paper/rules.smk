@@ -154,6 +154,7 @@ rule benchmarks:
             dict.fromkeys(
                 f"{task.split(':')[0].split('/')[0]}/{task.split('/')[1]}"
                 for task in configuration.tasks_of(CASES[wildcards.case])
+                if task not in CONFIG["tasks"]
             )
         ),
         source=options(hub_cases.benchmark_options(CONFIG)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import jsonschema
 import yaml
 
 from common.errors import UserError, nearest
-from evaluation.suites import select
+from evaluation.own_data import known
+from evaluation.suites import Task, load_suites, select
 from merges.engine import registry
 from search.parameters import check_method
 from studies import rooms
@@ -78,8 +79,9 @@ def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> dict[str,
         )
         if error is not None:
             raise UserError(_explain(error))
+        own = known(config["tasks"], with_rows="scores_from" not in config)
         for case in config["cases"]:
-            _check_case(config, case)
+            _check_case(config, case, own)
         for row in config["methods"]:
             _check_row(config, row)
         if "ablation" in config:
@@ -118,16 +120,14 @@ def suites_of(case: Mapping[str, Any]) -> list[str]:
         case: A case of the configuration.
 
     Returns:
-        Suites; single tasks of a suite of which the case has no others.
-
-    Raises:
-        UserError: There is no such suite.
+        Suites; single tasks of a suite of which the case has no others, and the user's own.
     """
     tasks = tasks_of(case)
     found = []
     for suite in dict.fromkeys(task.split("/")[0] for task in tasks):
         own = [task for task in tasks if task.split("/")[0] == suite]
-        whole = {task.name for task in select([suite])} <= set(own)
+        shipped = suite.split(":")[0] in load_suites()
+        whole = shipped and {task.name for task in select([suite])} <= set(own)
         found += [suite] if whole else own
     return found
 
@@ -187,7 +187,22 @@ def _check_interpreters(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_case(config: Mapping[str, Any], name: str) -> None:
+def _check_items(case: Mapping[str, Any], name: str, tasks: Sequence[Task]) -> None:
+    """Refuse tasks of which a case's data hold no items."""
+    for task in tasks:
+        where = f"cases.{name}: {task.name} has no items here"
+        if task.maker == "own":
+            continue
+        if published.is_published(case):
+            if task.maker != "benchmark":
+                raise UserError(f"{where}; a case of the hub has benchmarks and tasks of your own")
+        elif task.world != case.get("world"):
+            raise UserError(
+                f"{where}; name a task of the bottle's {case['world']}, or one under 'tasks'"
+            )
+
+
+def _check_case(config: Mapping[str, Any], name: str, own: Mapping[str, Task]) -> None:
     case = config["cases"][name]
     for other, entry in config["cases"].items():
         if other != name and entry["table"] == case["table"]:
@@ -197,9 +212,10 @@ def _check_case(config: Mapping[str, Any], name: str) -> None:
     expected = tasks_of(case)
     expected += [task for expert in case["experts"].values() for task in expert["domain"]]
     try:
-        select([*suites_of(case), *expected])
+        tasks = select(expected, own=own)
     except UserError as error:
         raise UserError(f"cases.{name}: {error}") from None
+    _check_items(case, name, tasks)
     for expert, entry in case["experts"].items():
         for task in entry["domain"]:
             if task not in tasks_of(case):

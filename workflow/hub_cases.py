@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError, nearest
 from evaluation.data.sources import load_sources
-from evaluation.suites import select
+from evaluation.suites import load_suites, select
 from merges.engine import registry
 from paper.hub.lock import lock_of
 from paper.hub.table import Reference, read_table
@@ -89,6 +89,8 @@ def has_dev(task: str) -> bool:
         task: suite/task, of a variant too.
     """
     suite, _, name = task.partition("/")
+    if suite.partition(":")[0] not in load_suites():
+        return True  # every task of a user's own has dev items
     plain = f"{suite.partition(':')[0]}/{name}"
     source = load_sources().get(plain)
     # The rows that a variant shows as examples are known for the suite's first number of them.
@@ -129,7 +131,9 @@ def dev_options(config: Mapping[str, Any], case: str) -> dict[str, Any]:
     plain = [
         f"{suite.partition(':')[0]}/{name}"
         for suite, _, name in (
-            task.partition("/") for task in searched_tasks(config["cases"][case])
+            task.partition("/")
+            for task in searched_tasks(config["cases"][case])
+            if task not in config["tasks"]
         )
     ]
     return {"dev": ",".join(plain), "dev_items": config["evaluation"]["dev_items"]}

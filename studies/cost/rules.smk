@@ -77,6 +77,7 @@ rule study_cost_replay:
 use rule evaluate as study_cost_evaluate with:
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
+        own=lambda wildcards: own_manifests(wildcards.case),
         model=cost_model,
     output:
         scores=f"{COST_RUN}/{{split}}/after{{after}}.json",

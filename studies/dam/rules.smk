@@ -27,6 +27,10 @@ def study_data(wildcards):
     return f"{study_world(wildcards)}/data"
 
 
+def study_own(wildcards):
+    return own_manifests(dam_settings.world_of(CONFIG, STUDY["case"], int(wildcards.seed)))
+
+
 def study_base(wildcards):
     return f"{study_world(wildcards)}/models/base"
 
@@ -61,6 +65,7 @@ def study_inputs(wildcards):
     inputs = {
         "gate": f"{study_world(wildcards)}/gate.json",
         "data": f"{study_data(wildcards)}/manifest.json",
+        "own": study_own(wildcards),
         "base": f"{study_base(wildcards)}/manifest.json",
         "experts": [f"{folder}/manifest.json" for folder in study_experts(wildcards).values()],
     }
@@ -194,6 +199,7 @@ use rule tune as study_dam_tune with:
 use rule evaluate as study_dam_evaluate with:
     input:
         data=lambda wildcards: f"{study_data(wildcards)}/manifest.json",
+        own=study_own,
         model=f"{STUDY_OUT}/{{setting}}/seed{{seed}}/model/manifest.json",
     output:
         scores=f"{STUDY_OUT}/{{setting}}/seed{{seed}}/{{split}}.json",

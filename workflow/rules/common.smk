@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 from common import warm
 from common.errors import UserError
 from common.manifest import code_version, library_versions
+from evaluation import own_data
 from merges.engine import registry
 from studies import rooms
 from workflow import configuration, hub_cases, lock
@@ -159,6 +160,13 @@ def seed_of(wildcards):
     if wildcards.get("seed"):
         return int(wildcards.seed)
     return CASES[wildcards.case].get("seed", CONFIG["seed"])
+
+
+def own_manifests(case, data=None):
+    """What a step that scores a case's tasks needs of the user's own ones among them."""
+    data = data or f"{OUT}/{case}/data"
+    own = [task for task in configuration.tasks_of(CASES[case]) if task in CONFIG["tasks"]]
+    return [f"{data}/tasks/{task}/manifest.json" for task in own]
 
 
 def suites(wildcards):

@@ -39,9 +39,34 @@ def gate_options(wildcards):
 HOW = scoring("dtype", "device", "engine", "limit")
 
 
+rule own_task:
+    """A user's own task, checked and put with a case's data; a change reruns its evaluations."""
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        files=lambda wildcards: own_data.sources(wildcards.own, CONFIG["tasks"][wildcards.own]),
+    output:
+        f"{OUT}/{{case}}/data/tasks/{{own}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/tasks/{{own}}.log",
+    wildcard_constraints:
+        own=any_of(CONFIG["tasks"]),
+    priority: 100
+    localrule: True
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        entry=lambda wildcards: shlex.quote(
+            json.dumps({"tasks": {wildcards.own: CONFIG["tasks"][wildcards.own]}})
+        ),
+        code=code("evaluation/own_data.py", "evaluation/own_tasks.py", "evaluation/rows.py"),
+    shell:
+        "printf %s {params.entry} | python -m evaluation tasks - --data {params.data} 2>&1"
+        " | tee {log}"
+
+
 rule evaluate:
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
+        own=lambda wildcards: own_manifests(wildcards.case),
         model=model_manifest,
     output:
         scores=f"{OUT}/{{case}}/scores/{{split}}/{{model}}.json",
@@ -97,6 +122,7 @@ rule gate:
 rule ablation_evaluate:
     input:
         data=lambda wildcards: f"{OUT}/{ABLATION['case']}/data/manifest.json",
+        own=lambda wildcards: own_manifests(ABLATION["case"]),
         model=run_model,
     output:
         scores=f"{RUN}/scores.json",

@@ -46,7 +46,10 @@ def merge_inputs(wildcards):
 
 def search_inputs(wildcards):
     """A search also reads the dev items."""
-    return merge_inputs(wildcards) | {"data": f"{OUT}/{wildcards.case}/data/manifest.json"}
+    return merge_inputs(wildcards) | {
+        "data": f"{OUT}/{wildcards.case}/data/manifest.json",
+        "own": own_manifests(wildcards.case),
+    }
 
 
 def parent_options(wildcards):
