@@ -150,7 +150,9 @@ def _read(path: Path, entry: OwnTask) -> list[Row]:
         if fault := _fault(row, renamed, entry):
             raise UserError(f"{where}: {fault}")
         if renamed["id"] in lines:
-            raise UserError(f"{where}: the same id as line {lines[renamed['id']]}; change one")
+            raise UserError(
+                f"{where}: the same item (or id) as line {lines[renamed['id']]}; remove one"
+            )
         lines[renamed["id"]] = number
         rows.append(renamed)
     if not rows:

@@ -195,7 +195,7 @@ def test_a_wrong_entry_is_one_line(tasks, message):
         ('{"question": "a", "options": ["b"], "answer": 1}', "line 2: 1 names no choice"),
         ('{"question": "a", "options": ["b"], "answer": "c"}', "line 2: 'c' names no choice"),
         ('{"question": 1, "options": ["b"], "answer": "b"}', "line 2: 'prompt'.* is not a text"),
-        (None, "line 2: the same id as line 1"),
+        (None, r"line 2: the same item \(or id\) as line 1"),
     ],
 )
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path, line, message):
