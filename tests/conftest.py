@@ -76,6 +76,8 @@ def make_model():
 
 
 _WHY_NOT = {
+    "workflow": "slow tests of the workflow: `make test` runs them",
+    "postgres": "tests with a PostgreSQL server: `make test` runs them",
     "faults": "long fault tests: `make test-all` runs them",
     "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",
     "slurm": "needs Slurm: `make test-slurm` installs it and runs them",
@@ -88,6 +90,9 @@ _left_out: dict[str, int] = {}
 def pytest_deselected(items):
     """Count what a marker expression leaves out, so that the summary can say why."""
     for item in items:
+        faults = item.get_closest_marker("faults")
+        if faults and faults.kwargs.get("short"):
+            continue  # `make test` runs them
         for marker in _WHY_NOT:
             if item.get_closest_marker(marker):
                 _left_out[marker] = _left_out.get(marker, 0) + 1
