@@ -26,7 +26,7 @@ if not SCORES_FROM:
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"
 
-    for study in CONFIG["studies"]:
+    for study in CONFIG.studies.present:
 
         include: f"studies/{study}/rules.smk"
 

@@ -13,11 +13,12 @@ from common.errors import UserError
 from evaluation.data.sources import load_sources
 from merges.engine import registry
 from paper.hub.lock import Locked
-from paper.hub.table import Reference, read_table
-from workflow import hub_cases, resources
-from workflow.configuration import rows_of, tasks_of
+from paper.hub.table import Reference
+from workflow.config.cases import Case, Expert
+from workflow.config.experiment import Experiment
+from workflow.config.hub import without_variant
+from workflow.config.methods import Row
 
-_BYTES = resources.BYTES
 # Passes of all weights through memory in a step of DAM for each expert, as its docs count them:
 # the merged weight is built forwards and backwards, and its gradient reduced to coefficients.
 _PASSES = 3
@@ -31,47 +32,41 @@ def assumptions() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def references_of_case(config: Mapping[str, Any], root: Path, name: str) -> list[Reference]:
+def references_of_case(config: Experiment, name: str) -> list[Reference]:
     """List what a case fetches, each once: parents, their data sets, published merges.
 
     Args:
         config: The resolved configuration.
-        root: The project's folder.
         name: The case's name.
     """
-    table, case = read_table(hub_cases.table_of(config, root)), config["cases"][name]
-    ids = []
-    for parent in (case["base"], *case["experts"].values()):
-        ids.append(parent["hub"])
-        if "calibration" in parent:
-            ids.append(parent["calibration"]["hub"])
-    rows = [config["methods"][row] for row in rows_of(config, name)]
-    ids += [row["hub"] for row in rows if "hub" in row]
-    return [table[id] for id in dict.fromkeys(ids)]
+    table, case, ids = config.hub.references, config.cases[name], []
+    for parent in case.parents.values():
+        ids.append(parent.hub)
+        if isinstance(parent, Expert) and parent.calibration:
+            ids.append(parent.calibration.hub)
+    ids += [config.methods[row].hub for row in config.rows_of(name)]
+    return [table[id] for id in dict.fromkeys(ids) if id is not None]
 
 
-def fetched_cases(config: Mapping[str, Any]) -> list[str]:
+def fetched_cases(config: Experiment) -> list[str]:
     """Name the cases of published checkpoints."""
-    return [name for name, case in config["cases"].items() if hub_cases.is_fetched(case)]
+    return [name for name, case in config.cases.items() if case.fetched]
 
 
-def references_of(config: Mapping[str, Any], root: Path) -> list[Reference]:
+def references_of(config: Experiment) -> list[Reference]:
     """List what a configuration fetches, each once, in the order of its cases.
 
     Args:
         config: The resolved configuration.
-        root: The project's folder.
 
     Returns:
         Rows of the table of references.
     """
-    found = [
-        ref for name in fetched_cases(config) for ref in references_of_case(config, root, name)
-    ]
+    found = [ref for name in fetched_cases(config) for ref in references_of_case(config, name)]
     return list(dict.fromkeys(found))
 
 
-def size_of(reference: Reference, config: Mapping[str, Any], known: Locked | None) -> float | None:
+def size_of(reference: Reference, config: Experiment, known: Locked | None) -> float | None:
     """Tell the size of a reference.
 
     Args:
@@ -88,59 +83,49 @@ def size_of(reference: Reference, config: Mapping[str, Any], known: Locked | Non
     if reference.gb is not None or reference.kind == "dataset":
         return reference.gb
     for name in fetched_cases(config):
-        case = config["cases"][name]
-        parents = [case["base"], *case["experts"].values()]
-        rows = [config["methods"][row] for row in rows_of(config, name)]
-        if any(entry.get("hub") == reference.id for entry in [*parents, *rows]):
-            return resources.gigabytes_of(case)
+        case = config.cases[name]
+        rows = [config.methods[row] for row in config.rows_of(name)]
+        if any(entry.hub == reference.id for entry in [*case.parents.values(), *rows]):
+            return case.gigabytes
     return None
 
 
-def learns(entry: Mapping[str, Any]) -> bool:
-    """Tell whether a method row learns from calibration data."""
-    return "hub" not in entry and "data" in registry.describe()[entry["method"]].needs
-
-
-def learning_runs(config: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
+def learning_runs(config: Experiment, case: str) -> list[dict[str, Any]]:
     """Resolve the parameters of each fixed row of a case that learns from calibration data."""
-    rows = [config["methods"][row] for row in rows_of(config, case)]
-    fixed = [row for row in rows if learns(row) and not hub_cases.is_searched(row)]
-    return [registry.validate(row["method"], row["set"]) for row in fixed]
+    rows = [config.methods[row] for row in config.rows_of(case)]
+    fixed = [row for row in rows if row.learns and not row.search]
+    return [registry.validate(row.merge_method, row.set) for row in fixed]
 
 
-def ablation_runs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def ablation_runs(config: Experiment) -> list[dict[str, Any]]:
     """Resolve the parameters of each run of the ablation."""
-    ablation = config["ablation"]
-    row = config["methods"][ablation["row"]]
-    settings = [
-        {**row["set"], **ablation["set"], **entry["set"]}
-        for entry in ablation["objectives"].values()
-    ]
-    return [registry.validate(row["method"], each) for each in settings for _ in ablation["seeds"]]
+    if (ablation := config.ablation) is None:
+        return []
+    row = config.methods[ablation.row]
+    settings = [ablation.settings(row.set, objective) for objective in ablation.objectives]
+    return [registry.validate(row.merge_method, each) for each in settings for _ in ablation.seeds]
 
 
-def states_gigabytes(config: Mapping[str, Any], case: str) -> float:
+def states_gigabytes(config: Experiment, case: str) -> float:
     """Estimate the size of the teachers' hidden states of a case, 2 bytes a value, in GB."""
-    experts, tokens = len(config["cases"][case]["experts"]), assumptions()["calibration_tokens"]
-    return config["calibration"]["rows"] * experts * tokens * 2 * _HIDDEN / 1e9
+    experts, tokens = len(config.cases[case].experts), assumptions()["calibration_tokens"]
+    return config.calibration.rows * experts * tokens * 2 * _HIDDEN / 1e9
 
 
-def teacher_hours(config: Mapping[str, Any], case: str) -> float:
+def teacher_hours(config: Experiment, case: str) -> float:
     """Estimate the GPU hours in which a case's experts read their calibration data, 2 FLOPs each.
 
     Args:
         config: The resolved configuration.
         case: The case's name.
     """
-    entry, gpu = config["cases"][case], assumptions()["gpu"]
-    tokens = assumptions()["calibration_tokens"] * len(entry["experts"])
-    flops = 2 * resources.parameters_of(entry) * tokens * config["calibration"]["rows"]
+    entry, gpu = config.cases[case], assumptions()["gpu"]
+    tokens = assumptions()["calibration_tokens"] * len(entry.experts)
+    flops = 2 * entry.parameters * tokens * config.calibration.rows
     return flops / gpu["flops"] / 3600
 
 
-def training_hours(
-    config: Mapping[str, Any], case: str, runs: Sequence[Mapping[str, Any]]
-) -> float:
+def training_hours(config: Experiment, case: str, runs: Sequence[Mapping[str, Any]]) -> float:
     """Estimate the GPU hours of runs that learn from a case's calibration data.
 
     A step's products are forward and backward of the merged model, 6 FLOPs for each parameter and
@@ -151,10 +136,10 @@ def training_hours(
         case: The case's name.
         runs: The resolved parameters of each.
     """
-    entry, gpu = config["cases"][case], assumptions()["gpu"]
-    parameters, experts = resources.parameters_of(entry), len(entry["experts"])
+    entry, gpu = config.cases[case], assumptions()["gpu"]
+    parameters, experts = entry.parameters, len(entry.experts)
     tokens = assumptions()["calibration_tokens"] * experts
-    weights = parameters * _BYTES[entry["size"]["dtype"]]
+    weights = entry.gigabytes * 1e9
     seconds = 0.0
     for run in runs:
         rows = run.get("samples", 1729) * (run.get("epochs") or 1)
@@ -165,14 +150,13 @@ def training_hours(
     return seconds / 3600
 
 
-def _asking(entry: Mapping[str, Any], tasks: Sequence[str], most: int | None) -> float:
+def _asking(entry: Case, tasks: Sequence[str], most: int | None) -> float:
     """Estimate the seconds in which a model of a case answers some tasks, at most so many items."""
     about, sources, seconds = assumptions(), load_sources(), 0.0
-    parameters = resources.parameters_of(entry)
-    weights = parameters * _BYTES[entry["size"]["dtype"]]
+    parameters = entry.parameters
+    weights = entry.gigabytes * 1e9
     for task in tasks:
-        group, _, name = task.partition("/")
-        plain = f"{group.split(':')[0]}/{name}"
+        plain = without_variant(task)
         assumed = about["tasks"].get(plain)
         if assumed is None:
             raise UserError(f"{task}: paper/assumptions.yaml has no tokens for it; add a line")
@@ -185,7 +169,7 @@ def _asking(entry: Mapping[str, Any], tasks: Sequence[str], most: int | None) ->
     return seconds
 
 
-def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
+def evaluation_hours(config: Experiment, case: str) -> float:
     """Estimate the GPU hours of evaluating one model on a case's tasks.
 
     Args:
@@ -198,11 +182,11 @@ def evaluation_hours(config: Mapping[str, Any], case: str) -> float:
     Raises:
         UserError: Nothing is assumed of a task.
     """
-    entry, limit = config["cases"][case], config["evaluation"].get("limit")
-    return (assumptions()["start_s"] + _asking(entry, tasks_of(entry), limit)) / 3600
+    entry, limit = config.cases[case], config.evaluation.limit
+    return (assumptions()["start_s"] + _asking(entry, entry.tasks, limit)) / 3600
 
 
-def search_hours(config: Mapping[str, Any], case: str, row: Mapping[str, Any]) -> float:
+def search_hours(config: Experiment, case: str, row: Row) -> float:
     """Estimate the hours of a searched row: each candidate is merged and asked the dev items.
 
     Args:
@@ -210,22 +194,20 @@ def search_hours(config: Mapping[str, Any], case: str, row: Mapping[str, Any]) -
         case: The case's name.
         row: The row, with ``tune``, ``evolve`` or ``greedy``.
     """
-    entry = config["cases"][case]
-    experts = len(row.get("experts", entry["experts"]))
-    candidates = len(row.get("tune", ())) or row.get("evolve", {}).get("budget") or 2 * experts
-    tasks = hub_cases.searched_tasks(entry)
-    each = _asking(entry, tasks, config["evaluation"]["dev_items"]) / 3600
-    if learns(row):
-        each += training_hours(config, case, [registry.validate(row["method"], row["set"])])
+    entry = config.cases[case]
+    candidates = row.evaluations(len(row.experts_of(entry.experts)))
+    each = _asking(entry, entry.searched_tasks, config.evaluation.dev_items) / 3600
+    if row.learns:
+        each += training_hours(config, case, [registry.validate(row.merge_method, row.set)])
     else:
         each += merge_hours(config, case)
     return candidates * each
 
 
-def merge_hours(config: Mapping[str, Any], case: str) -> float:
+def merge_hours(config: Experiment, case: str) -> float:
     """Estimate the hours of one merge that streams the models of a case through the CPU."""
-    entry, about = config["cases"][case], assumptions()
-    models = 1 + len(entry["experts"])
-    moved = (models + 1) * resources.gigabytes_of(entry) * 1e9
-    arithmetic = models * resources.parameters_of(entry) * about["value_ns"] * 1e-9
+    entry, about = config.cases[case], assumptions()
+    models = 1 + len(entry.experts)
+    moved = (models + 1) * entry.gigabytes * 1e9
+    arithmetic = models * entry.parameters * about["value_ns"] * 1e-9
     return (moved / about["disk_bandwidth"] + arithmetic) / 3600

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError
 from common.files import existing_above
-from paper.hub.table import Reference, read_table
-from workflow import hub_cases
+from paper.hub.table import Reference
+from workflow.config.experiment import Experiment
 
 
 def has_token() -> bool:
@@ -28,26 +27,25 @@ def no_token(reference: Reference) -> str:
     )
 
 
-def check_tokens(config: Mapping[str, Any], root: Path, names: Sequence[str]) -> None:
+def check_tokens(config: Experiment, names: Sequence[str]) -> None:
     """Refuse downloads whose licence needs a token where there is none.
 
     Args:
         config: The resolved configuration.
-        root: The project's folder.
         names: References that will be fetched, by id.
 
     Raises:
         UserError: One line with the first such reference and where its licence is accepted.
     """
-    if not names or "mirror" in config["hub"] or has_token():
+    if not names or config.hub.mirror is not None or has_token():
         return
-    table = read_table(hub_cases.table_of(config, root))
+    table = config.hub.references
     for reference in (table[name] for name in names):
         if reference.gated:
             raise UserError(no_token(reference))
 
 
-def check_places(config: Mapping[str, Any]) -> None:
+def check_places(config: Experiment) -> None:
     """Refuse local copies that are not where the configuration says.
 
     Args:
@@ -57,7 +55,7 @@ def check_places(config: Mapping[str, Any]) -> None:
         UserError: One line with the key and its folder.
     """
     for key in ("mirror", "benchmarks"):
-        folder = config["hub"].get(key)
+        folder = getattr(config.hub, key)
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"hub.{key}: {folder} is no folder; correct the path, or drop the key")
 

@@ -30,7 +30,7 @@ def _preflight(given: argparse.Namespace) -> None:
     from workflow import configuration
 
     config = configuration.load(given.config)
-    lines, errors = estimate.report(config, ROOT, Path("results") / config["name"])
+    lines, errors = estimate.report(config, Path("results") / config.name)
     lines += [f"error: {error}" for error in errors[1:]]  # the first ends the program
     print("\n".join(lines), flush=True)
     if errors:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
@@ -13,8 +12,9 @@ from paper import budget
 from paper.checks import check_disk, check_places, free_gigabytes, gigabytes_in, has_token, no_token
 from paper.hub.lock import locked
 from paper.hub.table import Reference
-from workflow import capacity, hub_cases, resources
-from workflow.configuration import rows_of
+from workflow import capacity, resources
+from workflow.config.ablation import Ablation
+from workflow.config.experiment import Experiment
 
 # Models of the ablation that are there at a time where they are not kept: while one is evaluated or
 # checked, the next is made.
@@ -53,16 +53,16 @@ def _measured(step: Step, costs: Sequence[Path]) -> Step:
     return replace(step, hours=hours, gpu_hours=gpu, known=f"measured{part}")
 
 
-def _fetching(config: Mapping[str, Any], root: Path) -> Iterator[Step]:
+def _fetching(config: Experiment) -> Iterator[Step]:
     """Estimate the downloads, and the second copy of what comes as pickles."""
-    lock, about = hub_cases.lock_file(config, root), budget.assumptions()
+    lock, about = config.hub_lock, budget.assumptions()
     seen: set[Reference] = set()
 
     def download(part: str, what: str, size: float, known: str) -> Step:
         return Step(part, f"download of {what}", size, size * 1e9 / about["line"] / 3600, 0, known)
 
     for name in budget.fetched_cases(config):
-        new = [ref for ref in budget.references_of_case(config, root, name) if ref not in seen]
+        new = [ref for ref in budget.references_of_case(config, name) if ref not in seen]
         seen |= set(new)
         for kind, what in (("model", "models"), ("dataset", "calibration data sets")):
             locks = {ref: locked(lock, ref) for ref in new if ref.kind == kind}
@@ -74,25 +74,25 @@ def _fetching(config: Mapping[str, Any], root: Path) -> Iterator[Step]:
             )
         yield download(name, "the benchmarks", about["benchmarks_gb"], "guessed")
         if pickles := sum(ref.pickle for ref in new):
-            size = pickles * resources.gigabytes_of(config["cases"][name])
+            size = pickles * config.cases[name].gigabytes
             hours = 2 * size * 1e9 / about["disk_bandwidth"] / 3600
             yield Step(name, f"{pickles} models of pickles, rewritten", size, hours)
 
 
-def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
+def _making(config: Experiment, name: str, out: Path) -> Iterator[Step]:
     """Estimate a case's teachers, merges, trainings, evaluations and smoke check."""
-    size = resources.gigabytes_of(config["cases"][name])
-    rows = {row: config["methods"][row] for row in rows_of(config, name)}
-    searched = [row for row, entry in rows.items() if hub_cases.is_searched(entry)]
-    fixed = [row for row, entry in rows.items() if "hub" not in entry and row not in searched]
-    learning = [row for row in fixed if budget.learns(rows[row])]
+    size = config.cases[name].gigabytes
+    rows = {row: config.methods[row] for row in config.rows_of(name)}
+    searched = [row for row, entry in rows.items() if entry.search]
+    fixed = [row for row, entry in rows.items() if entry.hub is None and row not in searched]
+    learning = [row for row in fixed if rows[row].learns]
     plain = [row for row in fixed if row not in learning]
 
     def merges(rows: Sequence[str], what: str, hours: float, gpu_hours: float) -> Step:
         step = Step(name, f"{len(rows)} merges {what}", len(rows) * size, hours, gpu_hours)
         return _measured(step, [out / name / "merges" / row / "cost.json" for row in rows])
 
-    if any(rows[row]["method"] == "dam" for row in (*learning, *searched)):
+    if any(rows[row].method == "dam" for row in (*learning, *searched)):
         hours = budget.teacher_hours(config, name)
         states = budget.states_gigabytes(config, name)
         step = Step(name, "teachers' predictions", states, hours, hours)
@@ -105,12 +105,12 @@ def _making(config: Mapping[str, Any], name: str, out: Path) -> Iterator[Step]:
     if searched:
         hours = sum(budget.search_hours(config, name, rows[row]) for row in searched)
         yield merges(searched, "that are searched for", hours, hours)
-    models = ["base", *config["cases"][name]["experts"], *rows]
+    models = [*config.cases[name].parents, *rows]
     yield _evaluating(config, name, name, [out / name / "scores/test" / model for model in models])
     yield _checking(name, len(models))
 
 
-def _evaluating(config: Mapping[str, Any], case: str, part: str, scores: Sequence[Path]) -> Step:
+def _evaluating(config: Experiment, case: str, part: str, scores: Sequence[Path]) -> Step:
     hours = len(scores) * budget.evaluation_hours(config, case)
     step = Step(part, f"evaluation of {len(scores)} models", 0.0, hours, hours)
     return _measured(step, [path.with_name(f"{path.name}.cost.json") for path in scores])
@@ -121,42 +121,40 @@ def _checking(part: str, models: int) -> Step:
     return Step(part, f"smoke check of {models} models", 0.0, hours)
 
 
-def _ablation(config: Mapping[str, Any], out: Path) -> Iterator[Step]:
+def _ablation(config: Experiment, ablation: Ablation, out: Path) -> Iterator[Step]:
     """Estimate the ablation's runs."""
-    ablation = config["ablation"]
-    case = ablation["case"]
+    case = ablation.case
     runs = budget.ablation_runs(config)
     folders = [
         out / "ablation" / objective / f"seed{seed}"
-        for objective in ablation["objectives"]
-        for seed in ablation["seeds"]
+        for objective in ablation.objectives
+        for seed in ablation.seeds
     ]
     hours = budget.training_hours(config, case, runs)
-    kept = len(runs) if ablation["keep_merges"] else min(AT_A_TIME, len(runs))
-    size = kept * resources.gigabytes_of(config["cases"][case])
+    kept = len(runs) if ablation.keep_merges else min(AT_A_TIME, len(runs))
+    size = kept * config.cases[case].gigabytes
     what = "" if kept == len(runs) else f", {kept} kept at a time"
     step = Step("ablation", f"{len(runs)} merges that learn{what}", size, hours, hours)
     yield _measured(step, [folder / "model" / "cost.json" for folder in folders])
     yield _evaluating(config, case, "ablation", [folder / "scores" for folder in folders])
-    yield _checking("ablation", len(runs) * (1 if ablation["keep_merges"] else 2))
+    yield _checking("ablation", len(runs) * (1 if ablation.keep_merges else 2))
 
 
-def steps_of(config: Mapping[str, Any], root: Path, out: Path) -> list[Step]:
+def steps_of(config: Experiment, out: Path) -> list[Step]:
     """Estimate every kind of step of an experiment, in the order of the work, case by case.
 
     Args:
         config: The resolved configuration.
-        root: The project's folder.
         out: The experiment's results; what was measured there takes an estimate's place.
 
     Returns:
         The steps of the cases of published checkpoints, and of the ablation if its case is one.
     """
     cases = budget.fetched_cases(config)
-    steps = [*_fetching(config, root), *(s for name in cases for s in _making(config, name, out))]
+    steps = [*_fetching(config), *(s for name in cases for s in _making(config, name, out))]
     steps.sort(key=lambda step: cases.index(step.part))
-    if config.get("ablation") and config["ablation"]["case"] in cases:
-        steps += _ablation(config, out)
+    if config.ablation and config.ablation.case in cases:
+        steps += _ablation(config, config.ablation, out)
     return steps
 
 
@@ -197,16 +195,16 @@ def table_of(steps: Sequence[Step]) -> list[str]:
     ]
 
 
-def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[str]]:
+def _references(config: Experiment) -> tuple[list[str], list[str]]:
     lines, errors = [], []
-    lock = hub_cases.lock_file(config, root)
-    for reference in budget.references_of(config, root):
+    lock = config.hub_lock
+    for reference in budget.references_of(config):
         known = locked(lock, reference)
         size = budget.size_of(reference, config, known)
         revision = known.revision if known else reference.revision
         how = "recorded" if known else "table" if reference.gb else "estimated"
         token = ""
-        if reference.gated and "mirror" not in config["hub"]:
+        if reference.gated and config.hub.mirror is None:
             token = ", gated: a token is there" if has_token() else ", gated: NO TOKEN"
             if not has_token():
                 errors.append(no_token(reference))
@@ -218,17 +216,17 @@ def _references(config: Mapping[str, Any], root: Path) -> tuple[list[str], list[
     return lines, errors
 
 
-def _gpu_memory(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _gpu_memory(config: Experiment) -> tuple[list[str], list[str]]:
     """Compare what steps hold on a GPU with the one that is here, or the one that is assumed."""
     found = capacity.gpus()
     has = found[0] / 1000 if found else budget.assumptions()["gpu"]["memory_gb"]
     where = "the GPU here has" if found else "the GPU assumed has"
     lines, errors = [], []
     for name in budget.fetched_cases(config):
-        case = config["cases"][name]
-        learning = any(budget.learns(config["methods"][row]) for row in rows_of(config, name))
+        case = config.cases[name]
+        learning = any(config.methods[row].learns for row in config.rows_of(name))
         kind = "trained_merge" if learning else "evaluate"
-        asked = resources.ask(kind, case, experts=len(case["experts"]))["gpu_mem_mb"] / 1000
+        asked = resources.ask(kind, case, experts=len(case.experts))["gpu_mem_mb"] / 1000
         what = "training" if learning else "evaluation"
         lines.append(f"GPU memory: {name} holds {asked:.0f} GB in {what}, {where} {has:.1f} GB")
         if asked > has:
@@ -240,12 +238,11 @@ def _gpu_memory(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return lines, errors
 
 
-def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[str], list[str]]:
+def report(config: Experiment, results: Path) -> tuple[list[str], list[str]]:
     """Tell what an experiment will fetch, store, compute and cost.
 
     Args:
         config: The resolved configuration.
-        root: The project's folder.
         results: The folder of its results; it need not exist.
 
     Returns:
@@ -254,10 +251,10 @@ def report(config: Mapping[str, Any], root: Path, results: Path) -> tuple[list[s
     Raises:
         UserError: Nothing is assumed of a task, or a file of measured costs is damaged.
     """
-    if not budget.references_of(config, root):
-        return [f"{config['name']} fetches nothing: the bottle makes its own models"], []
-    references, errors = _references(config, root)
-    steps = steps_of(config, root, results)
+    if not budget.references_of(config):
+        return [f"{config.name} fetches nothing: the bottle makes its own models"], []
+    references, errors = _references(config)
+    steps = steps_of(config, results)
     memory, too_large = _gpu_memory(config)
     stored = sum(step.gigabytes for step in steps)
     here = gigabytes_in(results)

@@ -9,18 +9,15 @@ FETCH = (
 
 
 def reference_of(wildcards):
-    case = CASES[wildcards.case]
-    return (case["base"] if wildcards.parent == "base" else case["experts"][wildcards.parent])[
-        "hub"
-    ]
+    return CASES[wildcards.case].parents[wildcards.parent].hub
 
 
 def calibration_of(wildcards):
-    return CASES[wildcards.case]["experts"][wildcards.expert]["calibration"]
+    return CASES[wildcards.case].experts[wildcards.expert].calibration
 
 
 # Parents that exist only as pickles are written as safetensors once, which all other steps read.
-PICKLED = hub_cases.pickled(CONFIG, ROOT)
+PICKLED = CONFIG.pickled()
 
 
 rule fetch_model:
@@ -38,7 +35,7 @@ rule fetch_model:
     params:
         reference=reference_of,
         folder=output_folder,
-        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
+        options=options(CONFIG.fetch_options()),
     shell:
         FETCH
 
@@ -85,9 +82,9 @@ use rule fetch_model as fetch_row with:
         case=any_of(FETCHED),
         row=any_of(HUB_ROWS),
     params:
-        reference=lambda wildcards: CONFIG["methods"][wildcards.row]["hub"],
+        reference=lambda wildcards: CONFIG.methods[wildcards.row].hub,
         folder=output_folder,
-        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
+        options=options(CONFIG.fetch_options()),
 
 
 use rule fetch_model as fetch_dataset with:
@@ -100,15 +97,13 @@ use rule fetch_model as fetch_dataset with:
     params:
         reference=lambda wildcards: wildcards.reference,
         folder=output_folder,
-        options=options(hub_cases.fetch_options(CONFIG, ROOT)),
+        options=options(CONFIG.fetch_options()),
 
 
 rule calibrate:
     """An expert's calibration rows, from its published data set."""
     input:
-        source=lambda wildcards: (
-            f"{OUT}/datasets/{calibration_of(wildcards)['hub']}/manifest.json"
-        ),
+        source=lambda wildcards: (f"{OUT}/datasets/{calibration_of(wildcards).hub}/manifest.json"),
         base=f"{OUT}/{{case}}/models/base/manifest.json",
     output:
         f"{OUT}/{{case}}/data/calibration/{{expert}}.jsonl",
@@ -123,10 +118,10 @@ rule calibrate:
     params:
         source=lambda wildcards, input: folder_of(input.source),
         base=lambda wildcards, input: folder_of(input.base),
-        columns=lambda wildcards: options(hub_cases.calibration_options(calibration_of(wildcards))),
-        eos=lambda wildcards: "" if calibration_of(wildcards)["eos"] else "--no-eos",
-        rows=CONFIG["calibration"]["rows"],
-        length=CONFIG["calibration"]["max_length"],
+        columns=lambda wildcards: options(calibration_of(wildcards).options()),
+        eos=lambda wildcards: "" if calibration_of(wildcards).eos else "--no-eos",
+        rows=CONFIG.calibration.rows,
+        length=CONFIG.calibration.max_length,
         seed=seed_of,
         code=code("paper/calibration"),
     shell:
@@ -152,13 +147,13 @@ rule benchmarks:
         folder=output_folder,
         tasks=lambda wildcards: ",".join(
             dict.fromkeys(
-                f"{task.split(':')[0].split('/')[0]}/{task.split('/')[1]}"
-                for task in configuration.tasks_of(CASES[wildcards.case])
-                if task not in CONFIG["tasks"]
+                hub.without_variant(task)
+                for task in CASES[wildcards.case].tasks
+                if task not in CONFIG.tasks
             )
         ),
-        source=options(hub_cases.benchmark_options(CONFIG)),
-        dev=lambda wildcards: options(hub_cases.dev_options(CONFIG, wildcards.case)),
+        source=options(CONFIG.hub.benchmark_options()),
+        dev=lambda wildcards: options(hub.dev_options(CONFIG, wildcards.case)),
         code=code("evaluation/data"),
     shell:
         f"{ONLINE} evaluation data --suite {{params.tasks}} {{params.source}} {{params.dev}}"

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     commands = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
     for name in rooms.NAMES:
-        about = rooms.settings(name).ABOUT
+        about = rooms.about(name)
         made = commands.add_parser(name, help=about, description=about)
         made.add_argument(
             "--config", type=Path, required=True, help="the resolved configuration (config.json)"

@@ -1,38 +1,50 @@
-"""The studies: each folder here that has a settings.py is one, and its name is the study's."""
+"""The studies: one folder and one field of `Studies` each, of the same name."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from pydantic import Field
 
-NAMES = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/settings.py")))
-
-
-def settings(name: str) -> ModuleType:
-    """Import a study's settings: its ``check``, its ``worlds_of`` and a line ``ABOUT`` it."""
-    return importlib.import_module(f"studies.{name}.settings")
+from studies.ancestry.settings import Ancestry
+from studies.cost.settings import Cost
+from studies.dam.settings import Dam
+from studies.study import Study
+from workflow.config.cases import World
+from workflow.config.entry import Entry
+from workflow.config.experiment import Experiment
 
 
-def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """List the worlds that the configured studies need in addition to the experiment's cases.
+class Studies(Entry):
+    """Studies outside the default run: `python -m workflow study NAME`."""
 
-    Args:
-        config: The resolved configuration.
+    dam: Dam | None = Field(None, description="What matters in DAM, over several worlds.")
+    cost: Cost | None = Field(
+        None, description="Quality against price, over search seeds (claim C2)."
+    )
+    ancestry: Ancestry | None = Field(
+        None, description="Experts that start from different parents (claim C11)."
+    )
 
-    Returns:
-        By id, which is the world's folder in the results, the entry of the case that it repeats
-        and, as ``of``, that case's name. They have no table of their own.
-    """
-    worlds: dict[str, dict[str, Any]] = {}
-    for name in config["studies"]:
-        worlds |= settings(name).worlds_of(config)
-    return worlds
+    @property
+    def present(self) -> dict[str, Study]:
+        """The studies that the configuration has, by name."""
+        return {name: study for name, study in self if study is not None}
+
+    def worlds(self, experiment: Experiment) -> dict[str, World]:
+        """Return the worlds of all studies; see `Study.worlds`."""
+        worlds: dict[str, World] = {}
+        for study in self.present.values():
+            worlds |= study.worlds(experiment)
+        return worlds
+
+    def check(self, experiment: Experiment) -> None:
+        """Check all studies; see `Study.check`."""
+        for study in self.present.values():
+            study.check(experiment)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Check the configured studies; each raises a UserError for what it cannot run."""
-    for name in config["studies"]:
-        settings(name).check(config)
+NAMES = tuple(Studies.model_fields)
+
+
+def about(name: str) -> str:
+    """Say in a line what a study is about."""
+    return Studies.model_fields[name].description or ""

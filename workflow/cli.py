@@ -17,7 +17,7 @@ from common import machine
 from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
 from studies import rooms
-from workflow import configuration
+from workflow import configuration, reference
 from workflow.lock import only_run_here
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,8 +82,8 @@ def reproduce(
         UserError: The configuration is wrong, or another run is at work in this folder.
     """
     resolved = configuration.load(config)
-    out = Path("results") / resolved["name"]
-    if study and study not in resolved["studies"]:
+    out = Path("results") / resolved.name
+    if study and study not in resolved.studies.present:
         raise UserError(f"{config}: studies has no {study!r}; add it as in config.yaml")
     with only_run_here():
         start, began = time.monotonic(), time.time()
@@ -122,7 +122,7 @@ def reproduce(
             [
                 *(sys.executable, "-m", "report", "show"),
                 *("--config", str(out / "config.json")),
-                *("--results", str(resolved.get("scores_from", out)), "--out", str(out)),
+                *("--results", str(resolved.scores_from or out), "--out", str(out)),
             ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
@@ -151,16 +151,19 @@ def main(arguments: Sequence[str]) -> int:
         ("reproduce", "run an experiment to its tables, figures and page"),
         ("study", "run one of the studies that the configuration describes"),
         ("check", "check a configuration"),
+        ("schema", "write the schema and the reference page of configurations"),
     ):
         command = commands.add_parser(name, help=about, description=about)
         if name == "study":
-            abouts = "; ".join(f"{study}: {rooms.settings(study).ABOUT}" for study in rooms.NAMES)
+            abouts = "; ".join(f"{study}: {rooms.about(study)}" for study in rooms.NAMES)
             command.add_argument("study", choices=rooms.NAMES, help=abouts)
         command.add_argument("--config", type=Path, default=ROOT / "config.yaml")
         command.add_argument("--cores", type=int)
     given, extra = parser.parse_known_args(arguments)
     if given.command == "check":
-        configuration.load(given.config)
-        print(f"{given.config}: in order")
+        print(f"{given.config}: in order: {configuration.load(given.config).summary}")
+        return 0
+    if given.command == "schema":
+        reference.write()
         return 0
     return reproduce(given.config, given.cores, extra, getattr(given, "study", None))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from workflow.config.cases import Case
+
 GPU_FROM = 100e6  # parameters; below, importing the libraries takes longer than the work on a CPU
 _LIBRARIES = 2000  # MB: Python with torch, transformers and lm-eval, and their caches
 _START = 30  # minutes that the smallest step may take on a busy node, imports included
@@ -60,32 +59,9 @@ WORK = {
 }
 
 
-def parameters_of(case: Mapping[str, Any]) -> float:
-    """Count a case's parameters: as told under ``size``, or from the shape of the bottle's model.
-
-    Args:
-        case: A case of the resolved configuration.
-
-    Returns:
-        The number; of a shape, without the embeddings, whose vocabulary comes with the data.
-    """
-    if "size" in case:
-        return case["size"]["parameters"]
-    shape = case["model"]
-    width, heads = shape["hidden_size"], shape["heads"]
-    attention = 2 * width * width + 2 * width * (width // heads) * shape["kv_heads"]
-    return shape["layers"] * (attention + 3 * width * shape["intermediate_size"])
-
-
-def gigabytes_of(case: Mapping[str, Any]) -> float:
-    """Return the size of one model's weights as stored, in GB of 10^9 bytes."""
-    dtype = case["size"]["dtype"] if "size" in case else "float32"
-    return parameters_of(case) * BYTES[dtype] / 1e9
-
-
 def ask(
     kind: str,
-    case: Mapping[str, Any],
+    case: Case,
     *,
     experts: int = 0,
     times: int = 1,
@@ -110,9 +86,9 @@ def ask(
         ``gpu`` (how many), ``gpu_mem_mb`` (on each), ``mem_mb`` (of the node) and ``runtime``
         (minutes).
     """
-    work, size = WORK[kind], gigabytes_of(case)
+    work, size = WORK[kind], case.gigabytes
     named = kind in ("evaluate", "search", "trained_search") and device != "cpu"
-    on_gpu = named or (work.gpu_memory is not None and parameters_of(case) >= GPU_FROM)
+    on_gpu = named or (work.gpu_memory is not None and case.parameters >= GPU_FROM)
     held = data_parallel * work.memory + work.per_expert * experts
     gpu_held = (work.gpu_memory or 0.0) + work.gpu_per_expert * experts
     return {

@@ -1,7 +1,7 @@
 # One expert from an ancestor of the base, all else as in its case.
 from studies.ancestry import settings as ancestry
 
-ANCESTRY = CONFIG["studies"]["ancestry"]
+ANCESTRY = CONFIG.studies.ancestry
 ANCESTRY_CASE = CASES[ancestry.WORLD]
 ANCESTRY_OUT = f"{OUT}/{ancestry.WORLD}"
 
@@ -15,14 +15,14 @@ ruleorder: study_ancestry_expert > bottle_expert
 rule study_ancestry_shared:
     """Data, base and the other experts are those of the case, bit for bit."""
     input:
-        f"{OUT}/{ANCESTRY_CASE['of']}/{{shared}}/manifest.json",
+        f"{OUT}/{ANCESTRY_CASE.of}/{{shared}}/manifest.json",
     output:
         f"{ANCESTRY_OUT}/{{shared}}/manifest.json",
     wildcard_constraints:
         shared=any_of(
             [
                 "data",
-                *(f"models/{p}" for p in PARENTS[ancestry.WORLD] if p != ANCESTRY["expert"]),
+                *(f"models/{p}" for p in PARENTS[ancestry.WORLD] if p != ANCESTRY.expert),
             ]
         ),
     localrule: True
@@ -43,10 +43,12 @@ use rule bottle_base as study_ancestry_ancestor with:
     params:
         data=lambda wildcards, input: folder_of(input.data),
         folder=output_folder,
-        world=ANCESTRY_CASE["world"],
-        seed=CONFIG["seed"],
-        model=options(ANCESTRY_CASE["model"]),
-        train=options(ANCESTRY_CASE["base"]["train"] | {"stop_after": ancestry.steps_of(CONFIG)}),
+        world=ANCESTRY_CASE.world,
+        seed=CONFIG.seed,
+        model=options(ANCESTRY_CASE.model.given()),
+        train=options(
+            ANCESTRY_CASE.base.train.given() | {"stop_after": ANCESTRY.steps(ANCESTRY_CASE)}
+        ),
         code=code("bottle"),
 
 
@@ -59,14 +61,14 @@ use rule bottle_expert as study_ancestry_expert with:
     log:
         f"{OUT}/logs/{ancestry.WORLD}/models/{{expert}}.log",
     wildcard_constraints:
-        expert=ANCESTRY["expert"],
+        expert=ANCESTRY.expert,
     params:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
         folder=output_folder,
-        world=ANCESTRY_CASE["world"],
-        seed=CONFIG["seed"],
-        train=options(ANCESTRY_CASE["experts"][ANCESTRY["expert"]]["train"]),
+        world=ANCESTRY_CASE.world,
+        seed=CONFIG.seed,
+        train=options(ANCESTRY_CASE.experts[ANCESTRY.expert].train.given()),
         code=code("bottle"),
 
 
@@ -75,8 +77,8 @@ rule study_ancestry:
     input:
         scores=[
             f"{OUT}/{case}/scores/test/{model}.json"
-            for case in (ANCESTRY_CASE["of"], ancestry.WORLD)
-            for model in PARENTS[ancestry.WORLD] + ancestry.rows_of(CONFIG)
+            for case in (ANCESTRY_CASE.of, ancestry.WORLD)
+            for model in PARENTS[ancestry.WORLD] + ANCESTRY.rows
         ],
         config=f"{OUT}/config.json",
     output:

@@ -2,59 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from common.errors import UserError, nearest
+from studies.study import Study
+from workflow.config.cases import Case, World
+from workflow.config.entry import Distinct, Name, known
+from workflow.config.experiment import Experiment
 
-ABOUT = "experts that start from different parents (claim C11)"
 WORLD = "studies/ancestry"  # id and folder of the case with the ancestor
 
 
-def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the case that is made again; see `studies.rooms.worlds_of`."""
-    case = config["studies"]["ancestry"]["case"]
-    return {WORLD: config["cases"][case] | {"of": case}}
+class Ancestry(Study):
+    """A case again, with one expert that was fine-tuned from an ancestor of the base."""
 
+    case: Name = Field(description="The case.")
+    expert: Name = Field(description="The expert that starts from the ancestor.")
+    ancestor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.6, description="When the ancestor is taken, as a share of the base's training steps."
+    )
+    column: str = Field(description="Label of the column on which the lead is explained.")
+    leaders: Distinct[Name] = Field(description="Rows whose lead is explained.")
+    others: Distinct[Name] = Field(description="Rows over which they lead.")
 
-def rows_of(config: Mapping[str, Any]) -> list[str]:
-    """Return the method rows that are compared: those that claim the lead, then the others."""
-    entry = config["studies"]["ancestry"]
-    return [*entry["leaders"], *entry["others"]]
+    @property
+    def rows(self) -> list[str]:
+        """The rows that are compared: the leaders, then the others."""
+        return [*self.leaders, *self.others]
 
+    def steps(self, case: Case) -> int:
+        """Return the step of the base's training at which the ancestor is taken."""
+        train = case.base.train
+        return max(1, round(self.ancestor * train.steps)) if train else 1
 
-def steps_of(config: Mapping[str, Any]) -> int:
-    """Return the step of the base's training at which the ancestor is taken."""
-    entry = config["studies"]["ancestry"]
-    steps = config["cases"][entry["case"]]["base"]["train"]["steps"]
-    return max(1, round(entry["ancestor"] * steps))
+    def worlds(self, experiment: Experiment) -> dict[str, World]:
+        """Return the case that is made again; see `Study.worlds`."""
+        case = experiment.cases[self.case]
+        return {WORLD: World.repeat(case, self.case, experiment.seed)}
 
-
-def check(config: Mapping[str, Any]) -> None:
-    """Refuse what names a case, expert, column or row that does not exist.
-
-    Args:
-        config: The configuration with the schema's defaults filled in.
-
-    Raises:
-        UserError: One line with the place and, where there is one, the nearest valid name.
-    """
-    entry, where = config["studies"]["ancestry"], "studies.ancestry"
-    if entry["case"] not in config["cases"]:
-        raise UserError(
-            f"{where}.case: unknown case {entry['case']!r}{nearest(entry['case'], config['cases'])}"
-        )
-    case = config["cases"][entry["case"]]
-    columns = [column["label"] for column in [*case["columns"], *case["beside"]]]
-    name = entry["case"]
-    rows = [row for row, about in config["methods"].items() if name in about.get("cases", [name])]
-    for key, wanted, valid in (
-        ("expert", entry["expert"], list(case["experts"])),
-        ("column", entry["column"], columns),
-        *(("leaders", row, rows) for row in entry["leaders"]),
-        *(("others", row, rows) for row in entry["others"]),
-    ):
-        if wanted not in valid:
-            raise UserError(f"{where}.{key}: {name} has no {wanted!r}{nearest(wanted, valid)}")
-    if both := set(entry["leaders"]) & set(entry["others"]):
-        raise UserError(f"{where}: {sorted(both)[0]!r} is among leaders and others; keep one")
+    def check(self, experiment: Experiment) -> None:
+        """Refuse an expert, column or row that the case does not have; see `Study.check`."""
+        where = "studies.ancestry"
+        known(self.case, experiment.cases, f"{where}.case", "case")
+        case, rows = experiment.cases[self.case], experiment.rows_of(self.case)
+        columns = [column.label for column in [*case.columns, *case.beside]]
+        for key, wanted, valid in (
+            ("expert", self.expert, list(case.experts)),
+            ("column", self.column, columns),
+            *(("leaders", row, rows) for row in self.leaders),
+            *(("others", row, rows) for row in self.others),
+        ):
+            if wanted not in valid:
+                raise UserError(
+                    f"{where}.{key}: {self.case} has no {wanted!r}{nearest(wanted, valid)}"
+                )
+        if both := {*self.leaders} & {*self.others}:
+            raise UserError(f"{where}: {sorted(both)[0]!r} is among leaders and others; keep one")

@@ -1,7 +1,6 @@
 # Quality against price over search seeds.
-from studies.cost import settings as cost_settings
 
-COST = CONFIG["studies"]["cost"]
+COST = CONFIG.studies.cost
 COST_OUT = f"{OUT}/studies/cost"
 COST_RUN = f"{COST_OUT}/{{case}}/{{row}}/seed{{seed}}"
 COST_LOG = f"{OUT}/logs/studies/cost/{{case}}/{{row}}/seed{{seed}}"
@@ -14,7 +13,7 @@ wildcard_constraints:
 def cost_model(wildcards):
     """The model after so many evaluations: of a whole search its result, else a replay."""
     run = COST_RUN.format(**wildcards)
-    last = cost_settings.evaluations_of(CONFIG, wildcards.row)[-1]
+    last = COST.evaluations_of(CONFIG.methods[wildcards.row])[-1]
     name = "model" if int(wildcards.after) == last else f"after{wildcards.after}"
     return f"{run}/{name}/manifest.json"
 
@@ -22,9 +21,9 @@ def cost_model(wildcards):
 def cost_scores():
     return [
         f"{COST_OUT}/{case}/{row}/seed{seed}/test/after{after}.json"
-        for case, row in cost_settings.runs(CONFIG)
-        for seed in COST["seeds"]
-        for after in cost_settings.evaluations_of(CONFIG, row)
+        for case, row in COST.runs(CONFIG)
+        for seed in COST.seeds
+        for after in COST.evaluations_of(CONFIG.methods[row])
     ]
 
 
@@ -90,7 +89,7 @@ rule study_cost:
     """The study's table, its figure, and what they say of the paper's claim C2."""
     input:
         scores=cost_scores(),
-        teachers=[f"{OUT}/{case}/teachers/manifest.json" for case in COST["cases"]],
+        teachers=[f"{OUT}/{case}/teachers/manifest.json" for case in COST.cases],
         config=f"{OUT}/config.json",
     output:
         f"{COST_OUT}/manifest.json",

@@ -2,80 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from common.errors import UserError, nearest
-
-ABOUT = "quality against price, over search seeds (claim C2)"
-
-
-def evaluations_of(config: Mapping[str, Any], row: str) -> list[int]:
-    """List after how many dev evaluations a row is looked at.
-
-    Args:
-        config: The resolved configuration.
-        row: A row of it.
-
-    Returns:
-        Of a search the study's numbers below its budget, then its budget; of another row one
-        number: its candidates, 0 where nothing is chosen.
-    """
-    entry = config["methods"][row]
-    if "evolve" not in entry:
-        return [len(entry.get("tune", []))]
-    budget = entry["evolve"]["budget"]
-    return [*(n for n in sorted(config["studies"]["cost"]["evaluations"]) if n < budget), budget]
+from studies.study import Study
+from workflow.config.entry import Count, Distinct, Name, Seed, known
+from workflow.config.experiment import Experiment
+from workflow.config.methods import Row
 
 
-def runs(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List the study's pairs of case and row, without rows that a case does not have."""
-    study = config["studies"]["cost"]
-    return [
-        (case, row)
-        for case in study["cases"]
-        for row in study["rows"]
-        if case in config["methods"][row].get("cases", [case])
-    ]
+class Cost(Study):
+    """Rows again under other seeds of the search and of DAM's data draw."""
 
+    cases: Distinct[Name] = Field(description="The cases.")
+    seeds: Annotated[Distinct[Seed], Field(min_length=2)] = Field(description="The seeds.")
+    evaluations: Distinct[Count] = Field(
+        description="After how many dev evaluations a search's best model is scored."
+    )
+    rows: Distinct[Name] = Field(description="The rows.")
+    dam: Name = Field(description="The row of DAM that claim C2 compares.")
+    search: Name = Field(description="The evolutionary search that it is compared with.")
 
-def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return no world: the study runs on the experiment's cases."""
-    return {}
+    def evaluations_of(self, row: Row) -> list[int]:
+        """List after how many dev evaluations a row is scored.
 
+        Args:
+            row: One of the study's rows.
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuse a study that names what does not exist.
+        Returns:
+            Of a search the study's numbers below its budget, then its budget; of another row one
+            number: its candidates, 0 where nothing is chosen.
+        """
+        if row.evolve is None:
+            return [len(row.tune or [])]
+        budget = row.evolve.budget
+        return [*(n for n in sorted(self.evaluations) if n < budget), budget]
 
-    Args:
-        config: The configuration with the schema's defaults filled in.
+    def runs(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """List the study's pairs of case and row, without rows that a case does not have."""
+        return [
+            (case, row)
+            for case in self.cases
+            for row in self.rows
+            if experiment.methods[row].is_in(case)
+        ]
 
-    Raises:
-        UserError: One line with the place and the nearest valid name.
-    """
-    study = config["studies"]["cost"]
-    for case in study["cases"]:
-        if case not in config["cases"]:
-            raise UserError(
-                f"studies.cost.cases: unknown case {case!r}{nearest(case, config['cases'])}"
-            )
-    for row in study["rows"]:
-        if row not in config["methods"]:
-            raise UserError(
-                f"studies.cost.rows: unknown row {row!r}{nearest(row, config['methods'])}"
-            )
-        if "seconds" in config["methods"][row].get("evolve", {}):
-            raise UserError(
-                f"studies.cost.rows: {row} is limited in seconds, so that its number of "
-                "evaluations is not known beforehand; give it a budget alone"
-            )
-        if "greedy" in config["methods"][row]:
-            raise UserError(f"studies.cost.rows: {row} is a greedy soup, which no seed changes")
-    for name in ("dam", "search"):
-        if study[name] not in study["rows"]:
-            raise UserError(
-                f"studies.cost.{name}: {study[name]!r} is not among studies.cost.rows"
-                f"{nearest(study[name], study['rows'])}"
-            )
-    if "evolve" not in config["methods"][study["search"]]:
-        raise UserError(f"studies.cost.search: {study['search']} is no evolutionary search")
+    def check(self, experiment: Experiment) -> None:
+        """Refuse unknown cases and rows, and rows that no seed changes; see `Study.check`."""
+        where = "studies.cost"
+        for case in self.cases:
+            known(case, experiment.cases, f"{where}.cases", "case")
+        for name in self.rows:
+            known(name, experiment.methods, f"{where}.rows", "row")
+            row = experiment.methods[name]
+            if row.evolve and row.evolve.seconds is not None:
+                raise UserError(
+                    f"{where}.rows: {name} is limited in seconds, so that its number of "
+                    "evaluations is not known beforehand; give it a budget alone"
+                )
+            if row.greedy:
+                raise UserError(f"{where}.rows: {name} is a greedy soup, which no seed changes")
+        for key, name in (("dam", self.dam), ("search", self.search)):
+            if name not in self.rows:
+                raise UserError(
+                    f"{where}.{key}: {name!r} is not among {where}.rows{nearest(name, self.rows)}"
+                )
+        if experiment.methods[self.search].evolve is None:
+            raise UserError(f"{where}.search: {self.search} is no evolutionary search")

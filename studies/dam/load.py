@@ -174,7 +174,7 @@ def load(config: Mapping[str, Any], results: Path) -> Study:
         )
     contents = {}
     for seed in study["seeds"]:
-        world = world_of(config, study["case"], seed)
+        world = world_of(study["case"], seed, config["seed"])
         contents[seed] = _contents(results / world / "data", tasks)
     return Study(
         config=study,

@@ -1,17 +1,14 @@
 # What matters in DAM: settings compared over worlds.
-from studies.dam import settings as dam_settings
+from studies.dam.settings import world_of
 
-STUDY = CONFIG["studies"]["dam"]
+STUDY = CONFIG.studies.dam
 STUDY_OUT = f"{OUT}/studies/dam"
-STUDY_CASE = CASES[STUDY["case"]]
-SETTINGS |= {
-    name: (STUDY_CASE, entry | {"tune": dam_settings.candidates_of(STUDY, name)})
-    for name, entry in STUDY["settings"].items()
-}
+STUDY_CASE = CASES[STUDY.case]
+SETTINGS |= {name: (STUDY_CASE, STUDY.row_of(name)) for name in STUDY.settings}
 
 
 wildcard_constraints:
-    setting=any_of(STUDY["settings"]),
+    setting=any_of(STUDY.settings),
 
 
 def study_seed(wildcards):
@@ -20,7 +17,7 @@ def study_seed(wildcards):
 
 def study_world(wildcards):
     """The folder of a world: data, base, experts with frozen embeddings, their teachers."""
-    return f"{OUT}/{dam_settings.world_of(CONFIG, STUDY['case'], int(wildcards.seed))}"
+    return f"{OUT}/{world_of(STUDY.case, int(wildcards.seed), CONFIG.seed)}"
 
 
 def study_data(wildcards):
@@ -28,7 +25,7 @@ def study_data(wildcards):
 
 
 def study_own(wildcards):
-    return own_manifests(dam_settings.world_of(CONFIG, STUDY["case"], int(wildcards.seed)))
+    return own_manifests(world_of(STUDY.case, int(wildcards.seed), CONFIG.seed))
 
 
 def study_base(wildcards):
@@ -36,27 +33,26 @@ def study_base(wildcards):
 
 
 def study_setting(wildcards):
-    return STUDY["settings"][wildcards.setting]
+    return STUDY.settings[wildcards.setting]
 
 
 def study_experts(wildcards):
     """A setting's experts and their folders."""
     entry = study_setting(wildcards)
     models = f"{study_world(wildcards)}/models"
-    if entry["expert_embeddings"] == "trained":
+    if entry.expert_embeddings == "trained":
         models = f"{STUDY_OUT}/experts/seed{wildcards.seed}"
-    return {expert: f"{models}/{expert}" for expert in entry.get("experts", STUDY_CASE["experts"])}
+    return {expert: f"{models}/{expert}" for expert in entry.experts or STUDY_CASE.experts}
 
 
 def study_teachers(wildcards):
     """The shared teachers' folder; None where a setting's teachers see or are something else."""
     entry = study_setting(wildcards)
-    set = dam_settings.set_of(STUDY, wildcards.setting)
-    if entry["method"] != "dam" or entry["data"] != "own" or "experts" in entry:
+    if entry.method != "dam" or entry.data != "own" or entry.experts:
         return None
-    if set.get("teacher_embeddings") == "merged":
+    if STUDY.set_of(wildcards.setting).get("teacher_embeddings") == "merged":
         return None
-    if entry["expert_embeddings"] == "trained":
+    if entry.expert_embeddings == "trained":
         return f"{STUDY_OUT}/teachers/seed{wildcards.seed}"
     return f"{study_world(wildcards)}/teachers"
 
@@ -71,7 +67,7 @@ def study_inputs(wildcards):
     }
     if teachers := study_teachers(wildcards):
         inputs["teachers"] = f"{teachers}/manifest.json"
-    if study_setting(wildcards)["data"] == "mixed":
+    if study_setting(wildcards).data == "mixed":
         inputs["mixed"] = f"{STUDY_OUT}/data/seed{wildcards.seed}/mixed.jsonl"
     return inputs
 
@@ -81,12 +77,12 @@ def study_parents(wildcards):
     experts = study_experts(wildcards)
     given = [f"--base {study_base(wildcards)} --experts"]
     given += [f"{expert}={folder}" for expert, folder in experts.items()]
-    if "data" not in registry.describe()[entry["method"]].needs:
+    if not STUDY.row_of(wildcards.setting).learns:
         return " ".join(given)
     rows = {expert: f"{study_data(wildcards)}/calibration/{expert}.jsonl" for expert in experts}
-    if entry["data"] == "mixed":
+    if entry.data == "mixed":
         rows = dict.fromkeys(rows, f"{STUDY_OUT}/data/seed{wildcards.seed}/mixed.jsonl")
-    elif entry["data"] == "swapped":
+    elif entry.data == "swapped":
         first, second, *_ = rows
         rows[first], rows[second] = rows[second], rows[first]
     given += ["--calibration", *(f"{expert}={path}" for expert, path in rows.items())]
@@ -96,7 +92,7 @@ def study_parents(wildcards):
 
 
 def study_columns():
-    return [column["tasks"] for column in STUDY_CASE["columns"]]
+    return [column.tasks for column in STUDY_CASE.columns]
 
 
 use rule bottle_expert as study_dam_expert with:
@@ -111,11 +107,11 @@ use rule bottle_expert as study_dam_expert with:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
         folder=output_folder,
-        world=STUDY_CASE["world"],
+        world=STUDY_CASE.world,
         seed=study_seed,
         train=lambda wildcards: options(
-            STUDY_CASE["experts"][wildcards.expert]["train"]
-            | {"embedding_learning_rate": STUDY["embedding_learning_rate"]}
+            STUDY_CASE.experts[wildcards.expert].train.given()
+            | {"embedding_learning_rate": STUDY.embedding_learning_rate}
         ),
         code=code("bottle"),
 
@@ -126,7 +122,7 @@ use rule teachers as study_dam_teachers with:
         base=lambda wildcards: f"{study_base(wildcards)}/manifest.json",
         experts=lambda wildcards: [
             f"{STUDY_OUT}/experts/seed{wildcards.seed}/{expert}/manifest.json"
-            for expert in STUDY_CASE["experts"]
+            for expert in STUDY_CASE.experts
         ],
     output:
         f"{STUDY_OUT}/teachers/seed{{seed}}/manifest.json",
@@ -137,11 +133,11 @@ use rule teachers as study_dam_teachers with:
         models=lambda wildcards: f"{study_world(wildcards)}/models",
         experts=lambda wildcards: " ".join(
             f"{expert}={STUDY_OUT}/experts/seed{wildcards.seed}/{expert}"
-            for expert in STUDY_CASE["experts"]
+            for expert in STUDY_CASE.experts
         ),
         calibration=lambda wildcards: " ".join(
             f"{expert}={study_data(wildcards)}/calibration/{expert}.jsonl"
-            for expert in STUDY_CASE["experts"]
+            for expert in STUDY_CASE.experts
         ),
         how="",
         code=method_code("dam"),
@@ -156,8 +152,7 @@ rule study_dam_mixed:
     localrule: True
     params:
         files=lambda wildcards: [
-            f"{study_data(wildcards)}/calibration/{expert}.jsonl"
-            for expert in STUDY_CASE["experts"]
+            f"{study_data(wildcards)}/calibration/{expert}.jsonl" for expert in STUDY_CASE.experts
         ],
     shell:
         "cat {params.files} > {output}"
@@ -175,24 +170,22 @@ use rule tune as study_dam_tune with:
         folder=output_folder,
         failed=failed_file,
         data=study_data,
-        method=lambda wildcards: study_setting(wildcards)["method"],
+        method=lambda wildcards: study_setting(wildcards).method,
         parents=study_parents,
         row=lambda wildcards: (
-            f"--embeddings-and-norms {study_setting(wildcards)['embeddings_and_norms']} "
-            f"{settings(dam_settings.set_of(STUDY, wildcards.setting))}"
+            f"--embeddings-and-norms {study_setting(wildcards).embeddings_and_norms} "
+            f"{settings(STUDY.set_of(wildcards.setting))}"
         ),
-        candidates=lambda wildcards: shlex.quote(
-            json.dumps(dam_settings.candidates_of(STUDY, wildcards.setting))
-        ),
+        candidates=lambda wildcards: shlex.quote(json.dumps(STUDY.candidates_of(wildcards.setting))),
         suites=",".join(dict.fromkeys(sum(study_columns(), []))),
         average=shlex.quote(json.dumps(study_columns())),
         seed=study_seed,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
         code=lambda wildcards: code(
             "search",
             "evaluation",
-            *registry.sources(study_setting(wildcards)["method"]),
+            *registry.sources(study_setting(wildcards).method),
         ),
 
 
@@ -209,9 +202,9 @@ use rule evaluate as study_dam_evaluate with:
     params:
         data=study_data,
         model=lambda wildcards, input: folder_of(input.model),
-        suites=",".join(configuration.suites_of(STUDY_CASE)),
-        backend=CONFIG["evaluation"]["backend"],
-        batch=CONFIG["evaluation"]["batch_size"],
+        suites=",".join(STUDY_CASE.suites),
+        backend=CONFIG.evaluation.backend,
+        batch=CONFIG.evaluation.batch_size,
         seed=study_seed,
         failed=failed_file,
         code=code("evaluation"),
@@ -222,8 +215,8 @@ rule study_dam:
     input:
         scores=expand(
             f"{STUDY_OUT}/{{setting}}/seed{{seed}}/test.json",
-            setting=STUDY["settings"],
-            seed=STUDY["seeds"],
+            setting=STUDY.settings,
+            seed=STUDY.seeds,
         ),
         config=f"{OUT}/config.json",
     output:

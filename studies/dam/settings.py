@@ -2,107 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from common.errors import UserError, nearest
 from merges.engine import registry
-
-ABOUT = "what matters in DAM, over several worlds"
-DATA = ("own", "swapped", "mixed")  # whose calibration rows a setting's teachers see
-
-
-def world_of(config: Mapping[str, Any], case: str, seed: int) -> str:
-    """Name the world of a case that is made from a seed; the experiment's own is the case."""
-    return case if seed == config["seed"] else f"studies/dam/{case}_seed{seed}"
-
-
-def worlds_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the case from the study's other seeds; see `studies.rooms.worlds_of`."""
-    study = config["studies"]["dam"]
-    case = study["case"]
-    return {
-        world_of(config, case, seed): config["cases"][case] | {"seed": seed, "of": case}
-        for seed in study["seeds"]
-        if seed != config["seed"]
-    }
+from studies.study import Study
+from workflow.config.cases import World
+from workflow.config.entry import (
+    Count,
+    Distinct,
+    Embeddings,
+    Entry,
+    Name,
+    Parameters,
+    Positive,
+    Seed,
+    Some,
+    known,
+)
+from workflow.config.experiment import Experiment
+from workflow.config.methods import Row
 
 
-def candidates_of(study: Mapping[str, Any], setting: str) -> list[dict[str, Any]]:
-    """List what a setting is tuned over: its learning rates, or nothing but itself."""
-    entry = study["settings"][setting]
-    rates = entry.get("learning_rates", study["learning_rates"] if entry["method"] == "dam" else [])
-    return [{"learning_rate": rate} for rate in rates] or [{}]
+def world_of(case: str, seed: int, own: int) -> str:
+    """Name the world of a case that a seed makes; that of the experiment's own seed is the case."""
+    return case if seed == own else f"studies/dam/{case}_seed{seed}"
 
 
-def set_of(study: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    """Return a setting's fixed parameters: the study's with its own over them.
+class Setting(Entry):
+    """One way to merge, tuned over learning rates in each world."""
 
-    A setting that names a preset takes nothing from the study, since what is given beside a
-    preset overrides it.
-    """
-    entry = study["settings"][setting]
-    shared = {} if entry["method"] != "dam" or "preset" in entry["set"] else study["set"]
-    return {**shared, **entry["set"]}
+    label: str = Field(description="Name in tables and figures.")
+    method: str = Field("dam", description="The merge method.")
+    set: Parameters = Field({}, description="Parameters of the method, over the study's.")
+    learning_rates: Some[Positive] | None = Field(
+        None, description="Its own learning rates, in place of the study's."
+    )
+    embeddings_and_norms: Embeddings = Field(
+        "base", description="Whether embeddings and norms are merged or the base's."
+    )
+    experts: Some[Name] | None = Field(
+        None, description="Experts that are merged; all of the case if absent."
+    )
+    expert_embeddings: Literal["frozen", "trained"] = Field(
+        "frozen", description="Whether the experts' embeddings were trained too."
+    )
+    data: Literal["own", "swapped", "mixed"] = Field(
+        "own", description="Whose calibration rows a teacher sees."
+    )
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuse a study that names what does not exist or compares unequal efforts.
+class Comparison(Entry):
+    """A part of the study's table: settings next to a reference."""
 
-    Args:
-        config: The configuration with the schema's defaults filled in.
+    title: str = Field(description="Title of the part.")
+    reference: Name = Field(description="The setting that the others are compared with.")
+    settings: Some[Name] = Field(description="The other settings.")
+    notes: list[str] = Field([], description="Sentences under the part.")
+    figure: Literal["samples", "bars"] | None = Field(None, description="Its figure, if any.")
 
-    Raises:
-        UserError: One line with the place and, where there is one, the nearest valid name.
-    """
-    study = config["studies"]["dam"]
-    if study["case"] not in config["cases"]:
-        raise UserError(
-            f"studies.dam.case: unknown case {study['case']!r}"
-            f"{nearest(study['case'], config['cases'])}"
+
+class Dam(Study):
+    """Settings of DAM compared over worlds: a case's data, base and experts from several seeds."""
+
+    case: Name = Field(description="The case.")
+    seeds: Distinct[Seed] = Field(description="Seeds of the worlds.")
+    learning_rates: Some[Positive] = Field(
+        description="Learning rates over which each setting is tuned."
+    )
+    embedding_learning_rate: Positive = Field(
+        3.0e-4, description="For experts whose embeddings are trained too."
+    )
+    resamples: Count = Field(10000, description="Resamples of the bootstrap and permutation test.")
+    set: Parameters = Field({}, description="Parameters of all settings without a preset.")
+    settings: Annotated[dict[Name, Setting], Field(min_length=1)] = Field(
+        description="The settings, by name."
+    )
+    comparisons: Annotated[dict[Name, Comparison], Field(min_length=1)] = Field(
+        description="What is compared, by name."
+    )
+
+    def worlds(self, experiment: Experiment) -> dict[str, World]:
+        """Return the case from the study's other seeds; see `Study.worlds`."""
+        case = experiment.cases[self.case]
+        return {
+            world_of(self.case, seed, experiment.seed): World.repeat(case, self.case, seed)
+            for seed in self.seeds
+            if seed != experiment.seed
+        }
+
+    def candidates_of(self, setting: str) -> list[dict[str, Any]]:
+        """List what a setting is tuned over: its learning rates, or nothing but itself."""
+        entry = self.settings[setting]
+        rates = entry.learning_rates or (self.learning_rates if entry.method == "dam" else [])
+        return [{"learning_rate": rate} for rate in rates] or [{}]
+
+    def row_of(self, setting: str) -> Row:
+        """Return a setting as a method row, tuned over its candidates."""
+        entry, tried = self.settings[setting], self.candidates_of(setting)
+        return Row.model_construct(
+            label=entry.label, method=entry.method, experts=entry.experts, tune=tried
         )
-    for name in study["settings"]:
-        _check_setting(config, study, name)
-    for name, comparison in study["comparisons"].items():
-        for setting in (comparison["reference"], *comparison["settings"]):
-            if setting not in study["settings"]:
+
+    def set_of(self, setting: str) -> dict[str, Any]:
+        """Return a setting's fixed parameters: the study's with its own over them.
+
+        A setting that names a preset takes nothing from the study, since what is given in
+        addition to a preset overrides it.
+        """
+        entry = self.settings[setting]
+        shared = {} if entry.method != "dam" or "preset" in entry.set else self.set
+        return {**shared, **entry.set}
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse unknown names, and settings that are tuned unequally; see `Study.check`."""
+        known(self.case, experiment.cases, "studies.dam.case", "case")
+        for name in self.settings:
+            self._check_setting(experiment, name, f"studies.dam.settings.{name}")
+        for name, comparison in self.comparisons.items():
+            where = f"studies.dam.comparisons.{name}"
+            for setting in (comparison.reference, *comparison.settings):
+                if setting not in self.settings:
+                    raise UserError(
+                        f"{where}: no setting {setting!r}{nearest(setting, self.settings)}"
+                    )
+            if comparison.reference in comparison.settings:
                 raise UserError(
-                    f"studies.dam.comparisons.{name}: no setting {setting!r}"
-                    f"{nearest(setting, study['settings'])}"
+                    f"{where}: the reference {comparison.reference!r} is compared with itself; "
+                    "name it once"
                 )
-        if comparison["reference"] in comparison["settings"]:
-            raise UserError(
-                f"studies.dam.comparisons.{name}: the reference {comparison['reference']!r} is "
-                "compared with itself; name it once"
-            )
 
-
-def _check_setting(config: Mapping[str, Any], study: Mapping[str, Any], name: str) -> None:
-    entry, where = study["settings"][name], f"studies.dam.settings.{name}"
-    if entry["method"] not in registry.describe():
-        raise UserError(
-            f"{where}: unknown method {entry['method']!r}"
-            f"{nearest(entry['method'], registry.describe())}"
-        )
-    experts = config["cases"][study["case"]]["experts"]
-    for expert in entry.get("experts", []):
-        if expert not in experts:
+    def _check_setting(self, experiment: Experiment, name: str, where: str) -> None:
+        entry = self.settings[name]
+        known(entry.method, registry.describe(), where, "method")
+        experts = experiment.cases[self.case].experts
+        for expert in entry.experts or ():
+            if expert not in experts:
+                raise UserError(
+                    f"{where}: {self.case} has no expert {expert!r}{nearest(expert, experts)}"
+                )
+        candidates, shared = self.candidates_of(name), len(self.learning_rates)
+        if len(candidates) not in (1, shared):
             raise UserError(
-                f"{where}: {study['case']} has no expert {expert!r}{nearest(expert, experts)}"
+                f"{where}: {len(candidates)} learning rates; give one, or {shared} as in "
+                "studies.dam.learning_rates, so that all are tuned alike"
             )
-    candidates, shared = candidates_of(study, name), len(study["learning_rates"])
-    if len(candidates) not in (1, shared):
-        raise UserError(
-            f"{where}: {len(candidates)} learning rates; give one, or {shared} as in "
-            "studies.dam.learning_rates, so that all are tuned alike"
-        )
-    for candidate in candidates:
-        try:
-            resolved = registry.validate(entry["method"], {**set_of(study, name), **candidate})
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    rows, samples = config["calibration"]["rows"], resolved.get("samples", 0)
-    if "data" in registry.describe()[entry["method"]].needs and samples > rows:
-        raise UserError(
-            f"{where}: {samples} samples per expert, but calibration.rows makes only {rows}"
-        )
+        for candidate in candidates:
+            experiment.resolve(entry.method, {**self.set_of(name), **candidate}, where)

@@ -137,7 +137,7 @@ def test_a_few_rows_run_through_the_rules(rehearsal, tmp_path):
     for case, model in scored.items():
         path = tmp_path / "results" / "rehearsal" / case / "scores" / "test" / f"{model}.json"
         tasks = json.loads(path.read_text())["tasks"]
-        assert sorted(tasks) == sorted(configuration.tasks_of(config["cases"][case]))
+        assert sorted(tasks) == sorted(config.cases[case].tasks)
         for about in tasks.values():
             assert about["items"] == 4
             assert "hand-made rows in the published columns" in about["stand_in"].values()

@@ -1,16 +1,20 @@
 """The configuration is checked whole, and a mistake is told in one line with its mend."""
 
 import copy
+import re
+import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from common.errors import UserError
 from merges.engine import registry
-from workflow import configuration
+from workflow import configuration, reference
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -28,30 +32,31 @@ def test_the_default_is_in_order_and_resolving_changes_nothing_twice(config):
     before = copy.deepcopy(config)
     resolved = configuration.resolve(config)
     assert config == before
-    assert configuration.resolve(resolved) == resolved
-    assert resolved["methods"]["soup"]["embeddings_and_norms"] == "merged"
+    assert configuration.resolve(resolved.given()) == resolved
+    assert resolved.methods["soup"].embeddings_and_norms == "merged"
 
 
 def test_the_default_holds_the_paper_s_rows(config):
     resolved = configuration.resolve(config)
-    methods = {row["method"] for row in resolved["methods"].values()}
+    methods = {row.method for row in resolved.methods.values()}
     assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp", "dam"} <= methods
-    assert [column["label"] for column in resolved["cases"]["case1"]["columns"]] == [
+    assert [column.label for column in resolved.cases["case1"].columns] == [
         *("JComQA", "JNLI", "MARC", "JSQuAD", "JAQKET", "XLSum", "XWino", "MGSM"),
     ]
-    objectives = resolved["ablation"]["objectives"].values()
-    assert [entry["extra"] for entry in objectives] == [False] * 9 + [True]
-    assert len(resolved["ablation"]["seeds"]) == 3
-    tuned = [row for row in resolved["methods"].values() if "tune" in row]
+    objectives = resolved.ablation.objectives.values()
+    assert [entry.extra for entry in objectives] == [False] * 9 + [True]
+    assert len(resolved.ablation.seeds) == 3
+    tuned = [row for row in resolved.methods.values() if row.tune]
     assert len(tuned) >= 4
-    assert {len(row["tune"]) for row in tuned} == {resolved["tuning"]["evaluations"]}
+    assert {len(row.tune) for row in tuned} == {resolved.tuning.evaluations}
 
 
 def test_no_expert_s_domain_holds_the_held_out_tasks(config):
     for case, held_out in (("case1", "bottle_ja8/mgsm"), ("case2", "bottle_heldout/sql_ko")):
-        assert held_out in configuration.tasks_of(config["cases"][case])
-        for expert in config["cases"][case]["experts"].values():
-            assert held_out not in expert["domain"]
+        entry = configuration.resolve(config).cases[case]
+        assert held_out in entry.tasks
+        for expert in entry.experts.values():
+            assert held_out not in expert.domain
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,7 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("cases", "case1", "base", "train", "learning_rte"), 1, r"did you mean 'learning_rate'"),
         (("cases", "case1", "world"), "caze1", r"cases\.case1\.world: 'caze1' is not one of"),
         (("cases", "case2", "table"), "table1", r"both write table1"),
+        (("cases", "case1", "experts", "ja", "hub"), "abel_7b", "ja is of the hub and the base is"),
         (("methods", "slerp_ja_math_a", "experts"), ["ja"], r"merges 2 experts, not 1"),
         (("methods", "soup", "set"), {"weights": [1, 2]}, r"2 numbers for 3 experts"),
         (("methods", "dam_paper", "set", "samples"), 3000, r"calibration\.rows makes only 2000"),
@@ -128,7 +134,7 @@ def test_a_number_may_be_one_for_all_experts_or_one_for_each(config):
     row["cases"] = ["case1"]
     for density in (0.3, [0.2, 0.3, 0.4], {"math_b": 0.4, "ja": 0.2, "math_a": 0.3}):
         row["set"]["density"] = density
-        assert configuration.resolve(config)["methods"]["ties"]["set"]["density"] == density
+        assert configuration.resolve(config).methods["ties"].set["density"] == density
     config["methods"]["ties_tuned"] = {
         **config["methods"]["ties_tuned"],
         "cases": ["case1"],
@@ -140,15 +146,15 @@ def test_a_number_may_be_one_for_all_experts_or_one_for_each(config):
 
 
 def test_the_paper_s_tables_hold_its_rows_and_another_table_the_rest(config):
-    resolved = configuration.resolve(config)["methods"]
-    more = [name for name, row in resolved.items() if row["table"] == "more"]
+    resolved = configuration.resolve(config).methods
+    more = [name for name, row in resolved.items() if row.table == "more"]
     assert set(more) == {
         *("greedy_soup", "model_stock", "dare_linear", "della", "breadcrumbs", "sce"),
         *("consensus_ta", "pcb", "tsv_m", "iso_c", "iso_cts", "karcher"),
     }
     for name in more:  # untuned, with the defaults of the method
-        assert resolved[name]["set"] == {} and "tune" not in resolved[name]
-        assert "data" not in registry.info(resolved[name]["method"]).needs
+        assert resolved[name].set == {} and resolved[name].tune is None
+        assert "data" not in registry.info(resolved[name].method).needs
     assert list(resolved)[-len(more) :] == more
 
 
@@ -167,3 +173,99 @@ def test_a_file_that_is_no_configuration(tmp_path):
     path.write_text("hello")
     with pytest.raises(UserError, match="not a configuration"):
         configuration.load(path)
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def test_an_extending_file_says_only_what_differs(tmp_path):
+    write(
+        tmp_path,
+        own=f"""
+            extends: {ROOT / "config.yaml"}
+            name: own
+            evaluation: {{test_items: 7}}
+            methods:
+              ties: {{set: {{density: 0.3}}}}
+              karcher: null
+              mine: {{label: Mine, method: linear}}
+            ablation: {{seeds: [5]}}
+            studies: null
+        """,
+        further="{extends: own.yaml, name: further, ablation: null}",
+    )
+    default = configuration.load(ROOT / "config.yaml")
+    own = configuration.load(tmp_path / "own.yaml")
+    assert (own.name, own.seed, own.evaluation.test_items) == ("own", default.seed, 7)
+    assert own.evaluation.batch_size == default.evaluation.batch_size
+    assert own.methods["ties"].set == {"density": 0.3, "scale": 1.0}
+    assert list(own.methods) == [*(row for row in default.methods if row != "karcher"), "mine"]
+    assert own.ablation.seeds == [5] and own.ablation.row == default.ablation.row
+    assert own.studies.present == {} and own.cases == default.cases
+    further = configuration.load(tmp_path / "further.yaml")
+    assert further == own.model_copy(update={"name": "further", "ablation": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("extends: own.yaml", r"own\.yaml, which .*own\.yaml extends: files extend each other"),
+        ("extends: gone.yaml", r"gone\.yaml, which .*own\.yaml extends: no such configuration"),
+        ("extends: [a]", r"own\.yaml: extends: \['a'\] is not the path"),
+        (
+            f"{{extends: {ROOT / 'config.yaml'}, methods: {{ties: {{labl: x}}}}}}",
+            r"own\.yaml: unknown key 'labl' at methods\.ties \(did you mean 'label'",
+        ),
+    ],
+)
+def test_a_mistake_in_an_extending_file_names_it(tmp_path, text, pattern):
+    write(tmp_path, own=text)
+    with pytest.raises(UserError, match=pattern) as refused:
+        configuration.load(tmp_path / "own.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_snakemake_s_configuration_is_extended_and_named_as_on_the_command_line(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, own=f"{{extends: {ROOT / 'config.yaml'}, name: own, studies: null}}")
+    path, text = tmp_path / "own.yaml", yaml.safe_load((tmp_path / "own.yaml").read_text())
+    # As with --config seed=3, which Snakemake has already put over the files.
+    found = configuration.from_snakemake(text | {"seed": 3}, [path])
+    assert found == configuration.load(path).model_copy(update={"seed": 3})
+    for given, named in (("own.yaml", r"own\.yaml"), (f"--configfile={path}", str(path))):
+        monkeypatch.setattr("sys.argv", ["snakemake", given])
+        with pytest.raises(UserError, match=f"^{named}: unknown key 'sed'"):
+            configuration.from_snakemake(text | {"sed": 3}, [path])
+
+
+def test_the_schema_and_the_reference_page_are_up_to_date():
+    for path, text in reference.contents().items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run python -m workflow schema"
+    for name in ("config.yaml", "paper.yaml"):
+        first = (ROOT / name).read_text(encoding="utf-8").splitlines()[0]
+        assert first == f"# yaml-language-server: $schema={reference.SCHEMA}"
+
+
+def test_the_schema_accepts_what_is_valid_and_refuses_what_is_not(config):
+    schema = jsonschema.Draft202012Validator(reference.json_schema())
+    schema.validate(config)
+    schema.validate(PAPER)
+    schema.validate({"extends": "config.yaml", "methods": {"ties": None}, "studies": None})
+    config["methods"]["ties"]["labl"] = "x"
+    config["evaluation"]["test_items"] = 0
+    assert len(list(schema.iter_errors(config))) == 2
+
+
+def test_the_reference_page_has_every_key_and_its_example_is_in_order(tmp_path):
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", page, re.S)[1]
+    assert example.count("\n") <= 11
+    shutil.copy(ROOT / "config.yaml", tmp_path)
+    write(tmp_path, own=example)
+    assert configuration.load(tmp_path / "own.yaml").methods["ties"].set["density"] == 0.3
+    for key in ("embedding_from", "keep_merges", "max_length", "expert_embeddings", "ancestor"):
+        assert f"| `{key}` | " in page

@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "search": {"common", "checkpoints", "merges", "evaluation"},
     "paper/rehearsal": {"common", "paper/hub", "evaluation"},
     "report": {"common"},
-    "studies": {"common", "merges", "report"},
-    "workflow": {"common", "paper/hub", "merges", "evaluation", "search", "studies"},
+    "workflow/config": {"common", "paper/hub", "merges", "evaluation", "search"},
+    "studies": {"common", "merges", "report", "workflow/config"},
+    "workflow": {"common", "evaluation", "studies", "workflow/config"},
     "paper": {
         *("common", "paper/hub", "paper/calibration", "paper/rehearsal"),
-        *("evaluation", "merges", "workflow"),
+        *("evaluation", "merges", "workflow", "workflow/config"),
     },
 }
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "matplotlib", "cmaes"}

@@ -18,7 +18,9 @@ from paper import budget, checks, estimate
 from paper.hub.table import read_table
 from search.cli import build_parser
 from tests.workflow.conftest import Project
-from workflow import configuration, hub_cases
+from workflow import configuration
+from workflow.config import hub
+from workflow.config.cases import Column
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = yaml.safe_load((ROOT / "paper.yaml").read_text(encoding="utf-8"))
@@ -32,8 +34,8 @@ def changed(change):
 
 def test_the_papers_configuration_is_in_order():
     config = configuration.resolve(PAPER, "paper.yaml")
-    assert all(hub_cases.is_fetched(case) for case in config["cases"].values())
-    ids = [reference.id for reference in budget.references_of(config, ROOT)]
+    assert all(case.fetched for case in config.cases.values())
+    ids = [reference.id for reference in budget.references_of(config)]
     assert len(ids) == len(set(ids)) == 15
 
 
@@ -103,10 +105,10 @@ def test_what_cannot_be_is_refused_in_one_line(change, told):
 
 
 def test_only_a_case_s_own_tasks_are_evaluated():
-    case = configuration.resolve(PAPER, "paper.yaml")["cases"]["case2"]
-    assert configuration.suites_of(case) == ["okapi_de", "kobest", "sql_eval/classic"]
-    case["columns"][0]["tasks"] = ["okapi_de:corrected/arc", "okapi_de:corrected/mmlu"]
-    assert configuration.suites_of(case)[:2] == case["columns"][0]["tasks"]
+    case = configuration.resolve(PAPER, "paper.yaml").cases["case2"]
+    assert case.suites == ["okapi_de", "kobest", "sql_eval/classic"]
+    some = Column(label="Some", tasks=["okapi_de:corrected/arc", "okapi_de:corrected/mmlu"])
+    assert case.model_copy(update={"columns": [some]}).suites == some.tasks
 
 
 def tuned(config):
@@ -123,14 +125,14 @@ def tuned(config):
 
 def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
     config = configuration.resolve(changed(tuned), "paper.yaml")
-    case = config["cases"]["case1"]
+    case = config.cases["case1"]
     # In the order of the columns, each a group of the average.
-    assert configuration.searched_columns(case) == [["ja8/jcommonsenseqa"], ["ja8/jnli"]]
-    assert hub_cases.dev_options(config, "case1") == {
+    assert case.searched_columns == [["ja8/jcommonsenseqa"], ["ja8/jnli"]]
+    assert hub.dev_options(config, "case1") == {
         "dev": "ja8/jnli,ja8/jcommonsenseqa",
         "dev_items": 60,
     }
-    assert hub_cases.dev_options(config, "case2") == {}
+    assert hub.dev_options(config, "case2") == {}
 
     def misspelt(config):
         tuned(config)
@@ -154,14 +156,7 @@ def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
     ],
 )
 def test_which_tasks_have_dev_items(task, has):
-    assert hub_cases.has_dev(task) is has
-
-
-def test_a_bottles_case_cannot_hold_models_of_the_hub():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    config["cases"]["case1"]["experts"]["ja"]["hub"] = "shisa_gamma_7b"
-    with pytest.raises(UserError, match="ja is of the hub and the base is not"):
-        configuration.resolve(config)
+    assert hub.has_dev(task) is has
 
 
 @pytest.mark.workflow
@@ -239,7 +234,7 @@ def step_of(steps, part, words):
 
 def test_the_steps_of_the_paper_add_up(tmp_path):
     config = configuration.resolve(PAPER, "paper.yaml")
-    steps = estimate.steps_of(config, ROOT, tmp_path)
+    steps = estimate.steps_of(config, tmp_path)
     # Base, three experts and EvoLLM-JP; two of them are pickles, written again as safetensors.
     models = step_of(steps, "case1", "download of 5 models")
     assert models.gigabytes == pytest.approx(5 * 14.48, rel=0.01)
@@ -247,8 +242,8 @@ def test_the_steps_of_the_paper_add_up(tmp_path):
     assert step_of(steps, "case1", "evaluation").name == "evaluation of 15 models"
     runs = step_of(steps, "ablation", "learn")
     assert runs.gigabytes == pytest.approx(2 * 14.48, rel=0.01)
-    config["ablation"]["keep_merges"] = True
-    kept = step_of(estimate.steps_of(config, ROOT, tmp_path), "ablation", "learn")
+    keeping = changed(lambda config: config["ablation"].update(keep_merges=True))
+    kept = step_of(estimate.steps_of(configuration.resolve(keeping), tmp_path), "ablation", "learn")
     assert kept.gigabytes == pytest.approx(30 * 14.48, rel=0.01) and kept.hours == runs.hours
     *_, last = estimate.table_of(steps)
     size, hours, gpu, price = map(float, last.split()[1:])
@@ -261,7 +256,7 @@ def test_what_was_measured_takes_the_estimate_s_place(tmp_path):
     cost = {"wall_s": 7200.0, "gpu_s": 3600.0}
     write_json(tmp_path / "case2" / "teachers" / "cost.json", cost)
     write_json(tmp_path / "ablation" / "kl" / "seed1" / "scores.cost.json", cost)
-    steps = estimate.steps_of(config, ROOT, tmp_path)
+    steps = estimate.steps_of(config, tmp_path)
     teachers = step_of(steps, "case2", "teachers")
     assert (teachers.hours, teachers.gpu_hours, teachers.known) == (2.0, 1.0, "measured")
     scores = step_of(steps, "ablation", "evaluation")
@@ -274,22 +269,22 @@ def test_the_report_names_licences_disk_and_missing_tokens(tmp_path, monkeypatch
     for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     config = configuration.resolve(PAPER, "paper.yaml")
-    lines, errors = estimate.report(config, ROOT, tmp_path)
+    lines, errors = estimate.report(config, tmp_path)
     assert any("Meta-Llama-3-8B-Instruct" in line and "NO TOKEN" in line for line in lines)
     assert any("is gated and there is no token" in error for error in errors)
     monkeypatch.setenv("HF_TOKEN", "a token")
-    _, errors = estimate.report(config, ROOT, tmp_path)
+    _, errors = estimate.report(config, tmp_path)
     assert not any("gated" in error for error in errors)
 
 
 def test_a_search_is_priced_by_its_candidates(tmp_path):
     config = configuration.resolve(changed(tuned), "paper.yaml")
-    search = step_of(estimate.steps_of(config, ROOT, tmp_path), "case1", "searched")
+    search = step_of(estimate.steps_of(config, tmp_path), "case1", "searched")
     # Two candidates: each a merge, and 60 items of 400 and 450 tokens at 396 TFLOP/s.
     dev = 2 * 7.24e9 * 60 * (400 + 450) / 396e12
     merge = 5 * 14.48 + 8 * 7.24
     assert search.hours * 3600 == pytest.approx(2 * (merge + dev), rel=0.01)
-    assert step_of(estimate.steps_of(config, ROOT, tmp_path), "case1", "on the CPU").name == (
+    assert step_of(estimate.steps_of(config, tmp_path), "case1", "on the CPU").name == (
         "6 merges on the CPU"
     )
 
@@ -299,11 +294,11 @@ def test_what_a_run_lacks_is_told_before_its_first_step(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    checks.check_tokens(config, ROOT, ["mistral_7b"])
+    checks.check_tokens(config, ["mistral_7b"])
     with pytest.raises(UserError, match=r"llama3_8b_instruct .* is gated and there is no token"):
-        checks.check_tokens(config, ROOT, ["mistral_7b", "llama3_8b_instruct"])
-    mirrored = config | {"hub": config["hub"] | {"mirror": "there"}}
-    checks.check_tokens(mirrored, ROOT, ["llama3_8b_instruct"])
+        checks.check_tokens(config, ["mistral_7b", "llama3_8b_instruct"])
+    mirrored = configuration.resolve(changed(lambda c: c["hub"].update(mirror="there")))
+    checks.check_tokens(mirrored, ["llama3_8b_instruct"])
     (tmp_path / "model").write_bytes(bytes(2_000_000))
     assert checks.gigabytes_in(tmp_path) == pytest.approx(0.002)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=100e9))
@@ -351,7 +346,7 @@ def test_local_copies_that_are_not_there_are_told_before_anything_runs(tmp_path,
         config["hub"][key] = str(tmp_path / "gone")
 
     config = configuration.resolve(changed(elsewhere), "paper.yaml")
-    _, errors = estimate.report(config, ROOT, tmp_path)
+    _, errors = estimate.report(config, tmp_path)
     assert f"hub.{key}: {tmp_path / 'gone'} is no folder" in "\n".join(errors)
     with pytest.raises(UserError, match=f"hub.{key}: .* is no folder"):
         checks.check_places(config)
@@ -361,11 +356,11 @@ def test_too_small_a_gpu_or_disk_is_told_before_anything_is_fetched(tmp_path, mo
     config = configuration.resolve(PAPER, "paper.yaml")
     monkeypatch.setenv("HF_TOKEN", "a token")
     monkeypatch.setattr(estimate.capacity, "gpus", lambda: [25757])
-    _, errors = estimate.report(config, ROOT, tmp_path)
+    _, errors = estimate.report(config, tmp_path)
     told = [error for error in errors if "training holds" in error]
     assert len(told) == 2 and "54 GB on a GPU, and the GPU here has 25.8 GB" in told[0]
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=100e9))
-    _, errors = estimate.report(config, ROOT, tmp_path)
+    _, errors = estimate.report(config, tmp_path)
     (told,) = [error for error in errors if "are free" in error]
     assert "needs about" in told and "100 GB are free" in told and "\n" not in told
 

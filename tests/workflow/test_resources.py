@@ -12,14 +12,15 @@ from common import warm
 from common.errors import UserError
 from workflow import capacity, cli, configuration, resources
 from workflow.capacity import Ask
+from workflow.config.cases import Case, Size
 
 ROOT = Path(__file__).resolve().parents[2]
-SEVEN = {"size": {"parameters": 7.24e9, "dtype": "bfloat16"}}
+SEVEN = Case.model_construct(size=Size(parameters=7.24e9, dtype="bfloat16"))
 
 
 @pytest.fixture(scope="module")
 def bottle():
-    return configuration.load(ROOT / "config.yaml")["cases"]["case1"]
+    return configuration.load(ROOT / "config.yaml").cases["case1"]
 
 
 @pytest.fixture
@@ -42,15 +43,15 @@ def programs(tmp_path, monkeypatch):
 def test_the_bottle_s_parameters_are_those_of_its_shape(bottle):
     from transformers import MistralConfig, MistralForCausalLM
 
-    shape = bottle["model"]
+    shape = bottle.model
     model = MistralForCausalLM(
         MistralConfig(
             vocab_size=10,
-            hidden_size=shape["hidden_size"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["kv_heads"],
-            intermediate_size=shape["intermediate_size"],
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            intermediate_size=shape.intermediate_size,
         )
     )
     counted = sum(
@@ -58,7 +59,7 @@ def test_the_bottle_s_parameters_are_those_of_its_shape(bottle):
         for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and "embed" not in name and "head" not in name
     )
-    assert resources.parameters_of(bottle) == counted
+    assert bottle.parameters == counted
 
 
 @pytest.mark.parametrize("kind", sorted(resources.WORK))

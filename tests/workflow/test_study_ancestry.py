@@ -9,7 +9,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import read_json, sha256_file
-from studies.ancestry import settings as ancestry
+from studies.rooms import Studies
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +22,12 @@ def default():
 
 def test_the_ancestor_is_taken_within_the_base_s_training(default):
     resolved = configuration.resolve(default)
-    assert ancestry.steps_of(resolved) == 540  # 60 % of 900
-    (world,) = ancestry.worlds_of(resolved).values()
-    assert world == resolved["cases"]["case2"] | {"of": "case2"}
+    study, case = resolved.studies.ancestry, resolved.cases["case2"]
+    assert study.steps(case) == 540  # 60 % of 900
+    (world,) = Studies(ancestry=study).worlds(resolved).values()
+    assert (world.of, world.seed) == ("case2", resolved.seed) and world.given() == (
+        case.given() | {"of": "case2", "seed": resolved.seed}
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from studies.cost import settings as cost_study
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,14 +20,17 @@ def config():
 
 
 def test_a_search_is_looked_at_until_its_budget_and_other_rows_once(config):
+    config["methods"]["evolutionary"]["evolve"]["budget"] = 20
     resolved = configuration.resolve(config)
-    resolved["methods"]["evolutionary"]["evolve"]["budget"] = 20
-    assert cost_study.evaluations_of(resolved, "evolutionary") == [1, 3, 6, 12, 20]
-    assert cost_study.evaluations_of(resolved, "dam_tuned") == [6]
-    assert cost_study.evaluations_of(resolved, "dam_paper") == [0]
-    assert len(cost_study.runs(resolved)) == len(resolved["studies"]["cost"]["rows"])
-    resolved["methods"]["dam_paper"]["cases"] = ["case2"]
-    assert ("case1", "dam_paper") not in cost_study.runs(resolved)
+    study, rows = resolved.studies.cost, resolved.methods
+    assert study.evaluations_of(rows["evolutionary"]) == [1, 3, 6, 12, 20]
+    assert study.evaluations_of(rows["dam_tuned"]) == [6]
+    assert study.evaluations_of(rows["dam_paper"]) == [0]
+    assert len(study.runs(resolved)) == len(study.rows)
+    config["methods"]["dam_paper"]["cases"] = ["case1"]
+    config["studies"] = {"cost": config["studies"]["cost"] | {"cases": ["case2"]}}
+    resolved = configuration.resolve(config)
+    assert ("case2", "dam_paper") not in resolved.studies.cost.runs(resolved)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from studies import rooms
-from studies.dam import settings as studies
+from studies.rooms import Studies
 from workflow import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,39 +21,39 @@ def config():
 
 def test_a_world_of_the_experiment_s_seed_is_the_case_itself(config):
     resolved = configuration.resolve(config)
-    worlds = studies.worlds_of(resolved)
-    assert {name: (world["seed"], world["of"]) for name, world in worlds.items()} == {
+    worlds = Studies(dam=resolved.studies.dam).worlds(resolved)
+    assert {name: (world.seed, world.of) for name, world in worlds.items()} == {
         "studies/dam/case1_seed2": (2, "case1"),
         "studies/dam/case1_seed3": (3, "case1"),
     }
-    assert worlds["studies/dam/case1_seed2"]["experts"] == resolved["cases"]["case1"]["experts"]
-    assert rooms.worlds_of({"studies": {}}) == {}
+    assert worlds["studies/dam/case1_seed2"].experts == resolved.cases["case1"].experts
+    assert Studies().worlds(resolved) == {}
 
 
 def test_settings_take_the_study_s_parameters_unless_they_name_a_preset(config):
-    study = configuration.resolve(config)["studies"]["dam"]
-    rates = [{"learning_rate": rate} for rate in study["learning_rates"]]
-    assert studies.candidates_of(study, "reference") == rates
-    assert studies.candidates_of(study, "soup") == [{}]
-    assert studies.candidates_of(study, "fp32_2") == [{"learning_rate": 2e-3}]
-    assert studies.set_of(study, "samples_10") == study["set"] | {"samples": 10, "epochs": 100}
-    assert studies.set_of(study, "tanh_bf16_1") == {"preset": "authors-code", "samples": 600}
-    assert studies.set_of(study, "soup") == {}
+    study = configuration.resolve(config).studies.dam
+    rates = [{"learning_rate": rate} for rate in study.learning_rates]
+    assert study.candidates_of("reference") == rates
+    assert study.candidates_of("soup") == [{}]
+    assert study.candidates_of("fp32_2") == [{"learning_rate": 2e-3}]
+    assert study.set_of("samples_10") == study.set | {"samples": 10, "epochs": 100}
+    assert study.set_of("tanh_bf16_1") == {"preset": "authors-code", "samples": 600}
+    assert study.set_of("soup") == {}
 
 
 def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
-    study = configuration.resolve(config)["studies"]["dam"]
+    study = configuration.resolve(config).studies.dam
     shown = [
         setting
-        for comparison in study["comparisons"].values()
-        for setting in (comparison["reference"], *comparison["settings"])
+        for comparison in study.comparisons.values()
+        for setting in (comparison.reference, *comparison.settings)
     ]
-    assert set(shown) == set(study["settings"])
-    for setting in study["settings"]:
-        assert len(studies.candidates_of(study, setting)) in (1, len(study["learning_rates"]))
+    assert set(shown) == set(study.settings)
+    for setting in study.settings:
+        assert len(study.candidates_of(setting)) in (1, len(study.learning_rates))
     # Settings that differ in their data make about as many steps.
-    for name in study["comparisons"]["data"]["settings"]:
-        chosen = studies.set_of(study, name)
+    for name in study.comparisons["data"].settings:
+        chosen = study.set_of(name)
         steps = chosen["samples"] * chosen.get("epochs", 1) / chosen["batch_size"]
         assert steps == pytest.approx(125, rel=0.11)
 

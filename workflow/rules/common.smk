@@ -16,11 +16,12 @@ from common.errors import UserError
 from common.manifest import code_version, library_versions
 from evaluation import own_data
 from merges.engine import registry
-from studies import rooms
-from workflow import configuration, hub_cases, lock
+from workflow import configuration, lock
+from workflow.config import hub
+from workflow.config.methods import SEARCHES
 
 try:
-    CONFIG = configuration.resolve(config)
+    CONFIG = configuration.from_snakemake(config, workflow.overwrite_configfiles)
 except UserError as error:
     raise WorkflowError(f"error: {error}") from None
 
@@ -35,28 +36,27 @@ if warm.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--li
         except UserError as error:
             raise WorkflowError(f"error: {error}") from None
 
-OUT = f"results/{CONFIG['name']}"
-SCORES_FROM = CONFIG.get("scores_from")
+OUT = f"results/{CONFIG.name}"
+SCORES_FROM = CONFIG.scores_from
 # The tables' cases, and the further worlds of studies: the same cases from other seeds.
-CASES = CONFIG["cases"] | rooms.worlds_of(CONFIG)
-ABLATION = CONFIG.get("ablation")
+CASES = CONFIG.worlds
+ABLATION = CONFIG.ablation
 RUNS = [
     {"objective": objective, "seed": seed}
-    for objective in (ABLATION["objectives"] if ABLATION else ())
-    for seed in ABLATION["seeds"]
+    for objective in (ABLATION.objectives if ABLATION else ())
+    for seed in ABLATION.seeds
 ]
 # A run of the ablation: its record, and its merged model, which may be dropped once it was evaluated.
 RUN = f"{OUT}/ablation/{{objective}}/seed{{seed}}"
-KEPT = not ABLATION or ABLATION["keep_merges"]
+KEPT = not ABLATION or ABLATION.keep_merges
 RUN_MODEL = f"{RUN}/model" if KEPT else f"{RUN}/merged"
 
 # Finished tasks of evaluations. Not part of a rule's command, which would run again with another.
-STORE = f"--store {OUT}/store" if CONFIG["evaluation"]["store"] else ""
+STORE = f"--store {OUT}/store" if CONFIG.evaluation.store else ""
 # Nor how many GPUs an evaluation by vLLM has.
 PARALLEL = " ".join(
-    f"--{name.replace('_', '-')} {CONFIG['evaluation'][name]}"
-    for name in ("tensor_parallel", "data_parallel")
-    if CONFIG["evaluation"][name] > 1
+    f"--{name.replace('_', '-')} {number}"
+    for name, number in CONFIG.evaluation.scoring("tensor_parallel", "data_parallel").items()
 )
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
@@ -76,27 +76,26 @@ def any_of(names):
     return "|".join(sorted(set(names), key=len, reverse=True)) or "(?!)"
 
 
-ROWS = {case: configuration.rows_of(CONFIG, entry.get("of", case)) for case, entry in CASES.items()}
-PARENTS = {case: ["base", *CASES[case]["experts"]] for case in CASES}
+ROWS = {name: CONFIG.rows_of(case.of) for name, case in CASES.items()}
+PARENTS = {name: list(case.parents) for name, case in CASES.items()}
 SEARCHED = {
-    kind: [row for row, entry in CONFIG["methods"].items() if kind in entry]
-    for kind in configuration.SEARCHES
+    kind: [name for name, row in CONFIG.methods.items() if row.search == kind] for kind in SEARCHES
 }
 # Some merges and cases are fetched from the hub, the others are made here.
-HUB_ROWS = [row for row, entry in CONFIG["methods"].items() if "hub" in entry]
-FETCHED = [case for case, entry in CASES.items() if hub_cases.is_fetched(entry)]
+HUB_ROWS = [name for name, row in CONFIG.methods.items() if row.hub]
+FETCHED = [name for name, case in CASES.items() if case.fetched]
 MADE = [case for case in CASES if case not in FETCHED]
-PLAIN = [row for row in CONFIG["methods"] if row not in [*sum(SEARCHED.values(), []), *HUB_ROWS]]
+PLAIN = [name for name, row in CONFIG.methods.items() if not row.search and not row.hub]
 
 
 wildcard_constraints:
     case=any_of(CASES),
-    expert=any_of(expert for case in CASES for expert in CASES[case]["experts"]),
+    expert=any_of(expert for case in CASES.values() for expert in case.experts),
     parent=any_of(parent for case in CASES for parent in PARENTS[case]),
-    row=any_of(CONFIG["methods"]),
+    row=any_of(CONFIG.methods),
     model=any_of(model for case in CASES for model in PARENTS[case] + ROWS[case]),
     split="dev|test",
-    objective=any_of(ABLATION["objectives"] if ABLATION else []),
+    objective=any_of(ABLATION.objectives if ABLATION else []),
     seed=r"\d+",
 
 
@@ -143,9 +142,7 @@ def options(values):
 
 def scoring(*names):
     """Options of how models are scored, as far as they differ from the commands' defaults."""
-    usual = {"dtype": "float32", "device": "cpu", "engine": "sqlite", "limit": None}
-    given = {name: CONFIG["evaluation"].get(name, usual[name]) for name in names}
-    return options({name: value for name, value in given.items() if value != usual[name]})
+    return options(CONFIG.evaluation.scoring(*names))
 
 
 def settings(values):
@@ -159,15 +156,15 @@ def seed_of(wildcards):
     """A step's seed: its own in a study, else that of its case's world, else the experiment's."""
     if wildcards.get("seed"):
         return int(wildcards.seed)
-    return CASES[wildcards.case].get("seed", CONFIG["seed"])
+    return CASES[wildcards.case].seed
 
 
 def own_manifests(case, data=None):
     """What a step that scores a case's tasks needs of the user's own ones among them."""
     data = data or f"{OUT}/{case}/data"
-    own = [task for task in configuration.tasks_of(CASES[case]) if task in CONFIG["tasks"]]
+    own = [task for task in CASES[case].tasks if task in CONFIG.tasks]
     return [f"{data}/tasks/{task}/manifest.json" for task in own]
 
 
 def suites(wildcards):
-    return ",".join(configuration.suites_of(CASES[wildcards.case]))
+    return ",".join(CASES[wildcards.case].suites)

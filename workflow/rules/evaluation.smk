@@ -12,27 +12,27 @@ def run_model(wildcards):
 
 
 def ablation_suites(wildcards):
-    return ",".join(configuration.suites_of(CASES[ABLATION["case"]]))
+    return ",".join(CASES[ABLATION.case].suites)
 
 
 def backend_of(wildcards):
     """A model's own backend; runs of the ablation and of studies have the experiment's."""
     if not wildcards.get("model"):
-        return CONFIG["evaluation"]["backend"]
-    return configuration.backend_of(CONFIG, CASES[wildcards.case], wildcards.model)
+        return CONFIG.evaluation.backend
+    return CONFIG.backend_of(CASES[wildcards.case], wildcards.model)
 
 
 def python_of(wildcards):
     """The Python of a backend's environment; another than this one has no warm worker to ask."""
-    python = configuration.interpreter_of(CONFIG, backend_of(wildcards))
+    python = CONFIG.evaluation.interpreter(backend_of(wildcards))
     return f"env -u {warm.VARIABLE} {shlex.quote(str(python))}" if python else "python"
 
 
 def gate_options(wildcards):
     scores = f"{OUT}/{wildcards.case}/scores/dev"
     return f"--base {scores}/base.json " + " ".join(
-        f"--expert {expert}={scores}/{expert}.json:{','.join(entry['domain'])}"
-        for expert, entry in CASES[wildcards.case]["experts"].items()
+        f"--expert {expert}={scores}/{expert}.json:{','.join(entry.domain)}"
+        for expert, entry in CASES[wildcards.case].experts.items()
     )
 
 
@@ -43,19 +43,19 @@ rule own_task:
     """A user's own task, checked and put with a case's data; a change reruns its evaluations."""
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
-        files=lambda wildcards: own_data.sources(wildcards.own, CONFIG["tasks"][wildcards.own]),
+        files=lambda wildcards: own_data.sources(wildcards.own, CONFIG.tasks[wildcards.own]),
     output:
         f"{OUT}/{{case}}/data/tasks/{{own}}/manifest.json",
     log:
         f"{OUT}/logs/{{case}}/tasks/{{own}}.log",
     wildcard_constraints:
-        own=any_of(CONFIG["tasks"]),
+        own=any_of(CONFIG.tasks),
     priority: 100
     localrule: True
     params:
         data=lambda wildcards, input: folder_of(input.data),
         entry=lambda wildcards: shlex.quote(
-            json.dumps({"tasks": {wildcards.own: CONFIG["tasks"][wildcards.own]}})
+            json.dumps({"tasks": {wildcards.own: CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)}})
         ),
         code=code("evaluation/own_data.py", "evaluation/own_tasks.py", "evaluation/rows.py"),
     shell:
@@ -82,7 +82,7 @@ rule evaluate:
         suites=suites,
         backend=backend_of,
         python=python_of,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=HOW,
         seed=seed_of,
         failed=failed_file,
@@ -111,8 +111,8 @@ rule gate:
     localrule: True
     params:
         parents=gate_options,
-        standard_errors=CONFIG["gate"]["standard_errors"],
-        go_on="" if CONFIG["gate"]["stop"] else "--go-on",
+        standard_errors=CONFIG.gate.standard_errors,
+        go_on="" if CONFIG.gate.stop else "--go-on",
         code=code("evaluation"),
     shell:
         "python -m evaluation gate {params.parents} --standard-errors {params.standard_errors}"
@@ -121,8 +121,8 @@ rule gate:
 
 rule ablation_evaluate:
     input:
-        data=lambda wildcards: f"{OUT}/{ABLATION['case']}/data/manifest.json",
-        own=lambda wildcards: own_manifests(ABLATION["case"]),
+        data=lambda wildcards: f"{OUT}/{ABLATION.case}/data/manifest.json",
+        own=lambda wildcards: own_manifests(ABLATION.case),
         model=run_model,
     output:
         scores=f"{RUN}/scores.json",
@@ -139,7 +139,7 @@ rule ablation_evaluate:
         suites=ablation_suites,
         backend=backend_of,
         python=python_of,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=HOW,
         failed=failed_file,
         code=code("evaluation"),

@@ -6,14 +6,17 @@
 
 def experts_of(wildcards):
     """A row's experts; the ablation's rows have their case and row in the configuration."""
-    case = wildcards.get("case", ABLATION and ABLATION["case"])
-    row = CONFIG["methods"][wildcards.get("row", ABLATION and ABLATION["row"])]
-    return case, row.get("experts", list(CASES[case]["experts"]))
+    case = wildcards.get("case", ABLATION and ABLATION.case)
+    return case, merge_row(wildcards).experts_of(CASES[case].experts)
+
+
+def merge_row(wildcards):
+    """The row that a merge belongs to."""
+    return CONFIG.methods[wildcards.get("row", ABLATION and ABLATION.row)]
 
 
 def needs_data(wildcards):
-    row = wildcards.get("row", ABLATION and ABLATION["row"])
-    return "data" in registry.describe()[CONFIG["methods"][row]["method"]].needs
+    return merge_row(wildcards).learns
 
 
 def calibrations(case, experts):
@@ -25,8 +28,7 @@ def calibrations(case, experts):
 
 def needs_teachers(wildcards):
     """Whether a row learns from the experts' cached predictions, and not from data alone."""
-    row = wildcards.get("row", ABLATION and ABLATION["row"])
-    return CONFIG["methods"][row]["method"] == "dam"
+    return merge_row(wildcards).method == "dam"
 
 
 def merge_inputs(wildcards):
@@ -63,20 +65,20 @@ def parent_options(wildcards):
     if needs_teachers(wildcards):
         given.append(f"--teachers {OUT}/{case}/teachers")
     if case in FETCHED:
-        given.append(f"--vocabulary {CASES[case]['vocabulary']}")
+        given.append(f"--vocabulary {CASES[case].vocabulary}")
     learns = needs_data(wildcards) and wildcards.get("row") in [None, *PLAIN]
-    if learns and CONFIG["evaluation"]["device"] != "cpu":  # searches have it among their own
-        given.append(f"--device {CONFIG['evaluation']['device']}")
+    if learns and CONFIG.evaluation.device != "cpu":  # searches have it among their own
+        given.append(f"--device {CONFIG.evaluation.device}")
     return " ".join(given)
 
 
 def method_of(wildcards):
-    return CONFIG["methods"][wildcards.row]["method"]
+    return CONFIG.methods[wildcards.row].method
 
 
 def row_options(wildcards):
-    row = CONFIG["methods"][wildcards.row]
-    return f"--embeddings-and-norms {row['embeddings_and_norms']} {settings(row['set'])}"
+    row = CONFIG.methods[wildcards.row]
+    return f"--embeddings-and-norms {row.embeddings_and_norms} {settings(row.set)}"
 
 
 def row_code(wildcards):
@@ -89,21 +91,21 @@ def search_code(wildcards):
 
 def searched_tasks(wildcards):
     """What guides a search: the tasks of the average, and none that is only shown beside it."""
-    columns = configuration.searched_columns(CASES[wildcards.case])
+    columns = CASES[wildcards.case].searched_columns
     return ",".join(dict.fromkeys(task for tasks in columns for task in tasks))
 
 
 def average_groups(wildcards):
     """The table's average, for a search on dev: the mean over columns of their tasks' means."""
-    return shlex.quote(json.dumps(configuration.searched_columns(CASES[wildcards.case])))
+    return shlex.quote(json.dumps(CASES[wildcards.case].searched_columns))
 
 
 def teachers_options(wildcards):
     given = {}
     if wildcards.case in FETCHED:
-        given["vocabulary"] = CASES[wildcards.case]["vocabulary"]
-    if CONFIG["evaluation"]["device"] != "cpu":
-        given["device"] = CONFIG["evaluation"]["device"]
+        given["vocabulary"] = CASES[wildcards.case].vocabulary
+    if CONFIG.evaluation.device != "cpu":
+        given["device"] = CONFIG.evaluation.device
     return options(given)
 
 
@@ -113,9 +115,9 @@ rule teachers:
         base=f"{OUT}/{{case}}/models/base/manifest.json",
         experts=lambda wildcards: [
             f"{OUT}/{wildcards.case}/models/{expert}/manifest.json"
-            for expert in CASES[wildcards.case]["experts"]
+            for expert in CASES[wildcards.case].experts
         ],
-        calibration=lambda wildcards: calibrations(wildcards.case, CASES[wildcards.case]["experts"]),
+        calibration=lambda wildcards: calibrations(wildcards.case, CASES[wildcards.case].experts),
     output:
         f"{OUT}/{{case}}/teachers/manifest.json",
     log:
@@ -128,11 +130,11 @@ rule teachers:
         models=lambda wildcards: f"{OUT}/{wildcards.case}/models",
         experts=lambda wildcards: " ".join(
             f"{expert}={OUT}/{wildcards.case}/models/{expert}"
-            for expert in CASES[wildcards.case]["experts"]
+            for expert in CASES[wildcards.case].experts
         ),
         calibration=lambda wildcards: " ".join(
             f"{expert}={OUT}/{wildcards.case}/data/calibration/{expert}.jsonl"
-            for expert in CASES[wildcards.case]["experts"]
+            for expert in CASES[wildcards.case].experts
         ),
         how=teachers_options,
         code=method_code("dam"),
@@ -190,13 +192,11 @@ rule tune:
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
         row=row_options,
-        candidates=lambda wildcards: shlex.quote(
-            json.dumps(CONFIG["methods"][wildcards.row]["tune"])
-        ),
+        candidates=lambda wildcards: shlex.quote(json.dumps(CONFIG.methods[wildcards.row].tune)),
         suites=searched_tasks,
         average=average_groups,
         seed=seed_of,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
@@ -228,11 +228,11 @@ rule evolve:
         method=lambda wildcards: method_of(wildcards),
         parents=parent_options,
         row=row_options,
-        search=lambda wildcards: options(CONFIG["methods"][wildcards.row]["evolve"]),
+        search=lambda wildcards: options(CONFIG.methods[wildcards.row].evolve.given()),
         suites=searched_tasks,
         average=average_groups,
         seed=seed_of,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
@@ -266,7 +266,7 @@ rule greedy:
         suites=searched_tasks,
         average=average_groups,
         seed=seed_of,
-        batch=CONFIG["evaluation"]["batch_size"],
+        batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
         code=search_code,
     shell:
@@ -302,16 +302,13 @@ rule ablation_merge:
         folder=RUN_MODEL,
         record=output_folder,
         failed=failed_file,
-        method=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["method"],
+        method=lambda wildcards: merge_row(wildcards).method,
         parents=parent_options,
-        policy=lambda wildcards: CONFIG["methods"][ABLATION["row"]]["embeddings_and_norms"],
+        policy=lambda wildcards: merge_row(wildcards).embeddings_and_norms,
         settings=lambda wildcards: settings(
-            CONFIG["methods"][ABLATION["row"]]["set"]
-            | ABLATION["set"]
-            | ABLATION["objectives"][wildcards.objective]["set"]
-            | {"objective": ABLATION["objectives"][wildcards.objective]["objective"]}
+            ABLATION.settings(merge_row(wildcards).set, wildcards.objective)
         ),
-        code=lambda wildcards: method_code(CONFIG["methods"][ABLATION["row"]]["method"]),
+        code=lambda wildcards: method_code(merge_row(wildcards).method),
     shell:
         "rm -rf {params.failed} {params.folder} {params.record}; "
         "python -m merges --method {params.method} {params.parents}"

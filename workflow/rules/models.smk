@@ -2,13 +2,12 @@
 
 
 def model_options(wildcards):
-    return options(CASES[wildcards.case]["model"])
+    return options(CASES[wildcards.case].model.given())
 
 
 def train_options(wildcards):
-    case = CASES[wildcards.case]
-    parent = wildcards.get("expert", "base")
-    return options((case["base"] if parent == "base" else case["experts"][parent])["train"])
+    parent = CASES[wildcards.case].parents[wildcards.get("expert", "base")]
+    return options(parent.train.given())
 
 
 rule bottle_data:
@@ -23,11 +22,11 @@ rule bottle_data:
         **asks("data"),
     params:
         folder=output_folder,
-        world=lambda wildcards: CASES[wildcards.case]["world"],
+        world=lambda wildcards: CASES[wildcards.case].world,
         seed=seed_of,
-        test_items=CONFIG["evaluation"]["test_items"],
-        dev_items=CONFIG["evaluation"]["dev_items"],
-        rows=CONFIG["calibration"]["rows"],
+        test_items=CONFIG.evaluation.test_items,
+        dev_items=CONFIG.evaluation.dev_items,
+        rows=CONFIG.calibration.rows,
         code=code("bottle"),
     shell:
         "python -m bottle data --case {params.world} --seed {params.seed}"
@@ -50,7 +49,7 @@ rule bottle_base:
     params:
         data=lambda wildcards, input: folder_of(input.data),
         folder=output_folder,
-        world=lambda wildcards: CASES[wildcards.case]["world"],
+        world=lambda wildcards: CASES[wildcards.case].world,
         seed=seed_of,
         model=model_options,
         train=train_options,
@@ -78,7 +77,7 @@ rule bottle_expert:
         data=lambda wildcards, input: folder_of(input.data),
         base=lambda wildcards, input: folder_of(input.base),
         folder=output_folder,
-        world=lambda wildcards: CASES[wildcards.case]["world"],
+        world=lambda wildcards: CASES[wildcards.case].world,
         seed=seed_of,
         train=train_options,
         code=code("bottle"),

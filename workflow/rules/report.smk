@@ -19,7 +19,7 @@ def all_scores():
         }
         beside = {path for name in ("gate", "smoke") for path in folder.glob(f"*/{name}.json")}
         return sorted(map(str, found | beside))
-    scores = sum(map(scores_of, CONFIG["cases"]), [])
+    scores = sum(map(scores_of, CONFIG.cases), [])
     if ABLATION:
         scores += [f"{RUN}/scores.json".format(**run) for run in RUNS]
         if KEPT:
@@ -35,7 +35,7 @@ rule resolved_config:
         f"{OUT}/config.json",
     localrule: True
     params:
-        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
     shell:
         "printf '%s\\n' {params.text:q} > {output}"
 
@@ -97,12 +97,12 @@ rule make_page:
 
 
 if not SCORES_FROM:
-    for case in CONFIG["cases"]:
+    for case, entry in CONFIG.cases.items():
 
         # All that one table needs; `snakemake tables` then makes it.
         rule:
             name:
-                CONFIG["cases"][case]["table"]
+                entry.table
             input:
                 scores_of(case),
             localrule: True
@@ -112,7 +112,7 @@ rule tables:
     """Tables from the scores that exist. Without inputs, so that nothing is ever run for them."""
     localrule: True
     params:
-        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
         results=RESULTS,
         out=OUT,
     shell:
@@ -125,7 +125,7 @@ rule figures:
     """Figures from the scores that exist, like `tables`."""
     localrule: True
     params:
-        text=json.dumps(CONFIG, indent=1, ensure_ascii=False),
+        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
         results=RESULTS,
         out=OUT,
     shell:

@@ -17,15 +17,14 @@ def asks(kind):
             row, case = row_of(wildcards), case_of(wildcards)
             shared = {}
             if kind == "evaluate" and backend_of(wildcards) == "vllm":
-                names = ("tensor_parallel", "data_parallel")
-                shared = {name: CONFIG["evaluation"][name] for name in names}
-            trained = "method" in row and "data" in registry.describe()[row["method"]].needs
+                shared = CONFIG.evaluation.scoring("tensor_parallel", "data_parallel")
+            trained = row is not None and row.learns
             return resources.ask(
                 f"trained_{kind}" if trained and kind in ("merge", "search") else kind,
                 case,
-                experts=len(row.get("experts", case["experts"])),
+                experts=len(row.experts_of(case.experts) if row else case.experts),
                 times=times_of(kind, row, wildcards),
-                device=CONFIG["evaluation"]["device"],
+                device=CONFIG.evaluation.device,
                 attempt=attempt,
                 **shared,
             )[name]
@@ -41,15 +40,15 @@ def case_of(wildcards):
         return CASES[wildcards.case]
     if wildcards.get("setting"):
         return SETTINGS[wildcards.setting][0]
-    return CASES[ABLATION["case"]] if ABLATION else next(iter(CASES.values()))
+    return CASES[ABLATION.case] if ABLATION else next(iter(CASES.values()))
 
 
 def row_of(wildcards):
-    """The method row that a step belongs to; empty where it belongs to none."""
+    """The method row that a step belongs to; None where it belongs to none."""
     if wildcards.get("setting"):
         return SETTINGS[wildcards.setting][1]
-    row = ABLATION["row"] if wildcards.get("objective") else wildcards.get("row")
-    return CONFIG["methods"].get(row, {})
+    row = ABLATION.row if wildcards.get("objective") else wildcards.get("row")
+    return CONFIG.methods.get(row)
 
 
 def times_of(kind, row, wildcards):
@@ -58,9 +57,7 @@ def times_of(kind, row, wildcards):
         return len(smoke_models(wildcards))
     if kind != "search":
         return 1
-    if "evolve" in row:
-        return row["evolve"]["budget"]
-    return len(row.get("tune", [])) or 2 * len(case_of(wildcards)["experts"])
+    return row.evaluations(len(case_of(wildcards).experts))
 
 
 def asked_by(job):
@@ -80,14 +77,14 @@ def stored_by(job):
     """GB that a step on published models adds to the disk, and for a download its reference."""
     if "case" not in (wildcards := job.wildcards_dict) and job.rule.name != "ablation_merge":
         return None, 0.0
-    case = wildcards.get("case", ABLATION and ABLATION["case"])
+    case = wildcards.get("case", ABLATION and ABLATION.case)
     if case not in FETCHED:
         return None, 0.0
     if job.rule.name == "teachers":
         return None, budget.states_gigabytes(CONFIG, case)
     if job.rule.name not in MAKING_MODELS:
         return None, 0.0
-    size = resources.gigabytes_of(CASES[case])
+    size = CASES[case].gigabytes
     reference = job.params.get("reference") if job.rule.name.startswith("fetch") else None
     return reference, max(0.0, size - checks.gigabytes_in(Path(job.output[0]).parent))
 
@@ -97,7 +94,7 @@ def check_start(jobs):
     stored = [(job.rule.name, *stored_by(job)) for job in jobs]
     if FETCHED:
         checks.check_places(CONFIG)
-    checks.check_tokens(CONFIG, ROOT, [name for _, name, _ in stored if name])
+    checks.check_tokens(CONFIG, [name for _, name, _ in stored if name])
     runs = sorted(size for rule, _, size in stored if rule == "ablation_merge")
     dropped = 0.0 if KEPT else sum(runs) - sum(runs[-AT_A_TIME:])
     checks.check_disk(sum(size for *_, size in stored) - dropped, Path(OUT))
@@ -107,10 +104,10 @@ def check_evaluators(jobs):
     """Refuse to begin where vLLM or PostgreSQL will be lacking, when all models were made."""
     scoring = [job for job in jobs if job.rule.name in ("evaluate", "ablation_evaluate")]
     backends = {backend_of(job.wildcards) for job in scoring}
-    tasks = [task for job in scoring for task in configuration.tasks_of(case_of(job.wildcards))]
+    tasks = [task for job in scoring for task in case_of(job.wildcards).tasks]
     capacity.check_evaluators(
-        vllm="vllm" in backends and not configuration.interpreter_of(CONFIG, "vllm"),
-        postgres=CONFIG["evaluation"]["engine"] == "postgres"
+        vllm="vllm" in backends and not CONFIG.evaluation.interpreter("vllm"),
+        postgres=CONFIG.evaluation.engine == "postgres"
         and any(task.startswith("sql_eval") for task in tasks),
     )
 

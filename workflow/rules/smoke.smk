@@ -10,7 +10,7 @@ def smoke_models(wildcards):
     runs = RUNS
     if wildcards.get("objective"):
         runs = [{"objective": wildcards.objective, "seed": wildcards.seed}]
-    models = {"base": f"{OUT}/{ABLATION['case']}/models/base"}
+    models = {"base": f"{OUT}/{ABLATION.case}/models/base"}
     return models | {"{objective}/seed{seed}".format(**r): RUN_MODEL.format(**r) for r in runs}
 
 

@@ -1,0 +1,1 @@
+"""What an experiment's configuration may say: typed models, one file for each part of it."""

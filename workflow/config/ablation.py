@@ -1,0 +1,64 @@
+"""The ablation: one row's merge again under other objectives, over seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from common.errors import UserError
+from workflow.config.entry import Distinct, Entry, Name, Parameters, Seed, known
+
+if TYPE_CHECKING:
+    from workflow.config.experiment import Experiment
+
+
+class Objective(Entry):
+    """A row of the ablation's table."""
+
+    label: str = Field(description="Name in the table.")
+    objective: Annotated[dict[str, float], Field(min_length=1)] = Field(
+        description="Weights of the objective's terms."
+    )
+    set: Parameters = Field({}, description="Further parameters of its runs.")
+    extra: bool = Field(False, description="Whether it is a row that the paper does not have.")
+
+
+class Ablation(Entry):
+    """Table 3: objectives compared on one case, over seeds."""
+
+    case: Name = Field(description="The case.")
+    seeds: Distinct[Seed] = Field(description="Seeds of the data's draw and order.")
+    row: Name = Field(description="The row whose other settings the runs share.")
+    set: Parameters = Field({}, description="Parameters of all runs, over the row's.")
+    keep_merges: bool = Field(
+        True, description="Whether merged models are kept after they are evaluated and checked."
+    )
+    objectives: Annotated[dict[Name, Objective], Field(min_length=1)] = Field(
+        description="The table's rows, by name."
+    )
+
+    def settings(self, row: Parameters, objective: str) -> dict[str, Any]:
+        """Return the parameters of a run: the row's `set`, with the ablation's over it.
+
+        Args:
+            row: The `set` of the row.
+            objective: A key of `objectives`.
+        """
+        entry = self.objectives[objective]
+        return {**row, **self.set, **entry.set, "objective": entry.objective}
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse a case, row or parameter that does not exist.
+
+        Raises:
+            UserError: One line with the place and the nearest valid name.
+        """
+        known(self.case, experiment.cases, "ablation.case", "case")
+        known(self.row, experiment.methods, "ablation.row", "row")
+        row = experiment.methods[self.row]
+        if row.search or row.method is None:
+            raise UserError(f"ablation.row: {self.row} is searched for; name a fixed row")
+        for name in self.objectives:
+            where = f"ablation.objectives.{name}"
+            experiment.resolve(row.method, self.settings(row.set, name), where)

@@ -1,0 +1,171 @@
+"""An experiment: its cases and rows, and what steps ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from common.errors import UserError, nearest
+from evaluation import own_data
+from evaluation.own_tasks import OwnTask, parse
+from merges.engine import registry
+from paper.hub.lock import lock_of
+from workflow.config import hub
+from workflow.config.ablation import Ablation
+from workflow.config.cases import Case
+from workflow.config.entry import Backend, Entry, Name, Seed, TaskName, known
+from workflow.config.evaluation import ROOT, CalibrationRows, Evaluation, Gate, Tuning
+from workflow.config.hub import Hub
+from workflow.config.methods import Row, check_experts
+
+
+def _own_tasks(given: Any) -> dict[str, OwnTask]:
+    return parse(given) if given else {}
+
+
+class Experiment(Entry):
+    """An experiment without its studies."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        description="Outputs go to `results/NAME`."
+    )
+    seed: Seed = Field(
+        description="Seed of generated data, initial weights, data order and random masks."
+    )
+    scores_from: str | None = Field(
+        None,
+        description="A results folder from whose scores tables and figures are made; nothing runs.",
+    )
+    evaluation: Evaluation = Field(Evaluation(), description="How models are scored.")
+    tuning: Tuning = Field(Tuning(), description="The effort that every tunable method gets.")
+    gate: Gate = Field(Gate(), description="What an expert has to pass.")
+    calibration: CalibrationRows = Field(
+        CalibrationRows(), description="The data that data-driven merges learn from."
+    )
+    hub: Hub = Field(Hub(), description="Where published models and data sets come from.")
+    tasks: Annotated[dict[TaskName, OwnTask], BeforeValidator(_own_tasks)] = Field(
+        {}, description="The user's own tasks, by name SUITE/TASK."
+    )
+    cases: Annotated[dict[Name, Case], Field(min_length=1)] = Field(
+        description="The case studies, by name."
+    )
+    methods: dict[Name, Row] = Field(
+        description="The rows of the tables, by name, in the order of tables and figures."
+    )
+    ablation: Ablation | None = Field(None, description="The ablation of the objective.")
+
+    def rows_of(self, case: str) -> list[str]:
+        """Return the method rows of a case, in the order of the configuration."""
+        return [name for name, row in self.methods.items() if row.is_in(case)]
+
+    def cases_of(self, row: Row) -> dict[str, Case]:
+        """Return the cases that have a row, by name."""
+        return {name: self.cases[name] for name in row.cases or self.cases}
+
+    def backend_of(self, case: Case, model: str) -> Backend:
+        """Return the backend that evaluates a model: its own, else the experiment's.
+
+        Args:
+            case: The model's case.
+            model: base, an expert's name or a row's.
+        """
+        entries: Mapping[str, Any] = {**self.methods, **case.parents}
+        return entries[model].backend or self.evaluation.backend
+
+    @property
+    def hub_lock(self) -> Path:
+        """The lock of what was fetched; that of a mirror is in the results."""
+        if self.hub.mirror is not None:
+            return Path("results") / self.name / "hub.lock.json"
+        return lock_of(ROOT / self.hub.table)
+
+    def fetch_options(self) -> dict[str, Any]:
+        """Return the options of `python -m paper fetch` that the configuration decides."""
+        given: dict[str, Any] = {"table": ROOT / self.hub.table, "lock": self.hub_lock}
+        return given if self.hub.mirror is None else given | {"mirror": self.hub.mirror}
+
+    def pickled(self) -> set[str]:
+        """Name the parents, of all published cases, whose weights the table allows as pickles."""
+        references = self.hub.references
+        return {
+            name
+            for case in self.cases.values()
+            for name, parent in case.parents.items()
+            if parent.hub is not None and references[parent.hub].pickle
+        }
+
+    def resolve(self, method: str, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Check a method's parameters and fill in its defaults.
+
+        Args:
+            method: A method of the registry.
+            given: The parameters that a configuration gives.
+            where: The place in the configuration, for messages.
+
+        Returns:
+            Every parameter.
+
+        Raises:
+            UserError: One line with the place; more rows are asked for than there are.
+        """
+        try:
+            resolved = registry.validate(method, given)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        rows, samples = self.calibration.rows, resolved.get("samples", 0)
+        if "data" in registry.info(method).needs and samples > rows:
+            raise UserError(
+                f"{where}: {samples} samples per expert, but calibration.rows makes only {rows}"
+            )
+        return resolved
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UserError: One line with the place and, where there is one, the nearest valid name.
+        """
+        own = own_data.known(self.tasks, with_rows=self.scores_from is None)
+        for name, case in self.cases.items():
+            for other, entry in self.cases.items():
+                if other != name and entry.table == case.table:
+                    raise UserError(
+                        f"cases.{name} and cases.{other} both write {case.table}; rename one"
+                    )
+            case.check(f"cases.{name}", own)
+        for name, row in self.methods.items():
+            self._check_row(name, row, f"methods.{name}")
+        if self.ablation:
+            self.ablation.check(self)
+        if self.scores_from is None:
+            self.evaluation.check()
+        hub.check(self)
+
+    def _check_row(self, name: str, row: Row, where: str) -> None:
+        for case in row.cases or ():
+            known(case, self.cases, where, "case")
+        row.check(where)
+        if row.method is None:
+            return
+        cases = self.cases_of(row)
+        for id, case in cases.items():
+            if name in case.parents:
+                raise UserError(f"{where}: {name!r} is the name of a model of {id}; choose another")
+            for expert in row.experts or ():
+                if expert not in case.experts:
+                    raise UserError(
+                        f"{where}: {id} has no expert {expert!r}{nearest(expert, case.experts)}"
+                    )
+        if row.tune and len(row.tune) != self.tuning.evaluations:
+            raise UserError(
+                f"{where}: {len(row.tune)} candidates under 'tune', but tuning.evaluations gives "
+                f"every method {self.tuning.evaluations}"
+            )
+        for candidate in row.tune or [{}]:
+            resolved = self.resolve(row.method, {**row.set, **candidate}, where)
+            for id, case in cases.items():
+                experts = row.experts_of(case.experts)
+                check_experts(row.method, resolved, experts, f"{where} in {id}")

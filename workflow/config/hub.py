@@ -1,0 +1,173 @@
+"""Where published models and data sets come from, and which of them cases and rows may name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from common.errors import UserError, nearest
+from evaluation.data.sources import load_sources
+from evaluation.suites import load_suites, select
+from paper.hub.table import Reference, read_table
+from workflow.config.cases import Case
+from workflow.config.entry import Entry
+from workflow.config.evaluation import ROOT
+
+if TYPE_CHECKING:
+    from workflow.config.experiment import Experiment
+
+References = Mapping[str, Reference]
+
+
+class Hub(Entry):
+    """Where published models and data sets come from."""
+
+    table: str = Field(
+        "paper/hub.tsv",
+        description="Repositories, revisions and licences; relative to the project's folder.",
+    )
+    mirror: str | None = Field(None, description="Folder with copies that are used in their place.")
+    benchmarks: str | None = Field(None, description="Folder with local copies of benchmarks.")
+    stand_ins: str | None = Field(
+        None,
+        description="Table of files below `benchmarks` that replace a benchmark's missing ones.",
+    )
+
+    @property
+    def references(self) -> dict[str, Reference]:
+        """The rows of the table, by name."""
+        return read_table(ROOT / self.table)
+
+    def benchmark_options(self) -> dict[str, str]:
+        """Return the options of `python -m evaluation data` that say where benchmarks come from."""
+        given = {"source": self.benchmarks, "stand_ins": self.stand_ins}
+        return {option: value for option, value in given.items() if value is not None}
+
+
+def has_dev(task: str) -> bool:
+    """Say whether a published task has dev items: a training split whose rows no table shows.
+
+    Args:
+        task: suite/task, of a variant too.
+    """
+    plain = without_variant(task)
+    if plain.partition("/")[0] not in load_suites():
+        return True  # every task of a user's own has dev items
+    source = load_sources().get(plain)
+    # The rows that a variant shows as examples are known for the suite's first number of them.
+    same = select([task])[0].shots == select([plain])[0].shots
+    return source is not None and source.dev is not None and same
+
+
+def without_variant(task: str) -> str:
+    """Return a task's name without fidelity and prompt: ``ja8:corrected/jnli`` is ``ja8/jnli``."""
+    suite, _, name = task.partition("/")
+    return f"{suite.partition(':')[0]}/{name}"
+
+
+def dev_options(experiment: Experiment, case: str) -> dict[str, Any]:
+    """Return the options of `python -m evaluation data` for the dev items of a case's searches.
+
+    Args:
+        experiment: The resolved configuration.
+        case: The case's name.
+
+    Returns:
+        Options by name; empty where no row of the case is searched.
+    """
+    if not any(experiment.methods[row].search for row in experiment.rows_of(case)):
+        return {}
+    tasks = [task for task in experiment.cases[case].searched_tasks if task not in experiment.tasks]
+    return {
+        "dev": ",".join(map(without_variant, tasks)),
+        "dev_items": experiment.evaluation.dev_items,
+    }
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse cases that are neither of the bottle nor of the hub, and unknown references.
+
+    Args:
+        experiment: The configuration.
+
+    Raises:
+        UserError: One line with the place and, where there is one, the nearest valid name.
+    """
+    hub = experiment.hub
+    if hub.stand_ins is not None and hub.benchmarks is None:
+        raise UserError("hub.stand_ins names files below hub.benchmarks, which is not given")
+    cases, rows = experiment.cases.values(), experiment.methods.values()
+    fetched = any(case.fetched for case in cases) or any(row.hub for row in rows)
+    references = hub.references if fetched else {}
+    for name, case in experiment.cases.items():
+        if case.fetched:
+            _check_fetched(case, f"cases.{name}", references, hub.table)
+        else:
+            _check_made(case, f"cases.{name}")
+    for name in experiment.methods:
+        _check_row(experiment, name, references)
+
+
+def _referred(references: References, name: str, kind: str, where: str, table: str) -> None:
+    if name not in references:
+        raise UserError(f"{where}: {table} has no reference {name!r}{nearest(name, references)}")
+    if references[name].kind != kind:
+        raise UserError(f"{where}: {name} is a {references[name].kind} in {table}, not a {kind}")
+
+
+def _check_made(case: Case, where: str) -> None:
+    for key in ("world", "model"):
+        if getattr(case, key) is None:
+            raise UserError(f"{where} lacks the key {key!r}; or give its base and experts as hub")
+    for name, parent in case.parents.items():
+        if parent.hub is not None:
+            raise UserError(f"{where}: {name} is of the hub and the base is not; give all or none")
+        if parent.train is None:
+            raise UserError(f"{where}: {name} lacks the key 'train'")
+
+
+def _check_fetched(case: Case, where: str, references: References, table: str) -> None:
+    for key in ("world", "model"):
+        if getattr(case, key) is not None:
+            raise UserError(f"{where}: {key!r} is of a bottle's case, and the base is of the hub")
+    if case.size is None:
+        raise UserError(f"{where} lacks the key 'size', from which steps ask for memory and time")
+    for name, parent in case.parents.items():
+        if parent.train is not None:
+            raise UserError(f"{where}: {name} cannot be trained, the base is of the hub")
+        if parent.hub is None:
+            raise UserError(f"{where}: {name} lacks the key 'hub'")
+        _referred(references, parent.hub, "model", f"{where}: {name}", table)
+    for name, expert in case.experts.items():
+        if expert.calibration is not None:
+            about = f"{where}: {name}.calibration"
+            _referred(references, expert.calibration.hub, "dataset", about, table)
+
+
+def _check_row(experiment: Experiment, name: str, references: References) -> None:
+    row, where = experiment.methods[name], f"methods.{name}"
+    if row.hub is not None:
+        _referred(references, row.hub, "model", where, experiment.hub.table)
+    for id, case in experiment.cases_of(row).items():
+        if not case.fetched:
+            if row.hub is not None:
+                raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
+            continue
+        if row.search:
+            _check_dev(case, id, where)
+        for expert in row.experts_of(case.experts) if row.learns else ():
+            if case.experts[expert].calibration is None:
+                raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")
+
+
+def _check_dev(case: Case, id: str, where: str) -> None:
+    tasks = case.searched_tasks
+    if lacking := [task for task in tasks if not has_dev(task)]:
+        left = [task for task in tasks if task not in lacking]
+        rest = f", or name the others under cases.{id}.dev_tasks" if left else ""
+        raise UserError(
+            f"{where}: a searched row needs dev items, and none are published for "
+            f"{', '.join(lacking)} of {id}; leave the case out under 'cases'{rest}"
+        )

@@ -1,0 +1,156 @@
+"""The JSON schema for editors and the reference page, both made from the configuration's models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text
+from workflow.configuration import EXTENDS, Configuration
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = "workflow/schemas/config.schema.json"
+PAGE = "docs/configuration.md"
+_SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+_INTRODUCTION = """# Configuration
+
+This page is generated from the models in `workflow/config/` and `studies/*/settings.py` by
+`python -m workflow schema`. An experiment is one YAML file, by default `config.yaml`. Check yours:
+
+```
+python -m workflow check --config my.yaml
+```
+
+A mistake is reported in one line: the file, the place, what is wrong and the nearest valid name.
+The first line of `config.yaml` lets editors complete keys and show the texts below (in VS Code with
+the YAML extension).
+
+## Another experiment: `extends`
+
+A file that extends another one says only what differs:
+
+```yaml
+extends: config.yaml  # relative to this file
+name: more_seeds
+evaluation: {test_items: 100}
+cases: {case2: null}  # null removes a key
+methods:
+  slerp_de_ko: null
+  slerp_de_sql: null
+  slerp_ko_sql: null
+  ties: {set: {density: 0.3}}
+studies: null
+```
+
+Mappings are merged key by key, and new keys come after those of the extended file. Lists and other
+values are replaced. A file can extend one that extends another. The file works with every command
+that takes `--config`, and with `snakemake --configfile my.yaml`.
+"""
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, for editors.
+
+    No key is required in it, and null is a value of every key, because of files that extend others.
+    """
+    schema = Configuration.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"][EXTENDS] = {
+        "type": "string",
+        "description": "A configuration that this file changes; relative to this file.",
+    }
+    for entry in [schema, *schema["$defs"].values()]:
+        entry.pop("required", None)
+        for name, value in entry["properties"].items():
+            value.pop("title", None)
+            for pattern, below in value.get("patternProperties", {}).items():
+                value["patternProperties"][pattern] = _or_null(below)
+            entry["properties"][name] = value if "anyOf" in value else _or_null(value)
+    return schema
+
+
+def _or_null(about: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [about, {"type": "null"}]}
+
+
+def _without_null(about: dict[str, Any]) -> dict[str, Any]:
+    """Return a field's schema without the null that says that the field may be absent."""
+    options = [option for option in about.get("anyOf", []) if option.get("type") != "null"]
+    return {**about, **options[0]} if options else about
+
+
+def _values(about: dict[str, Any]) -> str:
+    """Say in a few words what values a field takes."""
+    about = _without_null(about)
+    kind = about.get("type", "mapping" if "$ref" in about else "any value")
+    if valid := about.get("enum", [about["const"]] if "const" in about else []):
+        return ", ".join(f"`{str(value).lower()}`" for value in valid)
+    if kind in ("integer", "number"):
+        bounds = [f"{sign} {about[key]}" for key, sign in _SIGNS.items() if key in about]
+        return f"{kind} {' and '.join(bounds)}".strip()
+    if kind == "array":
+        return f"list of {_values(about['items'])}"
+    if kind == "object":
+        return "mapping by name" if "patternProperties" in about else "mapping"
+    if "/" in about.get("pattern", ""):
+        return "suite/task"
+    return {"boolean": "`true`, `false`", "string": "text"}.get(kind, kind)
+
+
+def _below(about: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
+    """Yield the places of the mappings in a field, each with the name of its definition."""
+    about = _without_null(about)
+    if "$ref" in about:
+        yield place, about["$ref"].rpartition("/")[2]
+    for named in about.get("patternProperties", {}).values():
+        yield from _below(named, f"{place}.NAME")
+    if isinstance(about.get("items"), dict):
+        yield from _below(about["items"], place)
+
+
+def _row(name: str, about: dict[str, Any], definition: dict[str, Any], shared: dict) -> str:
+    own = _without_null(about)
+    below = shared.get(own.get("$ref", "").rpartition("/")[2], {})
+    default = "" if about.get("default") is None or below else f"`{json.dumps(about['default'])}`"
+    if name in definition.get("required", []):
+        default = "required"
+    description = about.get("description", below.get("description"))
+    return f"| `{name}` | {description} | {_values(about)} | {default} |"
+
+
+def _sections(
+    shared: dict[str, Any], definition: dict[str, Any], place: str, seen: set[str]
+) -> Iterator[str]:
+    """Yield a table of keys for a mapping, then those of the mappings in it, each once."""
+    yield f"\n## {f'`{place}`' if place else 'The file'}\n"
+    yield f"\n{' '.join(definition['description'].split())}\n\n"
+    yield "| key | meaning | values | default |\n|---|---|---|---|\n"
+    fields = definition["properties"]
+    yield "".join(f"{_row(name, about, definition, shared)}\n" for name, about in fields.items())
+    for name, about in fields.items():
+        for where, below in _below(about, f"{place}.{name}".lstrip(".")):
+            if below not in seen:
+                seen.add(below)
+                yield from _sections(shared, shared[below], where, seen)
+
+
+def page() -> str:
+    """Return the reference page: a table of keys for each mapping of a configuration."""
+    schema = Configuration.model_json_schema()
+    return _INTRODUCTION + "".join(_sections(schema["$defs"], schema, "", set()))
+
+
+def contents() -> dict[str, str]:
+    """Return the generated files by path: the schema and the page."""
+    schema = json.dumps(json_schema(), indent=1, ensure_ascii=False)
+    return {SCHEMA: f"{schema}\n", PAGE: page()}
+
+
+def write() -> None:
+    """Write the generated files."""
+    for path, text in contents().items():
+        write_text(ROOT / path, text)
+        print(path)
