@@ -28,7 +28,7 @@ class Answers(dict):
 
         Args:
             other: What another program answered.
-            tied: Tells of model, task, item and two texts whether rounding decides between them.
+            tied: Whether rounding decides between two texts, given model, task, item and the texts.
 
         Returns:
             How many texts differ because two tokens are equally probable but for rounding.
@@ -52,7 +52,7 @@ class Answers(dict):
 
 
 def is_tie(folder: Path, prompt: str, one: str, two: str) -> bool:
-    """Tell whether two greedy answers part where the two best tokens are equal but for rounding.
+    """Return whether two greedy answers differ where the two best tokens differ only by rounding.
 
     Args:
         folder: The model.

@@ -1,4 +1,4 @@
-"""What a DAM training step costs, against its authors' procedure written plainly.
+"""Measure the cost of a DAM training step against a plain version of its authors' procedure.
 
     python benchmarks/dam.py --json docs/data/dam.json
     python benchmarks/dam.py --scaling --json docs/data/dam-scaling.json
@@ -45,7 +45,7 @@ CONTEXT = 2048
 AUTHORS = {"published": CONTEXT, "padded to 1024": 1024, "trimmed": 0}
 MEASURES = ("packing", "one forward", "own merged weight", "own output loss", "cached teachers")
 OURS = ("ours", "recomputing activations", *(f"without {measure}" for measure in MEASURES))
-SLOW_REPEATS = 2  # of what takes most of the time and varies least
+SLOW_REPEATS = 2  # these variants take most of the time and vary least
 GOALS = {"published": 15.0, "trimmed": 1.4}  # CPU seconds of the authors' over ours
 MOST_MEMORY = 0.4  # of the published peak
 

@@ -1,11 +1,11 @@
-"""DAM as its authors train it, as a plain program: what `benchmarks/dam.py` measures against.
+"""DAM as its authors train it, as a plain program; `benchmarks/dam.py` compares with it.
 
 Every sample of a training row is padded to one length and goes through its expert, for the full
 logits, and through the merged model, whose merged weights every forward builds anew and autograd
 keeps until the one backward over all samples.
 
 Source:
-    Gauthier-Caron et al., arXiv:2410.08371, and what their released trainer does: tanh of the
+    Gauthier-Caron et al., arXiv:2410.08371, and their released trainer: tanh of the
     coefficients, embeddings and norms frozen at tanh(1/N) times the experts' sum, KL(teacher ||
     merged) over all tokens, MoFO-AdamW (arXiv:2407.20999) with weight decay.
 """
@@ -142,7 +142,7 @@ class AuthorsTrainer:
         """Do one optimiser step.
 
         Args:
-            samples: One sample (tokens,) per expert, of its own data.
+            samples: One sample (tokens,) per expert, from that expert's data.
             length: What the samples are padded to; 0 for no padding.
 
         Returns:

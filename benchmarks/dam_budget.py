@@ -1,6 +1,6 @@
 """Memory and time of DAM for three models of 7B on one 80 GB GPU: counted, and measured on one.
 
-Counted from the shapes and from what the code does, without the elementwise work on activations;
+Counted from the shapes and the operations of the code, without the elementwise work on activations;
 measured with random weights of the true shape, each variant in its own process, where PyTorch
 finds a CUDA device.
 """
@@ -271,7 +271,7 @@ def measure(variant: str, config: dict[str, Any], device: str) -> dict[str, floa
 
 
 def budget(records: Records) -> None:
-    """Print and record the counted budget, and beside it what a GPU measures."""
+    """Print and record the counted budget, and the one measured on a GPU."""
     counts = Counts(MISTRAL, LENGTHS)
     memory, flops, traffic = counts.memory(), counts.flops(), counts.traffic()
     print(f"7B x {counts.models}, {sum(LENGTHS)} tokens a step; the authors' {3 * PADDED}")

@@ -1,4 +1,4 @@
-"""One variant of a DAM training step in a process of its own, for `benchmarks/dam.py`.
+"""One variant of a DAM training step in a separate process, for `benchmarks/dam.py`.
 
 python benchmarks/dam_variants.py VARIANT WORK WORLD [GRADIENTS]
 """
@@ -182,7 +182,7 @@ _hidden_states = network.Decoder.hidden_states
 
 
 def switch_off(measure: str) -> None:
-    """Replace a part of ours, in this process, by what it stands for; see `MEASURES`."""
+    """Replace a part of ours, in this process, by its plain version; see `MEASURES`."""
     if measure == "packing":
         network.Decoder.hidden_states = _padded_states
     elif measure == "own merged weight":

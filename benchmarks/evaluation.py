@@ -7,11 +7,11 @@ Makes items with `python -m bottle data` and random models with its tokenizer, a
 fresh processes, start-up included: with `python -m evaluation`, with lm_eval's own command and `hf`
 model (a run for each model), and with lm_eval's simple_evaluate for all models in one process.
 Every score, log-likelihood and answer has to be the same. A second set of items has solved examples
-in front. Where vLLM is installed (here or in .venv-vllm), it does the same work. Seconds are of the
-processor on a CPU, which other work on the machine does not stretch, and of the clock on a GPU.
-`ratio` says how many times better than the other ours is; of the parts of the time, how many of
-them make the whole. With `--real DATA` (made by `python -m evaluation data`) it also counts what
-the published tasks' requests have in common (`prefixes.py`).
+in front. Where vLLM is installed (here or in .venv-vllm), it does the same work. On a CPU the
+seconds are CPU seconds, which other work on the machine does not change; on a GPU they are wall
+seconds. `ratio` says how many times better ours is than the other; for the parts of the time, it is
+the sum divided by the part. With `--real DATA` (made by `python -m evaluation data`) it also counts
+what the published tasks' requests have in common (`prefixes.py`).
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def run_plain(tasks: Path, models: list[Path], out: Path, device: str) -> tuple[
 
 
 def inside_plain(tasks: str, models: str, out: str, device: str) -> None:
-    """Score the models with lm_eval's simple_evaluate; runs in a process of its own."""
+    """Score the models with lm_eval's simple_evaluate; runs in a separate process."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -224,7 +224,7 @@ def run_plain_at_once(
 
 
 def inside_where(data: str, models: str, out: str, device: str, backend: str) -> None:
-    """Time the parts of our own evaluation; runs in a process of its own."""
+    """Time the parts of our evaluation; runs in a separate process."""
     clock = time.process_time if device == "cpu" else time.monotonic
     spent: dict[str, float] = {}
     begun = clock()
@@ -270,7 +270,7 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
         scores, _ = harness.evaluate_folder(folders[0], "again")
         return scores["counted"]["tokens"], spent["passes that score"]
 
-    # Twice more, so that both are warm: the second time every choice reads its whole context, on
+    # Twice more, so that both are warm: the second time every choice reads its full context, on
     # hf in lm_eval's batches, without trees; on vLLM without its prefix cache.
     together = again()
     kind._grows_trees = lambda self: False
@@ -328,7 +328,7 @@ def main() -> None:
         record(label, unit, *found["together"]["seconds"], None)
 
     def tied(rows: Path, model: str, task: str, at: int, one: str, two: str) -> bool:
-        """Tell whether rounding decides between two answers to an item."""
+        """Return whether rounding decides between two answers to an item."""
         prompt = read_lines(rows / f"test/{SUITE}/{task}.jsonl")[at]["prompt"]
         return is_tie(folder / "models" / model, prompt, one, two)
 

@@ -1,13 +1,13 @@
-"""What a candidate of a search costs in one process, against a checkpoint and a process for each.
+"""Measure the cost of a search's candidate in one process, against a checkpoint and process each.
 
     python benchmarks/evolutionary.py --case results/bottle/case1 --json docs/data/evolutionary.json
 
 Takes the models and the dev items of a case of the bottle. The same candidates (CMA-ES, from its
 start) are scored twice: by the search itself, in memory; and each merged, written, and evaluated by
 a fresh `python -m evaluation`. Both must give the same scores. CPU seconds of the processes, on one
-thread; what a process spends before its first candidate is told apart. `ratio` says how many times
-better the first way is. `merge alone` is that of the candidates in memory, from mapped files as the
-search does it and, beside it, from files that are read.
+thread; the time before a process's first candidate is a separate row. `ratio` says how many times
+better the first way is. `merge alone` times the merges of the candidates in memory, from mapped
+files, as in a search, and from files that are read.
 """
 
 from __future__ import annotations

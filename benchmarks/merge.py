@@ -1,4 +1,4 @@
-"""What a merge costs: CPU seconds, wall seconds and memory, against mergekit and the I/O floor.
+"""Measure a merge's CPU seconds, wall seconds and memory against mergekit and the I/O floor.
 
     python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --json docs/data/merge.json
     python benchmarks/merge.py --scaling --json docs/data/merge-scaling.json
@@ -7,8 +7,8 @@ Makes its own models (Llama shape, bfloat16, random) in --work, about 7 GB for t
 for --scaling. The table: three experts and a base of 0.65B parameters, one thread each, ours and
 mergekit alternating, the least of the repeats of each. The floor reads all inputs and writes the
 output with nothing between, fsync included as in a merge. Inputs' hashes are in our cache, as in
-any merge but the first with a model; hashing is a row of its own. `ratio` says how many
-times better than the other ours is.
+any merge but the first with a model; hashing has a separate row. `ratio` says how many times
+better ours is than the other.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def make_models(work: Path, size: str, experts: int = 3, shards: int = 2) -> dic
 
 
 def models_apart(work: Path, *how: Any) -> dict[str, Path]:
-    """Make models in a process of their own: a child's peak begins at its parent's."""
+    """Make models in a separate process, because a child's peak begins at its parent's."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(make_models, work, *how).result()
 

@@ -1,4 +1,4 @@
-"""What the requests of the published tasks have in common, counted in characters.
+"""Count in characters what the requests of the published tasks have in common.
 
 Used by `benchmarks/evaluation.py --real DATA`. Characters stand for tokens: how many of them
 requests share hardly depends on the tokenizer.
@@ -13,7 +13,7 @@ ITEMS = 200
 
 
 def distinct(texts: list[str]) -> int:
-    """Count the characters that are left when beginnings are told once.
+    """Count the characters that are left when shared beginnings count once.
 
     Args:
         texts: In any order.

@@ -1,10 +1,10 @@
-"""What the workflow itself costs: planning a run, finding nothing to do, starting steps.
+"""Measure the workflow's own cost: planning a run, finding nothing to do, starting steps.
 
     python benchmarks/workflow.py --json docs/data/workflow.json
 
 Runs the commands that a user types, in the current folder; results/ is only read. The figures are
 ratios in one run: ours against the same step started cold, and against a goal in seconds. `ratio`
-says how many times better than the other ours is.
+says how many times better ours is than the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The paper's stated values beside this experiment's, cell by cell."""
+"""The paper's stated values and this experiment's, cell by cell."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def case_csv(case: Case) -> str:
 
     Returns:
         CSV: one row per model; value, standard error and items per column, then the average,
-        then the columns beside it, then counted amounts. Nothing measured is in it.
+        then the columns outside it, then counted amounts. Nothing measured is in it.
     """
     about = ("id", "label", "kind", "status", "best_of", "data", "embeddings_and_norms", "seed")
     counted = fields.counted_names(case.models)
@@ -76,7 +76,7 @@ def _items(case: Case) -> str:
 
 
 def has_own_tasks(case: Case) -> bool:
-    """Tell whether the case's tasks are the bottle's own."""
+    """Return whether the case's tasks are the bottle's own."""
     return any(task.startswith("bottle_") for task in case.tasks)
 
 
@@ -99,7 +99,7 @@ def _marks(case: Case, tasks: Sequence[str]) -> str:
 
 
 def _stand_ins(case: Case) -> list[str]:
-    """Name the tasks whose rows are not their benchmark's, by what they are instead."""
+    """Name the tasks whose rows are not their benchmark's, with the reason."""
     told: dict[tuple[str, str], list[str]] = {}
     for task, roles in case.stand_ins().items():
         for role, why in sorted(roles.items(), key=lambda entry: entry[0] != "items"):
@@ -112,7 +112,7 @@ def _stand_ins(case: Case) -> list[str]:
 
 
 def _backends(case: Case) -> list[str]:
-    """Say which models were evaluated by what, where it is not the same for all."""
+    """Say which backend evaluated which models, unless it was the same for all."""
     by: dict[str, list[str]] = {}
     for model in case.models:
         if model.backend:
@@ -185,7 +185,7 @@ def _scores_grid(
 
 
 def _columns(case: Case) -> list[tuple[str, list]]:
-    """Return titles and scores: averaged columns, Avg, columns beside."""
+    """Return titles and scores: averaged columns, Avg, other columns."""
     models = _rows(case)
     columns = [
         (column.label + _marks(case, column.tasks), [model.column(column) for model in models])
@@ -203,7 +203,7 @@ def case_grid(case: Case, seed: int) -> Grid:
         seed: The experiment's seed.
 
     Returns:
-        The table: random choice, base, experts, merges; averaged columns, Avg, columns beside.
+        The table: random choice, base, experts, merges; averaged columns, Avg, other columns.
     """
     caption = (
         f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the "
@@ -232,7 +232,7 @@ def more_grid(case: Case, seed: int) -> Grid:
 
 
 def has_groups(case: Case) -> bool:
-    """Tell whether a column of the case holds several tasks, so that a table by task is due."""
+    """Return whether a column of the case holds several tasks, so that it needs a table by task."""
     return any(len(column.tasks) > 1 for column in case.columns)
 
 

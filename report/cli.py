@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
     made = command("tables", "write all tables and cost.csv", _tables, "folder of the tables")
     made.add_argument(
-        "--cost", type=Path, help="file of the measured costs (default: cost.csv beside --out)"
+        "--cost", type=Path, help="file of the measured costs (default: cost.csv next to --out)"
     )
     command("figures", "draw all figures", _figures, "folder of the figures")
     made = command("page", "build the HTML page", _page, "the page, an HTML file")

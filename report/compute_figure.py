@@ -43,7 +43,7 @@ def place_labels(
     """Write a label near each point so that labels cover neither points nor each other.
 
     Each takes the first free place on rings of growing radius; a thin line leads to the point
-    from a place that is not beside it.
+    from a place that is not next to it.
 
     Args:
         axes: The panel, whose limits and size are final.
@@ -148,7 +148,7 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
     Args:
         case: The case.
         found: The costs of all steps.
-        config: The resolved configuration, which tells methods from their variants.
+        config: The resolved configuration, which separates methods from their variants.
 
     Returns:
         The figure; squares are rows that take no part in the marks for the best merge, nor in

@@ -88,8 +88,8 @@ DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
 def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
     """Yield the cost in a step's cost.json, nothing where there is none.
 
-    A search that was stopped and went on has the time before that among its counts; it is added,
-    on as many GPUs as were held since.
+    A resumed search has the time of its earlier runs among its counts. It is added, for as many
+    GPUs as the last run held.
     """
     if path.exists():
         content: dict[str, Any] = read_json(path)
@@ -224,7 +224,7 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
         "for, from the page cache or not) are measured and vary; tokens are counted, a search's "
         "dev evaluations included, and FLOPs derived from them; a dash: none. A plain merge runs "
         "no model, and the arithmetic on its weights is not counted. DAM's rows share their "
-        "teachers' signal, which has a row of its own and is not in theirs. cost.csv has every "
+        "teachers' signal, which has a separate row and is not in theirs. cost.csv has every "
         "step."
     )
     header = (

@@ -14,7 +14,7 @@ SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its s
 
 
 def searched(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row of the configuration was chosen by its score on dev items."""
+    """Return whether a row of the configuration was chosen by its score on dev items."""
     return any(kind in row for kind in SEARCHES)
 
 
@@ -25,7 +25,7 @@ class Column:
     Attributes:
         label: Its title.
         tasks: Full task names (suite/task).
-        in_average: False for a column that is shown beside the average.
+        in_average: False for a column that is shown but not averaged.
     """
 
     label: str
@@ -86,12 +86,12 @@ class Case:
         id: Its name in the configuration and its folder.
         table: Name of its table.
         title: Its title.
-        columns: The averaged columns, then those beside the average.
+        columns: The averaged columns, then the others.
         models: Base, experts, merges, in the configuration's order.
         experts: By expert: label and domain, from the configuration.
         gate: What the gate found on dev data; empty where it has not run.
-        notes: Sentences of the configuration that stand under its tables.
-        more: Merges beyond the paper's, which stand in a table of their own.
+        notes: Sentences of the configuration that are printed under its tables.
+        more: Merges beyond the paper's, which have a separate table.
     """
 
     id: str
@@ -155,7 +155,7 @@ class Case:
         return {task: roles for model in self.all_models for task, roles in model.stand_ins.items()}
 
     def chance(self) -> Model:
-        """Return the row of a uniform random choice, as far as scores tell the chance levels."""
+        """Return the row of a uniform random choice, as far as scores give the chance levels."""
         known: dict[str, Score] = {}
         for model in self.models:
             for task, score in model.tasks.items():

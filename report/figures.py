@@ -75,7 +75,7 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
 
     Args:
         case: The case.
-        config: The resolved configuration, which tells methods from their variants.
+        config: The resolved configuration, which separates methods from their variants.
 
     Returns:
         The figure; dotted lines mark the base, dashed ones the best expert.
@@ -88,7 +88,7 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     panels: list[tuple[str, Callable[[Model], Score | None]]] = [("Average", case.average)]
     for task in case.tasks:
         marks = ("†" if task in missed else "") + ("‡" if task in held_out else "")
-        # A task beside the average may share a title with none of the others.
+        # A task outside the average may share a title with none of the others.
         panels.append((case.task_label(task) + marks, lambda m, task=task: m.tasks.get(task)))
     down = -(-len(panels) // _PANELS_ACROSS)
     figure = Figure(figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained")
@@ -222,8 +222,8 @@ def titles(experiment: Experiment) -> dict[str, str]:
             "for a merge that runs no model), and over measured CPU seconds, which vary from run "
             "to run. Each row pays for its own search on dev items, and one that learns from the "
             "experts' cached predictions for all of these; training base and experts is in none. "
-            "Bars: 95 % intervals over test items. Dashed: the Pareto line, above which no "
-            "cheaper merge lies."
+            "Bars: 95 % intervals over test items. Dashed: the Pareto line; no cheaper "
+            "merge is above it."
         )
     if experiment.ablation:
         names["table3"] = (

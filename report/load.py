@@ -55,7 +55,7 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
 
 
 def _circumstances(path: Path) -> dict[str, Any]:
-    """Read what evaluated a model, and which of its tasks had rows that only stand in."""
+    """Read a model's backend, and which of its tasks had stand-ins for rows."""
     content = _optional(path)
     tasks = content.get("tasks", {})
     stand_ins = {name: entry["stand_in"] for name, entry in tasks.items() if "stand_in" in entry}
@@ -99,7 +99,7 @@ def _embeddings(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 
 
 def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | None]:
-    """Read a model's scores, if they are its own, and say how it stands.
+    """Read a model's scores, if they are its own, and its status.
 
     A row's old scores must not pass for those of a merge that has failed or changed since.
 
@@ -283,7 +283,7 @@ def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str,
 
 
 def load(config_path: Path, results: Path) -> Experiment:
-    """Read a whole experiment.
+    """Read an experiment.
 
     Args:
         config_path: The resolved configuration as JSON.
@@ -300,7 +300,7 @@ def load(config_path: Path, results: Path) -> Experiment:
         if key not in config:
             raise UserError(
                 f"{config_path}: not a resolved configuration (it lacks {key!r}); "
-                "give the config.json that stands beside the results"
+                "give the config.json of the results folder"
             )
     beside = ("gate.json", "smoke.json")
     if all(name.endswith(beside) for name, _ in score_files(config, results)):

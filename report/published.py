@@ -132,7 +132,7 @@ def load(path: Path = PAPER) -> Published:
         ) from None
     for number, claim in enumerate(claims, 1):
         if claim.id != f"C{number}":
-            raise UserError(f"{path}: claim {claim.id!r} stands where C{number} is due")
+            raise UserError(f"{path}: claim {claim.id!r} is in the place of C{number}")
         for table in claim.tables:
             if table not in tables:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""The tables for a terminal, and where the rest lies."""
+"""The tables for a terminal, and the paths of the other results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smoke check: every model's perplexity on one fixed text, beside its parents'."""
+"""The smoke check: every model's perplexity on one fixed text, with its parents'."""
 
 from __future__ import annotations
 

@@ -169,8 +169,8 @@ def verdicts(experiment: Experiment, published: Published) -> dict[str, str]:
 
     Returns:
         By the claim's id, a line: whether it holds here, the difference that decides and its
-        95 % interval over items, and over seeds where there are several. An interval that lies
-        across the border leaves a claim open. Claims without scores for it are not in it.
+        95 % interval over items, and over seeds where there are several. A claim is open
+        if the interval contains the border. Claims without scores for it are not in it.
     """
     lines: dict[str, list[str]] = {}
     found = costs(experiment)
