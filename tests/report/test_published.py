@@ -83,7 +83,7 @@ def test_mistakes_are_named(tmp_path, content):
     cells["Avg"] = 61
     refused(tmp_path, content, "61 is not a score between 0 and 1")
     cells["Avg"] = 0.61
-    refused(tmp_path, changed(lambda c: c["claims"].pop(2)), "'C4' stands where C3 is due")
+    refused(tmp_path, changed(lambda c: c["claims"].pop(2)), "'C4' is in the place of C3")
     refused(tmp_path, changed(lambda c: c["claims"][0].update(tables=["tabel1"])), "table1")
     refused(tmp_path, changed(lambda c: c.pop("claims")), "not a file of published values")
     with pytest.raises(UserError, match="no such file"):
