@@ -23,7 +23,10 @@ from workflow.config.methods import SEARCHES
 try:
     CONFIG = configuration.from_snakemake(config, workflow.overwrite_configfiles)
 except UserError as error:
-    raise WorkflowError(f"error: {error}") from None
+    # Snakemake takes every word after --configfile for a further configuration.
+    several = len(workflow.overwrite_configfiles) > 1
+    remedy = "; if the last is a target, put it before --configfile" if several else ""
+    raise WorkflowError(f"error: {error}{remedy}") from None
 
 # `python -m workflow` holds the lock for the Snakemake that it starts; one started by hand takes it
 # itself, unless it only looks.

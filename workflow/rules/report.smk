@@ -1,6 +1,10 @@
 # Tables, figures and the page, from scores.
 
+import hashlib
+
 RESULTS = SCORES_FROM or OUT
+# Commands read the configuration from the environment: Snakemake prints commands, not variables.
+os.environ["EXPERIMENT"] = json.dumps(CONFIG.given(), indent=1, ensure_ascii=False)
 
 
 def scores_of(case):
@@ -35,9 +39,9 @@ rule resolved_config:
         f"{OUT}/config.json",
     localrule: True
     params:
-        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
+        version=hashlib.sha256(os.environ["EXPERIMENT"].encode()).hexdigest(),
     shell:
-        "printf '%s\\n' {params.text:q} > {output}"
+        "printenv EXPERIMENT > {output}"
 
 
 rule make_tables:
@@ -112,11 +116,10 @@ rule tables:
     """Tables from the scores that exist. Without inputs, so that nothing is ever run for them."""
     localrule: True
     params:
-        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
         results=RESULTS,
         out=OUT,
     shell:
-        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/.tables.json"
+        "mkdir -p {params.out} && printenv EXPERIMENT > {params.out}/.tables.json"
         " && python -m report tables --config {params.out}/.tables.json"
         " --results {params.results} --out {params.out}/tables"
 
@@ -125,10 +128,9 @@ rule figures:
     """Figures from the scores that exist, like `tables`."""
     localrule: True
     params:
-        text=json.dumps(CONFIG.given(), indent=1, ensure_ascii=False),
         results=RESULTS,
         out=OUT,
     shell:
-        "mkdir -p {params.out} && printf '%s\\n' {params.text:q} > {params.out}/.figures.json"
+        "mkdir -p {params.out} && printenv EXPERIMENT > {params.out}/.figures.json"
         " && python -m report figures --config {params.out}/.figures.json"
         " --results {params.results} --out {params.out}/figures"
