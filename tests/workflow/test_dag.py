@@ -180,7 +180,8 @@ def test_tables_and_figures_never_run_a_merge_or_an_evaluation(project):
     shutil.rmtree(project.results / "tables")
     shutil.rmtree(project.results / "figures")
     assert project.planned("tables", "figures") == {"tables": 1, "figures": 1}
-    project.snakemake("tables", "figures")
+    output = project.snakemake("tables", "figures")
+    assert output.count("\n") <= 40, output  # the configuration alone has over 300 lines
     (row,) = [row for row in rows(project, "table1") if row["id"] == "ties"]
     assert row["Avg"] == ""
     assert not (scores / "ties.json").exists()
@@ -208,6 +209,15 @@ def test_a_mistyped_key_is_told_before_anything_runs(project):
     assert output.count("\n") == 1 and "did you mean 'density'" in output
     code, output = project.run("snakemake", "-n", "--configfile", "tiny.yaml")
     assert code != 0 and "did you mean 'density'" in output and "Traceback" not in output
+
+
+def test_a_target_read_as_a_configuration_is_explained(project):
+    target = "results/tiny/case1/gate.json"
+    code, output = project.run("snakemake", "-n", "--configfile", "tiny.yaml", target)
+    (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code != 0 and told.startswith(f"error: tiny.yaml, {target}: unknown key")
+    assert told.endswith("if the last is a target, put it before --configfile")
+    assert project.snakemake(target, "-n")
 
 
 def test_parsing_imports_no_torch(project):
