@@ -15,6 +15,7 @@ examples:
   python -m bottle train --case case1 --role base --data data --out models/base
   python -m bottle train --case case1 --role ja --data data --init models/base --out models/ja
   python -m bottle train --help
+  python -m bottle tiny tiny
 """
 
 _DATA_DESCRIPTION = """\
@@ -83,6 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibration-rows", type=int, default=2_000, metavar="N", help="an expert (2000)"
     )
     data.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
+
+    tiny = _parser_of(
+        commands,
+        "tiny",
+        help="write tiny untrained models and a few rows of data, to try commands with",
+        description="Write a base, its three experts and a few rows of data, all of one tokenizer, "
+        "in seconds: OUT/base, OUT/ja, OUT/math_a, OUT/math_b, OUT/data. The weights are random.",
+        epilog="example:\n  python -m bottle tiny tiny\n",
+    )
+    tiny.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    tiny.add_argument("--items", type=int, default=8, metavar="N", help="a task and split (8)")
+    tiny.add_argument("--seed", type=int, default=0, help="seed of data and weights (0)")
 
     train = _parser_of(
         commands,
@@ -202,6 +215,13 @@ def _data(options: argparse.Namespace) -> None:
     print(f"{options.case}: data -> {options.out}")
 
 
+def _tiny(options: argparse.Namespace) -> None:
+    from bottle.tiny import write_family
+
+    experts = write_family(options.out, options.items, options.seed)
+    print(f"base, {', '.join(experts)} and data -> {options.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -212,5 +232,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(argv)
-    {"data": _data, "train": _train}[options.command](options)
+    {"data": _data, "tiny": _tiny, "train": _train}[options.command](options)
     return 0
