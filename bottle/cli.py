@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 _DESCRIPTION = """\
 Make the small world of a case study: its generated text, and tiny models trained on it."""
@@ -76,7 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--train-rows",
         type=int,
-        default=36_000,
         metavar="N",
         help="a role; fewer than steps x batch size are repeated in training (36000)",
     )
@@ -138,54 +139,41 @@ def build_parser() -> argparse.ArgumentParser:
         help="loss weight of a prompt's token; an answer's is 1 (0.3 / 0.03)",
     )
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's (0.01 / 0)")
-    recipe.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts a step (32)")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="texts a step (32)")
 
     model = train.add_argument_group("architecture of a base; an expert has its base's")
     model.add_argument("--architecture", metavar="NAME", help="mistral or llama (the case's)")
-    for option, default in (
+    for option, usual in (
         ("--hidden-size", 128),
         ("--layers", 3),
         ("--heads", 4),
         ("--kv-heads", 2),
         ("--intermediate-size", 384),
     ):
-        model.add_argument(option, type=int, default=default, metavar="N", help=f"({default})")
+        model.add_argument(option, type=int, metavar="N", help=f"({usual})")
     return parser
 
 
-def _or(value, default):
-    return default if value is None else value
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return what the command line gives; all else is the computation's to know."""
+    chosen = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _train(options: argparse.Namespace) -> None:
     from bottle.cases import BASE, get_case
-    from bottle.training import Recipe, Shape, train_role
+    from bottle.training import Recipe, Shape, recipe_of, train_role
 
-    is_base = options.role == BASE
-    rate = _or(options.learning_rate, 3e-3 if is_base else 2e-3)
-    recipe = Recipe(
-        steps=_or(options.steps, 1100 if is_base else 600),
-        learning_rate=rate,
-        embedding_learning_rate=_or(options.embedding_learning_rate, rate if is_base else 0.0),
-        prompt_weight=_or(options.prompt_weight, 0.3 if is_base else 0.03),
-        weight_decay=_or(options.weight_decay, 0.01 if is_base else 0.0),
-        batch_size=options.batch_size,
-    )
-    shape = Shape(
-        architecture=options.architecture or get_case(options.case).architecture,
-        hidden_size=options.hidden_size,
-        layers=options.layers,
-        heads=options.heads,
-        kv_heads=options.kv_heads,
-        intermediate_size=options.intermediate_size,
-    )
+    recipe = recipe_of(options.role, **_given(options, [item.name for item in fields(Recipe)]))
+    usual = Shape(get_case(options.case).architecture)
+    shape = replace(usual, **_given(options, [item.name for item in fields(Shape)]))
     result = train_role(
         options.out,
         options.case,
         options.role,
         options.data,
         base=options.init,
-        shape=shape if is_base else None,
+        shape=shape if options.role == BASE else None,
         recipe=recipe,
         seed=options.seed,
         threads=options.threads,
@@ -209,8 +197,8 @@ def _data(options: argparse.Namespace) -> None:
             seed=options.seed,
             test_items=options.test_items,
             dev_items=options.dev_items,
-            train_rows=options.train_rows,
             calibration_rows=options.calibration_rows,
+            **_given(options, ["train_rows"]),
         )
     print(f"{options.case}: data -> {options.out}")
 

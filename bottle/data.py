@@ -10,7 +10,6 @@ from typing import Any
 from bottle.cases import BASE, Case, get_case
 from bottle.samples import Generator, Sample, draw_from, draw_mixture, strip_marks
 from bottle.tokenizer import build_tokenizer, check_boundary, save_tokenizer
-from bottle.worlds.sql import build_database
 from common.errors import UserError
 from common.files import staged_directory, write_jsonl
 from common.manifest import write_manifest
@@ -167,8 +166,8 @@ def write_data(
     seed: int,
     test_items: int,
     dev_items: int,
-    train_rows: int,
     calibration_rows: int,
+    train_rows: int = 36_000,
 ) -> None:
     """Make the data of a case.
 
@@ -178,8 +177,8 @@ def write_data(
         seed: Seed of all draws; the worlds' facts stay the same.
         test_items: Items of each task in the test split.
         dev_items: Items of each task in the dev split.
-        train_rows: Rows of each role's training file.
         calibration_rows: Rows of each expert's calibration file, drawn like its training rows.
+        train_rows: Rows of each role's training file.
 
     Raises:
         UserError: The case is unknown, a split would show an item of another one, or a text
@@ -231,8 +230,8 @@ def write_data(
             write_jsonl(folder / split / suite / f"{task}.jsonl", group)
         if case.databases:
             (folder / "databases").mkdir()
-        for database in case.databases:
-            build_database(folder / "databases" / f"{database}.sqlite", database)
+        for database, build in case.databases.items():
+            build(folder / "databases" / f"{database}.sqlite", database)
         outputs = {
             str(path.relative_to(folder)): path
             for path in sorted(folder.rglob("*"))
@@ -244,7 +243,7 @@ def write_data(
             parameters={"case": case_name, **sizes},
             outputs=outputs,
             seed=seed,
-            packages=("bottle",),
+            code=("bottle/data.py", f"bottle/{case_name}.py"),
             extra={
                 "roles": [BASE, *case.experts],
                 "vocabulary": tokenizer.get_vocab_size(),

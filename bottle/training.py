@@ -60,6 +60,24 @@ class Recipe:
     batch_size: int = 32
 
 
+def recipe_of(role: str, **given: float | None) -> Recipe:
+    """Complete a role's recipe.
+
+    Args:
+        role: ``base`` or an expert's name.
+        given: Fields of `Recipe`; None where not given.
+
+    Returns:
+        The recipe, with what is usual for a base or for an expert where nothing is given.
+    """
+    usual = {"steps": 600, "learning_rate": 2e-3, "prompt_weight": 0.03, "weight_decay": 0.0}
+    if role == BASE:
+        usual = {"steps": 1100, "learning_rate": 3e-3, "prompt_weight": 0.3, "weight_decay": 0.01}
+    chosen = usual | {name: value for name, value in given.items() if value is not None}
+    rate = chosen["learning_rate"] if role == BASE else 0.0
+    return Recipe(**{"embedding_learning_rate": rate, **chosen})
+
+
 @dataclass(frozen=True)
 class Text:
     """A tokenised training row.
@@ -393,7 +411,7 @@ def train_role(
             inputs={"data": data, **({} if base is None else {"base": base})},
             outputs={path.name: path for path in (weights, folder / "config.json")},
             seed=seed,
-            packages=("bottle", "checkpoints"),
+            code=("bottle/training.py", f"bottle/{case_name}.py"),
             extra={"first_loss": result["first_loss"], "last_loss": result["last_loss"]},
         )
     return result

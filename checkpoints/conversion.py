@@ -55,6 +55,6 @@ def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
                 for path in sorted(folder.iterdir())
                 if path.is_file()
             },
-            packages=("checkpoints",),
+            code=("checkpoints/conversion.py",),
         )
     return values

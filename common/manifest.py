@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common import sources
 from common.files import read_json, sha256_file, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "manifest.json"
 # The libraries that determine the numbers; the lock pins all others.
 _LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "lm_eval"),
     "cmaes",
 )
-
-
-@functools.cache
-def code_version(packages: tuple[str, ...]) -> str:
-    """Hash the sources of the project's packages.
-
-    Args:
-        packages: Names of top-level folders, or paths below the project's root.
-
-    Returns:
-        The first 16 hexadecimal digits of a sha256 over every Python and YAML file's path
-        and bytes.
-    """
-    digest = hashlib.sha256()
-    for package in packages:
-        top = ROOT / package
-        files = [top] if top.is_file() else sorted(top.rglob("*"))
-        for path in files:
-            if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts:
-                digest.update(str(path.relative_to(ROOT)).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @functools.cache
@@ -69,7 +46,7 @@ def write_manifest(
     inputs: Mapping[str, Path | str] | None = None,
     outputs: Mapping[str, Path | str] | None = None,
     seed: int | None = None,
-    packages: Sequence[str] = (),
+    code: Iterable[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an artefact's manifest, the last file of the artefact to appear.
@@ -83,7 +60,7 @@ def write_manifest(
         inputs: By name, what was read: a file or folder to hash, or a ready hash as text.
         outputs: By name, what was written: a file to hash, or a ready hash as text.
         seed: The seed of the step, None where nothing is drawn.
-        packages: The project's packages whose code made it.
+        code: The entry points that made it; see `common.sources.reachable`.
         extra: Anything else that belongs to the record.
 
     Returns:
@@ -102,7 +79,7 @@ def write_manifest(
         },
         "seed": seed,
         "versions": library_versions(),
-        "code": code_version(("common", *packages)),
+        "code": sources.version(code),
     }
     if extra:
         manifest["extra"] = dict(extra)

@@ -269,6 +269,7 @@ def _evaluate_one(
     from common.manifest import write_manifest
     from evaluation.bar import Bar
     from evaluation.records import write_records
+    from evaluation.sources import evaluation_files
 
     out = _out(arguments, name)
     # Not the stem: of m-v0.1 that is m-v0, and of m-v0.2 too.
@@ -301,7 +302,7 @@ def _evaluate_one(
         inputs={"weights": scores["weights"], **harness.inputs()},
         outputs={"scores": out, "items": items_path},
         seed=arguments.seed,
-        packages=["evaluation"],
+        code=evaluation_files(harness.tasks, arguments.backend, arguments.engine),
     )
     print(summary(scores))
     print(f"  written: {out}, its items, cost and manifest", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,21 +18,20 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
+from common import sources
 from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
-from common.manifest import NAME, code_version
+from common.manifest import NAME
 from evaluation.backends import check_max_length, open_backend
 from evaluation.backends.base import Backend
-from evaluation.backends.hf import load_model
 from evaluation.backends.tokenisation import Rule
 from evaluation.definitions import bind, load_definition
 from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
 from evaluation.own_data import own_tasks
 from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
-from evaluation.sql.databases import utc_now
+from evaluation.sources import evaluation_files
 from evaluation.suites import Task, items_file, pool_file, select
 
-__all__ = ["Harness", "load_model", "tokenizer_hash"]
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -355,7 +355,7 @@ class Harness:
         day = None
         if task.kind == "sql":
             # Some rows of the databases are relative to the day on which they are loaded.
-            day = utc_now().date().isoformat()
+            day = datetime.datetime.now(datetime.UTC).date().isoformat()
         # An own task's definition is no code of this project.
         own = {} if task.folder is None else {"own": _describe(task)}
         return self._settings | {
@@ -367,7 +367,9 @@ class Harness:
             "fidelity": task.fidelity,
             "prompt": task.prompt,
             "items": self._data_hashes[task.name],
-            "definition": code_version(("common", "evaluation")),
+            "definition": sources.version(
+                evaluation_files([task], self.backend, self._settings["engine"])
+            ),
             "day": day,
             "decoding": lm_task.config.generation_kwargs,
             "backend": self.backend,

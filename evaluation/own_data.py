@@ -22,7 +22,6 @@ from evaluation.suites import Task, items_file, pool_file
 
 FOLDER = "tasks"  # below a data folder: SUITE/TASK/manifest.json of each own task
 Row = dict[str, Any]
-_CODE = tuple(f"evaluation/{name}.py" for name in ("own_data", "own_tasks", "rows"))
 _UNSUPPORTED = ("include", "group", "process_docs", "filter_list", "custom_dataset")
 _AGGREGATIONS = ("mean", "bootstrap_median", "balanced_acc", "macro_f1", "mcc")
 
@@ -311,7 +310,7 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
         parameters=entry.model_dump(exclude_none=True),
         inputs=contents.files | code,
         outputs=written,
-        packages=_CODE,
+        code=("evaluation/own_data.py",),
         extra={"task": {key: getattr(task, key) for key in kept}},
     )
     return contents

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation import scores, sql
+from evaluation import scores
 from evaluation.lm_task import LocalTask
 from evaluation.metrics import aggregate, choice_values
 from evaluation.suites import Task
@@ -55,8 +55,10 @@ def _compare(doc: Item, results: Sequence[str], context: Context) -> Item:
 
 def _execute(doc: Item, results: Sequence[str], context: Context) -> Item:
     """Run a query and compare its result with the gold query's."""
+    from evaluation.sql.bottle import Judge
+
     if "judge" not in context.resources:
-        context.resources["judge"] = sql.Judge(context.data / "databases")
+        context.resources["judge"] = Judge(context.data / "databases")
     verdict = context.resources["judge"].judge(results[0], doc["query"], doc["database"])
     about = {key: doc[key] for key in ("category", "database") if key in doc}
     return about | {context.task.metric: float(verdict.correct), "outcome": verdict.outcome}

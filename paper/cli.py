@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.cli import command_parser
 from common.errors import UserError
-from common.manifest import ROOT
+from common.sources import ROOT
 from paper.calibration import cli as calibration
 from paper.hub import cli as hub
 from paper.rehearsal import cli as rehearsal

@@ -268,6 +268,6 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
         inputs=dict(score_files(experiment.config, experiment.results)),
         outputs={path.name: path for path in written},
         seed=experiment.seed,
-        packages=("report",),
+        code=("report/figures.py",),
     )
     return written

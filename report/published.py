@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError, nearest
-from common.manifest import ROOT
+from common.sources import ROOT
 
 PAPER = ROOT / "report" / "published" / "merging-in-a-bottle.yaml"
 

@@ -67,6 +67,6 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
         inputs=dict(score_files(experiment.config, experiment.results)),
         outputs={name: out / name for name in texts},
         seed=experiment.seed,
-        packages=("report",),
+        code=("report/tables.py",),
     )
     return [out / name for name in texts]

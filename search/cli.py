@@ -111,9 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seconds", type=float, metavar="S", help="begin no candidate after S seconds in all"
     )
     group.add_argument("--population", type=int, metavar="N", help="candidates in a generation")
-    group.add_argument(
-        "--sigma", type=float, default=0.3, help="first step size, in units of the genes (0.3)"
-    )
+    group.add_argument("--sigma", type=float, help="first step size, in units of the genes (0.3)")
     group.add_argument("--space", default="parameter", choices=["parameter", "data-flow"])
     group.add_argument(
         "--granularity", type=int, metavar="N", help="parameter space: layers in a group (1)"

@@ -18,6 +18,7 @@ from common.errors import UserError
 from search.space import Gene, reflect
 from search.strategies import Average, Strategy
 
+SIGMA = 0.3  # usual first step size, in units of the genes
 FAILED = 1.0  # the loss of a failed candidate; losses of others are -average, in [-1, 0]
 
 

@@ -144,9 +144,9 @@ def replay(given: argparse.Namespace) -> str:
             vocabulary=vocabulary,
             notes=aligned.notes,
             seed=record["seed"],
-            packages=(
-                "checkpoints",
-                "search",
+            code=(
+                "search/replay.py",
+                "search/dataflow.py",
                 *registry.sources(search["space"].get("method", "linear")),
             ),
         )

@@ -54,7 +54,7 @@ def write_record(
     vocabulary: str,
     notes: Sequence[str],
     seed: int | None,
-    packages: Sequence[str],
+    code: Sequence[str],
 ) -> None:
     """Write the model card and the manifest, the last files of a result.
 
@@ -68,7 +68,7 @@ def write_record(
         vocabulary: The policy by which the models were brought to one vocabulary.
         notes: What was done for that, a sentence each.
         seed: The search's seed.
-        packages: The packages and files whose code made it.
+        code: The entry points that made it.
     """
     described = space.describe()
     title, paper = _DATA_FLOW[1:]
@@ -112,5 +112,5 @@ def write_record(
         inputs=inputs,
         outputs=outputs | {"README.md": folder / "README.md"},
         seed=seed,
-        packages=packages,
+        code=code,
     )

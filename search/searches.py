@@ -11,14 +11,13 @@ from checkpoints.checking import check_compatible
 from checkpoints.devices import check_device
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.vocabulary import align
-from common import manifest
+from common import manifest, sources
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
 from evaluation.own_data import own_tasks
-from evaluation.suites import select
+from evaluation.suites import Task, select
 from merges.cli import pairs, read_settings
-from merges.engine import registry
 from merges.engine.checks import check_config, check_output
 from merges.engine.config import MergeConfig
 from search import result
@@ -29,6 +28,7 @@ from search.merged import ListedSpace, SoupSpace
 from search.overlap import check_no_overlap
 from search.parameters import ParameterSpace
 from search.record import check_groups, table, winner_of
+from search.sources import search_files
 from search.space import Space
 from search.state import StateFile
 from search.strategies import Listed, Strategy
@@ -61,7 +61,7 @@ def data_flow(base: Model, experts: dict[str, Model], **settings: Any) -> Space:
 
 
 def _evolve(given: argparse.Namespace, merging: MergeConfig) -> Plan:
-    from search.evolutionary import CmaEs, check_settings
+    from search.evolutionary import SIGMA, CmaEs, check_settings
 
     if given.space == "data-flow":
         space = data_flow(
@@ -76,10 +76,11 @@ def _evolve(given: argparse.Namespace, merging: MergeConfig) -> Plan:
         grouping = {"granularity": given.granularity, "kinds": given.kinds}
         grouping = {name: value for name, value in grouping.items() if value is not None}
         space = ParameterSpace(merging, read_settings(given.set), **grouping)
-    settings = {"population": given.population, "sigma": given.sigma}
+    sigma = SIGMA if given.sigma is None else given.sigma
+    settings = {"population": given.population, "sigma": sigma}
     check_settings(space.genes, given.budget, **settings)
     strategy = CmaEs(space.genes, seed=given.seed, **settings)
-    about = {"budget": given.budget, "seconds": given.seconds, "sigma": given.sigma}
+    about = {"budget": given.budget, "seconds": given.seconds, "sigma": sigma}
     about["population"] = strategy.population
     return Plan(space, strategy, Budget(given.budget, given.seconds), about)
 
@@ -98,8 +99,12 @@ def _greedy(given: argparse.Namespace, merging: MergeConfig) -> Plan:
 _COMMANDS = {"tune": _tune, "evolve": _evolve, "greedy": _greedy}
 
 
-def _columns(given: argparse.Namespace, suites: list[str]) -> list[list[str]]:
-    tasks = [task.name for task in select(suites, own=own_tasks(given.data))]
+def _asked(given: argparse.Namespace) -> list[Task]:
+    return select(given.suites.split(","), own=own_tasks(given.data))
+
+
+def _columns(given: argparse.Namespace) -> list[list[str]]:
+    tasks = [task.name for task in _asked(given)]
     columns = json_list(given.average, "--average") if given.average else [tasks]
     check_groups(tasks, columns)
     return columns
@@ -107,8 +112,7 @@ def _columns(given: argparse.Namespace, suites: list[str]) -> list[list[str]]:
 
 def _own_inputs(given: argparse.Namespace) -> dict[str, str]:
     """Hash the user's own tasks that guide a search."""
-    asked = select(given.suites.split(","), own=own_tasks(given.data))
-    return {task.name: manifest.hash_of(task.folder) for task in asked if task.folder}
+    return {task.name: manifest.hash_of(task.folder) for task in _asked(given) if task.folder}
 
 
 def _configuration(
@@ -131,13 +135,13 @@ def _configuration(
         "engine": given.engine,
         "fitness items": given.fitness_items,
         "seed": given.seed,
-        "program": manifest.code_version(("common", *_packages(registry.sources(given.method)))),
+        "program": sources.version(_code(given)),
         "libraries": manifest.library_versions(),
     }
 
 
-def _packages(sources: tuple[str, ...]) -> tuple[str, ...]:
-    return ("checkpoints", "evaluation", "search", *sources)
+def _code(given: argparse.Namespace) -> tuple[str, ...]:
+    return search_files(given.command, given.method, _asked(given), given.engine, given.space)
 
 
 def search(given: argparse.Namespace) -> str:
@@ -178,7 +182,7 @@ def search(given: argparse.Namespace) -> str:
     check_config(merging)
     plan = _COMMANDS[given.command](given, merging)
     suites = given.suites.split(",")
-    columns = _columns(given, suites)
+    columns = _columns(given)
     if not (given.data / manifest.NAME).is_file():
         raise UserError(f"{given.data}: no {manifest.NAME} in this folder; make the data first")
     file = StateFile(given.out, _configuration(given, plan, parents, columns))
@@ -254,7 +258,7 @@ def search(given: argparse.Namespace) -> str:
                 **_own_inputs(given),
             },
             seed=given.seed,
-            packages=_packages(registry.sources(given.method)),
+            code=_code(given),
         )
     file.remove()
     return (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.errors import UserError
-from evaluation.harness import Harness, load_model
+from evaluation.backends.hf import load_model
+from evaluation.harness import Harness
 from search.record import Evaluation, average_of
 
 if TYPE_CHECKING:

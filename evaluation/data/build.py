@@ -14,6 +14,7 @@ from common.manifest import NAME, write_manifest
 from evaluation.data.converters import Rows, converter_of
 from evaluation.data.remote import Remote
 from evaluation.data.sources import File, Source, find_local
+from evaluation.sources import data_files
 from evaluation.sql.databases import read_dump
 from evaluation.suites import select
 
@@ -245,7 +246,7 @@ def _write_manifest(
         kind="benchmark data",
         parameters={"suite": suite, "tasks": sorted(tasks)},
         outputs=outputs,
-        packages=["evaluation/data"],
+        code=data_files([suite]),
         extra={"tasks": dict(tasks)},
     )
 
@@ -363,5 +364,5 @@ def _write_whole(out: Path) -> None:
         kind="benchmark data",
         parameters={"suites": [str(path.parent.relative_to(out)) for path in suites]},
         outputs={str(path.relative_to(out)): path for path in suites},
-        packages=["evaluation/data"],
+        code=data_files({path.parent.name for path in suites}),
     )

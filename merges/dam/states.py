@@ -122,7 +122,7 @@ def write_teachers(
                 **{f"calibration.{name}": Path(calibration[name]) for name in experts},
             },
             outputs=outputs,
-            packages=("checkpoints", "merges/dam"),
+            code=("merges/dam/states.py",),
             extra={"experts": signals},
         )
 

@@ -102,5 +102,5 @@ def write_record(
             if path.is_file() and path.name != COST
         },
         seed=config.seed,
-        packages=("checkpoints", *registry.sources(info.name)),
+        code=registry.sources(info.name),
     )

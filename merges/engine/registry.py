@@ -22,19 +22,6 @@ from merges.engine import parameters
 FOLDER = Path(__file__).resolve().parent.parent
 NEEDS = ("base", "data", "evaluation")
 Unit = Literal["values", "rows", "tensor"]
-# What every merge runs through; a change here changes every method's results.
-_SHARED = (
-    "config",
-    "layer_rules",
-    "merger",
-    "output",
-    "parameters",
-    "pieces",
-    "registry",
-    "requests",
-    "run",
-    "streaming",
-)
 _PER_TENSOR = ["base", "experts", "context"]
 _WHOLE_MODEL = ["request"]
 
@@ -348,52 +335,14 @@ def validate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: chosen.get(key) if value is None else value for key, value in values.items()}
 
 
-@functools.cache
-def _imports(path: Path, root: Path) -> set[Path]:
-    """Find the files of this package that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [item.name for item in node.names]
-        for name in names:
-            if name.startswith("merges."):
-                target = root.joinpath(*name.split("."))
-                found |= {
-                    item
-                    for item in (target.with_suffix(".py"), target / "__init__.py")
-                    if item.is_file()
-                }
-    return found
+def sources(name: str) -> tuple[str, str]:
+    """Name the entry points that determine a method's results; see `common.sources.reachable`.
 
-
-@functools.cache
-def sources(name: str) -> tuple[str, ...]:
-    """List the source files that determine a method's results.
-
-    They are the engine's, the method's own file, and what it imports of this package. A new
-    method's file is in nobody else's list, so it leaves their results valid.
-
-    Args:
-        name: The method.
-
-    Returns:
-        Paths relative to the project's root, sorted, as `common.manifest.code_version` takes
-        them.
+    They are the engine's and the method's file. A new method's file is in nobody else's list, so it
+    leaves their results valid.
 
     Raises:
         UserError: No method has this name.
     """
-    root = FOLDER.parent
     path = info(name).path
-    own = [path] if path.parent == FOLDER / "methods" else path.parent.glob("*.py")
-    pending = [*own, *(FOLDER / "engine" / f"{shared}.py" for shared in _SHARED)]
-    done: set[Path] = set()
-    while pending:
-        current = pending.pop()
-        if current not in done:
-            done.add(current)
-            pending += _imports(current, root)
-    return tuple(sorted(str(path.relative_to(root)) for path in done))
+    return ("merges/engine/run.py", str(path.relative_to(FOLDER.parent)))

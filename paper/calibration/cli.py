@@ -101,7 +101,7 @@ def _run(given: argparse.Namespace) -> None:
         inputs={str(path.relative_to(given.source)): path for path in files},
         outputs={given.out.name: sha256_file(given.out)},
         seed=given.seed,
-        packages=("paper/calibration",),
+        code=("paper/calibration/convert.py",),
         extra=counts,
     )
     print(

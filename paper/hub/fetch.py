@@ -242,7 +242,7 @@ def fetch(reference: Reference, folder: Path, lock: Path, place: Place | None = 
         kind="fetched",
         parameters={"id": reference.id, "repository": got.repository, "revision": got.revision},
         outputs={name: digest for name, (digest, _) in got.files.items()},
-        packages=("paper/hub",),
+        code=("paper/hub/fetch.py",),
     )
     return got
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, nearest
-from common.manifest import ROOT
+from common.sources import ROOT
 
 TABLE = ROOT / "paper" / "hub.tsv"
 KINDS = ("model", "dataset")

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from common.errors import UserError
-from common.manifest import ROOT
+from common.sources import ROOT
 
 VLLM = ROOT / ".venv-vllm"  # whole where the stamp of `make` is in it
 STAMP = "installed.lock"

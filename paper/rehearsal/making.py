@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from common import sources
 from common.errors import UserError
 from common.files import read_json, staged_directory, write_text
-from common.manifest import NAME, ROOT, code_version, hash_of, write_manifest
+from common.manifest import NAME, hash_of, write_manifest
+from common.sources import ROOT
 from evaluation.data.sources import select_sources
 from paper.hub.table import Reference, read_table
 from paper.rehearsal import benchmarks, datasets
@@ -24,7 +26,7 @@ _ITEMS = 4  # of each task
 _OWN_TOKENS = {"GAIR/Abel-7B-002": ("[PAD]",)}  # as the published model has
 # With both cases' bases this row is evaluated by vLLM: a merge whose vocabulary was cropped.
 _VLLM_ROW = "dam_paper"
-_PACKAGES = ("paper/rehearsal", "evaluation/data")
+_CODE = ("paper/rehearsal/making.py", "evaluation/data/sources.yaml")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _holds(out: Path, record: dict[str, Any]) -> bool:
         return False
     there = read_json(out / NAME)
     hashes = {name: hash_of(path) for name, path in record["inputs"].items()}
-    asked = (record["parameters"], hashes, code_version(("common", *_PACKAGES)))
+    asked = (record["parameters"], hashes, sources.version(_CODE))
     return (there["parameters"], there["inputs"], there["code"]) == asked
 
 
@@ -176,4 +178,4 @@ def _make_stand_ins(
                 extra=_OWN_TOKENS,
             )
         extra = {"real": copied}
-        write_manifest(folder / NAME, kind="rehearsal", **record, packages=_PACKAGES, extra=extra)
+        write_manifest(folder / NAME, kind="rehearsal", **record, code=_CODE, extra=extra)

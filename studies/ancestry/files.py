@@ -51,6 +51,6 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         inputs={name: path for name, path in scores if path.exists()},
         outputs={name: out / name for name in texts},
         seed=config["seed"],
-        packages=("report", "studies/ancestry"),
+        code=("studies/ancestry/files.py",),
     )
     return [out / name for name in texts]

@@ -49,7 +49,7 @@ use rule bottle_base as study_ancestry_ancestor with:
         train=options(
             ANCESTRY_CASE.base.train.given() | {"stop_after": ANCESTRY.steps(ANCESTRY_CASE)}
         ),
-        code=code("bottle"),
+        code=code("bottle/training.py", f"bottle/{ANCESTRY_CASE.world}.py"),
 
 
 use rule bottle_expert as study_ancestry_expert with:
@@ -69,7 +69,7 @@ use rule bottle_expert as study_ancestry_expert with:
         world=ANCESTRY_CASE.world,
         seed=CONFIG.seed,
         train=options(ANCESTRY_CASE.experts[ANCESTRY.expert].train.given()),
-        code=code("bottle"),
+        code=code("bottle/training.py", f"bottle/{ANCESTRY_CASE.world}.py"),
 
 
 rule study_ancestry:
@@ -89,7 +89,7 @@ rule study_ancestry:
     params:
         results=OUT,
         folder=output_folder,
-        code=code("report", "studies/ancestry"),
+        code=code("studies/ancestry/files.py"),
     shell:
         "python -m studies ancestry --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"

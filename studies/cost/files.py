@@ -138,6 +138,6 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         parameters={"experiment": config["name"], **config["studies"]["cost"]},
         inputs={str(path.relative_to(results)): path for path in scored},
         outputs={path.name: path for path in written},
-        packages=("report", "studies/cost"),
+        code=("studies/cost/files.py",),
     )
     return written

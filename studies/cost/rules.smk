@@ -18,6 +18,12 @@ def cost_model(wildcards):
     return f"{run}/{name}/manifest.json"
 
 
+def row_replay_code(wildcards):
+    return code(
+        "search/replay.py", "search/evolutionary.py", *registry.sources(method_of(wildcards))
+    )
+
+
 def cost_scores():
     return [
         f"{COST_OUT}/{case}/{row}/seed{seed}/test/after{after}.json"
@@ -65,7 +71,7 @@ rule study_cost_replay:
         failed=failed_file,
         search=lambda wildcards, input: folder_of(input.search),
         parents=parent_options,
-        code=search_code,
+        code=row_replay_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search replay --of {params.search} --evaluations {wildcards.after}"
@@ -99,7 +105,7 @@ rule study_cost:
     params:
         results=OUT,
         folder=output_folder,
-        code=code("report", "studies/cost"),
+        code=code("studies/cost/files.py"),
     shell:
         "python -m studies cost --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"

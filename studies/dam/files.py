@@ -49,7 +49,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         inputs=dict(study.files),
         outputs={path.name: path for path in written},
         seed=0,
-        packages=("report", "studies/dam"),
+        code=("studies/dam/files.py",),
     )
     return written
 

@@ -59,7 +59,7 @@ def study_teachers(wildcards):
 
 def study_inputs(wildcards):
     inputs = {
-        "gate": f"{study_world(wildcards)}/gate.json",
+        "gate": ancient(f"{study_world(wildcards)}/gate.json"),
         "data": f"{study_data(wildcards)}/manifest.json",
         "own": study_own(wildcards),
         "base": f"{study_base(wildcards)}/manifest.json",
@@ -95,6 +95,9 @@ def study_columns():
     return [column.tasks for column in STUDY_CASE.columns]
 
 
+STUDY_SEARCHED = ",".join(dict.fromkeys(sum(study_columns(), [])))
+
+
 use rule bottle_expert as study_dam_expert with:
     input:
         data=lambda wildcards: f"{study_data(wildcards)}/manifest.json",
@@ -113,7 +116,7 @@ use rule bottle_expert as study_dam_expert with:
             STUDY_CASE.experts[wildcards.expert].train.given()
             | {"embedding_learning_rate": STUDY.embedding_learning_rate}
         ),
-        code=code("bottle"),
+        code=code("bottle/training.py", f"bottle/{STUDY_CASE.world}.py"),
 
 
 use rule teachers as study_dam_teachers with:
@@ -140,7 +143,7 @@ use rule teachers as study_dam_teachers with:
             for expert in STUDY_CASE.experts
         ),
         how="",
-        code=method_code("dam"),
+        code=code("merges/dam/states.py"),
 
 
 rule study_dam_mixed:
@@ -177,15 +180,18 @@ use rule tune as study_dam_tune with:
             f"{settings(STUDY.set_of(wildcards.setting))}"
         ),
         candidates=lambda wildcards: shlex.quote(json.dumps(STUDY.candidates_of(wildcards.setting))),
-        suites=",".join(dict.fromkeys(sum(study_columns(), []))),
+        suites=STUDY_SEARCHED,
         average=shlex.quote(json.dumps(study_columns())),
         seed=study_seed,
         batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
         code=lambda wildcards: code(
-            "search",
-            "evaluation",
-            *registry.sources(study_setting(wildcards).method),
+            *search_files(
+                "tune",
+                study_setting(wildcards).method,
+                tasks_in(STUDY_SEARCHED),
+                CONFIG.evaluation.engine,
+            )
         ),
 
 
@@ -207,7 +213,7 @@ use rule evaluate as study_dam_evaluate with:
         batch=CONFIG.evaluation.batch_size,
         seed=study_seed,
         failed=failed_file,
-        code=code("evaluation"),
+        code=scoring_code(",".join(STUDY_CASE.suites), CONFIG.evaluation.backend),
 
 
 rule study_dam:
@@ -227,7 +233,7 @@ rule study_dam:
     params:
         results=OUT,
         folder=output_folder,
-        code=code("report", "studies/dam"),
+        code=code("studies/dam/files.py", "studies/dam/load.py"),
     shell:
         "python -m studies dam --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"

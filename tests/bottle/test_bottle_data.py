@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bottle.cases import CASES, get_case, get_role
+from bottle.cases import get_case, get_role
 from bottle.data import check_disjoint, write_data
 from bottle.samples import Part, choice_sample, draw_mixture, split_of, words
 from bottle.tokenizer import build_tokenizer, check_boundary, load_tokenizer
@@ -62,14 +62,16 @@ def evaluate(expression: str) -> int:
 
 def test_layout_and_counts(data):
     case, folder = data
-    expected = {f"{suite}/{task}" for suite, tasks in CASES[case].suites.items() for task in tasks}
+    expected = {
+        f"{suite}/{task}" for suite, tasks in get_case(case).suites.items() for task in tasks
+    }
     for split, count in (("test", 30), ("dev", 12)):
         found = items(folder, split)
         assert set(found) == expected
         assert all(len(rows) == count for rows in found.values())
         for rows in found.values():
             assert len({row["id"] for row in rows}) == count
-    experts = set(CASES[case].experts)
+    experts = set(get_case(case).experts)
     assert set(training(folder)) == {"train/base"} | {
         f"{kind}/{expert}" for kind in ("train", "calibration") for expert in experts
     }

@@ -5,7 +5,7 @@ import importlib.metadata
 
 from common.cost import measure
 from common.files import read_json
-from common.manifest import code_version, read_manifest, write_manifest
+from common.manifest import read_manifest, write_manifest
 
 
 def test_a_manifest_hashes_files_and_stands_for_its_folder(tmp_path):
@@ -20,7 +20,7 @@ def test_a_manifest_hashes_files_and_stands_for_its_folder(tmp_path):
         inputs={"text": tmp_path / "in.txt", "model": folder, "given": "abc"},
         outputs={"out.txt": tmp_path / "out.txt"},
         seed=0,
-        packages=("merges",),
+        code=("merges/methods/ties.py",),
     )
     assert manifest["inputs"] == {
         "text": hashlib.sha256(b"in").hexdigest(),
@@ -36,12 +36,6 @@ def test_equal_work_gives_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_manifest(tmp_path / name, kind="data", parameters={"x": 1}, seed=3)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_the_code_version_depends_on_the_named_sources_only():
-    assert code_version(("common",)) != code_version(("common", "checkpoints"))
-    assert code_version(("common/files.py",)) != code_version(("common/errors.py",))
-    assert code_version(("common",)) == code_version(("common",))
 
 
 def test_cost_counts_and_measures(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_json, read_jsonl, sha256_file
-from common.manifest import ROOT
+from common.sources import ROOT
 from evaluation.cli import main
 from evaluation.data import build, cli, remote, sources
 from evaluation.data.sources import File, Source, load_sources

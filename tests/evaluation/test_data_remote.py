@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_json, sha256_file
-from common.manifest import ROOT
+from common.sources import ROOT
 from evaluation.data import build, remote
 from evaluation.data.sources import File, Source, load_sources
 

@@ -60,7 +60,7 @@ def test_a_shorter_context_drops_the_beginning_of_the_prompt(world, tmp_path):
     import torch
     from tokenizers import Tokenizer
 
-    from evaluation.harness import load_model
+    from evaluation.backends.hf import load_model
 
     tokenizer = Tokenizer.from_file(str(world / "tokenizer/tokenizer.json"))
     write_items(tmp_path, ROW | {"prompt": "猫は空に" * 5})

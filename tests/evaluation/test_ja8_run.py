@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from evaluation import metrics
+from evaluation.backends.hf import load_model
 from evaluation.cli import main
-from evaluation.harness import Harness, load_model
+from evaluation.harness import Harness
 from evaluation.records import read_records
 from evaluation.scores import rouge2
 from evaluation.suites import select

@@ -272,7 +272,8 @@ def test_a_class_that_is_never_predicted_counts_as_zero():
 
 
 def test_both_fidelities_through_the_harness(world, tmp_path):
-    from evaluation.harness import Harness, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
 
     for id, rows in MADE.items():
         path = tmp_path / f"test/kobest/{id}.jsonl"

@@ -352,7 +352,8 @@ def test_variants_and_shots():
 
 
 def test_the_suite_through_the_harness(rows, world, tmp_path):
-    from evaluation.harness import Harness, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
 
     for id, items in rows.items():
         path = tmp_path / f"test/okapi_de/{id}.jsonl"

@@ -52,7 +52,8 @@ def test_a_bar_in_a_terminal_and_silence_in_a_log(capsys, monkeypatch):
 
 
 def test_every_request_is_counted_once_on_the_bar(world):
-    from evaluation.harness import Harness, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
 
     class Counts:
         def __init__(self) -> None:

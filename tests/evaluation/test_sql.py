@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from evaluation.sql import Judge, Refused, sqlite
+from evaluation.sql import sqlite
+from evaluation.sql.bottle import Judge
+from evaluation.sql.engines import Refused
 from evaluation.sql.extraction import after_cue
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.sources import reachable
 from merges.engine import parameters, registry
 
 SHIPPED = {"dare_ties", "linear", "slerp", "task_arithmetic", "ties"}
@@ -33,11 +34,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "merges" / "methods"
     folder.mkdir(parents=True)
     monkeypatch.setattr(registry, "FOLDER", folder.parent)
-    for cached in (registry.describe, registry.sources):
-        cached.cache_clear()
+    registry.describe.cache_clear()
     yield folder
-    for cached in (registry.describe, registry.sources):
-        cached.cache_clear()
+    registry.describe.cache_clear()
 
 
 def in_fresh_python(code: str) -> str:
@@ -220,20 +219,16 @@ def test_two_methods_of_one_name_are_refused(house: Path) -> None:
         registry.describe()
 
 
-def test_sources_are_the_shared_files_and_the_methods_own() -> None:
-    shared = set(registry.sources("linear")) - {"merges/methods/linear.py"}
-    assert {
-        "merges/engine/run.py",
-        "merges/engine/parameters.py",
-        "merges/engine/registry.py",
-    } <= shared
-    assert not {f"merges/methods/{name}.py" for name in SHIPPED} & shared
-    assert "merges/cli.py" not in shared
+def test_a_methods_key_holds_the_engine_its_file_and_what_that_imports() -> None:
+    linear, dare = (set(reachable(registry.sources(name))) for name in ("linear", "dare_ties"))
+    engine = {f"merges/engine/{name}.py" for name in ("merger", "parameters", "pieces", "registry")}
+    assert engine | {"merges/engine/run.py", "checkpoints/writing.py"} <= linear & dare
     # DARE-TIES takes the sign election from TIES' file, so that file counts for it too.
-    own = set(registry.sources("dare_ties")) - shared
-    assert own == {
+    assert dare - linear >= {
         *(f"merges/methods/{name}.py" for name in ("dare", "ties")),
         *(f"merges/arithmetic/{name}.py" for name in ("selection", "task_vectors")),
     }
-    for path in registry.sources("dare_ties"):
-        assert (registry.FOLDER.parent / path).is_file()
+    methods = {path for path in linear | dare if path.startswith("merges/methods/")}
+    own = {f"merges/methods/{name}.py" for name in ("__init__", "linear", "dare", "ties")}
+    assert methods == own
+    assert not {"merges/cli.py", "common/progress.py"} & (linear | dare)

@@ -16,7 +16,8 @@ import merges.engine.run
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_jsonl
-from evaluation.harness import Harness, load_model
+from evaluation.backends.hf import load_model
+from evaluation.harness import Harness
 from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.run import merge_to_disk

@@ -50,10 +50,9 @@ class Evaluation(Entry):
     )
 
     def scoring(self, *names: str) -> dict[str, Any]:
-        """Return the named settings that differ from their defaults, as the commands have them."""
+        """Return the named settings that have a value."""
         values = {name: getattr(self, name) for name in names}
-        fields = type(self).model_fields
-        return {name: value for name, value in values.items() if value != fields[name].default}
+        return {name: value for name, value in values.items() if value is not None}
 
     def interpreter(self, backend: Backend) -> Path | None:
         """Return the Python of a backend's environment; None for the one that is running.

@@ -11,15 +11,19 @@ if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
 
-from common import warm
+from common import sources, warm
 from common.errors import UserError
-from common.manifest import code_version, library_versions
+from common.manifest import library_versions
 from evaluation import own_data
+from evaluation.sources import data_files, evaluation_files
+from evaluation.suites import select
 from merges.engine import registry
-from workflow import configuration, lock
+from search.sources import search_files
+from workflow import configuration, lock, order
 from workflow.config import hub
 from workflow.config.methods import SEARCHES
 
+order.respect_ancient()
 try:
     CONFIG = configuration.from_snakemake(config, workflow.overwrite_configfiles)
 except UserError as error:
@@ -102,17 +106,28 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-def code(*packages):
-    """Hash of the sources (and library versions) that determine a job's result.
+def code(*entries):
+    """Hash of what a job's entry points say, imports included, and of the libraries' versions.
 
     As a parameter it makes Snakemake run exactly the jobs whose code has changed.
     """
-    return code_version(("common", "checkpoints", *packages)) + json.dumps(library_versions())
+    return sources.version(entries) + json.dumps(library_versions())
 
 
-def method_code(method):
-    """Sources of one merge method: a new method's file leaves the others' results alone."""
-    return code(*registry.sources(method))
+def tasks_in(suites):
+    return select(suites.split(","), own=own_data.known(CONFIG.tasks, with_rows=False))
+
+
+def scoring_code(suites, backend):
+    """Code of an evaluation on these suites."""
+    return code(*evaluation_files(tasks_in(suites), backend, CONFIG.evaluation.engine))
+
+
+def search_code(row, suites):
+    """Code of the search that a row is chosen by, guided by these suites."""
+    space = (row.evolve and row.evolve.space) or "parameter"
+    engine = CONFIG.evaluation.engine
+    return code(*search_files(row.search, row.method, tasks_in(suites), engine, space))
 
 
 def folder_of(path):
@@ -144,7 +159,7 @@ def options(values):
 
 
 def scoring(*names):
-    """Options of how models are scored, as far as they differ from the commands' defaults."""
+    """Options of how models are scored, given always, for commands' defaults are in no key."""
     return options(CONFIG.evaluation.scoring(*names))
 
 

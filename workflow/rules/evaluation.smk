@@ -55,9 +55,15 @@ rule own_task:
     params:
         data=lambda wildcards, input: folder_of(input.data),
         entry=lambda wildcards: shlex.quote(
-            json.dumps({"tasks": {wildcards.own: CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)}})
+            json.dumps(
+                {
+                    "tasks": {
+                        wildcards.own: CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)
+                    }
+                }
+            )
         ),
-        code=code("evaluation/own_data.py", "evaluation/own_tasks.py", "evaluation/rows.py"),
+        code=code("evaluation/own_data.py"),
     shell:
         "printf %s {params.entry} | python -m evaluation tasks - --data {params.data} 2>&1"
         " | tee {log}"
@@ -86,7 +92,7 @@ rule evaluate:
         how=HOW,
         seed=seed_of,
         failed=failed_file,
-        code=code("evaluation"),
+        code=lambda wildcards: scoring_code(suites(wildcards), backend_of(wildcards)),
     shell:
         "rm -f {params.failed}; "
         "{params.python} -m evaluation --model {params.model} --suites {params.suites}"
@@ -113,7 +119,7 @@ rule gate:
         parents=gate_options,
         standard_errors=CONFIG.gate.standard_errors,
         go_on="" if CONFIG.gate.stop else "--go-on",
-        code=code("evaluation"),
+        code=code("evaluation/gate.py"),
     shell:
         "python -m evaluation gate {params.parents} --standard-errors {params.standard_errors}"
         " {params.go_on} --out {output} 2>&1 | tee {log}"
@@ -142,7 +148,7 @@ rule ablation_evaluate:
         batch=CONFIG.evaluation.batch_size,
         how=HOW,
         failed=failed_file,
-        code=code("evaluation"),
+        code=lambda wildcards: scoring_code(ablation_suites(wildcards), backend_of(wildcards)),
     shell:
         "rm -f {params.failed}; "
         "{params.python} -m evaluation --model {wildcards.objective}={params.model}"

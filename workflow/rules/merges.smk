@@ -40,7 +40,8 @@ def merge_inputs(wildcards):
     if needs_data(wildcards):
         inputs["calibration"] = calibrations(case, experts)
     if case in MADE:
-        inputs["gate"] = f"{OUT}/{case}/gate.json"
+        # The gate comes first, but no number of a merge depends on what it wrote.
+        inputs["gate"] = ancient(f"{OUT}/{case}/gate.json")
     if needs_teachers(wildcards):
         inputs["teachers"] = f"{OUT}/{case}/teachers/manifest.json"
     return inputs
@@ -82,11 +83,11 @@ def row_options(wildcards):
 
 
 def row_code(wildcards):
-    return method_code(method_of(wildcards))
+    return code(*registry.sources(method_of(wildcards)))
 
 
-def search_code(wildcards):
-    return code("search", "evaluation", *registry.sources(method_of(wildcards)))
+def row_search_code(wildcards):
+    return search_code(CONFIG.methods[wildcards.row], searched_tasks(wildcards))
 
 
 def searched_tasks(wildcards):
@@ -137,7 +138,7 @@ rule teachers:
             for expert in CASES[wildcards.case].experts
         ),
         how=teachers_options,
-        code=method_code("dam"),
+        code=code("merges/dam/states.py"),
     shell:
         "rm -rf {params.folder}; "
         "python -m merges teachers --base {params.models}/base --experts {params.experts}"
@@ -198,7 +199,7 @@ rule tune:
         seed=seed_of,
         batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
-        code=search_code,
+        code=row_search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search tune --method {params.method} {params.parents} {params.row}"
@@ -234,7 +235,7 @@ rule evolve:
         seed=seed_of,
         batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
-        code=search_code,
+        code=row_search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search evolve --method {params.method} {params.parents} {params.row}"
@@ -268,7 +269,7 @@ rule greedy:
         seed=seed_of,
         batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
-        code=search_code,
+        code=row_search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
         "python -m search greedy {params.parents} {params.row} --data {params.data}"
@@ -308,7 +309,7 @@ rule ablation_merge:
         settings=lambda wildcards: settings(
             ABLATION.settings(merge_row(wildcards).set, wildcards.objective)
         ),
-        code=lambda wildcards: method_code(merge_row(wildcards).method),
+        code=lambda wildcards: code(*registry.sources(merge_row(wildcards).method)),
     shell:
         "rm -rf {params.failed} {params.folder} {params.record}; "
         "python -m merges --method {params.method} {params.parents}"

@@ -10,6 +10,11 @@ def train_options(wildcards):
     return options(parent.train.given())
 
 
+def world_code(step, wildcards):
+    """Code of making a case's data or of training on them, with its own generators alone."""
+    return code(f"bottle/{step}.py", f"bottle/{CASES[wildcards.case].world}.py")
+
+
 rule bottle_data:
     output:
         f"{OUT}/{{case}}/data/manifest.json",
@@ -27,7 +32,7 @@ rule bottle_data:
         test_items=CONFIG.evaluation.test_items,
         dev_items=CONFIG.evaluation.dev_items,
         rows=CONFIG.calibration.rows,
-        code=code("bottle"),
+        code=lambda wildcards: world_code("data", wildcards),
     shell:
         "python -m bottle data --case {params.world} --seed {params.seed}"
         " --test-items {params.test_items} --dev-items {params.dev_items}"
@@ -53,7 +58,7 @@ rule bottle_base:
         seed=seed_of,
         model=model_options,
         train=train_options,
-        code=code("bottle"),
+        code=lambda wildcards: world_code("training", wildcards),
     shell:
         "python -m bottle train --case {params.world} --role base --data {params.data}"
         " --out {params.folder} --seed {params.seed} --threads {threads}"
@@ -80,7 +85,7 @@ rule bottle_expert:
         world=lambda wildcards: CASES[wildcards.case].world,
         seed=seed_of,
         train=train_options,
-        code=code("bottle"),
+        code=lambda wildcards: world_code("training", wildcards),
     shell:
         "python -m bottle train --case {params.world} --role {wildcards.expert}"
         " --data {params.data} --init {params.base} --out {params.folder}"

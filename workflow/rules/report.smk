@@ -56,7 +56,7 @@ rule make_tables:
     params:
         results=RESULTS,
         folder=output_folder,
-        code=code("report"),
+        code=code("report/tables.py", "report/cost.py"),
     shell:
         "python -m report tables --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"
@@ -74,7 +74,7 @@ rule make_figures:
     params:
         results=RESULTS,
         folder=output_folder,
-        code=code("report"),
+        code=code("report/figures.py"),
     shell:
         "python -m report figures --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"
@@ -94,7 +94,7 @@ rule make_page:
         results=RESULTS,
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
-        code=code("report"),
+        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml"),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"

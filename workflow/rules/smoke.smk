@@ -50,7 +50,7 @@ rule smoke:
         **asks("smoke"),
     params:
         models=smoke_options,
-        code=code(),
+        code=code("checkpoints/smoke.py"),
     shell:
         SMOKE
 
@@ -67,7 +67,7 @@ rule ablation_smoke:
         **asks("smoke"),
     params:
         models=smoke_options,
-        code=code(),
+        code=code("checkpoints/smoke.py"),
     shell:
         SMOKE
 
@@ -85,6 +85,6 @@ rule ablation_run_smoke:
         **asks("smoke"),
     params:
         models=smoke_options,
-        code=code(),
+        code=code("checkpoints/smoke.py"),
     shell:
         SMOKE
