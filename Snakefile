@@ -2,7 +2,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-# A configuration given with --configfile replaces the default one as a whole.
+# A configuration given with --configfile replaces the default one completely.
 if not workflow.overwrite_configfiles:
 
     configfile: workflow.source_path("config.yaml")

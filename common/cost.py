@@ -14,14 +14,14 @@ from common.files import write_json
 
 _IO = Path("/proc/self/io")
 _mapped = 0  # bytes that this process has read through memory mappings
-_held = 0  # GPUs that processes which work for this one hold beside it, itself included
+_held = 0  # GPUs held by this process and by those that work for it
 
 
 class Cost:
     """Counts of a running step.
 
     Attributes:
-        counted: By name, sums of what was reported: tokens, FLOPs, evaluations, bytes.
+        counted: By name, sums of the reported amounts: tokens, FLOPs, evaluations, bytes.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ def count_mapped(amount: int) -> None:
 
 
 def hold_gpus(count: int) -> None:
-    """Tell on how many GPUs this process and those that work for it hold memory together."""
+    """Record on how many GPUs this process and those that work for it hold memory."""
     global _held
     _held = max(_held, count)
 
@@ -76,12 +76,12 @@ def _gpu_in_use() -> tuple[int, float]:
 def measure(path: Path | str) -> Iterator[Cost]:
     """Measure a block and write its cost when it ends well.
 
-    The file stands apart from manifests and scores, because no measurement repeats exactly.
+    The file is separate from manifests and scores, because no measurement repeats exactly.
 
     Args:
         path: Where the cost goes, as JSON: `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall
             seconds times the GPUs that this process holds, 0 without one; `peak_rss_mb` and
-            `peak_gpu_mb` in MB (10^6 bytes, of the whole process so far); `bytes_read` and
+            `peak_gpu_mb` in MB (10^6 bytes, of the process so far); `bytes_read` and
             `bytes_written`, asked for by this process and the children it has waited for,
             whether or not they were in the page cache; `counted`.
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told in one line."""
+"""Errors that a user can fix, reported in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input or a full disk: one line that says what is wrong, where, and the mend."""
+    """Bad input or a full disk: one line that says what is wrong, where, and how to fix it."""
 
 
 def reason_of(error: BaseException) -> str:

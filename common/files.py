@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: written aside, fsynced, renamed."""
+"""Atomic files and folders: written under another name, fsynced, renamed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _telling_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors wraps the operating system's error in one of its own and keeps only its text.
+        # safetensors wraps the operating system's error in another one and keeps only its text.
         full = (
             error.errno in (errno.ENOSPC, errno.EDQUOT)
             if isinstance(error, OSError)
@@ -132,7 +132,7 @@ def _aside(path: Path, what: str) -> Path:
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one.
+    """Write a file atomically: at any time it is the old one or the complete new one.
 
     Args:
         path: Where; missing folders are made.
@@ -157,17 +157,17 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file (UTF-8) whole or not at all; see `write_bytes`."""
+    """Write a text file (UTF-8) atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON with sorted keys, whole or not at all; see `write_bytes`."""
+    """Write JSON with sorted keys atomically; see `write_bytes`."""
     write_text(path, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, whole or not at all; see `write_bytes`."""
+    """Write one JSON value a line, atomically; see `write_bytes`."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -179,10 +179,10 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
         final: The folder to make or replace.
 
     Yields:
-        A new empty folder beside it, to be filled.
+        A new empty folder next to it, to be filled.
 
     Raises:
-        UserError: The disk is full; what stood at `final` is untouched.
+        UserError: The disk is full; a folder at `final` is untouched.
     """
     final = Path(final)
     aside, old = _aside(final, "partial"), _aside(final, "replaced")

@@ -9,7 +9,7 @@ _SILENCE_S = 10.0  # steps shorter than this need no line, and logs stay short
 
 
 class Progress:
-    """Tells on standard error how far a long step is.
+    """Reports on standard error how far a long step is.
 
     Args:
         total: Number of steps to do; None where nobody knows.
@@ -23,7 +23,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def step(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more steps as done and tell so if the last line is ten seconds old.
+        """Count `n` more steps as done and report it if the last line is ten seconds old.
 
         Args:
             n: Steps done since the last call.

@@ -132,6 +132,6 @@ def read_table(path: Path) -> Any:
         path: A .tsv (no quoting), .csv, .json, .jsonl or .parquet file.
 
     Returns:
-        The rows; for .json, the value as it stands.
+        The rows; for .json, the value unchanged.
     """
     return _READERS[path.suffix](path)

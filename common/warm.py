@@ -4,7 +4,7 @@ The default experiment is made of more than a hundred short steps. Started cold,
 about eight CPU seconds on imports, more than all training and merging together. A request carries
 the caller's arguments, folder, environment and standard streams; the fork does exactly what the
 caller would have done. The worker dies with the process that started it, and a fork dies with its
-caller or with the worker, so nothing goes on after a kill.
+caller or with the worker, so nothing continues after a kill.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "BOTTLE_WARM_WORKER"  # holds the worker's socket path
-WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the whole experiment
+WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the experiment
 PRELOAD = (
     "torch",
     "safetensors.torch",

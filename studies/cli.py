@@ -1,4 +1,4 @@
-"""Command line of the studies: tables and figures of what lies beyond the paper's tables."""
+"""Command line of the studies: tables and figures beyond the paper's."""
 
 from __future__ import annotations
 

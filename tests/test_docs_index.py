@@ -7,8 +7,6 @@ import pytest
 
 from tests.workflow.test_house import MAY_IMPORT, ROOT
 
-# Pages that come with the rooms that they are about.
-COMING = ("paper/README.md", "docs/configuration.md")
 INDEX = (ROOT / "docs/README.md").read_text(encoding="utf-8")
 
 
@@ -66,8 +64,6 @@ def test_every_link_of_a_page_leads_somewhere(page):
             continue
         name, _, anchor = target.partition("#")
         found = (path.parent / name).resolve() if name else path
-        if not found.exists() and str(found.relative_to(ROOT)) in COMING:
-            continue
         assert found.exists(), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page}: {target}"

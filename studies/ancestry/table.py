@@ -40,14 +40,14 @@ class Lead:
     change: Difference
 
     def verdict(self) -> str:
-        """Say what the lead tells of the claim, at intervals of 95 %."""
+        """Judge the claim by the lead, at intervals of 95 %."""
         if self.change.low > 0 and self.after.low > 0:
             return "supports the claim"
         if self.change.low > 0:
             return "moves as claimed, without a clear lead"
         if self.change.high < 0:
             return "speaks against the claim"
-        return "does not tell"
+        return "is inconclusive"
 
 
 def load(config: Mapping[str, Any], results: Path) -> Case:

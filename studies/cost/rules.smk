@@ -11,7 +11,7 @@ wildcard_constraints:
 
 
 def cost_model(wildcards):
-    """The model after so many evaluations: of a whole search its result, else a replay."""
+    """The model after so many evaluations: the result of the complete search, or a replay."""
     run = COST_RUN.format(**wildcards)
     last = COST.evaluations_of(CONFIG.methods[wildcards.row])[-1]
     name = "model" if int(wildcards.after) == last else f"after{wildcards.after}"

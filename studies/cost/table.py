@@ -174,13 +174,13 @@ def claim(looks: Sequence[Look], config: Mapping[str, Any], case: str) -> str:
     )
     if not ours or not theirs:
         return f"C2, {case}: {study['dam']} or {study['search']} has not been scored."
-    # The last look is the one with the whole budget.
+    # The last look has the full budget.
     dam, search = ours[-1], theirs[-1]
     gap, width = difference([look.test for look in dam], [look.test for look in search])
     if gap - width > 0:
         quality = "beats"
     else:
-        quality = "stays behind" if gap + width < 0 else "cannot be told from"
+        quality = "stays behind" if gap + width < 0 else "cannot be distinguished from"
     flops, cpu_s = (
         mean([getattr(look, name) for look in search]) / mean([getattr(look, name) for look in dam])
         for name in ("flops", "cpu_s")
@@ -195,7 +195,7 @@ def claim(looks: Sequence[Look], config: Mapping[str, Any], case: str) -> str:
     if as_dear:
         reached = mean([look.test.value for look in as_dear[-1]])
         line += (
-            f"With no more FLOPs than {dam[0].label} the search stands at {reached:.3f}, after "
+            f"With no more FLOPs than {dam[0].label} the search is at {reached:.3f}, after "
             f"{as_dear[-1][0].evaluations} evaluations. "
         )
     return line + (

@@ -45,7 +45,7 @@ def curve(study: Study, name: str) -> Figure:
 
     Args:
         study: The study.
-        name: The comparison; its settings without a number of rows of their own are left out.
+        name: The comparison; settings without a number of rows are left out.
 
     Returns:
         The figure: a line through the means over worlds, a dot for each world.

@@ -55,7 +55,7 @@ class Study:
     Attributes:
         config: The block ``studies.dam`` of the resolved configuration.
         title: The case study's title.
-        columns: The averaged columns, then those beside the average.
+        columns: The averaged columns, then the others.
         held_out: Labels of the columns with a task that is in no expert's domain.
         runs: By setting and seed; one that is lacking has not been run or has failed.
         contents: By seed, task and item: what the item says, which is the same in all worlds that
@@ -78,7 +78,7 @@ class Study:
 
     @property
     def apart(self) -> list[Column]:
-        """The columns that tables show on their own: held-out ones and those beside the average."""
+        """The columns that tables show on their own: held-out ones and those not averaged."""
         return [c for c in self.columns if c.label in self.held_out or not c.in_average]
 
     @property
@@ -87,12 +87,12 @@ class Study:
         return list(self.config["seeds"])
 
     def complete(self, setting: str) -> bool:
-        """Tell whether a setting has been run in every world."""
+        """Return whether a setting has been run in every world."""
         return set(self.runs.get(setting, {})) == set(self.seeds)
 
 
 def read_items(path: Path) -> dict[str, dict[str, float]]:
-    """Read the items' records that stand beside a score file."""
+    """Read the items' records of a score file."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
         found: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""The DAM study's tables: every setting beside its comparison's reference."""
+"""The DAM study's tables: every setting and its comparison's reference."""
 
 from __future__ import annotations
 
@@ -152,9 +152,9 @@ def explanation(study: Study) -> str:
         "permutation test of items, both within tasks and with items that say the same in several "
         f"worlds kept together ({study.config['resamples']:,} draws). Both take these worlds as "
         "given: *higher in* counts the worlds that agree. No p is corrected for the number of "
-        "comparisons. *Dev average*: of what was chosen on the dev items. *Learning rates*: what "
-        f"each world chose among {rates}; empty where there was nothing to choose. ‡ held out, in "
-        "no expert's domain."
+        "comparisons. *Dev average*: of the candidate chosen on the dev items. *Learning rates*: "
+        f"each world's choice among {rates}; empty where there was no choice. ‡ held out, in no "
+        "expert's domain."
     )
 
 

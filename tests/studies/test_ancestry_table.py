@@ -113,7 +113,7 @@ def test_a_lead_that_is_not_clear_supports_nothing(small):
     write_scores(small[1], "studies/ancestry", "soup", (40, 40, 0))
     write_scores(small[1], "case2", "soup", (21, 10, 0))
     lead = leads(small)["Soup"]
-    assert lead.change.low == 0 and lead.verdict() == "does not tell"
+    assert lead.change.low == 0 and lead.verdict() == "is inconclusive"
 
 
 def test_the_tables_hold_the_compared_rows_and_the_claim(small, tmp_path, capsys):

@@ -95,9 +95,9 @@ def test_table_and_verdict_by_hand(study):
     assert grid.rows[2].cells[5].error == ".071"  # of .4 and .5
     line = claim(looks, config, "case1")
     # Deviations of .0707 over two seeds make Welch's interval wide: nothing can be told.
-    assert "DAM cannot be told from Evolutionary: +0.200 ± " in line
+    assert "DAM cannot be distinguished from Evolutionary: +0.200 ± " in line
     assert "with 0.25 times its FLOPs and 0.25 times its CPU seconds" in line
-    assert "With no more FLOPs than DAM the search stands at 0.200, after 1 evaluations" in line
+    assert "With no more FLOPs than DAM the search is at 0.200, after 1 evaluations" in line
     assert "The claim holds here" in line
     for seed in (0, 1):
         run = results / f"studies/cost/case1/dam/seed{seed}"
