@@ -85,7 +85,8 @@ def size_of(reference: Reference, config: Experiment, known: Locked | None) -> f
     for name in fetched_cases(config):
         case = config.cases[name]
         rows = [config.methods[row] for row in config.rows_of(name)]
-        if any(entry.hub == reference.id for entry in [*case.parents.values(), *rows]):
+        names = [parent.hub for parent in case.parents.values()] + [row.hub for row in rows]
+        if reference.id in names:
             return case.gigabytes
     return None
 

@@ -54,7 +54,7 @@ class Evaluation(Entry):
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
-    def interpreter(self, backend: Backend) -> Path | None:
+    def interpreter(self, backend: str) -> Path | None:
         """Return the Python of a backend's environment; None for the one that is running.
 
         A relative path is relative to the project's folder.

@@ -145,8 +145,8 @@ class Experiment(Entry):
         hub.check(self)
 
     def _check_row(self, name: str, row: Row, where: str) -> None:
-        for case in row.cases or ():
-            known(case, self.cases, where, "case")
+        for chosen in row.cases or ():
+            known(chosen, self.cases, where, "case")
         row.check(where)
         if row.method is None:
             return
