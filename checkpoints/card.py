@@ -96,7 +96,7 @@ def model_card(
     lines = [
         f"---\n{_yaml(front)}---\n",
         f"# {' '.join(name.split())}\n",
-        f"A merge of language models with {title} (`{method}`; {_source(paper)}).\n",
+        f"A merge of language models with {title} (`{method}`{paper and f'; {_source(paper)}'}).\n",
         "| role | model |\n|---|---|",
         *([] if base is None else [f"| base | {_code(base)} |"]),
         *(f"| {_cell(expert)} | {_code(model)} |" for expert, model in experts.items()),

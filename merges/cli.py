@@ -180,7 +180,7 @@ def listing() -> str:
     lines = []
     for name, info in registry.describe().items():
         needs = [{"data": "calibration data"}.get(need, need) for need in sorted(info.needs)]
-        lines.append(f"{name}: {info.title} ({info.paper})")
+        lines.append(f"{name}: {info.title}" + (f" ({info.paper})" if info.paper else ""))
         lines += textwrap.wrap(info.summary, 95, initial_indent="    ", subsequent_indent="    ")
         order = ", in order" if info.ordered else ""
         experts = f"{info.experts} experts{order}" if info.experts else "any number of experts"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text
+from workflow.config import doc_tables
 from workflow.configuration import EXTENDS, Configuration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,9 +145,9 @@ def page() -> str:
 
 
 def contents() -> dict[str, str]:
-    """Return the generated files by path: the schema and the page."""
+    """Return the generated files by path: the schema, its page and pages with a generated table."""
     schema = json.dumps(json_schema(), indent=1, ensure_ascii=False)
-    return {SCHEMA: f"{schema}\n", PAGE: page()}
+    return {SCHEMA: f"{schema}\n", PAGE: page(), **doc_tables.contents()}
 
 
 def write() -> None:

@@ -29,7 +29,7 @@ _WHOLE_MODEL = ["request"]
 def method(
     *,
     title: str,
-    paper: str,
+    paper: str = "",
     needs: Collection[str] = (),
     whole_model: bool = False,
     ordered: bool = False,
@@ -74,7 +74,8 @@ def method(
 
     Args:
         title: The name shown in tables.
-        paper: Where it comes from: ``arXiv:2306.01708`` or the like.
+        paper: Where it was published: ``arXiv:2306.01708`` or the like. A method without is in no
+            table of the documentation, and its docstring needs no ``Source:``.
         needs: Of ``base``, ``data`` (calibration files), ``evaluation``.
         whole_model: Whether it takes whole models instead of single parameters.
         ordered: Whether the order of the experts matters; without it the engine sorts them by
@@ -167,8 +168,8 @@ def _info(
 ) -> MethodInfo:
     given = {item.arg: ast.literal_eval(item.value) for item in decorator.keywords}
     doc = ast.get_docstring(function)
-    if not doc or not given.get("title") or not given.get("paper"):
-        raise UserError("a method needs a title, a paper and a docstring")
+    if not doc or not given.get("title"):
+        raise UserError("a method needs a title and a docstring")
     needs = frozenset(given.get("needs", ()))
     if unknown := needs - set(NEEDS):
         raise UserError(f"unknown need {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], NEEDS)}")
@@ -185,7 +186,7 @@ def _info(
     return MethodInfo(
         name=function.name,
         title=given["title"],
-        paper=given["paper"],
+        paper=given.get("paper", ""),
         needs=needs,
         whole_model=whole_model,
         ordered=bool(given.get("ordered", False)),

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.test_contributing import examples
 
 pytestmark = pytest.mark.workflow
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,29 +108,29 @@ def test_a_second_run_has_nothing_to_do(project):
     assert {path: path.stat().st_mtime_ns for path in project.results.rglob("*.json")} == before
 
 
-def test_a_baseline_added_as_contributing_says_runs_only_its_own_jobs(project):
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (source,) = re.findall(r"`merges/methods/median\.py`:\n\n```python\n(.*?)```", page, re.S)
+def test_a_method_and_a_task_added_as_contributing_says_run_only_their_own_jobs(project):
+    shown = examples()
     assert project.planned() == {}
-    (project.folder / "merges" / "methods" / "median.py").write_text(source, encoding="utf-8")
+    method = "merges/methods/median.py"
+    (project.folder / method).write_text(shown[method], encoding="utf-8")
     assert project.planned() == {}
-    project.config["methods"]["median"] = {
-        "label": "Median",
-        "method": "median",
-        "set": {"scale": 1.0},
-    }
+    row = yaml.safe_load(shown["config.yaml"])
+    project.config["methods"] |= row
     project.write()
-    assert project.planned() == {
-        "merge": 2,
-        "evaluate": 2,
-        "smoke": 2,
-        "resolved_config": 1,
-        "make_tables": 1,
-        "make_figures": 1,
-        "make_page": 1,
-    }
+    report = {"resolved_config": 1, "make_tables": 1, "make_figures": 1, "make_page": 1}
+    assert project.planned() == {"merge": 2, "evaluate": 2, "smoke": 2, **report}
+    project.config["tasks"] = yaml.safe_load(shown["sums.yaml"])["tasks"]
+    project.config["cases"]["case2"]["beside"].append({"label": "Sums", "tasks": ["mine/sums"]})
+    project.write()
+    code, output = project.run("snakemake", "-n", "--configfile", "tiny.yaml")
+    assert code != 0 and "tasks.mine/sums: no such file sums.jsonl" in output
+    (project.folder / "sums.jsonl").write_text(shown["sums.jsonl"], encoding="utf-8")
+    planned = project.planned()
+    assert planned["own_task"] >= 1 and planned["merge"] >= 2
+    assert not {"bottle_data", "bottle_base", "bottle_expert"} & set(planned)
     project.reproduce()
-    assert "median" in [row["id"] for row in rows(project, "table2")]
+    found = {row["id"]: row for row in rows(project, "table2")}
+    assert found["median"]["Sums"] and found["base"]["Sums"]
     assert project.planned() == {}
 
 
