@@ -1,7 +1,7 @@
 """What a step's result depends on in this project's own files: its key.
 
 A step names its entry points, the modules that compute its result. Their imports are followed, at
-the top of a file and inside functions, and every file that is found counts by what it says: a
+the top of a file and inside functions, and every file that is found counts by its meaning: a
 Python file by its syntax tree without docstrings, a YAML file by its content. Comments, docstrings
 and formatting are in no key. What is imported by a name that is computed, the step names itself.
 """
@@ -95,7 +95,7 @@ def _content(node: yaml.Node | None) -> Any:
 
 
 def _facts(path: str, data: bytes) -> dict[str, Any]:
-    """Parse a file: the hash of what it says, and its imports at the top and inside functions."""
+    """Parse a file: the hash of its meaning, and its imports at the top and inside functions."""
     found: set[tuple[bool, str]] = set()
     try:
         if path.endswith(".py"):

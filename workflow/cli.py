@@ -66,7 +66,7 @@ def _has_a_profile(extra: Sequence[str]) -> bool:
 def reproduce(
     config: Path, cores: int | None, extra: Sequence[str], study: str | None = None
 ) -> int:
-    """Run an experiment to its end, or go on where an earlier run stopped.
+    """Run an experiment to its end, or resume an earlier run that stopped.
 
     Args:
         config: The experiment's configuration.
@@ -111,7 +111,7 @@ def reproduce(
             print(
                 f"\nstopped before the end (exit code {code}); the lines that begin with 'error:' "
                 f"say why, and the logs are in {out}/logs. Finished steps are kept: the same "
-                "command goes on from there. `snakemake tables figures` shows what there is.",
+                "command resumes the run. `snakemake tables figures` shows what there is.",
                 file=sys.stderr,
             )
             return code
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m workflow",
         description="Run a whole experiment: merges, evaluations, tables, figures, page. A run "
-        "that was stopped, even by kill -9, goes on where it was when started again.",
+        "that was stopped, even by kill -9, resumes when it is started again.",
         epilog="examples:\n"
         "  python -m workflow reproduce\n"
         "  python -m workflow reproduce --config my.yaml --cores 8\n"

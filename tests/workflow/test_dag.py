@@ -36,6 +36,8 @@ def test_one_command_makes_tables_figures_and_page(reproduced):
         assert list((reproduced.results / "figures").glob(f"*.{suffix}"))
     assert "<table" in (reproduced.results / "report.html").read_text(encoding="utf-8")
     assert "report.html" in reproduced.output
+    (run,) = json.loads((reproduced.results / "machine.json").read_text(encoding="utf-8"))
+    assert run["processor"] and run["cores"] >= 1 and run["seconds"] > 0
     assert "DAM (paper)" in reproduced.output and "TIES" in reproduced.output
 
 
