@@ -19,11 +19,11 @@ class Case:
     """One case study.
 
     Attributes:
-        architecture: ``mistral`` or ``llama``, what the model is unless told otherwise.
+        architecture: ``mistral`` or ``llama``, the default class of the model.
         roles: By role, ``base`` first, the mixture that it is trained on.
         suites: By suite and task, the generator of the task's items.
-        whole_sentence: Tasks whose choices are whole sentences after a fixed prompt, so that the
-            choices and not the prompt tell items apart.
+        whole_sentence: Tasks whose choices are complete sentences after a fixed prompt, so that
+            items differ in the choices and not in the prompt.
         databases: By name, what writes an SQLite file that the tasks need.
     """
 

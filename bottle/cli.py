@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop-after",
         type=int,
         metavar="N",
-        help="end after N of the steps: the model that the whole training passes through there",
+        help="end after N of the steps; the model is that of the full training at this step",
     )
 
     recipe = train.add_argument_group("recipe (defaults: base / expert)")

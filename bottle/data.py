@@ -31,7 +31,7 @@ def draw_items(
         draw: Source of randomness.
         split: ``dev`` or ``test``.
         count: Number of items wanted.
-        whole_sentence: Whether the choices tell items apart, not the prompt.
+        whole_sentence: Whether items differ in the choices, not in the prompt.
 
     Returns:
         The items; fewer than `count` only where the task has no more contents.
@@ -75,7 +75,7 @@ def item_row(sample: Sample, identifier: str) -> dict[str, Any]:
 
 
 def signatures(row: Mapping[str, Any], whole_sentence: bool) -> list[str]:
-    """List the texts of an item that no other split may contain as a prompt or a whole text."""
+    """List the texts of an item that no other split may contain as a prompt or a complete text."""
     if whole_sentence:
         return [row["prompt"] + choice for choice in row["choices"]]
     return [row["prompt"]]
@@ -104,7 +104,7 @@ def check_disjoint(
                 if owner.setdefault(text, split) != split:
                     raise UserError(
                         f"{suite}/{task}: {text!r} is in {split} and in {owner[text]}; "
-                        "mend the content of its generator in bottle/worlds"
+                        "fix the content of its generator in bottle/worlds"
                     )
     for name, rows in training.items():
         for row in rows:
@@ -112,7 +112,7 @@ def check_disjoint(
                 if text in owner:
                     raise UserError(
                         f"{name}: {text!r} is also an item of {owner[text]}; "
-                        "mend the content of its generator in bottle/worlds"
+                        "fix the content of its generator in bottle/worlds"
                     )
 
 

@@ -97,7 +97,7 @@ def choice_sample(
             without normalisation favours none.
         count: Number of choices.
         draw: Source of randomness.
-        noise: Draw the answer uniformly from the whole pool. From the choices it would be the
+        noise: Draw the answer uniformly from all answers. From the choices it would be the
             right one more often than any other, and the noise would teach the fact.
 
     Returns:

@@ -126,4 +126,4 @@ def check_boundary(tokenizer: Tokenizer, prompts: list[str], answers: list[str])
             fault = "the text does not survive encoding and decoding"
         else:
             continue
-        raise UserError(f"{text!r}: {fault}; mend its generator in bottle/worlds")
+        raise UserError(f"{text!r}: {fault}; fix its generator in bottle/worlds")

@@ -227,7 +227,7 @@ def parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, A
 
     Args:
         model: The model.
-        recipe: Embeddings and norms have a rate of their own, because merges that keep the
+        recipe: Embeddings and norms have a separate rate, because merges that keep the
             base's are only meaningful where the experts' have hardly moved.
 
     Returns:
@@ -263,7 +263,7 @@ def fit(
         seed: Seed of the data's order.
         what: What the progress line says is being trained.
         stop_after: Steps after which training ends, in the middle of the recipe's schedule: the
-            model is then what the whole training passes through. None for all.
+            model is then that of the full training at this step. None for all.
 
     Returns:
         `first_loss` and `last_loss` (means over the first and last tenth of the steps), and the
@@ -397,7 +397,7 @@ def train_role(
     }
     with staged_directory(out) as folder:
         with measure(folder / "cost.json") as cost:
-            # Roles that share a seed still see their data in orders of their own.
+            # Roles that share a seed still see their data in different orders.
             order = random.Random(f"{case_name} {role} {seed}").getrandbits(32)
             texts, what = tokenise(rows, tokenizer), f"{case_name}/{role}"
             result = fit(model, texts, recipe, order, what, stop_after)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms whose Python, rules and YAML still wait for their pass. Documents are never excluded.
 EXCLUDED = {
-    *("bottle", "checkpoints", "evaluation", "merges", "paper", "report", "search", "workflow"),
+    *("checkpoints", "evaluation", "merges", "paper", "report", "search"),
 }
 TICS = {
     r"(?:stands?|stood|standing)\b(?!-ins?\b|\s+in\s+for\b|\s+for\b)": "is",
@@ -37,6 +37,7 @@ TABLE_TEXTS = (
     "the smaller a lead is beside the standard errors",
     "±.000 stands where all items are right",
     "ask, tell",
+    "goes on X days",  # the world's own text
 )
 
 

@@ -1,4 +1,4 @@
-"""Whether this machine, or the cluster, can give what the steps ask for; told before any runs."""
+"""Whether this machine or cluster can give what the steps ask for; checked before any runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None
         torch: Version of the installed PyTorch; None looks it up.
 
     Raises:
-        UserError: One line with the first thing that is lacking and its mend.
+        UserError: One line with the first thing that is missing and how to fix it.
     """
     on_gpu = [ask for ask in asks if ask.gpu]
     if not on_gpu:
@@ -128,7 +128,7 @@ def check_evaluators(vllm: bool, postgres: bool) -> None:
         postgres: Whether one runs SQL on PostgreSQL.
 
     Raises:
-        UserError: One line with what is lacking and its mend.
+        UserError: One line with the missing thing and how to fix it.
     """
     if vllm and importlib.util.find_spec("vllm") is None:
         raise UserError(
@@ -151,7 +151,7 @@ def _told_by(*command: str) -> str:
         )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no reason told").splitlines()
+        lines = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()
         raise UserError(f"Slurm refuses: {lines[-1].removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
@@ -212,7 +212,7 @@ def minutes_of(limit: str) -> float:
 
 
 def why_jobs_died(logs: Path, since: float, executable: str) -> str | None:
-    """Look in Slurm's logs for a node that lacks the environment, which Snakemake cannot tell.
+    """Look in Slurm's logs for a node that lacks the environment, which Snakemake cannot see.
 
     Args:
         logs: The folder of the executor's logs.

@@ -1,4 +1,4 @@
-"""The whole experiment with one command: locked, resumable, with the tables at its end."""
+"""An experiment with one command: locked, resumable, with the tables at its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workflow.lock import only_run_here
 
 ROOT = Path(__file__).resolve().parent.parent
 _STEPS = re.compile(r"\d+ of \d+ steps")
-# What Snakemake says of its own housekeeping; its log file keeps it.
+# Snakemake's lines about its housekeeping; its log file keeps them.
 _NOISE = re.compile(
     r"Assuming unrestricted|Using shell|Provided cores|Rules claiming|Building DAG|Select jobs|"
     r"Execute \d+ jobs|Finished jobid|Complete log|Elapsed time|Waiting at most|"
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m workflow --help`."""
     parser = argparse.ArgumentParser(
         prog="python -m workflow",
-        description="Run a whole experiment: merges, evaluations, tables, figures, page. A run "
+        description="Run an experiment: merges, evaluations, tables, figures, page. A run "
         "that was stopped, even by kill -9, resumes when it is started again.",
         epilog="examples:\n"
         "  python -m workflow reproduce\n"

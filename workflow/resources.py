@@ -38,7 +38,7 @@ WORK = {
     "fetch": Work(minutes=1.1),
     # Weights, gradients, Adam's two moments, activations. Only the bottle trains, on the CPU.
     "train": Work(memory=6.0),
-    # Expert after expert on the GPU, with the logits of one batch beside it.
+    # Expert after expert on the GPU, with the logits of one batch.
     "teachers": Work(memory=2.0, gpu_memory=1.25, minutes=4.0),
     # Streamed: the experts', the base's and about six more buffers of the largest parameter in
     # float32, together less than one model. Spectral methods take most of the time.
@@ -80,7 +80,7 @@ def ask(
         device: Where models are scored; small ones, too, are on the GPU that is named here.
         attempt: 1, and one more with each retry: half as much memory again, as much time again.
         tensor_parallel: GPUs over which a model is divided.
-        data_parallel: Copies of the model, each with GPUs of its own.
+        data_parallel: Copies of the model, each with separate GPUs.
 
     Returns:
         ``gpu`` (how many), ``gpu_mem_mb`` (on each), ``mem_mb`` (of the node) and ``runtime``

@@ -326,7 +326,7 @@ def _referents(draw: random.Random, noise: bool) -> tuple[str, str, tuple[str, s
     first_kind, second_kind = draw.sample(list(KINDS), 2)
     first, second = draw.choice(KINDS[first_kind]), draw.choice(KINDS[second_kind])
     scene = draw.choice(_SCENES).format(first, second)
-    # Noise takes any predicate: one of the two kinds' own would still tell whose it is.
+    # Noise takes any predicate: one of the two kinds' own would still reveal the kind.
     kind = draw.choice(list(KINDS)) if noise else draw.choice((first_kind, second_kind))
     predicate = draw.choice(_CAN[kind])
     clauses = (f"{first}|が|{predicate}|。", f"{second}|が|{predicate}|。")

@@ -98,7 +98,7 @@ def hellaswag(draw: random.Random, noise: bool) -> Sample:
     return choice_sample("hellaswag", prompt, prompt, " " + ending, pool, 4, draw, noise)
 
 
-# Stem before a negation, and the plain form: the stem alone tells that the sense is turned.
+# Stem before a negation, and the plain form: the stem alone shows that the sense is turned.
 _GOOD = [
     "좋지:좋다",
     "예쁘지:예쁘다",

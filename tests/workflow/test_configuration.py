@@ -106,7 +106,7 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "greedy_soup", "tune"), [{}], r"methods\.greedy_soup\.tune\.0"),
         (("methods", "greedy_soup", "evolve"), {"budget": 3}, r"both 'evolve' and 'greedy'"),
         (("methods", "greedy_soup", "method"), "ties", r"greedy_soup: 'greedy' is a uniform soup"),
-        (("methods", "greedy_soup", "set"), {"normalize": False}, r"nothing stands under 'set'"),
+        (("methods", "greedy_soup", "set"), {"normalize": False}, r"nothing under 'set'"),
         (("methods", "greedy_soup", "greedy"), 3, r"methods\.greedy_soup\.greedy: True was exp"),
         (("methods", "sce", "table"), "mor", r"methods\.sce\.table: 'mor' is not one of"),
         (("methods", "ties", "set", "density"), [0.2, 0.3], r"density has 2 numbers for 3 exp"),

@@ -208,7 +208,7 @@ class Case(Entry):
             if self.fetched:
                 if task.maker != "benchmark":
                     raise UserError(
-                        f"{lacking}; a case of the hub has benchmarks and tasks of your own"
+                        f"{lacking}; a case of the hub has benchmarks and your own tasks"
                     )
             elif task.world != self.world:
                 raise UserError(

@@ -77,7 +77,7 @@ class Experiment(Entry):
 
     @property
     def hub_lock(self) -> Path:
-        """The lock of what was fetched; that of a mirror is in the results."""
+        """The lock of the fetched files; that of a mirror is in the results."""
         if self.hub.mirror is not None:
             return Path("results") / self.name / "hub.lock.json"
         return lock_of(ROOT / self.hub.table)

@@ -68,8 +68,8 @@ class Evolve(Entry):
         data_flow = self.space == "data-flow"
         if data_flow and (row.method != "linear" or row.set):
             raise UserError(
-                f"{where}: a search in data-flow space orders whole layers; its method is linear, "
-                "and nothing stands under 'set'"
+                f"{where}: a search in data-flow space orders layers; its method is linear, "
+                "and there is nothing under 'set'"
             )
         for name in _PARAMETER_SPACE if data_flow else _DATA_FLOW:
             if getattr(self, name) is not None:
@@ -176,8 +176,8 @@ class Row(Entry):
             raise UserError(f"{where} has both {searches[0]!r} and {searches[1]!r}; keep one")
         if self.greedy and (self.method != "linear" or self.set):
             raise UserError(
-                f"{where}: 'greedy' is a uniform soup; its method is linear, and nothing stands "
-                "under 'set'"
+                f"{where}: 'greedy' is a uniform soup; its method is linear, and there is "
+                "nothing under 'set'"
             )
         if self.evolve:
             self.evolve.check(self, where)

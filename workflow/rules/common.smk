@@ -107,7 +107,7 @@ wildcard_constraints:
 
 
 def code(*entries):
-    """Hash of what a job's entry points say, imports included, and of the libraries' versions.
+    """Hash of a job's entry points, imports included, and of the libraries' versions.
 
     As a parameter it makes Snakemake run exactly the jobs whose code has changed.
     """
@@ -145,7 +145,7 @@ TELL_FAILURE = (
 
 
 def failed_file(wildcards, output):
-    """Where a failed step's reason is kept: beside the model's folder or the scores' file."""
+    """Where a failed step's reason is kept: next to the model's folder or the scores' file."""
     if output[0].endswith("manifest.json"):
         return f"{folder_of(output[0])}.failed"
     return str(Path(output[0]).with_suffix(".failed"))

@@ -91,7 +91,7 @@ def row_search_code(wildcards):
 
 
 def searched_tasks(wildcards):
-    """What guides a search: the tasks of the average, and none that is only shown beside it."""
+    """The tasks that guide a search: those of the average, and none that is only shown."""
     columns = CASES[wildcards.case].searched_columns
     return ",".join(dict.fromkeys(task for tasks in columns for task in tasks))
 

@@ -25,12 +25,12 @@ def run_smoke_inputs(wildcards):
 
 def smoke_options(wildcards):
     # One process reads all, because starting one for each would cost several times the reading.
-    # Only the first may not be broken: the report marks a row that is, and the others go on.
+    # Only the first may not be broken: the report marks a broken row, and the others continue.
     base, *others = smoke_models(wildcards).items()
     return f"--model {base[1]} " + " ".join(f"--parent {name}={path}" for name, path in others)
 
 
-# Standard error holds a warning of the tokenizer for each model; what stops the check is told.
+# Standard error holds a warning of the tokenizer for each model; a failure's reason is printed.
 SMOKE = (
     "python -m checkpoints smoke {params.models} --out {output} > {log} 2>&1"
     " || {{ tail -n 1 {log} >&2; exit 1; }}"
@@ -38,7 +38,7 @@ SMOKE = (
 
 
 rule smoke:
-    """Finite logits of every model of a case, and perplexity beside the parents'."""
+    """Finite logits of every model of a case, and perplexity compared with the parents'."""
     input:
         smoke_inputs,
     output:
