@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoints.dtypes import torch_type
 from checkpoints.layout import REMADE, read_object
 from checkpoints.names import is_embedding, is_head, with_vocabulary_size
 from checkpoints.pickles import PickledWeights
-from checkpoints.reading import (
-    Checkpoint,
-    Model,
-    SafetensorsWeights,
-    hash_of_files,
-    torch_type,
-)
+from checkpoints.reading import Checkpoint, Model, SafetensorsWeights, hash_of_files
 from common.errors import UserError
 
 if TYPE_CHECKING:

@@ -155,9 +155,10 @@ def _preflight(arguments: argparse.Namespace) -> None:
     if not arguments.experts:
         raise UserError("preflight needs --experts NAME=DIR ..., or --config FILE")
     from checkpoints.adapters import open_model
+    from checkpoints.dtypes import torch_name
     from checkpoints.headers import FLOATS
     from checkpoints.preflight import preflight
-    from checkpoints.reading import Checkpoint, torch_name
+    from checkpoints.reading import Checkpoint
 
     pickles = arguments.allow_pickle
     base = arguments.base and Checkpoint(arguments.base, allow_pickle=pickles)

@@ -48,7 +48,7 @@ class PickledWeights:
     """
 
     def __init__(self, source: Path) -> None:
-        from checkpoints.reading import torch_types
+        from checkpoints.dtypes import torch_types
 
         self.stored: dict[str, Stored] = {}
         self.files: dict[str, Path] = {}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from checkpoints.dtypes import torch_type, torch_types
 from checkpoints.names import is_embedding, is_head, with_vocabulary_size
-from checkpoints.reading import Model, torch_type, torch_types
+from checkpoints.reading import Model
 
 if TYPE_CHECKING:
     import torch

@@ -87,7 +87,7 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
     Raises:
         UserError: Its type is none that is stored here.
     """
-    from checkpoints.reading import torch_types
+    from checkpoints.dtypes import torch_types
 
     for name, dtype in torch_types().items():
         if dtype == tensor.dtype:

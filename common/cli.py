@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import sys
-import traceback
-from collections.abc import Sequence
 from typing import NoReturn
 
-from common.errors import UserError
+from common import warm
+from common.calling import call
 
 
 def byte_size(text: str) -> int:
@@ -42,34 +40,6 @@ def command_parser(package: str, description: str, epilog: str) -> argparse.Argu
     )
 
 
-def call(module: str, arguments: Sequence[str]) -> int:
-    """Run a command line's `main` and turn what goes wrong into one line and an exit code.
-
-    Args:
-        module: Name of the module that holds `main(arguments) -> int`.
-        arguments: The command line after the program's name.
-
-    Returns:
-        The exit code: 0 for success, 2 for an error of the user's, 130 after Ctrl-C, 1 for a
-        fault of the program itself (with its traceback).
-    """
-    try:
-        return importlib.import_module(module).main(list(arguments)) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 130
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else (0 if end.code is None else 2)
-    except BrokenPipeError:
-        return 141
-    except Exception:
-        traceback.print_exc()
-        return 1
-
-
 def run(module: str) -> NoReturn:
     """End the process with the exit code of a package's command line.
 
@@ -80,8 +50,6 @@ def run(module: str) -> NoReturn:
     Args:
         module: Name of the module that holds `main(arguments) -> int`.
     """
-    from common import warm
-
     if os.environ.get(warm.VARIABLE):
         code = warm.request(module, sys.argv[1:])
         if code is not None:

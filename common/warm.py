@@ -27,6 +27,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.calling import call
+
 VARIABLE = "BOTTLE_WARM_WORKER"  # holds the worker's socket path
 WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the experiment
 PRELOAD = (
@@ -137,8 +139,6 @@ def _serve_one(connection: socket.socket) -> None:
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from common.cli import call
-
         code = call(message["module"], message["arguments"])
         sys.stdout.flush()
         sys.stderr.flush()

@@ -197,7 +197,7 @@ def load(name: str, source: Source, models: Mapping[str, Model]) -> torch.Tensor
     """
     import torch
 
-    from checkpoints.reading import torch_type
+    from checkpoints.dtypes import torch_type
     from merges.engine.merger import rounded
 
     values = models[source.model].load(source.tensor)

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from common.progress import Progress
-from search.record import Evaluation, best_of, spearman
+from search.evaluation import Evaluation
+from search.record import best_of, spearman
 from search.space import Space
 from search.state import State, StateFile
 from search.strategies import Strategy

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from merges.engine.requests import WholeModelResult
     from merges.engine.streaming import Merge
-    from search.record import Evaluation
+    from search.evaluation import Evaluation
 
 
 class _InPlace:
@@ -118,7 +118,7 @@ class MergedSpace(Space):
             return self._result(recipe).tensors, {}
         import torch
 
-        from checkpoints.reading import torch_type
+        from checkpoints.dtypes import torch_type
 
         merge = self._merge(recipe)
         tensors = {

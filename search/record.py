@@ -1,4 +1,4 @@
-"""What was tried and how it did: evaluations, their average, their table."""
+"""What was tried and how it did: the average of evaluations and their table."""
 
 from __future__ import annotations
 
@@ -7,42 +7,14 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from search.space import Space
+from search.evaluation import Evaluation
+from search.space import Space
 
 TABLE = "search.csv"
-
-
-@dataclass
-class Evaluation:
-    """One candidate and how it did.
-
-    Attributes:
-        index: Its number in the order of the search, from 0.
-        genes: Its parameters by name, plain values.
-        average: Its dev average in [0, 1]; None where it failed.
-        tasks: Scores by task (``suite/task``); empty where it failed.
-        failure: Why it failed, else empty.
-        genome: What the strategy asked for; `search.space.Space.decode` reads it.
-        counted: Amounts for the cost.
-        full: Its average over all dev items, where the search looks at some of them only and this
-            one was scored again on all.
-    """
-
-    index: int
-    genes: dict[str, Any]
-    average: float | None = None
-    tasks: dict[str, float] = field(default_factory=dict)
-    failure: str = ""
-    genome: list[float] = field(default_factory=list)
-    counted: dict[str, float] = field(default_factory=dict)
-    full: float | None = None
 
 
 def average_of(tasks: Mapping[str, float], groups: Sequence[Sequence[str]]) -> float:

@@ -17,9 +17,10 @@ from merges.engine import registry
 from merges.engine.checks import check_output
 from merges.engine.config import MergeConfig
 from search import result
+from search.evaluation import Evaluation
 from search.merged import ListedSpace, SoupSpace
 from search.parameters import ParameterSpace
-from search.record import Evaluation, read_table, winner_of
+from search.record import read_table, winner_of
 from search.searches import data_flow
 from search.space import Space
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from search.record import Evaluation
+    from search.evaluation import Evaluation
 
 Recipe = Mapping[str, Any]  # plain values, as they can be written to a manifest
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_text
-from search.record import Evaluation
+from search.evaluation import Evaluation
 
 
 @dataclass

@@ -16,7 +16,8 @@ import torch
 from common.errors import UserError
 from evaluation.backends.hf import load_model
 from evaluation.harness import Harness
-from search.record import Evaluation, average_of
+from search.evaluation import Evaluation
+from search.record import average_of
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model

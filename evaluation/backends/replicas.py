@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from common.warm import die_with_parent
+from evaluation.backends.vllm_setup import prepare
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
@@ -114,7 +115,8 @@ def _work(pipe: Connection, arguments: dict[str, Any], devices: str, parent: int
     die_with_parent(parent)
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    from evaluation.backends.vllm import LLM
+    prepare()
+    from vllm import LLM
 
     engine = None
     try:

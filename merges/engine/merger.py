@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from checkpoints.devices import check_device
+from checkpoints.dtypes import torch_name, torch_type
 from checkpoints.headers import FLOATS
 from checkpoints.names import kind
-from checkpoints.reading import torch_name, torch_type
 from common.errors import UserError
 from merges.engine import registry
 from merges.engine.checks import numbers_by_expert

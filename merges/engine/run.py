@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checking import check_compatible, check_finite
+from checkpoints.dtypes import stored_type, torch_name
 from checkpoints.preflight import Report, preflight, types
-from checkpoints.reading import stored_type, torch_name
 from checkpoints.vocabulary import align
 from checkpoints.writing import StreamedWeights, copy_companions, divided, write_weights
 from common.cost import Cost, measure

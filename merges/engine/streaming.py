@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from checkpoints.checking import check_finite
+from checkpoints.dtypes import stored_type, torch_type
 from checkpoints.headers import FLOATS
-from checkpoints.reading import Model, stored_type, torch_type
+from checkpoints.reading import Model
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress

@@ -92,7 +92,7 @@ def _promoted(models: Sequence[Model]) -> str | None:
     """Return the type that all models' values fit into, None where it is the first one's."""
     import torch
 
-    from checkpoints.reading import torch_type
+    from checkpoints.dtypes import torch_type
 
     first, found = models[0], set()
     changes = False

@@ -9,8 +9,8 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json
 from search.cli import main
+from search.evaluation import Evaluation
 from search.greedy import Greedy
-from search.record import Evaluation
 
 
 def choose(scores, experts="abc"):

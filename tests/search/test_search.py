@@ -9,10 +9,11 @@ import pytest
 
 from common.errors import UserError
 from merges.engine.layer_rules import LayerRules
+from search.evaluation import Evaluation
 from search.evolutionary import CmaEs, check_settings
 from search.loop import Budget, Search, spread
 from search.parameters import genome, groups
-from search.record import Evaluation, average_of, spearman, table
+from search.record import average_of, spearman, table
 from search.space import Gene, Space, reflect
 from search.state import StateFile
 from search.strategies import Listed
