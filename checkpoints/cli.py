@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import byte_size
+from common.cli import add_values, byte_size, pairs
 from common.errors import UserError
 
 _DESCRIPTION = "Look at models on disk, check a merge before it runs, and its result after."
@@ -18,8 +16,8 @@ examples:
   python -m checkpoints show models/base
   python -m checkpoints preflight --base models/base \\
       --experts ja=models/ja math=adapters/math --vocabulary union --out merged/soup
-  python -m checkpoints smoke --model merged/soup --parent base=models/base \\
-      --parent ja=models/ja --out merged/soup.smoke.json
+  python -m checkpoints smoke --model merged/soup --parent base=models/base ja=models/ja \\
+      --out merged/soup.smoke.json
 """
 _PREFLIGHT = """\
 examples:
@@ -67,12 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         "preflight", help="check a merge before it runs", epilog=_PREFLIGHT, **raw
     )
     check.add_argument("--base", type=Path, metavar="DIR", help="common ancestor of the experts")
-    check.add_argument("--experts", nargs="+", metavar="NAME=DIR", help="models or LoRA adapters")
-    check.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="instead: what a whole experiment will fetch, store and compute",
+    add_values(
+        check, "--experts", required=True, metavar="NAME=DIR", help="models or LoRA adapters"
     )
     check.add_argument("--out", type=Path, metavar="DIR", help="the folder to be written")
     check.add_argument(
@@ -92,9 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         "smoke", help="finite logits, and perplexity beside the parents'", epilog=_SMOKE, **raw
     )
     smoke.add_argument("--model", type=Path, required=True, metavar="DIR", help="the merged model")
-    smoke.add_argument(
-        "--parent", action="append", default=[], metavar="NAME=DIR", help="repeatable"
-    )
+    add_values(smoke, "--parent", metavar="NAME=DIR", help="models to compare with")
     smoke.add_argument("--text", type=Path, metavar="FILE", help="what to read (a text of its own)")
     smoke.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
     convert = commands.add_parser(
@@ -116,18 +108,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pairs(items: Sequence[str], option: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for item in items:
-        name, _, path = item.partition("=")
-        if not name or not path:
-            raise UserError(f"{option} {item}: give NAME=DIR")
-        if name in found:
-            raise UserError(f"{option} {item}: {name!r} is given twice; choose another name")
-        found[name] = Path(path)
-    return found
-
-
 def _show(arguments: argparse.Namespace) -> None:
     from checkpoints.preflight import amount, counted, describe
     from checkpoints.reading import Checkpoint
@@ -145,28 +125,19 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> None:
-    if arguments.config:
-        # An experiment is the workflow's to read, which stands above this package.
-        command = [sys.executable, "-m", "workflow", "preflight", "--config", arguments.config]
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            sys.exit(code)
-        return
-    if not arguments.experts:
-        raise UserError("preflight needs --experts NAME=DIR ..., or --config FILE")
     from checkpoints.adapters import open_model
     from checkpoints.dtypes import torch_name
     from checkpoints.headers import FLOATS
-    from checkpoints.preflight import preflight
+    from checkpoints.preflight import check_merge
     from checkpoints.reading import Checkpoint
 
     pickles = arguments.allow_pickle
     base = arguments.base and Checkpoint(arguments.base, allow_pickle=pickles)
-    report = preflight(
+    report = check_merge(
         base,
         {
             name: open_model(path, base, allow_pickle=pickles)
-            for name, path in _pairs(arguments.experts, "--experts").items()
+            for name, path in pairs(arguments.experts, "--experts").items()
         },
         out=arguments.out,
         dtype={torch_name(kind): kind for kind in FLOATS}.get(arguments.dtype, arguments.dtype),
@@ -182,7 +153,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
 
 def _smoke(arguments: argparse.Namespace) -> None:
     # Reading a wrong argument should not cost the import of transformers.
-    parents = _pairs(arguments.parent, "--parent")
+    parents = pairs(arguments.parent, "--parent", reserved="")
     from checkpoints.smoke import TEXT, lines, smoke
 
     text = TEXT

@@ -157,7 +157,7 @@ def _check_disk(report: Report, out: Path, needed: int) -> None:
         report.errors.append(f"{parent}: no permission to write there; choose another folder")
 
 
-def preflight(
+def check_merge(
     base: Model | None,
     experts: Mapping[str, Model],
     *,
@@ -169,7 +169,7 @@ def preflight(
     passes: int = 1,
     threads: int = 1,
 ) -> Report:
-    """Check a merge and foretell its size, memory and time; nothing is read but headers.
+    """Check a merge and estimate its size, memory and time; nothing is read but headers.
 
     Memory is that of torch, and in every thread of one unit of work for each model and for the
     method's buffers, in float32: a piece of 65,536 values, a block of whole rows, or the largest

@@ -1,15 +1,19 @@
-"""How every `python -m PACKAGE` starts: here, or in a worker that is already warm."""
+"""What the command lines share: how they start, and options that several of them have."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from common import warm
 from common.calling import call
+from common.errors import UserError
 
 
 def byte_size(text: str) -> int:
@@ -38,6 +42,62 @@ def command_parser(package: str, description: str, epilog: str) -> argparse.Argu
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_values(parser: Any, option: str, **about: Any) -> None:
+    """Add an option that takes several values, is repeatable, or both.
+
+    Args:
+        parser: A parser or a group of its arguments.
+        option: The option, such as ``--experts``.
+        about: What `add_argument` takes besides.
+    """
+    parser.add_argument(option, nargs="+", action="extend", default=[], **about)
+
+
+def pairs(items: Iterable[str], option: str, reserved: str = "base") -> dict[str, Path]:
+    """Read ``NAME=PATH`` values.
+
+    Args:
+        items: The texts.
+        option: The option they belong to, for messages.
+        reserved: A name that no value may have.
+
+    Returns:
+        Paths by name, in the order given.
+
+    Raises:
+        UserError: An item has another form, or a name is given twice, is reserved or cannot be
+            printed.
+    """
+    found: dict[str, Path] = {}
+    for item in items:
+        name, _, path = item.partition("=")
+        if not name or not path:
+            raise UserError(f"{option} {item}: give NAME=PATH")
+        if not name.isprintable():
+            raise UserError(f"{option}: {name!a} holds unprintable characters; choose another name")
+        if name == reserved:
+            raise UserError(f"{option} {item}: {name!r} is the base's name; choose another")
+        if name in found:
+            raise UserError(f"{option} {item}: {name!r} is given twice; choose another name")
+        found[name] = Path(path)
+    return found
+
+
+def json_list(text: str | None, option: str) -> list[Any]:
+    """Read a list with at least one entry from an option.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        value = json.loads(text or "")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{option}: not valid JSON ({error}); give a list") from None
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{option}: give a list with at least one entry")
+    return value
 
 
 def run(module: str) -> NoReturn:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cli import add_values
 from common.errors import UserError
 from common.files import existing_above, write_json
 from evaluation.own_data import add_all, own_tasks
@@ -58,12 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="show suites and tasks and stop")
-    parser.add_argument(
+    add_values(
+        parser,
         "--model",
-        action="append",
-        default=[],
         metavar="[NAME=]DIR",
-        help="a Hugging Face model folder; may be repeated. NAME defaults to the folder's",
+        help="Hugging Face model folders; NAME defaults to the folder's",
     )
     parser.add_argument(
         "--suites", metavar="A,B", help="suites, or single tasks as suite/task, by commas"

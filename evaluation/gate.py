@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import add_values
 from common.errors import UserError, nearest
 from common.files import read_json, write_json
 
@@ -132,12 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, metavar="FILE", help="its scores")
-    parser.add_argument(
+    add_values(
+        parser,
         "--expert",
-        action="append",
         required=True,
         metavar="NAME=FILE:TASK,TASK",
-        help="an expert's scores and its domain's tasks as suite/task; may be repeated",
+        help="experts' scores and their domains' tasks as suite/task",
     )
     parser.add_argument(
         "--standard-errors",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import byte_size, command_parser
+from common.cli import add_values, byte_size, command_parser, pairs
 from common.errors import UserError
 from merges.engine import registry
 
@@ -68,16 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="common ancestor of the experts, a model folder"
     )
-    parser.add_argument(
-        "--experts", nargs="+", default=[], metavar="NAME=DIR", help="the models to merge"
-    )
+    add_values(parser, "--experts", metavar="NAME=DIR", help="the models to merge")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument(
+    add_values(
+        parser,
         "--set",
-        action="append",
-        default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the method; the value is JSON or plain text (repeatable)",
+        help="parameters of the method; a value is JSON or plain text",
     )
     parser.add_argument(
         "--set-layers",
@@ -91,10 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="merged|base",
         help="merge embeddings and norms too, or take the base's (default: merged)",
     )
-    parser.add_argument(
+    add_values(
+        parser,
         "--calibration",
-        nargs="+",
-        default=[],
         metavar="NAME=FILE",
         help="JSON lines from each expert's training distribution, for methods that need data",
     )
@@ -127,10 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="run a mergekit configuration; what it asks for that is not supported is named",
     )
-    kit.add_argument(
+    add_values(
+        kit,
         "--locate",
-        nargs="+",
-        default=[],
         metavar="NAME=DIR",
         help="folders of the models that the configuration names",
     )
@@ -196,35 +191,6 @@ def listing() -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def pairs(items: Sequence[str], option: str) -> dict[str, Path]:
-    """Read ``NAME=PATH`` arguments.
-
-    Args:
-        items: The texts.
-        option: The option they belong to, for messages.
-
-    Returns:
-        Paths by name, in the order given.
-
-    Raises:
-        UserError: An item has another form, or a name is given twice, is ``base`` or cannot be
-            printed.
-    """
-    found: dict[str, Path] = {}
-    for item in items:
-        name, separator, path = item.partition("=")
-        if not separator or not name or not path:
-            raise UserError(f"{option} {item}: give NAME=PATH")
-        if not name.isprintable():
-            raise UserError(f"{option}: {name!a} holds unprintable characters; choose another name")
-        if name == "base":
-            raise UserError(f"{option} {item}: 'base' is the base's name; choose another")
-        if name in found:
-            raise UserError(f"{option} {item}: {name!r} is given twice; choose another name")
-        found[name] = Path(path)
-    return found
 
 
 def read_settings(items: Sequence[str]) -> dict[str, Any]:

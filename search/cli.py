@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from common.cli import command_parser
+from common.cli import add_values, command_parser, json_list
 from common.errors import UserError
 from merges.cli import read_settings
 from merges.engine import registry
@@ -48,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("search", _DESCRIPTION, _EPILOG)
     parser.add_argument("command", choices=["tune", "evolve", "greedy", "replay"])
     parser.add_argument("--base", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--experts", nargs="+", required=True, metavar="NAME=DIR")
+    add_values(parser, "--experts", required=True, metavar="NAME=DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,11 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--method",
         help="as python -m merges --list shows it; greedy and the data-flow space take none",
     )
-    group.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="fixed parameters"
-    )
+    add_values(group, "--set", metavar="NAME=VALUE", help="fixed parameters")
     group.add_argument("--embeddings-and-norms", default="merged", choices=["merged", "base"])
-    group.add_argument("--calibration", nargs="+", default=[], metavar="NAME=FILE")
+    add_values(group, "--calibration", metavar="NAME=FILE")
     group.add_argument("--teachers", type=Path, metavar="DIR")
     group = parser.add_argument_group("how it is scored (tune, evolve, greedy)")
     group.add_argument("--data", type=Path, metavar="DIR", help="folder with the dev items")
@@ -140,21 +136,6 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--of", type=Path, metavar="DIR", help="the result of a finished search")
     group.add_argument("--evaluations", type=int, metavar="K", help="how many of them count")
     return parser
-
-
-def json_list(text: str | None, option: str) -> list[Any]:
-    """Read a list with at least one entry from an option.
-
-    Raises:
-        UserError: It is none.
-    """
-    try:
-        value = json.loads(text or "")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{option}: not valid JSON ({error}); give a list") from None
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{option}: give a list with at least one entry")
-    return value
 
 
 _ONLY_FOR = {

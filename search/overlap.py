@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from evaluation.data.dev import content_hash
 from evaluation.harness import Harness
 from evaluation.lm_task import items_file
 from evaluation.own_data import own_tasks
 from evaluation.suites import select
-
-
-def content_hash(prompt: str, answer: str) -> str:
-    """Hash what an item asks and what is right, whatever its spaces, case and character forms.
-
-    Args:
-        prompt: The prompt without solved examples.
-        answer: The right answer's text.
-
-    Returns:
-        The sha256 as 64 hexadecimal digits.
-    """
-    parts = (
-        " ".join(unicodedata.normalize("NFKC", part).casefold().split())
-        for part in (prompt, answer)
-    )
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def check_no_overlap(data: Path, suites: Sequence[str], tokenizer: Path) -> None:
@@ -51,13 +33,13 @@ def check_no_overlap(data: Path, suites: Sequence[str], tokenizer: Path) -> None
     names = [task.name for task in tested]
     dev, test = (Harness(data, names, split, tokenizer).contents() for split in ("dev", "test"))
     seen = {
-        content_hash(prompt, answer): (task, id)
+        content_hash({"prompt": prompt, "answer": answer}): (task, id)
         for task, items in test.items()
         for id, prompt, answer in items
     }
     for task, items in dev.items():
         for id, prompt, answer in items:
-            if found := seen.get(content_hash(prompt, answer)):
+            if found := seen.get(content_hash({"prompt": prompt, "answer": answer})):
                 raise UserError(
                     f"task {task}: dev item {id} is also a test item ({found[1]} of {found[0]}), "
                     f"so a search on dev would see the test; make the data in {data} again, with "

@@ -9,10 +9,10 @@ from typing import Any
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.vocabulary import align
 from common import manifest
+from common.cli import pairs
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
-from merges.cli import pairs
 from merges.engine import registry
 from merges.engine.checks import check_output
 from merges.engine.config import MergeConfig

@@ -12,16 +12,16 @@ from checkpoints.devices import check_device
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.vocabulary import align
 from common import manifest, sources
+from common.cli import json_list, pairs
 from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory
 from evaluation.own_data import own_tasks
 from evaluation.suites import Task, select
-from merges.cli import pairs, read_settings
+from merges.cli import read_settings
 from merges.engine.checks import check_config, check_output
 from merges.engine.config import MergeConfig
 from search import result
-from search.cli import json_list
 from search.greedy import Greedy
 from search.loop import Budget, Search, Serial, agreement, spread
 from search.merged import ListedSpace, SoupSpace

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError
+from common.cli import add_values, command_parser, pairs
 
 _DESCRIPTION = """\
 Compute each expert's final hidden states on its own calibration data once, for all DAM trainings
@@ -25,19 +25,12 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m merges teachers",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("merges teachers", _DESCRIPTION, _EPILOG)
     parser.add_argument("--base", type=Path, required=True, help="common ancestor, a model folder")
-    parser.add_argument(
-        "--experts", nargs="+", required=True, metavar="NAME=DIR", help="the experts"
-    )
-    parser.add_argument(
+    add_values(parser, "--experts", required=True, metavar="NAME=DIR", help="the experts")
+    add_values(
+        parser,
         "--calibration",
-        nargs="+",
         required=True,
         metavar="NAME=FILE",
         help="JSON lines from each expert's training distribution",
@@ -56,18 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pairs(items: Sequence[str], option: str) -> dict[str, Path]:
-    pairs: dict[str, Path] = {}
-    for item in items:
-        name, separator, path = item.partition("=")
-        if not separator or not name or not path:
-            raise UserError(f"{option} {item}: give NAME=PATH")
-        if name in pairs:
-            raise UserError(f"{option} {item}: {name!r} is given twice; choose another name")
-        pairs[name] = Path(path)
-    return pairs
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
@@ -81,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: What the user can mend.
     """
     arguments = build_parser().parse_args(argv)
-    experts = _pairs(arguments.experts, "--experts")
-    calibration = _pairs(arguments.calibration, "--calibration")
+    experts = pairs(arguments.experts, "--experts")
+    calibration = pairs(arguments.calibration, "--calibration")
     import torch
 
     from checkpoints.checking import check_compatible

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.checking import check_compatible, check_finite
 from checkpoints.dtypes import stored_type, torch_name
-from checkpoints.preflight import Report, preflight, types
+from checkpoints.preflight import Report, check_merge, types
 from checkpoints.vocabulary import align
 from checkpoints.writing import StreamedWeights, copy_companions, divided, write_weights
 from common.cost import Cost, measure
@@ -145,7 +145,7 @@ def plan(out: Path, config: MergeConfig) -> Report:
         config: The merge.
 
     Returns:
-        What was found in the models; see `checkpoints.preflight.preflight`.
+        What was found in the models; see `checkpoints.preflight.check_merge`.
 
     Raises:
         UserError: The configuration itself is wrong, whatever the models hold.
@@ -159,7 +159,7 @@ def plan(out: Path, config: MergeConfig) -> Report:
     check_donor(config)
     if whole_model:
         check_whole(config)
-    report = preflight(
+    report = check_merge(
         config.base,
         config.experts,
         out=out,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import preflight as module
 from checkpoints.checking import check_compatible
 from checkpoints.cli import main
-from checkpoints.preflight import amount, preflight
+from checkpoints.preflight import amount, check_merge
 from checkpoints.reading import SINGLE, Checkpoint
 from common.errors import UserError
 
@@ -39,7 +39,7 @@ def store(folder, change):
 
 
 def test_a_sound_merge_has_no_errors_and_its_size_is_counted(base, copy, tmp_path):
-    report = preflight(
+    report = check_merge(
         Checkpoint(base),
         {"e": Checkpoint(copy)},
         out=tmp_path / "deep" / "out",
@@ -63,7 +63,7 @@ def test_sizes_agree_with_the_files_that_are_written(base, tmp_path):
         folder = tmp_path / str(shard_bytes)
         folder.mkdir()
         hashes = write_weights(folder, checkpoint.state_dict(), shard_bytes)
-        report = preflight(checkpoint, {"e": checkpoint}, shard_bytes=shard_bytes)
+        report = check_merge(checkpoint, {"e": checkpoint}, shard_bytes=shard_bytes)
         assert f" in {len(hashes)} weight file" in "\n".join(report.facts)
 
 
@@ -83,7 +83,7 @@ def test_another_architecture_is_refused(base, copy, fields, match):
     with pytest.raises(UserError, match=match) as caught:
         check_compatible(Checkpoint(base), {"e": expert})
     assert "\n" not in str(caught.value)
-    assert str(caught.value) in preflight(Checkpoint(base), {"e": expert}).errors
+    assert str(caught.value) in check_merge(Checkpoint(base), {"e": expert}).errors
 
 
 def test_a_field_that_only_one_configuration_has_is_no_difference(base, copy):
@@ -96,7 +96,7 @@ def test_a_field_that_only_one_configuration_has_is_no_difference(base, copy):
 def test_all_errors_are_told_not_only_the_first(base, copy, make_model, tmp_path):
     other = make_model(tmp_path / "other", vocabulary=50)
     store(copy, lambda name, tensor: None if name == "model.norm.weight" else tensor)
-    report = preflight(Checkpoint(base), {"short": Checkpoint(copy), "wide": Checkpoint(other)})
+    report = check_merge(Checkpoint(base), {"short": Checkpoint(copy), "wide": Checkpoint(other)})
     assert len(report.errors) == 2
     assert "expert short" in report.errors[0] and "model.norm.weight" in report.errors[0]
     assert "expert wide" in report.errors[1] and "50 tokens against 48" in report.errors[1]
@@ -110,15 +110,15 @@ def test_all_errors_are_told_not_only_the_first(base, copy, make_model, tmp_path
 def test_a_vocabulary_policy_is_followed(base, make_model, tmp_path):
     other = Checkpoint(make_model(tmp_path / "other", vocabulary=50))
     for policy in ("base", "union", "crop-to-base"):
-        report = preflight(Checkpoint(base), {"wide": other}, vocabulary=policy)
+        report = check_merge(Checkpoint(base), {"wide": other}, vocabulary=policy)
         assert report.errors == []
-    grown = preflight(Checkpoint(base), {"wide": other}, vocabulary="union")
+    grown = check_merge(Checkpoint(base), {"wide": other}, vocabulary="union")
     # two rows of 32 float32 values more in embedding and head than the base's 86,656 bytes
     assert any("result: 87.2 KB" in fact for fact in grown.facts)
     assert any("2 tokens that the base lacks" in note for note in grown.notes)
     # no policy mends another shape
     narrow = Checkpoint(make_model(tmp_path / "narrow", vocabulary=50, intermediate_size=32))
-    report = preflight(Checkpoint(base), {"narrow": narrow}, vocabulary="base")
+    report = check_merge(Checkpoint(base), {"narrow": narrow}, vocabulary="base")
     assert "intermediate_size is 32" in report.errors[0]
 
 
@@ -128,7 +128,7 @@ def test_what_differs_but_stops_nothing_is_noted(base, copy):
     shutil.copytree(base, copy.parent / "first")
     (copy.parent / "first" / "chat_template.jinja").write_text("b")
     half = store(copy, lambda name, tensor: tensor.bfloat16())
-    report = preflight(Checkpoint(copy.parent / "first"), {"e": half})
+    report = check_merge(Checkpoint(copy.parent / "first"), {"e": half})
     assert report.errors == []
     notes = "\n".join(report.notes)
     for part in (
@@ -142,19 +142,19 @@ def test_what_differs_but_stops_nothing_is_noted(base, copy):
 
 def test_tied_heads_biases_and_buffers_are_told(base, copy, make_model, tmp_path):
     tied = Checkpoint(make_model(tmp_path / "tied", tie_word_embeddings=True))
-    assert "head tied to the embedding" in preflight(tied, {"e": tied}).facts[0]
+    assert "head tied to the embedding" in check_merge(tied, {"e": tied}).facts[0]
     with pytest.raises(UserError, match=r"lm_head\.weight.*ties its output head"):
         check_compatible(tied, {"e": Checkpoint(base)})
     with pytest.raises(UserError, match=r"lacks .*lm_head\.weight.*ties its output head"):
         check_compatible(Checkpoint(base), {"e": tied})
     biased = Checkpoint(make_model(tmp_path / "biased", attention_bias=True))
-    assert "8 bias vectors merged like weights" in preflight(biased, {"e": biased}).notes
+    assert "8 bias vectors merged like weights" in check_merge(biased, {"e": biased}).notes
     with pytest.raises(UserError, match=r"\(one of them has biases\)"):
         check_compatible(Checkpoint(base), {"e": biased})
     held = load_file(copy / SINGLE)
     save_file(held | {"count": torch.tensor([3])}, copy / SINGLE)
     counting = Checkpoint(copy)
-    assert "1 tensor without floating-point" in preflight(counting, {"e": counting}).notes[0]
+    assert "1 tensor without floating-point" in check_merge(counting, {"e": counting}).notes[0]
 
 
 def test_a_tensor_of_numbers_of_another_kind_is_refused(base, copy):
@@ -167,14 +167,14 @@ def test_a_full_disk_is_foreseen(base, copy, tmp_path, monkeypatch):
     free = SimpleNamespace(free=40_000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
     arguments = Checkpoint(base), {"e": Checkpoint(copy)}
-    report = preflight(*arguments, out=tmp_path / "out")
+    report = check_merge(*arguments, out=tmp_path / "out")
     assert len(report.errors) == 1
     assert (
         "the disk is full: 40 KB are free" in report.errors[0]
         and "KB are needed" in report.errors[0]
     )
     free.free = 10**9
-    assert preflight(*arguments, out=tmp_path / "out").errors == []
+    assert check_merge(*arguments, out=tmp_path / "out").errors == []
 
 
 def test_memory_follows_the_unit_of_work(base, monkeypatch):
@@ -183,7 +183,7 @@ def test_memory_follows_the_unit_of_work(base, monkeypatch):
     checkpoint = Checkpoint(base)
 
     def memory(**options):
-        facts = preflight(checkpoint, {"a": checkpoint, "b": checkpoint}, **options).facts
+        facts = check_merge(checkpoint, {"a": checkpoint, "b": checkpoint}, **options).facts
         return next(fact for fact in facts if fact.startswith("memory"))
 
     # three models and six buffers of 100 values, of the largest parameter of 64 x 32
@@ -193,13 +193,13 @@ def test_memory_follows_the_unit_of_work(base, monkeypatch):
 
 def test_an_unknown_type_and_no_expert_are_refused(base):
     with pytest.raises(UserError, match=r"'BF17' .*did you mean 'BF16'"):
-        preflight(Checkpoint(base), {"e": Checkpoint(base)}, dtype="BF17")
+        check_merge(Checkpoint(base), {"e": Checkpoint(base)}, dtype="BF17")
     with pytest.raises(UserError, match="no expert"):
-        preflight(Checkpoint(base), {})
+        check_merge(Checkpoint(base), {})
 
 
 def test_a_merge_without_a_base_is_held_against_its_first_expert(base, copy):
-    report = preflight(None, {"a": Checkpoint(base), "b": Checkpoint(copy)})
+    report = check_merge(None, {"a": Checkpoint(base), "b": Checkpoint(copy)})
     assert report.errors == []
     assert report.facts[0].startswith("first expert: llama")
 
@@ -222,7 +222,7 @@ def test_the_command_prints_the_report_and_fails_with_it(base, copy, tmp_path, c
         main(given)
     assert "base: llama" in capsys.readouterr().out
     for wrong, match in [
-        (["--experts", "e"], "--experts e: give NAME=DIR"),
+        (["--experts", "e"], "--experts e: give NAME=PATH"),
         (["--experts", f"e={copy}", f"e={copy}"], "'e' is given twice"),
     ]:
         with pytest.raises(UserError, match=match):

@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_one_line(models, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot be read as UTF-8"):
         main(["smoke", "--model", "m", "--out", "o", "--text", str(tmp_path / "none")])
-    with pytest.raises(UserError, match="--parent ja: give NAME=DIR"):
+    with pytest.raises(UserError, match="--parent ja: give NAME=PATH"):
         main(["smoke", "--model", "m", "--out", "o", "--parent", "ja"])
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.adapters import open_model
 from checkpoints.names import kind
-from checkpoints.preflight import preflight
+from checkpoints.preflight import check_merge
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import StreamedWeights, TensorSpec
 from common.errors import UserError
@@ -281,7 +281,7 @@ def test_a_failure_stops_the_other_threads_within_their_parameter(
 def test_an_expert_without_a_tokenizer_is_noted(llama: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(llama / "ja", tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
-    report = preflight(Checkpoint(llama / "base"), {"x": Checkpoint(bare)})
+    report = check_merge(Checkpoint(llama / "base"), {"x": Checkpoint(bare)})
     assert not report.errors
     assert any("expert x has no tokenizer.json" in note for note in report.notes)
 

@@ -72,6 +72,46 @@ def test_imports_follow_the_way_of_the_data(package):
                 assert room not in MAY_IMPORT or room in allowed, f"{path} imports {module}"
 
 
+def imports_of(path, modules):
+    """The project's own modules that a file imports: at its top, in functions, or for types."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module)
+    return found & modules
+
+
+def circles(graph):
+    """The sets of nodes that reach each other, found by taking away what is at an end."""
+    left = {node: set(targets) - {node} for node, targets in graph.items()}
+    while ends := [n for n, to in left.items() if not to] or [
+        n for n in left if not any(n in to for to in left.values())
+    ]:
+        left = {n: to - set(ends) for n, to in left.items() if n not in ends}
+    return left
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == {}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"c"}}) == {"b": {"c"}, "c": {"b"}}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {}
+    for path in tracked():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if path.suffix == ".py" and parts[0] != "tests":
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert "merges.engine.run" in files
+    graph = {module: imports_of(path, set(files)) for module, path in files.items()}
+    assert "merges.engine.streaming" in graph["merges.engine.run"]
+    assert circles(graph) == {}
+
+
 def test_every_package_is_a_command_that_starts_light():
     for package in sorted({name.partition("/")[0] for name in MAY_IMPORT} - {"common"}):
         code = (
