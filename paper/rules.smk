@@ -153,7 +153,7 @@ rule benchmarks:
             )
         ),
         source=options(CONFIG.hub.benchmark_options()),
-        dev=lambda wildcards: options(hub.dev_options(CONFIG, wildcards.case)),
+        dev=lambda wildcards: options(CONFIG.dev_options(wildcards.case)),
         code=lambda wildcards: code(
             *data_files(
                 task.partition("/")[0].partition(":")[0] for task in CASES[wildcards.case].tasks

@@ -90,7 +90,7 @@ def test_two_processes_write_the_same_bytes(llama: Path, tmp_path: Path) -> None
         (["--experts", "ja"], "give NAME=PATH"),
         (["--experts", "ja=x", "ja=y"], "given twice"),
         (["--experts", "base=x"], "'base' is the base's name"),
-        (["--experts", "ja=nowhere"], "nowhere: no such folder"),
+        (["--experts", "new=nowhere"], "nowhere: no such folder"),
         (["--method", "dares_ties"], "did you mean 'dare_ties'"),
     ],
 )

@@ -128,11 +128,11 @@ def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
     case = config.cases["case1"]
     # In the order of the columns, each a group of the average.
     assert case.searched_columns == [["ja8/jcommonsenseqa"], ["ja8/jnli"]]
-    assert hub.dev_options(config, "case1") == {
+    assert config.dev_options("case1") == {
         "dev": "ja8/jnli,ja8/jcommonsenseqa",
         "dev_items": 60,
     }
-    assert hub.dev_options(config, "case2") == {}
+    assert config.dev_options("case2") == {}
 
     def misspelt(config):
         tuned(config)

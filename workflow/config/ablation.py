@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from common.errors import UserError
 from workflow.config.entry import Distinct, Entry, Name, Parameters, Seed, known
-
-if TYPE_CHECKING:
-    from workflow.config.experiment import Experiment
+from workflow.config.methods import Row
 
 
 class Objective(Entry):
@@ -48,17 +47,24 @@ class Ablation(Entry):
         entry = self.objectives[objective]
         return {**row, **self.set, **entry.set, "objective": entry.objective}
 
-    def check(self, experiment: Experiment) -> None:
+    def check(
+        self, cases: Collection[str], rows: Mapping[str, Row], resolve: Callable[..., object]
+    ) -> None:
         """Refuse a case, row or parameter that does not exist.
+
+        Args:
+            cases: The experiment's cases.
+            rows: Its method rows.
+            resolve: `workflow.config.experiment.Experiment.resolve`.
 
         Raises:
             UserError: One line with the place and the nearest valid name.
         """
-        known(self.case, experiment.cases, "ablation.case", "case")
-        known(self.row, experiment.methods, "ablation.row", "row")
-        row = experiment.methods[self.row]
+        known(self.case, cases, "ablation.case", "case")
+        known(self.row, rows, "ablation.row", "row")
+        row = rows[self.row]
         if row.search or row.method is None:
             raise UserError(f"ablation.row: {self.row} is searched for; name a fixed row")
         for name in self.objectives:
             where = f"ablation.objectives.{name}"
-            experiment.resolve(row.method, self.settings(row.set, name), where)
+            resolve(row.method, self.settings(row.set, name), where)

@@ -87,6 +87,23 @@ class Experiment(Entry):
         given: dict[str, Any] = {"table": ROOT / self.hub.table, "lock": self.hub_lock}
         return given if self.hub.mirror is None else given | {"mirror": self.hub.mirror}
 
+    def dev_options(self, case: str) -> dict[str, Any]:
+        """Return the options of `python -m evaluation data` for the dev items of a case's searches.
+
+        Args:
+            case: The case's name.
+
+        Returns:
+            Options by name; empty where no row of the case is searched.
+        """
+        if not any(self.methods[row].search for row in self.rows_of(case)):
+            return {}
+        tasks = [task for task in self.cases[case].searched_tasks if task not in self.tasks]
+        return {
+            "dev": ",".join(map(hub.without_variant, tasks)),
+            "dev_items": self.evaluation.dev_items,
+        }
+
     def pickled(self) -> set[str]:
         """Name the parents, of all published cases, whose weights the table allows as pickles."""
         references = self.hub.references
@@ -139,10 +156,10 @@ class Experiment(Entry):
         for name, row in self.methods.items():
             self._check_row(name, row, f"methods.{name}")
         if self.ablation:
-            self.ablation.check(self)
+            self.ablation.check(self.cases, self.methods, self.resolve)
         if self.scores_from is None:
             self.evaluation.check()
-        hub.check(self)
+        hub.check(self.hub, self.cases, self.methods)
 
     def _check_row(self, name: str, row: Row, where: str) -> None:
         for chosen in row.cases or ():

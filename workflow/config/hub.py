@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -14,9 +13,7 @@ from paper.hub.table import Reference, read_table
 from workflow.config.cases import Case
 from workflow.config.entry import Entry
 from workflow.config.evaluation import ROOT
-
-if TYPE_CHECKING:
-    from workflow.config.experiment import Experiment
+from workflow.config.methods import Row
 
 References = Mapping[str, Reference]
 
@@ -67,47 +64,31 @@ def without_variant(task: str) -> str:
     return f"{suite.partition(':')[0]}/{name}"
 
 
-def dev_options(experiment: Experiment, case: str) -> dict[str, Any]:
-    """Return the options of `python -m evaluation data` for the dev items of a case's searches.
-
-    Args:
-        experiment: The resolved configuration.
-        case: The case's name.
-
-    Returns:
-        Options by name; empty where no row of the case is searched.
-    """
-    if not any(experiment.methods[row].search for row in experiment.rows_of(case)):
-        return {}
-    tasks = [task for task in experiment.cases[case].searched_tasks if task not in experiment.tasks]
-    return {
-        "dev": ",".join(map(without_variant, tasks)),
-        "dev_items": experiment.evaluation.dev_items,
-    }
-
-
-def check(experiment: Experiment) -> None:
+def check(hub: Hub, cases: Mapping[str, Case], rows: Mapping[str, Row]) -> None:
     """Refuse cases that are neither of the bottle nor of the hub, and unknown references.
 
     Args:
-        experiment: The configuration.
+        hub: Where published models and data sets come from.
+        cases: The experiment's cases.
+        rows: Its method rows.
 
     Raises:
         UserError: One line with the place and, where there is one, the nearest valid name.
     """
-    hub = experiment.hub
     if hub.stand_ins is not None and hub.benchmarks is None:
         raise UserError("hub.stand_ins names files below hub.benchmarks, which is not given")
-    cases, rows = experiment.cases.values(), experiment.methods.values()
-    fetched = any(case.fetched for case in cases) or any(row.hub for row in rows)
+    fetched = any(case.fetched for case in cases.values()) or any(row.hub for row in rows.values())
     references = hub.references if fetched else {}
-    for name, case in experiment.cases.items():
+    for name, case in cases.items():
         if case.fetched:
             _check_fetched(case, f"cases.{name}", references, hub.table)
         else:
             _check_made(case, f"cases.{name}")
-    for name in experiment.methods:
-        _check_row(experiment, name, references)
+    for name, row in rows.items():
+        if row.hub is not None:
+            _referred(references, row.hub, "model", f"methods.{name}", hub.table)
+        for id in row.cases or cases:
+            _check_row(row, f"methods.{name}", cases[id], id)
 
 
 def _referred(references: References, name: str, kind: str, where: str, table: str) -> None:
@@ -146,20 +127,16 @@ def _check_fetched(case: Case, where: str, references: References, table: str) -
             _referred(references, expert.calibration.hub, "dataset", about, table)
 
 
-def _check_row(experiment: Experiment, name: str, references: References) -> None:
-    row, where = experiment.methods[name], f"methods.{name}"
-    if row.hub is not None:
-        _referred(references, row.hub, "model", where, experiment.hub.table)
-    for id, case in experiment.cases_of(row).items():
-        if not case.fetched:
-            if row.hub is not None:
-                raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
-            continue
-        if row.search:
-            _check_dev(case, id, where)
-        for expert in row.experts_of(case.experts) if row.learns else ():
-            if case.experts[expert].calibration is None:
-                raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")
+def _check_row(row: Row, where: str, case: Case, id: str) -> None:
+    if not case.fetched:
+        if row.hub is not None:
+            raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
+        return
+    if row.search:
+        _check_dev(case, id, where)
+    for expert in row.experts_of(case.experts) if row.learns else ():
+        if case.experts[expert].calibration is None:
+            raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")
 
 
 def _check_dev(case: Case, id: str, where: str) -> None:
