@@ -169,14 +169,6 @@ def test_a_store_changes_no_score_and_makes_nothing_run_again(project):
     assert json.loads(scores.with_name("soup.cost.json").read_text())["counted"]["tokens"] > 0
 
 
-def test_changed_code_of_one_method_runs_only_that_method(project):
-    with open(project.folder / "merges" / "methods" / "dare.py", "a", encoding="utf-8") as source:
-        source.write("\n_UNUSED = 1\n")
-    planned = project.planned()
-    assert planned["merge"] == 2
-    assert not {"tune", "evolve", "ablation_merge", "bottle_base"} & set(planned)
-
-
 def test_tables_and_figures_never_run_a_merge_or_an_evaluation(project):
     scores = project.results / "case1" / "scores" / "test"
     (scores / "ties.json").unlink()  # one row is missing, all code has changed

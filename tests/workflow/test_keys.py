@@ -1,17 +1,24 @@
 """What runs again after a change of the code: all that it can change, and nothing more."""
 
 import ast
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from common.sources import no_number, reachable
+from evaluation.sources import data_files, evaluation_files
+from evaluation.suites import select
+from merges.engine import registry
+from search.sources import search_files
+
 pytestmark = pytest.mark.workflow
-ROOT = Path(__file__).resolve().parents[2]
 REPORT = {"smoke", "make_tables", "make_figures", "make_page"}
-CASE1, CASE2 = ("bottle_ja8", "bottle_gsm_en"), ("bottle_okapi_de", "bottle_kobest")
 
 
 @contextmanager
@@ -100,7 +107,7 @@ def test_a_change_of_what_computes_runs_what_it_can_change(project):
     # A metric of all suites: all evaluations and searches, and no merge that is not searched.
     found = after("evaluation/metrics.py")
     scored = {"evaluate", "ablation_evaluate", "gate", "tune", "evolve", "greedy"}
-    assert rules(found) == scored | REPORT | {"ablation_smoke"} - {"ablation_smoke"}
+    assert rules(found) == scored | REPORT
     assert {case for rule, case, _ in found if rule == "evaluate"} == {"case1", "case2"}
     assert after("evaluation/backends/hf.py") == found
 
@@ -125,3 +132,111 @@ def test_a_change_of_what_computes_runs_what_it_can_change(project):
     # The report alone.
     assert rules(after("report/palette.py")) == {"make_figures", "make_page"}
     assert rules(after("report/averages.py")) == {"make_tables", "make_figures", "make_page"}
+
+
+def test_a_merge_waits_for_the_gate_and_one_that_fails_stops_it(project):
+    project.config["gate"] = {"stop": True}
+    project.config["methods"]["ties"]["set"]["density"] = 0.3
+    project.write()
+    found = jobs(project)
+    assert {case for rule, case, _ in found if rule == "gate"} == {"case1", "case2"}
+    assert {name for rule, _, name in found if rule in ("merge", "tune", "greedy")} == {"ties"}
+    # The experts of the tiny experiment learn nothing.
+    code, output = project.run("snakemake", "--configfile", "tiny.yaml", "--cores", "2")
+    assert code != 0 and re.search(r"^error: expert \w+ did not learn its domain", output, re.M)
+    assert "rule merge:" not in output and "rule make_tables:" not in output
+
+
+# Runs steps in forks of one process, and writes which files of the project each has imported.
+SPY = """
+import importlib, json, os, sys
+import lm_eval, torch, transformers
+root = os.environ["PYTHONPATH"] + os.sep
+for name, (module, arguments) in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        importlib.import_module(module).main(arguments)
+        files = {getattr(found, "__file__", None) or "" for found in list(sys.modules.values())}
+        with open(f"{name}.imports", "w") as stream:
+            json.dump([file[len(root):] for file in files if file.startswith(root)], stream)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"{name} failed")
+"""
+
+
+def steps(case, experts, suites):
+    """Return one step of each kind: its module, its command line, its entry points."""
+    models, data = f"{case}/models", f"{case}/data"
+    parents = ["--base", f"{models}/base", "--experts", *(f"{e}={models}/{e}" for e in experts)]
+    learned = ["--calibration", *(f"{e}={data}/calibration/{e}.jsonl" for e in experts)]
+    guided = ["--data", data, "--suites", ",".join(suites), "--out"]
+    tasks, world, states = select(suites), f"bottle/{case}.py", "merges/dam/states.py"
+    dam = ["--method", "dam", "--teachers", f"{case}/teachers", "--set", "samples=8"]
+    tune = ["tune", "--method", "ties", *parents, "--candidates", '[{"density": 0.3}]', *guided]
+    evolve = ["evolve", "--method", "dare_ties", *parents, "--budget", "2", *guided]
+    train = ["train", "--case", case, "--role", "base", "--data", data, "--steps", "1", "--out"]
+    few = ["--test-items", "2", "--dev-items", "2", "--calibration-rows", "4", "--out"]
+    scores = ["--model", f"{models}/base", "--split", "dev", *guided, "base.json"]
+    greedy = ["greedy", *parents, *guided]
+    smoke = ["smoke", "--model", f"{models}/base", "--out", "smoke.json"]
+    tables = ["tables", "--config", "config.json", "--results", ".", "--out", "more"]
+    return {
+        "data": (
+            "bottle",
+            ["data", "--case", case, *few, "made"],
+            "bottle/data.py",
+            world,
+        ),
+        "train": ("bottle", [*train, "trained"], "bottle/training.py", world),
+        "evaluate": ("evaluation", scores, *evaluation_files(tasks)),
+        "ties": ("merges", ["--method", "ties", *parents, "--out", "a"], *registry.sources("ties")),
+        "dam": ("merges", [*dam, *parents, *learned, "--out", "b"], *registry.sources("dam")),
+        "teachers": (
+            "merges",
+            ["teachers", *parents, *learned, "--out", "c"],
+            states,
+        ),
+        "tune": ("search", [*tune, "d"], *search_files("tune", "ties", tasks)),
+        "evolve": ("search", [*evolve, "e"], *search_files("evolve", "dare_ties", tasks)),
+        "greedy": (
+            "search",
+            [*greedy, "f"],
+            *search_files("greedy", "linear", tasks),
+        ),
+        "smoke": ("checkpoints", smoke, "checkpoints/smoke.py"),
+        "tables": ("report", tables, "report/tables.py", "report/cost.py"),
+    }
+
+
+def test_every_module_that_a_step_imports_is_in_its_key_or_cannot_change_a_number(project):
+    made = steps("case2", ("de", "ko", "sql"), ["bottle_okapi_de/arc", "bottle_sql_eval"])
+    commands = {name: (f"{step[0]}.cli", step[1]) for name, step in made.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, json.dumps(commands)],
+        cwd=project.results,
+        env=os.environ | {"PYTHONPATH": str(project.folder), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (_, _, *entries) in made.items():
+        imported = set(json.loads((project.results / f"{name}.imports").read_text()))
+        key = set(reachable(tuple(entries)))
+        assert imported & key, name
+        unknown = {path for path in imported - key if not no_number(path)}
+        assert not unknown, (name, unknown)
+
+
+def test_one_converter_and_one_engine_are_in_the_keys_that_use_them():
+    data = {suite: set(reachable(data_files([suite]))) for suite in ("ja8", "kobest")}
+    assert data["ja8"] - data["kobest"] >= {"evaluation/data/converters/ja8.py"}
+    assert "evaluation/data/converters/kobest.py" not in data["ja8"]
+    sql = {
+        engine: set(reachable(evaluation_files(select(["sql_eval"]), engine=engine)))
+        for engine in ("sqlite", "postgres")
+    }
+    assert "evaluation/sql/postgres.py" in sql["postgres"] - sql["sqlite"]
+    assert "evaluation/sql/sqlite.py" in sql["sqlite"]
+    vllm = set(reachable(evaluation_files(select(["kobest"]), "vllm")))
+    assert "evaluation/backends/vllm.py" in vllm and "evaluation/backends/hf.py" not in vllm
+    assert not any(path.startswith("evaluation/sql/") for path in vllm)
