@@ -114,7 +114,7 @@ def test_a_change_of_what_computes_runs_what_it_can_change(project):
     # Arithmetic of the merges: of a few methods, of all, of DAM's training.
     found = after("merges/arithmetic/selection.py")
     assert {name for rule, _, name in found if rule in ("merge", "tune", "evolve", "greedy")} == {
-        *("ties", "dare_ties", "ties_tuned", "evolutionary")
+        *("ties", "dare_ties", "ties_tuned")
     }
     found = after("merges/arithmetic/kernels.py")
     assert rules(found) >= {"merge", "tune", "evolve", "greedy", "ablation_merge"}
