@@ -114,7 +114,7 @@ def compare(
     from merges.engine.layer_rules import LayerRules
     from merges.engine.run import merge_to_disk
     from search.evolutionary import CmaEs
-    from search.loop import Budget, Search, Serial
+    from search.loop import Budget, Search
     from search.parameters import ParameterSpace
     from search.state import StateFile
     from search.workbench import Allocated, Workbench
@@ -129,7 +129,7 @@ def compare(
         ready = time.process_time() - began
         strategy = CmaEs(space.genes, population=None, sigma=0.3, seed=0)
         file = StateFile(Path(scratch) / "out", {})
-        search = Search(space, strategy, Serial(bench), Budget(count), file)
+        search = Search(space, strategy, bench, Budget(count), file)
         clock = Clock()
         clock.watch(Allocated, "become")
         clock.watch(Workbench, "_score")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -19,43 +18,6 @@ from search.strategies import Strategy
 from search.workbench import Workbench
 
 Candidate = tuple[int, list[float]]  # its number in the order of the search, its genome
-
-
-class Executor(Protocol):
-    """Has candidates scored, here or elsewhere, one after another or many at a time."""
-
-    def run(
-        self, candidates: Sequence[Candidate], stop: Callable[[], bool]
-    ) -> Iterator[Evaluation]:
-        """Score candidates of one generation; none depends on another.
-
-        Args:
-            candidates: What to score.
-            stop: Asked before a candidate is begun; where it is true, none is begun any more.
-
-        Yields:
-            Evaluations as they are done, in any order.
-        """
-
-
-class Serial:
-    """Scores candidates one after another in this process.
-
-    Args:
-        bench: Scores one.
-    """
-
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
-
-    def run(
-        self, candidates: Sequence[Candidate], stop: Callable[[], bool]
-    ) -> Iterator[Evaluation]:
-        """Score candidates in their order; see `Executor.run`."""
-        for index, genome in candidates:
-            if stop():
-                return
-            yield self._bench.evaluate(index, genome)
 
 
 @dataclass(frozen=True)
@@ -87,7 +49,7 @@ class Search:
     Args:
         space: What the genomes stand for.
         strategy: Proposes them.
-        executor: Has them scored.
+        bench: Scores them, one after another.
         budget: When to end.
         file: Where the state is kept; None to keep none.
         what: What to call the search in progress lines.
@@ -97,12 +59,12 @@ class Search:
         self,
         space: Space,
         strategy: Strategy,
-        executor: Executor,
+        bench: Workbench,
         budget: Budget,
         file: StateFile | None = None,
         what: str = "searching",
     ) -> None:
-        self._space, self._strategy, self._executor = space, strategy, executor
+        self._space, self._strategy, self._bench = space, strategy, bench
         self._budget, self._file, self._what = budget, file, what
         self._state = (file.load() if file else None) or State()
         self.earlier = (self._state.wall_s, self._state.cpu_s)
@@ -148,7 +110,10 @@ class Search:
             generation = list(enumerate(self._strategy.ask(), start=state.told))
             asked = generation if budget is None else generation[: budget - state.told]
             missing = [item for item in asked if item[0] not in state.evaluations]
-            for evaluation in self._executor.run(missing, self._spent):
+            for index, genome in missing:
+                if self._spent():
+                    break
+                evaluation = self._bench.evaluate(index, genome)
                 self._record(evaluation)
                 average = evaluation.average
                 progress.step(note="failed" if average is None else f"dev average {average:.4f}")

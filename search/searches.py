@@ -23,7 +23,7 @@ from merges.engine.checks import check_config, check_output
 from merges.engine.config import MergeConfig
 from search import result
 from search.greedy import Greedy
-from search.loop import Budget, Search, Serial, agreement, spread
+from search.loop import Budget, Search, agreement, spread
 from search.merged import ListedSpace, SoupSpace
 from search.overlap import check_no_overlap
 from search.parameters import ParameterSpace
@@ -206,7 +206,7 @@ def search(given: argparse.Namespace) -> str:
             run = Search(
                 plan.space,
                 plan.strategy,
-                Serial(bench),
+                bench,
                 plan.budget,
                 file,
                 f"{given.command} ({plan.space.describe().get('method', given.space)})",

@@ -52,17 +52,14 @@ class Line(Space):
 
 
 class Scored:
-    """An executor that needs no model."""
+    """A workbench that needs no model."""
 
     def __init__(self, space, score):
         self.space, self.score = space, score
 
-    def run(self, candidates, stop):
-        for index, values in candidates:
-            if stop():
-                return
-            average = self.score(np.array(values))
-            yield Evaluation(index, self.space.named(values), average, genome=values)
+    def evaluate(self, index, values):
+        average = self.score(np.array(values))
+        return Evaluation(index, self.space.named(values), average, genome=values)
 
 
 def run(genes, score, file=None, **settings):
@@ -209,9 +206,9 @@ def test_seconds_end_a_search_after_the_first_candidate(monkeypatch):
 
 def test_the_state_of_another_search_is_refused_and_a_damaged_one_too(tmp_path):
     space = Line([Gene("all", "t", "", 0.5, (0.0, 1.0))])
-    executor = Scored(space, lambda x: 0.5)
+    bench = Scored(space, lambda x: 0.5)
     file = StateFile(tmp_path / "out", {"seed": 1, "data": "x"})
-    Search(space, Listed(2), executor, Budget(), file).run()
+    Search(space, Listed(2), bench, Budget(), file).run()
     assert len(file.load().evaluations) == 2
     with pytest.raises(UserError, match=r"another data and seed; .* remove .*out.search"):
         StateFile(tmp_path / "out", {"seed": 2, "data": "y"}).load()
