@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
 from studies import rooms
 from workflow import configuration, reference
-from workflow.lock import only_run_here
+from workflow.lock import take
 
 ROOT = Path(__file__).resolve().parent.parent
 _STEPS = re.compile(r"\d+ of \d+ steps")
@@ -85,7 +85,7 @@ def reproduce(
     out = Path("results") / resolved.name
     if study and study not in resolved.studies.present:
         raise UserError(f"{config}: studies has no {study!r}; add it as in config.yaml")
-    with only_run_here():
+    with take():
         start, began = time.monotonic(), time.time()
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
