@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from common.errors import UserError
 from common.files import sha256_file, write_text
@@ -23,42 +24,6 @@ from report.load import score_files
 from report.published import Published
 from report.smoke_table import smoke_grid
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #1c1c1c;
-  max-width: 1180px; margin: 0 auto; padding: 1.5rem; background: #fff; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { margin: 2.6rem 0 .6rem; font-size: 1.3rem;
-  border-bottom: 1px solid #ccc; padding-bottom: .2rem; }
-p, li { max-width: 52rem; } nav a { margin-right: 1rem; } a { color: #0a58a8; }
-figure { margin: 1.4rem 0; }
-figcaption { font-size: .9rem; max-width: 56rem; margin-bottom: .5rem; }
-/* Wide tables may use the margin at the right of the text. */
-.scroll { overflow-x: auto; width: max-content; max-width: min(100vw - 4rem, 50vw + 526px); }
-img { max-width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .42rem; text-align: right; white-space: nowrap; font-weight: normal; }
-th.t, td.t { text-align: left; } td.t { white-space: normal; }
-thead th { font-weight: 600; border-bottom: 1.5px solid #333; vertical-align: bottom;
-  white-space: normal; }
-tbody tr:nth-child(even) { background: #f6f6f6; } tr.g th, tr.g td { border-top: 1px solid #888; }
-table tbody { border-bottom: 1.5px solid #333; } .e { color: #767676; font-size: .88em; }
-.notes p { font-size: .82rem; margin: .25rem 0; } code { font-size: .88em; word-break: break-all; }
-"""
-
-
-def _image(path: Path, caption: str) -> str:
-    if not path.exists():
-        raise UserError(f"{path}: no such figure; run `python -m report figures` first")
-    content = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f"<figure><figcaption>{escape(caption)}</figcaption>"
-        f'<img src="data:image/png;base64,{content}" alt="{escape(caption)}"></figure>\n'
-    )
-
-
-def _listed(items: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>\n"
-
 
 def _ranked(case: Case, models: Sequence[Model]) -> list[tuple[float, float, str]]:
     """Return average, error and label of the merges that are compared, the highest first."""
@@ -70,7 +35,7 @@ def _ranked(case: Case, models: Sequence[Model]) -> list[tuple[float, float, str
     return sorted(found, reverse=True)
 
 
-def _headline(experiment: Experiment) -> str:
+def _headline(experiment: Experiment) -> list[str]:
     """Say in words, per case, which merge has the best average and how far the next is."""
     lines = []
     for case in experiment.cases:
@@ -86,34 +51,15 @@ def _headline(experiment: Experiment) -> str:
             value, stderr, label = others[0]
             line += f"; of the other methods, untuned, {label} with {value:.3f} ± {stderr:.3f}"
         lines.append(line + ".")
-    return _listed(lines)
+    return lines
 
 
-def _paper(experiment: Experiment, published: Published) -> str:
-    values = values_grid(experiment, published)
-    parts = [
-        f"<p>{escape(published.paper['authors'])}, “{escape(published.paper['title'])}”, "
-        f"{escape(published.paper['identifier'])}, {published.paper['year']}.</p>\n",
-        render.html(values),
-        "<p>In words:</p>\n",
-    ]
-    for table in published.tables.values():
-        parts.append(f"<p><b>{escape(table.title)}</b></p>{_listed(table.statements)}")
-    parts += [render.html(claims_grid(experiment, published))]
-    parts += ["<p>What the paper leaves open:</p>\n"]
-    return "".join([*parts, _listed(published.unknown)])
-
-
-def _links(tables: Path | None, out: Path) -> str:
+def _links(tables: Path | None, out: Path) -> Markup:
     """Link the tables' files by paths relative to the page, so that both can move together."""
     if tables is None or not tables.is_dir():
-        return ""
+        return Markup("")
     files = sorted(path for path in tables.iterdir() if path.suffix in (".csv", ".md", ".tex"))
-    links = (
-        f'<a href="{escape(os.path.relpath(path, out.parent))}">{escape(path.name)}</a>'
-        for path in files
-    )
-    return f"<p>The tables as files: {', '.join(links)}.</p>\n"
+    return render.part("links", {path.name: os.path.relpath(path, out.parent) for path in files})
 
 
 def _settings(model: Model) -> str:
@@ -131,7 +77,7 @@ def _settings(model: Model) -> str:
     return "; ".join(parts) or "none"
 
 
-def _provenance(experiment: Experiment) -> str:
+def _provenance(experiment: Experiment) -> Markup:
     files = [
         Row((Cell(name), Cell(sha256_file(path))))
         for name, path in score_files(experiment.config, experiment.results)
@@ -152,10 +98,8 @@ def _provenance(experiment: Experiment) -> str:
     caption = "Resolved parameters of the merges, and the hash of the code that made them."
     header = ("Table", "Merge", "Parameters", "Code")
     made = Grid("parameters", "Parameters", caption, header, tuple(merges), texts=4)
-    return (render.html(made) if merges else "") + (
-        f"<details><summary>Hashes of {len(files)} score files</summary>{render.html(grid)}"
-        "</details>\n"
-    )
+    summary = f"Hashes of {len(files)} score files"
+    return (render.html(made) if merges else Markup("")) + render.part("folded", summary, grid)
 
 
 def page(experiment: Experiment, figures: Path, published: Published, links: str = "") -> str:
@@ -176,50 +120,36 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
     found, seed = costs(experiment), experiment.seed
     captions = titles(experiment)
 
-    def image(name: str) -> str:
-        return _image(figures / f"{name}.png", captions[name])
+    def image(name: str) -> Markup:
+        path = figures / f"{name}.png"
+        if not path.exists():
+            raise UserError(f"{path}: no such figure; run `python -m report figures` first")
+        return render.part("image", captions[name], base64.b64encode(path.read_bytes()).decode())
 
-    sections = {"Summary": _headline(experiment) + image("averages")}
+    sections = {"Summary": render.part("listed", _headline(experiment)) + image("averages")}
     for case in experiment.cases:
-        figures_of_case = image(f"{case.table}_tasks") + image(f"{case.table}_compute")
-        parts = [render.html(case_grid(case, seed)), figures_of_case]
+        content = render.html(case_grid(case, seed))
+        content += image(f"{case.table}_tasks") + image(f"{case.table}_compute")
         if has_groups(case):
-            parts.append(render.html(tasks_grid(case, seed)))
+            content += render.html(tasks_grid(case, seed))
         if case.more:
-            parts.append(render.html(more_grid(case, seed)))
-        sections[table_title(case.table)] = "".join(parts)
+            content += render.html(more_grid(case, seed))
+        sections[table_title(case.table)] = content
     if experiment.ablation:
         table = render.html(ablation_grid(experiment.ablation))
         sections["Table 3"] = table + image("table3")
     sections["Experts"] = render.html(experts_grid(experiment.cases, seed))
     if checked := smoke_grid(experiment.cases):
-        sections["Smoke check"] = (
-            f"<details><summary>Perplexity of {len(checked.rows)} models on a fixed text</summary>"
-            f"{render.html(checked)}</details>\n"
-        )
+        summary = f"Perplexity of {len(checked.rows)} models on a fixed text"
+        sections["Smoke check"] = render.part("folded", summary, checked)
     if found:
-        sections["Cost"] = render.html(stages_grid(found)) + render.html(
-            rows_grid(experiment, found)
-        )
-    sections["What the paper states"] = _paper(experiment, published)
+        stages, rows = stages_grid(found), rows_grid(experiment, found)
+        sections["Cost"] = render.html(stages) + render.html(rows)
+    values, claims = values_grid(experiment, published), claims_grid(experiment, published)
+    sections["What the paper states"] = render.part("paper", published, values, claims)
     sections["Provenance"] = links + _provenance(experiment)
-    anchors = {title: title.lower().replace(" ", "-") + "-section" for title in sections}
-    links = "".join(f'<a href="#{anchors[title]}">{escape(title)}</a>' for title in sections)
-    body = "".join(
-        f'<h2 id="{anchors[title]}">{escape(title)}</h2>\n{content}'
-        for title, content in sections.items()
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Merging in a Bottle: {escape(experiment.name)}</title>"
-        f"<style>{_STYLE}</style></head><body>\n"
-        f"<h1>Merging in a Bottle: experiment “{escape(experiment.name)}”</h1>\n"
-        "<p>Merged language models compared in the layout of the paper's three tables. A row "
-        "without scores says why. The paper's own values stand apart, under “What the paper "
-        "states”.</p>\n"
-        f"<nav>{links}</nav>\n{body}</body></html>\n"
-    )
+    template = render.templates().get_template("page.html.j2")
+    return template.render(name=experiment.name, sections=sections)
 
 
 def write(

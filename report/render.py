@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import html as html_escapes
+import functools
 import textwrap
 import unicodedata
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from report.grid import Cell, Grid
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 TERMINAL_WIDTH = 120  # of the notes under a table
 _LATEX = {
@@ -93,35 +99,25 @@ def latex(grid: Grid) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def html(grid: Grid) -> str:
+@functools.cache
+def templates() -> Environment:
+    """Return the page's templates, which escape all texts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).with_name("templates"))
+    return Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+
+
+def part(name: str, *arguments: object) -> Markup:
+    """Render one of the macros in templates/parts.html.j2."""
+    return getattr(templates().get_template("parts.html.j2").module, name)(*arguments)
+
+
+def html(grid: Grid) -> Markup:
     """Render a table as an HTML figure."""
-    escape = html_escapes.escape
-
-    def cell(item: Cell, place: int) -> str:
-        text = escape(item.text)
-        text = f"<b>{text}</b>" if item.strong else text
-        error = f' <span class="e">±{escape(item.error)}</span>' if item.error else ""
-        tag = "th" if place == 0 else "td"
-        kind = ' class="t"' if place < grid.texts else ""
-        return f"<{tag}{kind}>{text}{error}</{tag}>"
-
-    head = "".join(
-        f"<th{' class=t' if place < grid.texts else ''}>{escape(title)}</th>"
-        for place, title in enumerate(grid.header)
-    )
-    body, group = [], grid.rows[0].group if grid.rows else ""
-    for row in grid.rows:
-        start = ' class="g"' if row.group != group else ""
-        group = row.group
-        cells = "".join(cell(item, place) for place, item in enumerate(row.cells))
-        body.append(f"<tr{start}>{cells}</tr>")
-    notes = "".join(f"<p>{escape(note)}</p>" for note in grid.notes)
-    return (
-        f'<figure id="{escape(grid.name)}"><figcaption><b>{escape(grid.title)}.</b> '
-        f'{escape(grid.caption)}</figcaption><div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
-        f'<div class="notes">{notes}</div></figure>\n'
-    )
+    return part("table", grid)
 
 
 def _width(text: str) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 
 RESULTS = SCORES_FROM or OUT
+TEMPLATES = [f"report/templates/{name}" for name in ("page.html.j2", "parts.html.j2", "page.css")]
 # Commands read the configuration from the environment: Snakemake prints commands, not variables.
 os.environ["EXPERIMENT"] = json.dumps(CONFIG.given(), indent=1, ensure_ascii=False)
 
@@ -94,7 +95,7 @@ rule make_page:
         results=RESULTS,
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
-        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml"),
+        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"
