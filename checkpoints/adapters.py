@@ -90,8 +90,9 @@ def open_model(
 
 
 def _number(value: object, least: float) -> bool:
-    kinds = (int, float)
-    return type(value) in kinds and math.isfinite(value) and value >= least
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= least
 
 
 class Adapter(Model):
@@ -225,7 +226,7 @@ class Adapter(Model):
             self._check_shape(name, shape, key)
         self._replaced[name] = key
 
-    def _scale(self, module: str) -> tuple[int, float]:
+    def _scale(self, module: str) -> tuple[float, float]:
         rank = self._setting("r", "rank_pattern", module)
         alpha = self._setting("lora_alpha", "alpha_pattern", module)
         return rank, alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)

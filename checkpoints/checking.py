@@ -149,7 +149,7 @@ def check_finite(tensor: torch.Tensor | np.ndarray, name: str, source: Path | st
     """
     bad = 0
     if isinstance(tensor, np.ndarray):
-        bad = np.count_nonzero(~np.isfinite(tensor))
+        bad = int(np.count_nonzero(~np.isfinite(tensor)))
     # The sum of a tensor with NaN or infinity is not finite, and needs no mask of its size;
     # a finite sum that overflows is told apart by the exact test.
     elif tensor.is_floating_point() and not tensor.sum().isfinite():

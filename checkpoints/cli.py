@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.cli import add_values, byte_size, pairs
 from common.errors import UserError
@@ -54,7 +55,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(
         prog="python -m checkpoints", description=_DESCRIPTION, epilog=_EPILOG, **raw
     )

@@ -130,8 +130,8 @@ def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
             f"expert {name} is stored in {types(expert)}, the base in {types(base)}; "
             "the arithmetic is in float32 at least, rounded once at the end"
         )
-    known = [any((f / TOKENIZER).is_file() for f in model.folders) for model in (base, expert)]
-    if known == [True, False]:
+    has = [any((f / TOKENIZER).is_file() for f in model.folders) for model in (base, expert)]
+    if has == [True, False]:
         report.notes.append(
             f"expert {name} has no {TOKENIZER}; its vocabulary is taken for the base's"
         )

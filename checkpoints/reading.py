@@ -81,7 +81,7 @@ class SafetensorsWeights:
         import torch
 
         values = torch.empty(stop - start, dtype=torch_type(self.stored[name].dtype))
-        self._fill(name, start, memoryview(values.view(torch.uint8).numpy()))
+        self._fill(name, start, values.view(torch.uint8).numpy().data)
         return values
 
     def read_array(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -90,18 +90,19 @@ class SafetensorsWeights:
         dtype, place = numpy_type(item.dtype), item.place + start * BYTES[item.dtype]
         if self._maps is not None and place % dtype.itemsize == 0:
             count_mapped((stop - start) * dtype.itemsize)
-            return np.frombuffer(self._mapping(self.files[name]), dtype, stop - start, place)
+            shard = self._mapping(self._maps, self.files[name])
+            return np.frombuffer(shard, dtype, stop - start, place)
         values = np.empty(stop - start, dtype=dtype)
-        self._fill(name, start, memoryview(values.view(np.uint8)))
+        self._fill(name, start, values.view(np.uint8).data)
         return values
 
-    def _mapping(self, shard: Path) -> mmap.mmap:
-        if shard not in self._maps:
+    def _mapping(self, maps: dict[Path, mmap.mmap], shard: Path) -> mmap.mmap:
+        if shard not in maps:
             descriptor = self._descriptor(shard)
             with self._lock:
-                if shard not in self._maps:
-                    self._maps[shard] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
+                if shard not in maps:
+                    maps[shard] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return maps[shard]
 
     def _fill(self, name: str, start: int, buffer: memoryview) -> None:
         item = self.stored[name]

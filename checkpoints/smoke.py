@@ -99,15 +99,16 @@ def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT)
     Raises:
         UserError: The model's logits are not finite.
     """
+    found = measure(model, text)
     report = {
         "text": hashlib.sha256(text.encode()).hexdigest(),
         "weights": Checkpoint(model).fingerprint,
-        "model": measure(model, text),
+        "model": found,
         "parents": {name: measure(path, text) for name, path in parents.items()},
     }
     write_json(out, report)
-    bad = report["model"]["not_finite"]
-    if bad or report["model"]["bits_per_byte"] is None:
+    bad = found["not_finite"]
+    if bad or found["bits_per_byte"] is None:
         raise UserError(
             f"{model}: logits are NaN or infinite at {bad} positions of the smoke text; "
             "check its parents, then merge with smaller weights"

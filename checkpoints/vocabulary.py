@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -246,7 +246,7 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
     if policy == "crop-to-base":
         return _crop(base, experts)
     if policy != "refuse":
-        return _match(base, experts, policy)
+        return _match(base, experts, cast(Policy, policy))
     for name, expert in experts.items():
         check_tokenizer(base, expert, f"expert {name} ({expert.path})")
     return Alignment(base, dict(experts))

@@ -202,7 +202,7 @@ class StreamedWeights:
             values: On the CPU, in the parameter's stored type, any shape; an array is flat.
         """
         shard, size = self._shard_of[name], BYTES[self._specs[name].dtype]
-        buffer = memoryview(_bytes(values))
+        buffer = _bytes(values).data
         place = shard.places[name] + start * size
         while buffer:
             written = os.pwrite(shard.stream.fileno(), buffer, place)
@@ -258,8 +258,9 @@ class StreamedWeights:
         self._hasher.join()
         for shard in self._shards:
             shard.stream.close()
-        if kind is None and (error or self._failure):
-            raise error or self._failure
+        failure = error or self._failure
+        if kind is None and failure:
+            raise failure
         if kind is None and len(self._shards) > 1:
             write_json(
                 self._folder / INDEX,

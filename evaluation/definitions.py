@@ -20,13 +20,16 @@ from evaluation.suites import Task
 _AGGREGATIONS = ("balanced_acc", "macro_f1", "mcc")
 
 # Keys of lm-eval's YAML that say where rows come from.
-_SOURCES = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "test_split")
-_SOURCES += ("validation_split", "fewshot_split", "tag")
+_SOURCES = {
+    *("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "test_split"),
+    *("validation_split", "fewshot_split", "tag"),
+}
 
 
 @functools.cache
 def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # the path of a .py file has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -77,7 +80,7 @@ def _plain(task: Task) -> dict[str, Any]:
     """Write the definition of a task whose rows hold prompt and answer under their usual names."""
     metric = {"metric": task.metric, "higher_is_better": True}
     metric["aggregation"] = task.metric if task.metric in _AGGREGATIONS else "mean"
-    definition = {
+    definition: dict[str, Any] = {
         "test_split": "items",
         "doc_to_text": "prompt",
         "target_delimiter": task.delimiter,
@@ -120,6 +123,7 @@ def load_definition(task: Task) -> dict[str, Any]:
     Raises:
         UserError: The file is not valid YAML or names an unknown function.
     """
+    definition: dict[str, Any]
     definition = _read(task.definition, task) if task.definition.is_file() else _plain(task)
     if task.folder is not None:
         # Rows of any columns; where they come from was decided when they were read.
@@ -127,7 +131,9 @@ def load_definition(task: Task) -> dict[str, Any]:
         about = {"columns": ["id"]} if task.definition.is_file() else {}
         definition["metadata"] = about | definition.get("metadata", {})
     if task.fidelity is not None or task.prompt is not None:
-        changes = _functions(task).definition(task.id, task.prompt, task.fidelity)
+        functions = _functions(task)
+        assert functions is not None  # suites with variants have functions.py
+        changes = functions.definition(task.id, task.prompt, task.fidelity)
         definition = _merge(definition, changes)
     return definition | {"task": task.lm_eval_name}
 

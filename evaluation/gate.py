@@ -34,7 +34,8 @@ def _read(path: Path) -> dict[str, Any]:
     tasks = scores.get("tasks") if isinstance(scores, dict) else None
     whole = isinstance(tasks, dict) and {"model", "split"} <= scores.keys()
     if not whole or not all(
-        isinstance(about, dict) and {"value", "stderr"} <= about.keys() for about in tasks.values()
+        isinstance(about, dict) and {"value", "stderr"} <= about.keys()
+        for about in scores["tasks"].values()
     ):
         raise UserError(
             f"{path}: not a model's scores; give the file that python -m evaluation --out wrote"

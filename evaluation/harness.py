@@ -72,6 +72,7 @@ def _hash(folder: Path | str, names: Sequence[str]) -> str:
 
 def _describe(task: Task) -> list[Any]:
     """Say what a user's own task asks and how it is scored."""
+    assert task.folder is not None  # only such tasks come here
     files = [path for path in sorted(task.folder.iterdir()) if path.name != NAME]
     about = [task.kind, task.metric, task.shots, task.max_tokens, task.delimiter]
     return [*about, _hash(task.folder, [path.name for path in files])]
@@ -155,7 +156,7 @@ class Harness:
         self.tasks = select(suites, fidelity, prompt, own_tasks(self.data))
         self.tokenizer_hash = tokenizer_hash(tokenizer)
         self._tokenizer = _load_tokenizer(tokenizer)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "dtype": dtype,
             "limit": limit,
             "max_length": max_length,
@@ -279,15 +280,13 @@ class Harness:
         torch.manual_seed(self.seed)
         counted: dict[str, int] = {}
         entries, items = {}, []
-        served = False
+        lm: Backend | None = None
         for task in self.tasks:
             key = {} if store is None else self._key(task, model, weights)
             done = None if store is None else store.get(key)
             if done is None:
-                if not served:
-                    self._serve(model, name)
-                    served = True
-                done = self._run(task)
+                lm = lm or self._serve(model, name)
+                done = self._run(lm, task)
                 if store is not None:
                     store.put(key, done)
             for kind, amount in done["counted"].items():
@@ -301,7 +300,7 @@ class Harness:
             "weights": weights,
             "split": self.split,
             "backend": self.backend,
-            "dtype": self._lm.dtype if served else self._settings["dtype"],
+            "dtype": lm.dtype if lm else self._settings["dtype"],
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
             "tasks": entries,
@@ -311,10 +310,10 @@ class Harness:
         bounds = {name: self._settings[name] for name in ("limit", "max_length")}
         return summary | {name: bound for name, bound in bounds.items() if bound}, items
 
-    def _serve(self, model: PreTrainedModel | Path, name: str) -> None:
+    def _serve(self, model: PreTrainedModel | Path, name: str) -> Backend:
         if self._lm is not None:
             self._lm.serve(model, name)
-            return
+            return self._lm
         self._lm = open_backend(
             self.backend,
             model,
@@ -327,23 +326,25 @@ class Harness:
             **self._parallel,
         )
 
-    def _run(self, task: Task) -> dict[str, Any]:
+        return self._lm
+
+    def _run(self, lm: Backend, task: Task) -> dict[str, Any]:
         """Ask the model one task's items."""
         lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
-        self._lm.set_rule(Rule(task.how, task.bos))
+        lm.set_rule(Rule(task.how, task.bos))
         try:
             lm_task.build_all_requests()
         except _ROW_FAULTS as error:
             raise self._unusable(task, error) from error
         if self.bar is not None:
             self.bar.start(task.name, len(lm_task.instances))
-            self._lm.on_progress = self.bar.update
-        before = dict(self._lm.counted)
+            lm.on_progress = self.bar.update
+        before = dict(lm.counted)
         samples = lm_eval_evaluate(
-            self._lm, {"tasks": {task.lm_eval_name: lm_task}, "groups": {}}, bootstrap_iters=0
+            lm, {"tasks": {task.lm_eval_name: lm_task}, "groups": {}}, bootstrap_iters=0
         )["samples"][task.lm_eval_name]
-        counted = {kind: amount - before[kind] for kind, amount in self._lm.counted.items()}
-        counted["flops"] = 2 * self._lm.parameters * counted["tokens"]
+        counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
+        counted["flops"] = 2 * lm.parameters * counted["tokens"]
         return {
             "items": [scorer.record(lm_task, sample) for sample in samples],
             "counted": counted,

@@ -138,7 +138,7 @@ class LocalTask(ConfigurableTask):
             # lm-eval draws a progress bar here for work of milliseconds.
             with contextlib.redirect_stderr(io.StringIO()):
                 super().build_all_requests(**settings)
-        for instance in self._instances:
+        for instance in self._instances or ():
             instance.resps = []
             instance.filtered_resps = {}
 

@@ -140,7 +140,8 @@ def _read(path: Path, entry: OwnTask) -> list[Row]:
     except UserError as error:
         wanted = "write one JSON object a line (JSON lines)"
         raise UserError(str(error).replace("make the file again", wanted)) from None
-    rows, lines = [], {}
+    rows: list[Row] = []
+    lines: dict[str, int] = {}
     for number, row in enumerate(read_rows, 1):
         where = f"{path}, line {number}"
         if not isinstance(row, dict):

@@ -77,7 +77,8 @@ class OwnTask(BaseModel):
 def _fault(name: str, error: ValidationError) -> str:
     """Say the first fault of an entry in one line."""
     first = error.errors()[0]
-    *above, key = ("tasks", name, *map(str, first["loc"]))
+    above = ["tasks", name, *map(str, first["loc"])]
+    key = above.pop()
     where = ".".join(above)
     if first["type"] == "extra_forbidden":
         fields = (FewShot if "few_shot" in above else OwnTask).model_fields

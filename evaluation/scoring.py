@@ -75,14 +75,14 @@ def _finite(value: float) -> float | None:
 
 def _mean(pairs: Sequence[tuple[float | None, int]]) -> dict[str, Any]:
     """Average scores with their numbers of items."""
-    undefined = sum(value is None for value, _ in pairs)
-    if undefined:
-        why = f"not a number for {undefined} of {len(pairs)} tasks"
+    known = [(value, count) for value, count in pairs if value is not None]
+    if len(known) < len(pairs):
+        why = f"not a number for {len(pairs) - len(known)} of {len(pairs)} tasks"
         return {"mean": None, "weighted_mean": None, "tasks": len(pairs), "undefined": why}
-    items = sum(count for _, count in pairs)
+    items = sum(count for _, count in known)
     return {
-        "mean": math.fsum(value for value, _ in pairs) / len(pairs),
-        "weighted_mean": math.fsum(value * count for value, count in pairs) / items,
+        "mean": math.fsum(value for value, _ in known) / len(known),
+        "weighted_mean": math.fsum(value * count for value, count in known) / items,
         "tasks": len(pairs),
     }
 
@@ -155,7 +155,7 @@ class Scorer:
         """
         task = self._task
         metrics = {metric: aggregate(items, metric, how) for metric, how in self._metrics.items()}
-        about = {
+        about: dict[str, Any] = {
             "shots": task.shots,
             "fidelity": task.fidelity,
             "prompt": task.prompt,

@@ -172,7 +172,7 @@ def _tasks(
         for kind, chosen in (("fidelities", fidelity), ("prompts", prompt))
         if chosen is not None and chosen != content[kind][0]
     )
-    common = {"fidelity": fidelity, "prompt": prompt, "variant": variant}
+    common: dict[str, Any] = {"fidelity": fidelity, "prompt": prompt, "variant": variant}
     common |= {key: content[key] for key in ("maker", "world") if key in content}
     common |= content.get("tokenisation", {}).get(fidelity, {})
     tasks = {}

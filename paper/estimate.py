@@ -169,7 +169,7 @@ def table_of(steps: Sequence[Step]) -> list[str]:
     """
     about = budget.assumptions()["machine"]
     price, currency = about["price_per_hour"], about["currency"]
-    rows = [("step", "GB", "hours", "GPU h", currency, "")]
+    rows: list[tuple[str, ...]] = [("step", "GB", "hours", "GPU h", currency, "")]
 
     def add(name: str, of: Sequence[Step], known: str) -> None:
         size, hours, gpu = (

@@ -42,6 +42,7 @@ def _snakemake(arguments: Sequence[str]) -> int:
         errors="replace",
         preexec_fn=lambda: die_with_parent(parent),
     )
+    assert process.stdout is not None
     with contextlib.suppress(KeyboardInterrupt):
         for line in process.stdout:
             if not _NOISE.match(line):

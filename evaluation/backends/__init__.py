@@ -77,6 +77,6 @@ def open_backend(
     if backend == "vllm":
         from evaluation.backends.vllm import VLLMBackend
 
-        parallel = {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel}
-        return VLLMBackend(model, tokenizer, **parallel, **settings)
+        settings |= {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel}
+        return VLLMBackend(model, tokenizer, **settings)
     raise UserError(f"no backend called {backend!r}{nearest(backend, BACKENDS)}")

@@ -74,6 +74,7 @@ class Backend(abc.ABC):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    max_gen_toks: int
 
     def _prepare(self, rule: Rule, name: str) -> None:
         self._prepared: dict[Hashable, Any] = {}
@@ -245,7 +246,8 @@ class Backend(abc.ABC):
             UserError: A log-likelihood is NaN or infinite.
         """
         self.counted["requests"] += len(requests)
-        pairs, owners = [], []
+        pairs: list[Pair] = []
+        owners: list[int] = []
         for owner, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 token_list=self._encoder.encode(request.args[0]),

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -169,8 +170,9 @@ class HFBackend(Backend, HFLM):
         self, arranged: list[trees.Batch] | list[Pair], count: int
     ) -> list[tuple[float, bool]]:
         if self._grows_trees():
-            return self._run(arranged, count)
-        requests = [(None, pair.before, pair.after) for pair in arranged]
+            return self._run(cast("list[trees.Batch]", arranged), count)
+        pairs = cast("list[Pair]", arranged)
+        requests = [(None, pair.before, pair.after) for pair in pairs]
         self.counted["tokens"] += sum(len(b) + len(a) - 1 for _, b, a in requests)
         answers = self._loglikelihood_tokens(requests, disable_tqdm=True)
         self.on_progress(count)

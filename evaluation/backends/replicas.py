@@ -118,10 +118,11 @@ def _work(pipe: Connection, arguments: dict[str, Any], devices: str, parent: int
     prepare()
     from vllm import LLM
 
-    engine = None
+    engine: Any = None  # vLLM's types are not known here
     try:
         while True:
-            problem, answers = "", []
+            problem = ""
+            answers: list[Any] = []
             order, given = pipe.recv()
             try:
                 if order == "generate":

@@ -104,7 +104,9 @@ class _Tree:
         for node in range(len(sizes) - 1, -1, -1):
             if self.parents[node] >= 0:
                 sizes[self.parents[node]] += sizes[node]
-        first, free, root = [], [], 0
+        first: list[int] = []
+        free: list[int] = []
+        root = 0
         for node, parent in enumerate(self.parents):
             at = root if parent < 0 else free[parent]
             first.append(at)
@@ -131,7 +133,8 @@ def _batch(trees: Sequence[_Tree]) -> Batch:
     rows, columns, targets, owners = torch.tensor(scored).T.contiguous()
     kept, columns = columns.unique(return_inverse=True)
     count = sum(len(tree.tokens) for tree in trees)
-    return Batch(*filled, *walks, kept, rows, columns, targets, owners, count)
+    tokens, depths, first, last = *filled, *walks
+    return Batch(tokens, depths, first, last, kept, rows, columns, targets, owners, count)
 
 
 def plan(pairs: Sequence[Pair], batch_size: int, vocabulary: int) -> list[Batch]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,7 @@ class VLLMBackend(Backend, VLLM):
                 "vLLM's CPU build cannot start in a process that has loaded numba; "
                 "start the evaluation in a process of its own"
             )
+        self.model: Any  # vLLM's engine; None after `close`
         self._checkpoint = Checkpoint(model)
         visible = _check_gpus(tensor_parallel, data_parallel)
         with _starting(model):

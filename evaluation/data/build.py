@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
     _check_copies(sources, folder)
     converted = []
     for source in sources:
-        one = convert(source, lambda role, source=source: find_local(source, role, folder))
+        one = convert(source, functools.partial(find_local, source, folder=folder))
         # A local copy does not say which revision it is; its hash does, where that is known.
         proved = set(one.origin["files"]) <= set(source.sha256) and not one.origin["stand_in"]
         one.origin.update(host="local copy", revision=source.revision if proved else None)
@@ -184,7 +185,7 @@ def convert_remote(sources: Sequence[Source]) -> list[Converted]:
     converted = []
     with Remote() as remote:
         for source in sources:
-            one = convert(source, lambda role, source=source: remote.fetch(source, role))
+            one = convert(source, functools.partial(remote.fetch, source))
             one.origin["revision"] = remote.revision(source)
             converted.append(one)
     return converted
@@ -264,6 +265,7 @@ def write_copies(out: Path, one: Converted) -> Path:
     Raises:
         UserError: The disk is full; the old folder, if any, is untouched.
     """
+    assert one.source.copies_to is not None  # only such sources come here
     folder = out / one.source.copies_to
     with staged_directory(folder) as aside:
         for name, content in one.copies.items():
@@ -302,6 +304,7 @@ def _with_dev(one: Converted, count: int) -> Converted:
     from evaluation.data.dev import choose_dev
 
     role = one.source.dev
+    assert role is not None  # `check_dev` has refused the others
     if role not in one.rows:
         raise UserError(
             f"{one.source.name}: its dev items are taken from {one.source.files[role].path}, which "

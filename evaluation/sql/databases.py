@@ -114,6 +114,12 @@ def _text_of_time(time: datetime.datetime, format: str) -> str:
     raise ValueError(f"a time in the format {format!r}")
 
 
+def _unit(node: exp.TimestampTrunc | exp.Interval) -> str:
+    if node.unit is None:
+        raise ValueError(f"no unit in {node.sql(dialect='postgres')!r}")
+    return node.unit.name.upper()
+
+
 def _value(node: exp.Expression, now: datetime.datetime) -> Any:
     """Compute a value of a dump."""
     if isinstance(node, exp.Literal):
@@ -133,7 +139,7 @@ def _value(node: exp.Expression, now: datetime.datetime) -> Any:
     if isinstance(node, exp.Paren | exp.Cast):
         return _value(node.this, now)
     if isinstance(node, exp.TimestampTrunc):
-        return _truncate(_value(node.this, now), node.unit.name.upper())
+        return _truncate(_value(node.this, now), _unit(node))
     if isinstance(node, exp.TimeToStr):
         return _text_of_time(_as_time(_value(node.this, now)), node.args["format"].name)
     if isinstance(node, exp.Extract):
@@ -147,7 +153,7 @@ def _value(node: exp.Expression, now: datetime.datetime) -> Any:
             return _value(left, now) * _value(right, now)
         sign = 1 if isinstance(node, exp.Add) else -1
         if isinstance(right, exp.Interval):
-            unit = right.unit.name.upper().removesuffix("S")
+            unit = _unit(right).removesuffix("S")
             return _shift(_value(left, now), sign * int(right.this.name), unit)
         return _value(left, now) + sign * _value(right, now)
     raise ValueError(f"cannot read {node.sql(dialect='postgres')!r}")
@@ -174,8 +180,14 @@ def _stored(value: Any, kind: exp.DataType) -> Any:
     return str(value)
 
 
+def _kind(column: exp.ColumnDef) -> exp.DataType:
+    if column.kind is None:
+        raise ValueError(f"column {column.name} has no type")
+    return column.kind
+
+
 def _default(column: exp.ColumnDef, number: int, now: datetime.datetime) -> Any:
-    if column.kind.this in _SERIAL:
+    if _kind(column).this in _SERIAL:
         return number
     default = column.find(exp.DefaultColumnConstraint)
     return None if default is None else _value(default.this, now)
@@ -202,10 +214,10 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
             if isinstance(statement, exp.Create) and statement.kind == "TABLE":
                 name = statement.this.this.name
                 columns = {column.name: column for column in statement.find_all(exp.ColumnDef)}
-                types = {n: _sqlite_type(column.kind) for n, column in columns.items()}
+                types = {n: _sqlite_type(_kind(column)) for n, column in columns.items()}
                 tables[name], definitions[name] = Table(name, types, []), columns
             elif isinstance(statement, exp.Insert):
-                name = statement.find(exp.Table).name
+                name = next(statement.find_all(exp.Table)).name
                 given = [column.name for column in statement.this.expressions]
                 _insert(tables[name], definitions[name], given, statement.expression, now)
             elif statement is not None and not isinstance(statement, exp.Create):
@@ -238,7 +250,7 @@ def _insert(
                 value = _default(column, len(table.rows) + 1, now)
             else:
                 value = _value(row.expressions[position], now)
-            stored.append(_stored(value, column.kind))
+            stored.append(_stored(value, _kind(column)))
         table.rows.append(tuple(stored))
 
 

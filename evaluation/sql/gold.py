@@ -83,7 +83,9 @@ def corrected(gold: str) -> list[str]:
             last = end + 1
         texts.append(alternative[last:])
         columns = [alternative[start + 1 : end] for start, end in groups]
-        options = [list(_choices(group)) if group.strip() else [None] for group in columns]
+        options: list[list[str | None]] = [
+            [*_choices(group)] if group.strip() else [None] for group in columns
+        ]
         for chosen in itertools.product(*options):
             every = ", ".join(text for text in chosen if text)
             filled = [every if text is None else text for text in chosen]

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -82,11 +83,12 @@ END $$
 
 
 def _connect(server: Server, role: str, database: str, **options: str) -> psycopg.Connection:
-    address = server.address(role, database)
+    known: dict[str, Any] = server.address(role, database) | options
+    address = psycopg.conninfo.make_conninfo(**known)
     end = time.monotonic() + _RESTART_SECONDS
     while True:
         try:
-            return psycopg.connect(**address, autocommit=True, **options)
+            return psycopg.connect(address, autocommit=True)
         except psycopg.OperationalError as error:
             problem = " ".join(str(error).split())
             # A session that died, by the kernel's hand for one, makes the server start again.
@@ -232,7 +234,7 @@ def fingerprint(server: Server, database: str) -> str:
         queries.append("SELECT count(*)::text FROM pg_class")
         queries.append("SELECT md5(string_agg(s::text, ',')) FROM pg_sequences s")
         for query in queries:
-            parts.append(str(owner.execute(query).fetchone()[0]))
+            parts += [str(value) for (value,) in owner.execute(query)]
     return "\n".join([*(table for (table,) in tables), *parts])
 
 

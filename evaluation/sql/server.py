@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from common.errors import UserError
 from common.files import read_json, write_text
@@ -108,7 +109,13 @@ def _programs() -> Path:
     return folder
 
 
-def _identity() -> dict[str, object]:
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[str | int]
+
+
+def _identity() -> _Identity:
     """Return the arguments of subprocess.run that give up root's rights."""
     if os.geteuid() != 0:
         return {}

@@ -203,15 +203,14 @@ class SqlEval:
         from evaluation.sql.postgres import PostgresEngine, alone
 
         if folder is None:
-            running = opening.enter_context(server.temporary())
-        else:
-            running = server.status(folder)
-            if running is None:
-                raise UserError(
-                    f"{folder}: no PostgreSQL server runs from here; start it "
-                    f"(python -m evaluation postgres start --dir {folder})"
-                )
-            opening.enter_context(alone(running))
+            return PostgresEngine(opening.enter_context(server.temporary()), dumps)
+        running = server.status(folder)
+        if running is None:
+            raise UserError(
+                f"{folder}: no PostgreSQL server runs from here; start it "
+                f"(python -m evaluation postgres start --dir {folder})"
+            )
+        opening.enter_context(alone(running))
         return PostgresEngine(running, dumps)
 
     def prompt(self, row: dict[str, Any]) -> str:

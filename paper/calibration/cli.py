@@ -63,8 +63,8 @@ def _run(given: argparse.Namespace) -> None:
     from common.files import sha256_file, write_jsonl
     from paper.calibration.convert import Layout, convert
 
-    columns = (tuple(filter(None, text.split(","))) for text in (given.prompt, given.answer))
-    layout = Layout(*columns, given.joiner, given.template, not given.no_eos)
+    prompt, answer = (tuple(filter(None, text.split(","))) for text in (given.prompt, given.answer))
+    layout = Layout(prompt, answer, given.joiner, given.template, not given.no_eos)
     tokenizer = None
     if given.tokenizer is not None:
         from transformers import AutoTokenizer

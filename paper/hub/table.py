@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from common.errors import UserError, nearest
 from common.sources import ROOT
@@ -22,6 +23,9 @@ _COLUMNS = (
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+_N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,13 @@ def _flag(text: str, where: str, column: str) -> bool:
     return text == "yes"
 
 
-def _number(text: str, kind: type, where: str, column: str) -> float | int | None:
+def _number(text: str, kind: type[_N], where: str, column: str) -> _N | None:
     if not text:
         return None
     try:
         value = kind(text)
     except ValueError:
-        value = -1
+        value = kind(-1)
     if not 0 < value < math.inf:  # nan is in no order
         raise UserError(f"{where}: {column} is {text!r}; write a positive number, or nothing")
     return value
@@ -97,7 +101,10 @@ def _reference(row: Mapping[str, str], where: str) -> Reference:
     if row["kind"] == "dataset" and not row["files"]:
         raise UserError(f"{where}: a data set needs files, patterns such as data/*.parquet")
     return Reference(
-        *(row[name] for name in ("id", "kind", "repository", "revision")),
+        id=row["id"],
+        kind=row["kind"],
+        repository=row["repository"],
+        revision=row["revision"],
         gb=_number(row["gb"], float, where, "gb"),
         parameters=_number(row["parameters"], int, where, "parameters"),
         licence=row["licence"],

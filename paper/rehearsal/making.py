@@ -109,11 +109,13 @@ def _shrunk(config: dict[str, Any], folder: Path, how: Choices) -> dict[str, Any
 def _record(source: Path, table: Path, tasks: list[str], folder: Path | None) -> dict[str, Any]:
     """Say all that the stand-ins depend on, as arguments of a manifest."""
     inputs = {"config": source, "table": table}
-    for one in select_sources(tasks) if folder else ():
+    if folder is None:
+        return {"parameters": {"real_rows": False}, "inputs": inputs}
+    for one in select_sources(tasks):
         for file in (file for role in one.files for file in one.candidates(role)):
             if (folder / file.path).is_file():
                 inputs[f"{one.name}: {file.path}"] = folder / file.path
-    return {"parameters": {"real_rows": folder is not None}, "inputs": inputs}
+    return {"parameters": {"real_rows": True}, "inputs": inputs}
 
 
 def _holds(out: Path, record: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _WIDTH = 64
@@ -37,7 +37,7 @@ def write_family(
     folder: Path,
     *,
     pickled: Sequence[str] = (),
-    extra: dict[str, Sequence[str]] | None = None,
+    extra: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write a base and models that were "fine-tuned" from it by adding noise.
 
