@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 
+@final
 @dataclass(frozen=True)
 class Score:
     """A score in [0, 1], of one task or of a mean over tasks.
@@ -35,17 +37,19 @@ def mean(scores: Sequence[Score | None]) -> Score | None:
         and the mean chance level; None where any is missing, because a mean over fewer tasks
         would not compare with the other rows'.
     """
-    if not scores or any(score is None for score in scores):
+    known = [score for score in scores if score is not None]
+    if not known or len(known) < len(scores):
         return None
-    count = len(scores)
+    count = len(known)
     return Score(
-        value=math.fsum(score.value for score in scores) / count,
-        stderr=math.sqrt(math.fsum(score.stderr**2 for score in scores)) / count,
-        items=sum(score.items for score in scores),
-        chance=math.fsum(score.chance for score in scores) / count,
+        value=math.fsum(score.value for score in known) / count,
+        stderr=math.sqrt(math.fsum(score.stderr**2 for score in known)) / count,
+        items=sum(score.items for score in known),
+        chance=math.fsum(score.chance for score in known) / count,
     )
 
 
+@final
 @dataclass(frozen=True)
 class Spread:
     """The mean of one quantity over runs that differ in their seed.
@@ -71,8 +75,11 @@ def spread(values: Sequence[float | None]) -> Spread | None:
         Mean and sample standard deviation over the runs that have a value; None without any.
     """
     present = [value for value in values if value is not None]
-    if not present:
-        return None
+    return spread_of(present) if present else None
+
+
+def spread_of(present: Sequence[float]) -> Spread:
+    """Summarise the values of at least one run; see `spread`."""
     centre = math.fsum(present) / len(present)
     deviation = None
     if len(present) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from report import fields
 from report.averages import Score
@@ -251,6 +252,7 @@ def tasks_grid(case: Case, seed: int) -> Grid:
 
 def tasks_csv(case: Case) -> str:
     """Write every task's score for programs: one row per model and task."""
+    rows: list[list[Any]]
     rows = [["id", "label", "kind", "seed", "column", "task", "value", "stderr", "items", "chance"]]
     for model in case.models:
         for column in case.columns:

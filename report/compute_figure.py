@@ -54,11 +54,14 @@ def place_labels(
     Returns:
         The labels' boxes (matplotlib's Bbox in pixels), one a text.
     """
-    from matplotlib.patheffects import withStroke
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.patheffects import AbstractPathEffect, withStroke
     from matplotlib.transforms import Bbox
 
-    outlined = [withStroke(linewidth=2.5, foreground="white")]  # else the Pareto line strikes it
+    # Without a white outline the Pareto line would strike through the text.
+    outlined: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground="white")]
     figure = axes.figure
+    assert isinstance(figure.canvas, FigureCanvasAgg)  # `compute_figure` makes it so
     renderer = figure.canvas.get_renderer()
     pixel = figure.dpi / 72
     inside = axes.get_window_extent(renderer)
@@ -89,7 +92,8 @@ def place_labels(
                 break
         else:
             best = Bbox.from_bounds(x + reach, y, size.width, size.height)
-        text.set_position(axes.transData.inverted().transform((best.x0, (best.y0 + best.y1) / 2)))
+        at_x, at_y = axes.transData.inverted().transform((best.x0, (best.y0 + best.y1) / 2))
+        text.set_position((at_x, at_y))
         if radius > 3:
             end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
             path = axes.transData.inverted().transform([(x, y), end])

@@ -142,8 +142,8 @@ def costs(experiment: Experiment) -> list[Cost]:
     for entry in experiment.ablation.objectives if experiment.ablation else ():
         for run in entry.runs:
             folder = results / "ablation" / run.id
-            made = [folder / "model" / "cost.json", folder / "cost.json"]
-            path = next((path for path in made if path.exists()), made[0])
+            places = [folder / "model" / "cost.json", folder / "cost.json"]
+            path = next((path for path in places if path.exists()), places[0])
             found += read_cost(path, "ablation", "ablation", run.id)
             found += read_cost(
                 folder / "scores.cost.json", "evaluation", "ablation", run.id, "test"

@@ -119,8 +119,8 @@ def page(experiment: Experiment, discussion: str) -> str:
 
 def _best(case: Case, kind: str) -> Model | None:
     found = [m for m in case.models if m.kind == kind and (kind != "merge" or m.best_of)]
-    scored = [model for model in found if case.average(model)]
-    return max(scored, key=lambda model: case.average(model).value, default=None)
+    scored = [(model, score) for model in found if (score := case.average(model))]
+    return max(scored, key=lambda entry: entry[1].value)[0] if scored else None
 
 
 def _average(case: Case, model: Model | None) -> str:

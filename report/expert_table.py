@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from report import fields
 from report.experiment import Case, Model
@@ -25,6 +26,7 @@ def _learned(judged: dict) -> str:
 def experts_csv(cases: Sequence[Case]) -> str:
     """Write base against experts in the experts' domains for programs."""
     header = ["case", "expert", "task", "seed", "base dev", "expert dev", "learned"]
+    rows: list[list[Any]]
     rows = [[*header, *fields.score_titles("base test"), *fields.score_titles("expert test")]]
     for case, base, expert, task, judged in _expert_rows(cases):
         rows.append(

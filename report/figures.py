@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,10 @@ STYLE = {
     "ytick.major.width": 0.6,
     "pdf.fonttype": 42,
 }
+
+
+def _of_task(task: str, model: Model) -> Score | None:
+    return model.tasks.get(task)
 
 
 def _bars(
@@ -89,7 +94,7 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     for task in case.tasks:
         marks = ("†" if task in missed else "") + ("‡" if task in held_out else "")
         # A task outside the average may share a title with none of the others.
-        panels.append((case.task_label(task) + marks, lambda m, task=task: m.tasks.get(task)))
+        panels.append((case.task_label(task) + marks, functools.partial(_of_task, task)))
     down = -(-len(panels) // _PANELS_ACROSS)
     figure = Figure(figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained")
     grid = figure.subplots(down, _PANELS_ACROSS, sharey=True, sharex=True, squeeze=False)

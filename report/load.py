@@ -203,7 +203,7 @@ def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
     models = [model("base", "models", label=base, kind="base")]
     for id, expert in entry["experts"].items():
         models.append(model(id, "models", label=expert["label"], kind="expert"))
-    more = []
+    more: list[Model] = []
     for id, row in config["methods"].items():
         if case in row.get("cases", [case]):
             place = more if row.get("table") == "more" else models

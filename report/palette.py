@@ -39,7 +39,7 @@ def colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return a model's colour (RGB in [0, 1]): pale where nothing was chosen on dev items."""
     from matplotlib.colors import to_rgb
 
-    paint = to_rgb(family(model, config)[1])
+    paint: tuple[float, ...] = to_rgb(family(model, config)[1])
     row = config["methods"].get(model.id, {})
     if model.kind == "merge" and "hub" not in row and not searched(row):
         paint = tuple(part + (1 - part) * _PALE for part in paint)

@@ -10,7 +10,7 @@ from report.averages import Score
 from report.case_table import table_title
 from report.compute import points
 from report.cost import Cost, amount, costs
-from report.experiment import Ablation, Case, Experiment, Model
+from report.experiment import Case, Experiment, Model
 from report.intervals import difference, mean
 from report.published import Published
 
@@ -32,7 +32,7 @@ def _rows(case: Case, ids: Sequence[str]) -> list[Model]:
 
 
 def _best(case: Case, models: Sequence[Model]) -> tuple[Model, Score]:
-    found = [(model, case.average(model)) for model in models]
+    found = [(model, score) for model in models if (score := case.average(model))]
     return max(found, key=lambda entry: entry[1].value)
 
 
@@ -61,8 +61,8 @@ def _dam_against_search(case: Case, published: Published, found: Sequence[Cost])
     if not own or not searches:
         return ""
     dam, ours = _best(case, own)
-    search = searches[-1]
-    gap, width = difference([ours], [case.average(search)])
+    search, theirs = _best(case, searches[-1:])
+    gap, width = difference([ours], [theirs])
     price, other = spent.get(dam.id), spent.get(search.id)
     line = f"{dam.label} less {search.label}: {_told(gap, width)}"
     if not price or not other:
@@ -76,7 +76,9 @@ def _dam_against_search(case: Case, published: Published, found: Sequence[Cost])
 
 def _objective(experiment: Experiment, *terms: str) -> list[Score] | None:
     """Return the averages, one a seed, of the objective that consists of these terms."""
-    ablation: Ablation = experiment.ablation
+    ablation = experiment.ablation
+    if ablation is None:
+        return None
     about = experiment.config["ablation"]["objectives"]
     for entry in ablation.objectives:
         if not entry.extra and set(about[entry.id].get("objective", {})) == set(terms):
@@ -153,8 +155,11 @@ def _balance(case: Case, published: Published) -> str:
         return ""
     told = []
     for other in others:
-        scores = [[model.column(column) for column in case.averaged] for model in (soups[0], other)]
-        gap, low, high = spread_difference(*scores)
+        first, second = (
+            [score for column in case.averaged if (score := model.column(column))]
+            for model in (soups[0], other)
+        )
+        gap, low, high = spread_difference(first, second)
         verdict = _judged(high < 0, low > 0)
         told.append(f"against {other.label} {verdict}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]")
     return f"C13, deviation over the columns of {soups[0].label}, {'; '.join(told)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,3 +31,8 @@ class Evaluation:
     genome: list[float] = field(default_factory=list)
     counted: dict[str, float] = field(default_factory=dict)
     full: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """Its dev average; minus infinity where it failed."""
+        return -math.inf if self.average is None else self.average

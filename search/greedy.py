@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,10 @@ class Greedy(Strategy):
     def _walk(self) -> tuple[list[int], list[int]]:
         """Return the soup after what was told, and the experts that have not been tried yet."""
         alone, tries = self._told[: self._count], self._told[self._count :]
-        scored = [expert for expert in range(self._count) if alone[expert] is not None]
-        order = sorted(scored, key=lambda expert: -alone[expert])
+        scored = {expert: average for expert, average in enumerate(alone) if average is not None}
+        order = sorted(scored, key=lambda expert: -scored[expert])
         soup, waiting = order[:1], order[1:]
-        best = alone[order[0]] if order else None
+        best = scored[order[0]] if order else -math.inf
         for average in tries:
             expert = waiting.pop(0)
             if average is not None and average >= best:

@@ -144,12 +144,13 @@ def spread(history: Sequence[Evaluation], count: int) -> list[Evaluation]:
     """
     ranked = sorted(
         (item for item in history if item.average is not None),
-        key=lambda item: (-item.average, item.index),
+        key=lambda item: (-item.rank, item.index),
     )
-    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))) if ranked else []
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
     return [ranked[n] for n in sorted({round(float(place)) for place in places})]
 
 
 def agreement(chosen: Sequence[Evaluation]) -> float | None:
     """Return Spearman's correlation of averages over some and over all items of candidates."""
-    return spearman([item.average for item in chosen], [item.full for item in chosen])
+    pairs = [(item.rank, item.full) for item in chosen if item.full is not None]
+    return spearman([some for some, _ in pairs], [full for _, full in pairs])

@@ -194,4 +194,4 @@ class SoupSpace(MergedSpace):
     def replaces(self, new: Evaluation, best: Evaluation) -> bool:
         """A soup is accepted if it is not worse than the one before, which is the best so far."""
         soup = sum(new.genes.values()) > 1
-        return new.average > best.average or (soup and new.average == best.average)
+        return new.rank > best.rank or (soup and new.rank == best.rank)

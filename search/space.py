@@ -146,7 +146,7 @@ class Space(abc.ABC):
 
     def replaces(self, new: Evaluation, best: Evaluation) -> bool:
         """Tell whether a candidate that was scored later takes the place of the best so far."""
-        return new.average > best.average
+        return new.rank > best.rank
 
     def keep(self, recipe: Recipe) -> None:  # noqa: B027
         """Take note that the candidate that was made last is the best so far."""

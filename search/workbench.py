@@ -76,8 +76,8 @@ class Allocated:
         while len(self._pool) < depth:
             layer = copy.deepcopy(self._pool[0])
             for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = len(self._pool)  # where its keys and values are cached
+                if hasattr(module, "layer_idx"):  # where its keys and values are cached
+                    setattr(module, "layer_idx", len(self._pool))  # noqa: B010
             self._pool.append(layer)
         decoder.layers = torch.nn.ModuleList(self._pool[:depth])
         for key, value in (self._config | dict(changes)).items():

@@ -74,7 +74,7 @@ def load(config: Mapping[str, Any], results: Path) -> Case:
         for row in config["methods"]
         if row in rows
     }
-    return load_case(config | {"cases": {WORLD: case}, "methods": methods}, results, WORLD)
+    return load_case({**config, "cases": {WORLD: case}, "methods": methods}, results, WORLD)
 
 
 def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:

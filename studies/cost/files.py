@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.files import write_bytes, write_text
 from common.manifest import NAME, write_manifest
 from report import figures, palette, render
-from report.averages import spread
+from report.averages import spread, spread_of
 from report.experiment import Model
 from report.intervals import mean
 from studies.cost.table import FOLDER, Look, grouped, load_looks, study_csv, study_grid
@@ -26,19 +26,20 @@ _SEARCHES = ("#D55E00", "#0072B2", "#009E73")
 def _curve(axes: Axes, groups: Sequence[Sequence[Look]], axis: str, paint: str) -> None:
     """Draw a search's best model after each number of evaluations, as mean and band."""
     x = [mean([getattr(look, axis) for look in group]) for group in groups]
-    total = [spread([look.test.value for look in group]) for group in groups]
+    total = [spread_of([look.test.value for look in group]) for group in groups]
     low = [entry.mean - (entry.deviation or 0) for entry in total]
     high = [entry.mean + (entry.deviation or 0) for entry in total]
     axes.fill_between(x, low, high, color=paint, alpha=0.18, linewidth=0)
     label = groups[0][0].label
     axes.plot(x, [entry.mean for entry in total], color=paint, marker="o", ms=3.5, label=label)
     dev = [spread([look.dev for look in group]) for group in groups]
-    if all(entry is not None for entry in dev):
-        axes.plot(x, [entry.mean for entry in dev], color=paint, ls=":", lw=1.2)
+    chosen = [entry.mean for entry in dev if entry is not None]
+    if len(chosen) == len(x):
+        axes.plot(x, chosen, color=paint, ls=":", lw=1.2)
 
 
 def _point(axes: Axes, group: Sequence[Look], axis: str, mark: str, paint: Any) -> None:
-    total = spread([look.test.value for look in group])
+    total = spread_of([look.test.value for look in group])
     x = mean([getattr(look, axis) for look in group])
     axes.errorbar(
         *(x, total.mean),
@@ -84,8 +85,8 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
                         _curve(axes, own, axis, paint)
                 elif own and (axis == "flops" or own[0][0].evaluations):
                     model = Model(row, "", "merge", method=config["methods"][row]["method"])
-                    paint = palette.colour(model, config)
-                    _point(axes, own[0], axis, _MARKS[place % len(_MARKS)], paint)
+                    mark = _MARKS[place % len(_MARKS)]
+                    _point(axes, own[0], axis, mark, palette.colour(model, config))
             axes.set_xscale("log")
             axes.grid(color="#EEEEEE", linewidth=0.5)
         pair[0].set_title(config["cases"][case]["title"], loc="left")

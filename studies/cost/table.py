@@ -101,7 +101,7 @@ def load_looks(config: Mapping[str, Any], results: Path) -> list[Look]:
         UserError: Nothing of the study has been scored.
     """
     study = config["studies"]["cost"]
-    looks = []
+    looks: list[Look] = []
     for name in study["cases"]:
         case = load_case(config, results, name)
         for row in study["rows"]:
@@ -125,7 +125,7 @@ def grouped(looks: Sequence[Look]) -> dict[tuple[str, str, int], list[Look]]:
 def study_csv(looks: Sequence[Look]) -> str:
     """Write one row per look, for programs."""
     header = ["case", "row", "label", "seed", "evaluations", "dev_average"]
-    rows = [[*header, *fields.score_titles("test_average"), "flops", "cpu_s"]]
+    rows: list[list[Any]] = [[*header, *fields.score_titles("test_average"), "flops", "cpu_s"]]
     for look in looks:
         start = [look.case, look.row, look.label, look.seed, look.evaluations]
         cost = [f"{look.flops:.0f}", f"{look.cpu_s:.3f}"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
-from report.averages import spread
+from report.averages import spread_of
 from studies.dam.load import Study
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ _COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73")
 
 def _series(study: Study) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
     """What is drawn: the average and each column that tables show apart, by setting and seed."""
-    measures = [("Average", lambda run: run.average(study.averaged))]
-    measures += [(c.label, lambda run, c=c: run.column(c)) for c in study.apart]
+    measures = [("Average", operator.methodcaller("average", study.averaged))]
+    measures += [(c.label, operator.methodcaller("column", c)) for c in study.apart]
     return [
         (
             label,
@@ -66,7 +67,7 @@ def curve(study: Study, name: str) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for label, colour, values in _series(study):
-        means = [spread(list(values[setting].values())).mean for setting in rows]
+        means = [spread_of(list(values[setting].values())).mean for setting in rows]
         axes.plot(list(rows.values()), means, color=colour, marker="o", label=label)
         for setting, samples in rows.items():
             scores = list(values[setting].values())
@@ -100,7 +101,7 @@ def bars(study: Study, name: str) -> Figure:
     width = 0.8 / len(series)
     for place, (label, colour, values) in enumerate(series):
         places = [x - 0.4 + width * (place + 0.5) for x in range(len(settings))]
-        means = [spread(list(values[setting].values())).mean for setting in settings]
+        means = [spread_of(list(values[setting].values())).mean for setting in settings]
         axes.bar(places, means, width=width * 0.92, color=colour, alpha=0.55, label=label)
         for x, setting in zip(places, settings, strict=True):
             scores = list(values[setting].values())
