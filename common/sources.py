@@ -36,9 +36,11 @@ NO_NUMBER = {
     "common/sources.py": "makes the keys",
     "common/warm.py": "starts processes",
     "checkpoints/card.py": "writes a model's README",
+    "checkpoints/devices.py": "checks that a device is there",
     "evaluation/bar.py": "shows how far an evaluation is",
     "evaluation/sources.py": "names entry points",
     "evaluation/store.py": "keeps finished tasks by their keys",
+    "evaluation/summary.py": "prints scores",
     "search/sources.py": "names entry points",
 }
 # Files in which an import inside a function is one of several choices: the step names its own.

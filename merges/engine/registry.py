@@ -336,7 +336,7 @@ def validate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: chosen.get(key) if value is None else value for key, value in values.items()}
 
 
-def sources(name: str) -> tuple[str, str]:
+def sources(name: str) -> tuple[str, ...]:
     """Name the entry points that determine a method's results; see `common.sources.reachable`.
 
     They are the engine's and the method's file. A new method's file is in nobody else's list, so it
@@ -346,4 +346,5 @@ def sources(name: str) -> tuple[str, str]:
         UserError: No method has this name.
     """
     path = info(name).path
-    return ("merges/engine/run.py", str(path.relative_to(FOLDER.parent)))
+    engine = ("merges/engine/layer_rules.py", "merges/engine/run.py")
+    return (*engine, str(path.relative_to(FOLDER.parent)))
