@@ -34,42 +34,25 @@ rule study_ancestry_shared:
 
 
 use rule bottle_base as study_ancestry_ancestor with:
-    input:
-        data=f"{ANCESTRY_OUT}/data/manifest.json",
     output:
-        f"{ANCESTRY_OUT}/ancestor/manifest.json",
+        f"{OUT}/{{case}}/ancestor/manifest.json",
     log:
-        f"{OUT}/logs/{ancestry.WORLD}/ancestor.log",
+        f"{OUT}/logs/{{case}}/ancestor.log",
+    wildcard_constraints:
+        case=ancestry.WORLD,
     params:
-        data=lambda wildcards, input: folder_of(input.data),
-        folder=output_folder,
-        world=ANCESTRY_CASE.world,
-        seed=CONFIG.seed,
-        model=options(ANCESTRY_CASE.model.given()),
         train=options(
             ANCESTRY_CASE.base.train.given() | {"stop_after": ANCESTRY.steps(ANCESTRY_CASE)}
         ),
-        code=code("bottle/training.py", f"bottle/{ANCESTRY_CASE.world}.py"),
 
 
 use rule bottle_expert as study_ancestry_expert with:
     input:
-        data=f"{ANCESTRY_OUT}/data/manifest.json",
-        base=f"{ANCESTRY_OUT}/ancestor/manifest.json",
-    output:
-        f"{ANCESTRY_OUT}/models/{{expert}}/manifest.json",
-    log:
-        f"{OUT}/logs/{ancestry.WORLD}/models/{{expert}}.log",
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        base=f"{OUT}/{{case}}/ancestor/manifest.json",
     wildcard_constraints:
+        case=ancestry.WORLD,
         expert=ANCESTRY.expert,
-    params:
-        data=lambda wildcards, input: folder_of(input.data),
-        base=lambda wildcards, input: folder_of(input.base),
-        folder=output_folder,
-        world=ANCESTRY_CASE.world,
-        seed=CONFIG.seed,
-        train=options(ANCESTRY_CASE.experts[ANCESTRY.expert].train.given()),
-        code=code("bottle/training.py", f"bottle/{ANCESTRY_CASE.world}.py"),
 
 
 rule study_ancestry:

@@ -19,9 +19,8 @@ def cost_model(wildcards):
 
 
 def row_replay_code(wildcards):
-    return code(
-        "search/replay.py", "search/evolutionary.py", *registry.sources(method_of(wildcards))
-    )
+    sources = registry.sources(method_of(wildcards))
+    return code("search/replay.py", "search/evolutionary.py", *sources)
 
 
 def cost_scores():
@@ -33,6 +32,7 @@ def cost_scores():
     ]
 
 
+# The rows again, each under its seed.
 use rule merge as study_cost_merge with:
     output:
         f"{COST_RUN}/model/manifest.json",

@@ -101,9 +101,14 @@ class Dam(Study):
 
     def row_of(self, setting: str) -> Row:
         """Return a setting as a method row, tuned over its candidates."""
-        entry, tried = self.settings[setting], self.candidates_of(setting)
+        entry = self.settings[setting]
         return Row.model_construct(
-            label=entry.label, method=entry.method, experts=entry.experts, tune=tried
+            label=entry.label,
+            method=entry.method,
+            set=self.set_of(setting),
+            tune=self.candidates_of(setting),
+            experts=entry.experts,
+            embeddings_and_norms=entry.embeddings_and_norms,
         )
 
     def set_of(self, setting: str) -> dict[str, Any]:

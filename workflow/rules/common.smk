@@ -123,13 +123,6 @@ def scoring_code(suites, backend):
     return code(*evaluation_files(tasks_in(suites), backend, CONFIG.evaluation.engine))
 
 
-def search_code(row, suites):
-    """Code of the search that a row is chosen by, guided by these suites."""
-    space = (row.evolve and row.evolve.space) or "parameter"
-    engine = CONFIG.evaluation.engine
-    return code(*search_files(row.search, row.method, tasks_in(suites), engine, space))
-
-
 def folder_of(path):
     return str(Path(path).parent)
 
@@ -177,12 +170,37 @@ def seed_of(wildcards):
     return CASES[wildcards.case].seed
 
 
-def own_manifests(case, data=None):
+def pairs(paths):
+    """NAME=PATH for each, as commands take several models or files."""
+    return " ".join(f"{name}={path}" for name, path in paths.items())
+
+
+# What the wildcard `setting` of a study means: the case and the method row, by setting.
+SETTINGS = {}
+
+
+def case_of(wildcards):
+    """A step's case; the steps of the ablation and of studies have it in the configuration."""
+    if wildcards.get("case"):
+        return CASES[wildcards.case]
+    if wildcards.get("setting"):
+        return SETTINGS[wildcards.setting][0]
+    return CASES[ABLATION.case] if ABLATION else next(iter(CASES.values()))
+
+
+def row_of(wildcards):
+    """The method row that a step belongs to; None where it belongs to none."""
+    if wildcards.get("setting"):
+        return SETTINGS[wildcards.setting][1]
+    row = ABLATION.row if wildcards.get("objective") else wildcards.get("row")
+    return CONFIG.methods.get(row)
+
+
+def own_manifests(case):
     """What a step that scores a case's tasks needs of the user's own ones among them."""
-    data = data or f"{OUT}/{case}/data"
     own = [task for task in CASES[case].tasks if task in CONFIG.tasks]
-    return [f"{data}/tasks/{task}/manifest.json" for task in own]
+    return [f"{OUT}/{case}/data/tasks/{task}/manifest.json" for task in own]
 
 
 def suites(wildcards):
-    return ",".join(CASES[wildcards.case].suites)
+    return ",".join(case_of(wildcards).suites)

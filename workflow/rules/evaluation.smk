@@ -11,10 +11,6 @@ def run_model(wildcards):
     return f"{RUN_MODEL}/manifest.json" if KEPT else RUN_MODEL
 
 
-def ablation_suites(wildcards):
-    return ",".join(CASES[ABLATION.case].suites)
-
-
 def backend_of(wildcards):
     """A model's own backend; runs of the ablation and of studies have the experiment's."""
     if not wildcards.get("model"):
@@ -36,7 +32,9 @@ def gate_options(wildcards):
     )
 
 
-HOW = scoring("dtype", "device", "engine", "limit")
+def own_entry(wildcards):
+    entry = CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)
+    return shlex.quote(json.dumps({"tasks": {wildcards.own: entry}}))
 
 
 rule own_task:
@@ -54,15 +52,7 @@ rule own_task:
     localrule: True
     params:
         data=lambda wildcards, input: folder_of(input.data),
-        entry=lambda wildcards: shlex.quote(
-            json.dumps(
-                {
-                    "tasks": {
-                        wildcards.own: CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)
-                    }
-                }
-            )
-        ),
+        entry=own_entry,
         code=code("evaluation/own_data.py"),
     shell:
         "printf %s {params.entry} | python -m evaluation tasks - --data {params.data} 2>&1"
@@ -86,17 +76,18 @@ rule evaluate:
         data=lambda wildcards, input: folder_of(input.data),
         model=lambda wildcards, input: folder_of(input.model),
         suites=suites,
+        split=lambda wildcards: wildcards.get("split", "test"),
         backend=backend_of,
         python=python_of,
         batch=CONFIG.evaluation.batch_size,
-        how=HOW,
+        how=scoring("dtype", "device", "engine", "limit"),
         seed=seed_of,
         failed=failed_file,
         code=lambda wildcards: scoring_code(suites(wildcards), backend_of(wildcards)),
     shell:
         "rm -f {params.failed}; "
         "{params.python} -m evaluation --model {params.model} --suites {params.suites}"
-        " --data {params.data} --split {wildcards.split} --backend {params.backend}"
+        " --data {params.data} --split {params.split} --backend {params.backend}"
         " $PARALLEL_{params.backend}"
         " --batch-size {params.batch} {params.how} --seed {params.seed} --out {output.scores}"
         " --threads {threads} $STORE > {log} 2> >(tee -a {log} >&2)"
@@ -125,7 +116,7 @@ rule gate:
         " {params.go_on} --out {output} 2>&1 | tee {log}"
 
 
-rule ablation_evaluate:
+use rule evaluate as ablation_evaluate with:
     input:
         data=lambda wildcards: f"{OUT}/{ABLATION.case}/data/manifest.json",
         own=lambda wildcards: own_manifests(ABLATION.case),
@@ -137,24 +128,5 @@ rule ablation_evaluate:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.scores.log",
     # Models that are dropped afterwards are evaluated before the next is made.
     priority: 30 if KEPT else 65
-    resources:
-        **asks("evaluate"),
     params:
-        data=lambda wildcards, input: folder_of(input.data),
-        model=RUN_MODEL,
-        suites=ablation_suites,
-        backend=backend_of,
-        python=python_of,
-        batch=CONFIG.evaluation.batch_size,
-        how=HOW,
-        failed=failed_file,
-        code=lambda wildcards: scoring_code(ablation_suites(wildcards), backend_of(wildcards)),
-    shell:
-        "rm -f {params.failed}; "
-        "{params.python} -m evaluation --model {wildcards.objective}={params.model}"
-        " --suites {params.suites} --data {params.data} --split test --backend {params.backend}"
-        " $PARALLEL_{params.backend}"
-        " --batch-size {params.batch} {params.how} --seed {wildcards.seed}"
-        " --out {output.scores}"
-        " --threads {threads} $STORE > {log} 2> >(tee -a {log} >&2)"
-        f"{TELL_FAILURE}"
+        model=f"{{objective}}={RUN_MODEL}",

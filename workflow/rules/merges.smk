@@ -5,30 +5,26 @@
 
 
 def experts_of(wildcards):
-    """A row's experts; the ablation's rows have their case and row in the configuration."""
+    """A merge's case and experts; of the ablation, the case is in the configuration."""
     case = wildcards.get("case", ABLATION and ABLATION.case)
-    return case, merge_row(wildcards).experts_of(CASES[case].experts)
+    return case, row_of(wildcards).experts_of(CASES[case].experts)
 
 
-def merge_row(wildcards):
-    """The row that a merge belongs to."""
-    return CONFIG.methods[wildcards.get("row", ABLATION and ABLATION.row)]
-
-
-def needs_data(wildcards):
-    return merge_row(wildcards).learns
+def calibration_rows(case, experts):
+    """The experts' files of calibration rows."""
+    return {expert: f"{OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts}
 
 
 def calibrations(case, experts):
-    """The experts' calibration data; in a case that is made here they come with all others."""
+    """The steps that write these files; in a case that is made here all data come together."""
     if case in MADE:
         return [f"{OUT}/{case}/data/manifest.json"]
-    return [f"{OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
+    return list(calibration_rows(case, experts).values())
 
 
-def needs_teachers(wildcards):
+def needs_teachers(row):
     """Whether a row learns from the experts' cached predictions, and not from data alone."""
-    return merge_row(wildcards).method == "dam"
+    return row.method == "dam"
 
 
 def merge_inputs(wildcards):
@@ -37,12 +33,12 @@ def merge_inputs(wildcards):
         "base": f"{OUT}/{case}/models/base/manifest.json",
         "experts": [f"{OUT}/{case}/models/{expert}/manifest.json" for expert in experts],
     }
-    if needs_data(wildcards):
+    if row_of(wildcards).learns:
         inputs["calibration"] = calibrations(case, experts)
     if case in MADE:
         # The gate comes first, but no number of a merge depends on what it wrote.
         inputs["gate"] = ancient(f"{OUT}/{case}/gate.json")
-    if needs_teachers(wildcards):
+    if needs_teachers(row_of(wildcards)):
         inputs["teachers"] = f"{OUT}/{case}/teachers/manifest.json"
     return inputs
 
@@ -55,50 +51,65 @@ def search_inputs(wildcards):
     }
 
 
-def parent_options(wildcards):
-    case, experts = experts_of(wildcards)
-    models = f"{OUT}/{case}/models"
-    given = [f"--base {models}/base --experts"]
-    given += [f"{expert}={models}/{expert}" for expert in experts]
-    if needs_data(wildcards):
-        given.append("--calibration")
-        given += [f"{expert}={OUT}/{case}/data/calibration/{expert}.jsonl" for expert in experts]
-    if needs_teachers(wildcards):
-        given.append(f"--teachers {OUT}/{case}/teachers")
-    if case in FETCHED:
-        given.append(f"--vocabulary {CASES[case].vocabulary}")
-    learns = needs_data(wildcards) and wildcards.get("row") in [None, *PLAIN]
-    if learns and CONFIG.evaluation.device != "cpu":  # searches have it among their own
-        given.append(f"--device {CONFIG.evaluation.device}")
-    return " ".join(given)
+def parents_given(input, experts, rows):
+    """Options that name a merge's parents and, for a method that learns, their calibration rows."""
+    folders = dict(zip(experts, map(folder_of, input.experts)))
+    given = f"--base {folder_of(input.base)} --experts {pairs(folders)}"
+    if rows:
+        given += f" --calibration {pairs(rows)}"
+    return given + (f" --teachers {folder_of(input.teachers)}" if input.get("teachers") else "")
+
+
+def parent_options(wildcards, input):
+    (case, experts), row = experts_of(wildcards), row_of(wildcards)
+    given = {"vocabulary": CASES[case].vocabulary} if case in FETCHED else {}
+    if row.learns and not row.search and CONFIG.evaluation.device != "cpu":
+        given["device"] = CONFIG.evaluation.device  # searches have it among their own options
+    rows = calibration_rows(case, experts) if row.learns else {}
+    return f"{parents_given(input, experts, rows)} {options(given)}"
 
 
 def method_of(wildcards):
-    return CONFIG.methods[wildcards.row].method
+    return row_of(wildcards).method
 
 
 def row_options(wildcards):
-    row = CONFIG.methods[wildcards.row]
-    return f"--embeddings-and-norms {row.embeddings_and_norms} {settings(row.set)}"
+    row = row_of(wildcards)
+    given = row.set
+    if wildcards.get("objective"):
+        given = ABLATION.settings(row.set, wildcards.objective)
+    return f"--embeddings-and-norms {row.embeddings_and_norms} {settings(given)}"
 
 
 def row_code(wildcards):
     return code(*registry.sources(method_of(wildcards)))
 
 
-def row_search_code(wildcards):
-    return search_code(CONFIG.methods[wildcards.row], searched_tasks(wildcards))
+def search_options(wildcards):
+    """A search's command: how a row is chosen, and among what."""
+    row = row_of(wildcards)
+    if row.greedy:
+        return row.search
+    given = row.evolve.given() if row.evolve else {"candidates": json.dumps(row.tune)}
+    return f"{row.search} {options({'method': row.method} | given)}"
+
+
+def search_code(wildcards):
+    """Code of the search that a row is chosen by, with that of the tasks that guide it."""
+    row, tasks = row_of(wildcards), tasks_in(searched_tasks(wildcards))
+    space = (row.evolve and row.evolve.space) or "parameter"
+    return code(*search_files(row.search, row.method, tasks, CONFIG.evaluation.engine, space))
 
 
 def searched_tasks(wildcards):
     """The tasks that guide a search: those of the average, and none that is only shown."""
-    columns = CASES[wildcards.case].searched_columns
+    columns = case_of(wildcards).searched_columns
     return ",".join(dict.fromkeys(task for tasks in columns for task in tasks))
 
 
 def average_groups(wildcards):
     """The table's average, for a search on dev: the mean over columns of their tasks' means."""
-    return shlex.quote(json.dumps(CASES[wildcards.case].searched_columns))
+    return shlex.quote(json.dumps(case_of(wildcards).searched_columns))
 
 
 def teachers_options(wildcards):
@@ -128,21 +139,16 @@ rule teachers:
         **asks("teachers"),
     params:
         folder=output_folder,
-        models=lambda wildcards: f"{OUT}/{wildcards.case}/models",
-        experts=lambda wildcards: " ".join(
-            f"{expert}={OUT}/{wildcards.case}/models/{expert}"
-            for expert in CASES[wildcards.case].experts
-        ),
-        calibration=lambda wildcards: " ".join(
-            f"{expert}={OUT}/{wildcards.case}/data/calibration/{expert}.jsonl"
-            for expert in CASES[wildcards.case].experts
+        parents=lambda wildcards, input: parents_given(
+            input,
+            CASES[wildcards.case].experts,
+            calibration_rows(wildcards.case, CASES[wildcards.case].experts),
         ),
         how=teachers_options,
         code=code("merges/dam/states.py"),
     shell:
         "rm -rf {params.folder}; "
-        "python -m merges teachers --base {params.models}/base --experts {params.experts}"
-        " --calibration {params.calibration} {params.how} --out {params.folder}"
+        "python -m merges teachers {params.parents} {params.how} --out {params.folder}"
         " --threads {threads} 2>&1 | tee {log}"
 
 
@@ -161,15 +167,18 @@ rule merge:
     params:
         folder=output_folder,
         failed=failed_file,
-        method=lambda wildcards: method_of(wildcards),
+        method=method_of,
         parents=parent_options,
         row=row_options,
         seed=seed_of,
+        record="",
+        keep_record="",
         code=row_code,
     shell:
-        "rm -rf {params.failed} {params.folder}; "
+        "rm -rf {params.failed} {params.folder} {params.record}; "
         "python -m merges --method {params.method} {params.parents} {params.row}"
         " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
+        "{params.keep_record}"
         f"{TELL_FAILURE}"
 
 
@@ -190,78 +199,7 @@ rule tune:
         folder=output_folder,
         failed=failed_file,
         data=lambda wildcards, input: folder_of(input.data),
-        method=lambda wildcards: method_of(wildcards),
-        parents=parent_options,
-        row=row_options,
-        candidates=lambda wildcards: shlex.quote(json.dumps(CONFIG.methods[wildcards.row].tune)),
-        suites=searched_tasks,
-        average=average_groups,
-        seed=seed_of,
-        batch=CONFIG.evaluation.batch_size,
-        how=scoring("dtype", "device", "engine"),
-        code=row_search_code,
-    shell:
-        "rm -rf {params.failed} {params.folder}; "
-        "python -m search tune --method {params.method} {params.parents} {params.row}"
-        " --candidates {params.candidates} --data {params.data} --suites {params.suites}"
-        " --average {params.average} --batch-size {params.batch} {params.how}"
-        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
-        f"{TELL_FAILURE}"
-
-
-rule evolve:
-    """A method whose coefficients an evolution strategy searches for, by the dev average."""
-    input:
-        unpack(search_inputs),
-    output:
-        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
-    log:
-        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
-    wildcard_constraints:
-        row=any_of(SEARCHED["evolve"]),
-    priority: 70
-    resources:
-        **asks("search"),
-    params:
-        folder=output_folder,
-        failed=failed_file,
-        data=lambda wildcards, input: folder_of(input.data),
-        method=lambda wildcards: method_of(wildcards),
-        parents=parent_options,
-        row=row_options,
-        search=lambda wildcards: options(CONFIG.methods[wildcards.row].evolve.given()),
-        suites=searched_tasks,
-        average=average_groups,
-        seed=seed_of,
-        batch=CONFIG.evaluation.batch_size,
-        how=scoring("dtype", "device", "engine"),
-        code=row_search_code,
-    shell:
-        "rm -rf {params.failed} {params.folder}; "
-        "python -m search evolve --method {params.method} {params.parents} {params.row}"
-        " {params.search} --data {params.data} --suites {params.suites}"
-        " --average {params.average} --batch-size {params.batch} {params.how}"
-        " --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
-        f"{TELL_FAILURE}"
-
-
-rule greedy:
-    """The best expert, averaged with each next one that does not lower the dev average."""
-    input:
-        unpack(search_inputs),
-    output:
-        f"{OUT}/{{case}}/merges/{{row}}/manifest.json",
-    log:
-        f"{OUT}/logs/{{case}}/merges/{{row}}.log",
-    wildcard_constraints:
-        row=any_of(SEARCHED["greedy"]),
-    priority: 70
-    resources:
-        **asks("search"),
-    params:
-        folder=output_folder,
-        failed=failed_file,
-        data=lambda wildcards, input: folder_of(input.data),
+        search=search_options,
         parents=parent_options,
         row=row_options,
         suites=searched_tasks,
@@ -269,50 +207,47 @@ rule greedy:
         seed=seed_of,
         batch=CONFIG.evaluation.batch_size,
         how=scoring("dtype", "device", "engine"),
-        code=row_search_code,
+        code=search_code,
     shell:
         "rm -rf {params.failed} {params.folder}; "
-        "python -m search greedy {params.parents} {params.row} --data {params.data}"
+        "python -m search {params.search} {params.parents} {params.row} --data {params.data}"
         " --suites {params.suites} --average {params.average} --batch-size {params.batch}"
         " {params.how} --seed {params.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
         f"{TELL_FAILURE}"
 
 
-# A merged model that is dropped leaves its record: all but weights, the manifest last.
-RECORD = (
-    ""
-    if KEPT
-    else " && mkdir -p {params.record} && find {params.folder} -mindepth 1 -maxdepth 1"
-    " ! -name '*.safetensors*' ! -name manifest.json -exec cp -r -t {params.record} {{}} +"
-    " && cp {params.folder}/manifest.json {params.record}"
-)
+# A method whose coefficients an evolution strategy searches for, by the dev average.
+use rule tune as evolve with:
+    wildcard_constraints:
+        row=any_of(SEARCHED["evolve"]),
 
 
-rule ablation_merge:
-    input:
-        unpack(merge_inputs),
+# The best expert, averaged with each next one that does not lower the dev average.
+use rule tune as greedy with:
+    wildcard_constraints:
+        row=any_of(SEARCHED["greedy"]),
+
+
+def keep_record(wildcards, output):
+    """A merged model that is dropped leaves its record: all but weights, the manifest last."""
+    if KEPT:
+        return ""
+    merged, record = RUN_MODEL.format(**wildcards), folder_of(output[0])
+    return (
+        f" && mkdir -p {record} && find {merged} -mindepth 1 -maxdepth 1"
+        f" ! -name '*.safetensors*' ! -name manifest.json -exec cp -r -t {record} {{}} +"
+        f" && cp {merged}/manifest.json {record}"
+    )
+
+
+use rule merge as ablation_merge with:
     output:
         f"{RUN}/model/manifest.json",
         **({} if KEPT else {"merged": temp(directory(RUN_MODEL))}),
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.log",
     priority: 60
-    resources:
-        **asks("merge"),
     params:
         folder=RUN_MODEL,
         record=output_folder,
-        failed=failed_file,
-        method=lambda wildcards: merge_row(wildcards).method,
-        parents=parent_options,
-        policy=lambda wildcards: merge_row(wildcards).embeddings_and_norms,
-        settings=lambda wildcards: settings(
-            ABLATION.settings(merge_row(wildcards).set, wildcards.objective)
-        ),
-        code=lambda wildcards: code(*registry.sources(merge_row(wildcards).method)),
-    shell:
-        "rm -rf {params.failed} {params.folder} {params.record}; "
-        "python -m merges --method {params.method} {params.parents}"
-        " --embeddings-and-norms {params.policy} {params.settings}"
-        " --seed {wildcards.seed} --out {params.folder} --threads {threads} 2>&1 | tee {log}"
-        f"{RECORD}{TELL_FAILURE}"
+        keep_record=keep_record,

@@ -55,30 +55,23 @@ rule make_tables:
         f"{OUT}/logs/tables.log",
     localrule: True
     params:
+        what="tables",
         results=RESULTS,
         folder=output_folder,
         code=code("report/tables.py", "report/cost.py"),
     shell:
-        "python -m report tables --config {input.config} --results {params.results}"
+        "python -m report {params.what} --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"
 
 
-rule make_figures:
-    input:
-        scores=all_scores(),
-        config=f"{OUT}/config.json",
+use rule make_tables as make_figures with:
     output:
         f"{OUT}/figures/manifest.json",
     log:
         f"{OUT}/logs/figures.log",
-    localrule: True
     params:
-        results=RESULTS,
-        folder=output_folder,
+        what="figures",
         code=code("report/figures.py"),
-    shell:
-        "python -m report figures --config {input.config} --results {params.results}"
-        " --out {params.folder} 2>&1 | tee {log}"
 
 
 rule make_page:
@@ -117,21 +110,16 @@ rule tables:
     """Tables from the scores that exist. Without inputs, so that nothing is ever run for them."""
     localrule: True
     params:
+        what="tables",
         results=RESULTS,
         out=OUT,
     shell:
-        "mkdir -p {params.out} && printenv EXPERIMENT > {params.out}/.tables.json"
-        " && python -m report tables --config {params.out}/.tables.json"
-        " --results {params.results} --out {params.out}/tables"
+        "mkdir -p {params.out} && printenv EXPERIMENT > {params.out}/.{params.what}.json"
+        " && python -m report {params.what} --config {params.out}/.{params.what}.json"
+        " --results {params.results} --out {params.out}/{params.what}"
 
 
-rule figures:
-    """Figures from the scores that exist, like `tables`."""
-    localrule: True
+# Figures from the scores that exist, in the same way.
+use rule tables as figures with:
     params:
-        results=RESULTS,
-        out=OUT,
-    shell:
-        "mkdir -p {params.out} && printenv EXPERIMENT > {params.out}/.figures.json"
-        " && python -m report figures --config {params.out}/.figures.json"
-        " --results {params.results} --out {params.out}/figures"
+        what="figures",

@@ -5,9 +5,6 @@ from paper import budget, checks
 from paper.estimate import AT_A_TIME
 from workflow import capacity, resources
 
-# What the wildcard `setting` of a study means: the case and the method row, by setting.
-SETTINGS = {}
-
 
 def asks(kind):
     """A rule's resources; the kinds of work are those of workflow.resources.WORK."""
@@ -32,23 +29,6 @@ def asks(kind):
         return value
 
     return {name: resource(name) for name in ("gpu", "gpu_mem_mb", "mem_mb", "runtime")}
-
-
-def case_of(wildcards):
-    """A step's case; the steps of the ablation and of studies have it in the configuration."""
-    if wildcards.get("case"):
-        return CASES[wildcards.case]
-    if wildcards.get("setting"):
-        return SETTINGS[wildcards.setting][0]
-    return CASES[ABLATION.case] if ABLATION else next(iter(CASES.values()))
-
-
-def row_of(wildcards):
-    """The method row that a step belongs to; None where it belongs to none."""
-    if wildcards.get("setting"):
-        return SETTINGS[wildcards.setting][1]
-    row = ABLATION.row if wildcards.get("objective") else wildcards.get("row")
-    return CONFIG.methods.get(row)
 
 
 def times_of(kind, row, wildcards):

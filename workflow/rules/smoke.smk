@@ -30,13 +30,6 @@ def smoke_options(wildcards):
     return f"--model {base[1]} " + " ".join(f"--parent {name}={path}" for name, path in others)
 
 
-# Standard error holds a warning of the tokenizer for each model; a failure's reason is printed.
-SMOKE = (
-    "python -m checkpoints smoke {params.models} --out {output} > {log} 2>&1"
-    " || {{ tail -n 1 {log} >&2; exit 1; }}"
-)
-
-
 rule smoke:
     """Finite logits of every model of a case, and perplexity compared with the parents'."""
     input:
@@ -51,29 +44,21 @@ rule smoke:
     params:
         models=smoke_options,
         code=code("checkpoints/smoke.py"),
+    # Standard error holds a warning of the tokenizer for each model; a failure's reason is printed.
     shell:
-        SMOKE
+        "python -m checkpoints smoke {params.models} --out {output} > {log} 2>&1"
+        " || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
-rule ablation_smoke:
-    input:
-        smoke_inputs,
+use rule smoke as ablation_smoke with:
     output:
         f"{OUT}/ablation/smoke.json",
     log:
         f"{OUT}/logs/ablation/smoke.log",
-    priority: 10
-    resources:
-        **asks("smoke"),
-    params:
-        models=smoke_options,
-        code=code("checkpoints/smoke.py"),
-    shell:
-        SMOKE
 
 
-rule ablation_run_smoke:
-    """The same for one run, whose model is dropped when it was evaluated and checked."""
+# The same for one run, whose model is dropped when it was evaluated and checked.
+use rule smoke as ablation_run_smoke with:
     input:
         run_smoke_inputs,
     output:
@@ -81,10 +66,3 @@ rule ablation_run_smoke:
     log:
         f"{OUT}/logs/ablation/{{objective}}/seed{{seed}}.smoke.log",
     priority: 65
-    resources:
-        **asks("smoke"),
-    params:
-        models=smoke_options,
-        code=code("checkpoints/smoke.py"),
-    shell:
-        SMOKE
