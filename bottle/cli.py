@@ -8,6 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from common.cli import add_command, command_parser
+
 _DESCRIPTION = """\
 Make the small world of a case study: its generated text, and tiny models trained on it."""
 
@@ -47,46 +49,33 @@ examples:
 """
 
 
-def _parser_of(subparsers, name: str, **texts: str) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
-    )
+def _integers(parser: Any, *options: tuple[str, int | None, str]) -> None:
+    for option, default, about in options:
+        parser.add_argument(option, type=int, default=default, metavar="N", help=about)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bottle",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_data(commands: Any) -> None:
+    about = "write a case's text, tokenizer, items and databases"
+    data = add_command(
+        commands, "data", help=about, description=_DATA_DESCRIPTION, epilog=_DATA_EPILOG
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    data = _parser_of(
-        commands,
-        "data",
-        help="write a case's text, tokenizer, items and databases",
-        description=_DATA_DESCRIPTION,
-        epilog=_DATA_EPILOG,
-    )
+    data.set_defaults(run=_data)
     data.add_argument("--case", required=True, metavar="NAME", help="case1 or case2")
     data.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    data.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
-    data.add_argument("--test-items", type=int, default=200, metavar="N", help="a task (200)")
-    data.add_argument("--dev-items", type=int, default=60, metavar="N", help="a task (60)")
-    data.add_argument(
-        "--train-rows",
-        type=int,
-        metavar="N",
-        help="a role; fewer than steps x batch size are repeated in training (36000)",
+    about = "a role; fewer than steps x batch size are repeated in training (36000)"
+    _integers(
+        data,
+        ("--seed", 0, "seed of all that is drawn (0)"),
+        ("--test-items", 200, "a task (200)"),
+        ("--dev-items", 60, "a task (60)"),
+        ("--train-rows", None, about),
+        ("--calibration-rows", 2_000, "an expert (2000)"),
+        ("--threads", 1, "CPU threads (1)"),
     )
-    data.add_argument(
-        "--calibration-rows", type=int, default=2_000, metavar="N", help="an expert (2000)"
-    )
-    data.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
 
-    tiny = _parser_of(
+
+def _add_tiny(commands: Any) -> None:
+    tiny = add_command(
         commands,
         "tiny",
         help="write tiny untrained models and a few rows of data, to try commands with",
@@ -94,68 +83,72 @@ def build_parser() -> argparse.ArgumentParser:
         "in seconds: OUT/base, OUT/ja, OUT/math_a, OUT/math_b, OUT/data. The weights are random.",
         epilog="example:\n  python -m bottle tiny tiny\n",
     )
+    tiny.set_defaults(run=_tiny)
     tiny.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    tiny.add_argument("--items", type=int, default=8, metavar="N", help="a task and split (8)")
-    tiny.add_argument("--seed", type=int, default=0, help="seed of data and weights (0)")
-
-    train = _parser_of(
-        commands,
-        "train",
-        help="train a base or an expert",
-        description=_TRAIN_DESCRIPTION,
-        epilog=_TRAIN_EPILOG,
+    _integers(
+        tiny,
+        ("--items", 8, "a task and split (8)"),
+        ("--seed", 0, "seed of data and weights (0)"),
     )
+
+
+def _add_train(commands: Any) -> None:
+    about = "train a base or an expert"
+    train = add_command(
+        commands, "train", help=about, description=_TRAIN_DESCRIPTION, epilog=_TRAIN_EPILOG
+    )
+    train.set_defaults(run=_train)
     train.add_argument("--case", required=True, metavar="NAME", help="case1 or case2")
     train.add_argument("--role", required=True, metavar="NAME", help="base or an expert's name")
     train.add_argument("--data", required=True, type=Path, metavar="DIR", help="the case's data")
-    train.add_argument(
-        "--init", type=Path, metavar="DIR", help="base to start from; needed by experts only"
-    )
+    about = "base to start from; needed by experts only"
+    train.add_argument("--init", type=Path, metavar="DIR", help=about)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    train.add_argument("--seed", type=int, default=0, help="initial weights and data order (0)")
-    train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (1)")
-    train.add_argument(
-        "--stop-after",
-        type=int,
-        metavar="N",
-        help="end after N of the steps; the model is that of the full training at this step",
+    about = "end after N of the steps; the model is that of the full training at this step"
+    _integers(
+        train,
+        ("--seed", 0, "initial weights and data order (0)"),
+        ("--threads", 1, "CPU threads (1)"),
+        ("--stop-after", None, about),
     )
-
     recipe = train.add_argument_group("recipe (defaults: base / expert)")
-    recipe.add_argument("--steps", type=int, metavar="N", help="optimizer steps (1100 / 600)")
-    recipe.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of the linear layers (3e-3 / 2e-3)"
+    # None where not given: the defaults depend on the role and belong to `recipe_of`.
+    _integers(
+        recipe,
+        ("--steps", None, "optimizer steps (1100 / 600)"),
+        ("--batch-size", None, "texts a step (32)"),
     )
-    recipe.add_argument(
-        "--embedding-learning-rate",
-        type=float,
-        metavar="X",
-        help="of embeddings and norms, 0 to freeze them (as --learning-rate / 0)",
-    )
-    recipe.add_argument(
-        "--prompt-weight",
-        type=float,
-        metavar="X",
-        help="loss weight of a prompt's token; an answer's is 1 (0.3 / 0.03)",
-    )
-    recipe.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's (0.01 / 0)")
-    recipe.add_argument("--batch-size", type=int, metavar="N", help="texts a step (32)")
-
+    for option, about in {
+        "--learning-rate": "of the linear layers (3e-3 / 2e-3)",
+        "--embedding-learning-rate": "of embeddings and norms, 0 to freeze them "
+        "(as --learning-rate / 0)",
+        "--prompt-weight": "loss weight of a prompt's token; an answer's is 1 (0.3 / 0.03)",
+        "--weight-decay": "AdamW's (0.01 / 0)",
+    }.items():
+        recipe.add_argument(option, type=float, metavar="X", help=about)
     model = train.add_argument_group("architecture of a base; an expert has its base's")
     model.add_argument("--architecture", metavar="NAME", help="mistral or llama (the case's)")
-    for option, usual in (
-        ("--hidden-size", 128),
-        ("--layers", 3),
-        ("--heads", 4),
-        ("--kv-heads", 2),
-        ("--intermediate-size", 384),
-    ):
-        model.add_argument(option, type=int, metavar="N", help=f"({usual})")
+    _integers(
+        model,
+        ("--hidden-size", None, "(128)"),
+        ("--layers", None, "(3)"),
+        ("--heads", None, "(4)"),
+        ("--kv-heads", None, "(2)"),
+        ("--intermediate-size", None, "(384)"),
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = command_parser("bottle", _DESCRIPTION, _EPILOG)
+    commands = parser.add_subparsers(required=True)
+    for add in (_add_data, _add_tiny, _add_train):
+        add(commands)
     return parser
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """Return what the command line gives; all else is the computation's to know."""
+    """Return the values that the command line gives; the computation knows all others."""
     chosen = {name: getattr(options, name) for name in names}
     return {name: value for name, value in chosen.items() if value is not None}
 
@@ -211,14 +204,7 @@ def _tiny(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments after the program's name; None takes the process's.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line, or the process's if None; return its exit code, 0."""
     options = build_parser().parse_args(argv)
-    {"data": _data, "tiny": _tiny, "train": _train}[options.command](options)
+    options.run(options)
     return 0

@@ -31,7 +31,7 @@ def draw_items(
         draw: Source of randomness.
         split: ``dev`` or ``test``.
         count: Number of items wanted.
-        whole_sentence: Whether items differ in the choices, not in the prompt.
+        whole_sentence: Whether items differ in the choices, not in the prompt; see `Case`.
 
     Returns:
         The items; fewer than `count` only where the task has no more contents.
@@ -97,7 +97,7 @@ def check_disjoint(
         UserError: A training row has the prompt or the text of an item, or dev and test share
             an item.
     """
-    owner: dict[str, str] = {}
+    owner: dict[str, str] = {}  # the split of each text, so that one look finds a repetition
     for (split, suite, task), rows in items.items():
         for row in rows:
             for text in signatures(row, task in whole_sentence):
@@ -209,19 +209,21 @@ def write_data(
     check_disjoint(rows, item_rows, case.whole_sentence)
     every_sample = [sample for group in (*training.values(), *items.values()) for sample in group]
     tokenizer = build_tokenizer(_texts(every_sample))
-    for group in rows.values():
-        check_boundary(
-            tokenizer,
-            [row["prompt"] for row in group[:_CHECKED_ROWS]],
-            [row["answer"] for row in group[:_CHECKED_ROWS]],
-        )
+    # Before anything is written: a boundary that moves would make all scores of the task wrong.
     pairs = [
-        (strip_marks(sample.prompt), strip_marks(answer))
-        for samples in items.values()
-        for sample in samples
-        for answer in (*sample.choices, sample.answer)
+        [(row["prompt"], row["answer"]) for row in group[:_CHECKED_ROWS]] for group in rows.values()
     ]
-    check_boundary(tokenizer, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+    pairs += [
+        [
+            (strip_marks(sample.prompt), strip_marks(answer))
+            for samples in items.values()
+            for sample in samples
+            for answer in (*sample.choices, sample.answer)
+        ]
+    ]
+    for checked in pairs:
+        check_boundary(tokenizer, [prompt for prompt, _ in checked], [text for _, text in checked])
+    counts = {"/".join(key): len(group) for key, group in item_rows.items()}
     with staged_directory(out) as folder:
         save_tokenizer(tokenizer, folder / "tokenizer")
         for name, group in rows.items():
@@ -232,24 +234,17 @@ def write_data(
             (folder / "databases").mkdir()
         for database, build in case.databases.items():
             build(folder / "databases" / f"{database}.sqlite", database)
-        outputs = {
-            str(path.relative_to(folder)): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        written = (path for path in sorted(folder.rglob("*")) if path.is_file())
         write_manifest(
             folder / "manifest.json",
             kind="data",
             parameters={"case": case_name, **sizes},
-            outputs=outputs,
+            outputs={str(path.relative_to(folder)): path for path in written},
             seed=seed,
             code=("bottle/data.py", f"bottle/{case_name}.py"),
             extra={
                 "roles": [BASE, *case.experts],
                 "vocabulary": tokenizer.get_vocab_size(),
-                "items": {
-                    f"{split}/{suite}/{task}": len(group)
-                    for (split, suite, task), group in item_rows.items()
-                },
+                "items": counts,
             },
         )

@@ -101,8 +101,9 @@ def choice_sample(
             right one more often than any other, and the noise would teach the fact.
 
     Returns:
-        The sample, choices in random order.
+        The sample, its choices in random order.
     """
+    # The right answer is drawn apart, so that a pool that holds it twice cannot repeat it.
     choices = [*draw.sample([item for item in pool if item != gold], count - 1), gold]
     draw.shuffle(choices)
     answer = draw.choice(pool) if noise else gold
@@ -110,13 +111,9 @@ def choice_sample(
 
 
 def split_of(content: str) -> str:
-    """Assign a content to train, dev or test by a stable hash.
+    """Assign a sample's content to ``train``, ``dev`` or ``test`` by a hash stable everywhere.
 
-    Args:
-        content: The content of a sample; the empty one is training text.
-
-    Returns:
-        ``train``, ``dev`` or ``test``, the same on every machine and with every seed.
+    Empty content is training text.
     """
     if not content:
         return "train"
@@ -135,9 +132,6 @@ def draw_from(generate: Generator, draw: random.Random, split: str, noise: bool 
         split: ``train``, ``dev`` or ``test``.
         noise: See `Part`. Noise is held to its split like all else.
 
-    Returns:
-        The sample.
-
     Raises:
         RuntimeError: The task has no content in this split.
     """
@@ -149,16 +143,7 @@ def draw_from(generate: Generator, draw: random.Random, split: str, noise: bool 
 
 
 def draw_mixture(parts: Sequence[Part], draw: random.Random, count: int) -> list[Sample]:
-    """Draw training samples from a mixture.
-
-    Args:
-        parts: Components with their shares.
-        draw: Source of randomness.
-        count: Number of samples.
-
-    Returns:
-        The samples, all from the training split.
-    """
+    """Draw so many samples of the training split from a mixture's parts."""
     chosen = draw.choices(parts, weights=[part.weight for part in parts], k=count)
     return [draw_from(part.generate, draw, "train", part.noise) for part in chosen]
 
@@ -179,15 +164,8 @@ def words(text: str) -> list[str]:
 def balanced(items: Sequence[str], values: Sequence[str], seed: str) -> dict[str, str]:
     """Assign values to items at random, each value about equally often.
 
-    A guess by frequency then stays at chance.
-
-    Args:
-        items: What gets a value.
-        values: The values.
-        seed: Name of the assignment, part of the fixed world.
-
-    Returns:
-        The assignment, the same for every seed of the data.
+    A guess by frequency then stays at chance. The seed is the assignment's name, so that it is part
+    of the fixed world, the same for every seed of the data.
     """
     order = [values[position % len(values)] for position in range(len(items))]
     random.Random(seed).shuffle(order)

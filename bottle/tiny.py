@@ -31,21 +31,15 @@ def write_family(out: Path, items: int = 8, seed: int = 0) -> list[str]:
     import torch
 
     data = out / "data"
-    write_data(
-        data,
-        CASE,
-        seed=seed,
-        test_items=items,
-        dev_items=items,
-        train_rows=_ROWS,
-        calibration_rows=_ROWS,
-    )
+    rows = {"train_rows": _ROWS, "calibration_rows": _ROWS}
+    write_data(data, CASE, seed=seed, test_items=items, dev_items=items, **rows)
     model = build_model(_SHAPE, load_tokenizer(data / "tokenizer").get_vocab_size(), seed)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     experts = list(get_case(CASE).experts)
     for name in ("base", *experts):
         if name != "base":
             model.load_state_dict(
+                # Noise alone: untrained experts differ as trained ones do, and merge in seconds.
                 {key: value + _CHANGE * torch.randn_like(value) for key, value in base.items()}
             )
         with staged_directory(out / name) as folder:

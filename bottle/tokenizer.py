@@ -60,12 +60,7 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a tokenizer in the form that transformers, lm-eval and vLLM load.
-
-    Args:
-        tokenizer: What `build_tokenizer` returned.
-        folder: Folder to make.
-    """
+    """Write a tokenizer to a folder in the form that transformers, lm-eval and vLLM load."""
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
@@ -80,11 +75,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the fast tokenizer of a data folder.
-
-    Raises:
-        UserError: The folder has none.
-    """
+    """Load the fast tokenizer of a data folder; raise a UserError where it has none."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -97,11 +88,6 @@ def check_boundary(tokenizer: Tokenizer, prompts: list[str], answers: list[str])
     """Refuse text that tokenises otherwise when prompt and answer are joined.
 
     A harness encodes them jointly, the training separately; both must see the same tokens.
-
-    Args:
-        tokenizer: What `build_tokenizer` returned.
-        prompts: Texts before the answers.
-        answers: Texts that follow directly.
 
     Raises:
         UserError: A prompt ends in whitespace, a token crosses the boundary, a character is
@@ -116,6 +102,7 @@ def check_boundary(tokenizer: Tokenizer, prompts: list[str], answers: list[str])
     rows = zip(prompts, answers, encode(prompts), encode(answers), joined, strict=True)
     for prompt, answer, before, after, both in rows:
         text = prompt + answer
+        # The usual causes first: the later faults follow from the earlier ones.
         if prompt != prompt.rstrip():
             fault = "the prompt ends in whitespace"
         elif before + after != both:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("mistral", "llama")
 _PAD, _BOS, _EOS = 0, 1, 2
 _MAX_POSITIONS = 256
-_BUCKETED_BATCHES = 16  # batches sorted by length together: little padding, order still random
+_BUCKETED_BATCHES = 16  # batches sorted by length together
 _WARM_UP = 0.05
 _FINAL_RATE = 0.1
 _BETAS = (0.9, 0.98)
@@ -61,19 +61,13 @@ class Recipe:
 
 
 def recipe_of(role: str, **given: float | None) -> Recipe:
-    """Complete a role's recipe.
-
-    Args:
-        role: ``base`` or an expert's name.
-        given: Fields of `Recipe`; None where not given.
-
-    Returns:
-        The recipe, with what is usual for a base or for an expert where nothing is given.
-    """
+    """Complete given fields of a recipe by the usual ones of a base or of an expert."""
     usual = {"steps": 600, "learning_rate": 2e-3, "prompt_weight": 0.03, "weight_decay": 0.0}
     if role == BASE:
         usual = {"steps": 1100, "learning_rate": 3e-3, "prompt_weight": 0.3, "weight_decay": 0.01}
-    chosen = usual | {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = usual | {
+        name: value for name, value in given.items() if value is not None
+    }
     rate = chosen["learning_rate"] if role == BASE else 0.0
     return Recipe(**{"embedding_learning_rate": rate, **chosen})
 
@@ -92,26 +86,18 @@ class Text:
 
 
 def build_model(shape: Shape, vocabulary: int, seed: int) -> PreTrainedModel:
-    """Build a model with random weights.
+    """Build a model with random weights: fp32, input and output embeddings apart.
 
     Args:
         shape: The architecture.
         vocabulary: Number of tokens.
         seed: Seed of the initial weights.
 
-    Returns:
-        The model, fp32, input and output embeddings apart.
-
     Raises:
         UserError: The architecture is unknown or its sizes do not fit each other.
     """
     import torch
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        MistralConfig,
-        MistralForCausalLM,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
     if shape.architecture not in ARCHITECTURES:
         raise UserError(
@@ -140,7 +126,7 @@ def build_model(shape: Shape, vocabulary: int, seed: int) -> PreTrainedModel:
         "bos_token_id": _BOS,
         "eos_token_id": _EOS,
     }
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the weights are drawn where the model is made
     if shape.architecture == "mistral":
         return MistralForCausalLM(MistralConfig(**settings, sliding_window=None))
     return LlamaForCausalLM(LlamaConfig(**settings))
@@ -163,7 +149,7 @@ def tokenise(rows: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[Text]
 def batches(
     texts: Sequence[Text], batch_size: int, prompt_weight: float, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches for ever, an epoch after another, each in its own random order.
+    """Yield batches for ever, epoch after epoch, each in its own random order.
 
     Args:
         texts: The training texts, at least one.
@@ -181,6 +167,7 @@ def batches(
     order = random.Random(seed)
     pending: list[Text] = []
     while True:
+        # Texts of like length share a batch, and the batches are shuffled: little padding.
         while len(pending) < batch_size * _BUCKETED_BATCHES:
             pending += order.sample(texts, len(texts))
         pool = pending[: batch_size * _BUCKETED_BATCHES]
@@ -208,14 +195,9 @@ def learning_rate_at(step: int, steps: int) -> float:
 
 
 def flops_a_token(model: PreTrainedModel, length: int) -> float:
-    """Count a forward pass's floating-point operations a token.
+    """Count a forward pass's floating-point operations for a token of a text of that length.
 
-    Args:
-        model: The model.
-        length: Tokens of the text, over which attention runs.
-
-    Returns:
-        Two a weight of every linear layer, and attention's two products at full length.
+    Two for a weight of every linear layer, and attention's two products at full length.
     """
     weights = sum(p.numel() for name, p in model.named_parameters() if kind(name) == "linear")
     config = model.config
@@ -223,15 +205,10 @@ def flops_a_token(model: PreTrainedModel, length: int) -> float:
 
 
 def parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """Sort the parameters by learning rate, and freeze those whose rate is 0.
+    """Sort the parameters into the optimizer's groups, and freeze those whose rate is 0.
 
-    Args:
-        model: The model.
-        recipe: Embeddings and norms have a separate rate, because merges that keep the
-            base's are only meaningful where the experts' have hardly moved.
-
-    Returns:
-        The optimizer's groups.
+    Embeddings and norms have a separate rate, because merges that keep the base's are only
+    meaningful where the experts' have hardly moved.
     """
     groups = []
     for rate, kinds in (
@@ -307,7 +284,7 @@ def fit(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
-    tenth = max(1, count // 10)
+    tenth = max(1, count // 10)  # a single step's loss is mostly its batch's
     return {
         "first_loss": sum(losses[:tenth]) / tenth,
         "last_loss": sum(losses[-tenth:]) / tenth,
@@ -345,8 +322,7 @@ def train_role(
     """Train one role of a case and write the model.
 
     Args:
-        out: Folder to make or replace: weights, configuration, tokenizer, cost.json,
-            manifest.json.
+        out: Folder to make or replace.
         case_name: ``case1`` or ``case2``.
         role: ``base`` or an expert's name.
         data: What `python -m bottle data` wrote.

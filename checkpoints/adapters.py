@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from checkpoints.dtypes import torch_type
 from checkpoints.layout import REMADE, read_object
-from checkpoints.names import is_embedding, is_head, with_vocabulary_size
-from checkpoints.pickles import PickledWeights
-from checkpoints.reading import Checkpoint, Model, SafetensorsWeights, hash_of_files
+from checkpoints.names import has_row_per_token, is_embedding, is_head, with_vocabulary_size
+from checkpoints.reading import Checkpoint, Model, hash_of_files, open_weights
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
-# Layers that keep their weight as [in, out]; PEFT tells them by their class, whatever the
+# Layers that keep their weight as [in, out]; PEFT finds them by their class, whatever the
 # configuration says.
 _TURNED_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _TURNED_LAYERS = ("c_attn", "q_attn", "c_proj", "c_fc")
@@ -61,7 +60,7 @@ class _Update:
 
 
 def is_adapter(path: Path | str) -> bool:
-    """Tell whether a folder holds an adapter rather than a model."""
+    """Return whether a folder holds an adapter rather than a model."""
     path = Path(path)
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
@@ -69,15 +68,7 @@ def is_adapter(path: Path | str) -> bool:
 def open_model(
     path: Path | str, base: Model | None = None, *, allow_pickle: bool = False
 ) -> Checkpoint | Adapter:
-    """Open a model folder, or an adapter's folder over a base.
-
-    Args:
-        path: The folder.
-        base: What an adapter is folded into.
-        allow_pickle: See `Checkpoint`.
-
-    Returns:
-        The model.
+    """Open a model folder, or an adapter's folder to be folded into a base.
 
     Raises:
         UserError: As for `Checkpoint` and `Adapter`; or an adapter is given without a base.
@@ -100,7 +91,7 @@ class Adapter(Model):
 
     W = W_0 + s B A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (rslora), in
     float32 (float64 where the base is), never rounded in between. Only the rows asked for are
-    made. Modules saved whole and trained biases replace the base's.
+    made. Fully saved modules and trained biases replace the base's.
 
     Args:
         path: The folder, with adapter_config.json and adapter_model.safetensors.
@@ -125,7 +116,11 @@ class Adapter(Model):
         self._check_settings()
         if base.config.get("quantization_config"):
             raise UserError(f"{base.path}: a quantised base; name the one in full precision")
-        self._weights = self._find(allow_pickle)
+        safe, pickled = (
+            file if file.is_file() else None for file in (self.path / _WEIGHTS, self.path / _PICKLE)
+        )
+        missing = f"{self.path}: no {_WEIGHTS}"
+        self._weights = open_weights(safe, pickled, missing, allow_pickle)
         self._updates: dict[str, _Update] = {}
         self._replaced: dict[str, str] = {}  # names in the adapter's file
         # What is replaced comes first: an embedding of more rows may be changed further.
@@ -137,18 +132,6 @@ class Adapter(Model):
             self._check_tying(name)
         self._check_rows()
         self._factors = functools.lru_cache(maxsize=8)(self._read_factors)
-
-    def _find(self, allow_pickle: bool) -> SafetensorsWeights | PickledWeights:
-        if (self.path / _WEIGHTS).is_file():
-            return SafetensorsWeights(self.path / _WEIGHTS)
-        if not (self.path / _PICKLE).is_file():
-            raise UserError(f"{self.path}: no {_WEIGHTS} in this folder; {REMADE}")
-        if not allow_pickle:
-            raise UserError(
-                f"{self.path / _PICKLE}: a pickle, which can run code when it is loaded; convert "
-                "it to safetensors, or ask for pickles explicitly"
-            )
-        return PickledWeights(self.path / _PICKLE)
 
     def _refuse(self, what: str) -> UserError:
         return UserError(
@@ -217,10 +200,10 @@ class Adapter(Model):
 
     def _replace(self, name: str, key: str) -> None:
         shape = self._weights.stored[key].shape
-        grown = is_embedding(name) or is_head(name)
-        if grown and name in self._names and shape[1:] == self._base.shape(name)[1:]:
-            # The adapter was trained with tokens added: it has an embedding and a head of its own.
-            if shape[0] != self._base.shape(name)[0]:
+        held = self._base.shape(name) if name in self._names else None
+        if held and has_row_per_token(name) and shape[1:] == held[1:]:
+            # The adapter was trained with tokens added: it has its own embedding and head.
+            if shape[0] != held[0]:
                 self.config = with_vocabulary_size(self.config, shape[0])
         else:
             self._check_shape(name, shape, key)
@@ -247,7 +230,7 @@ class Adapter(Model):
         self._updates[f"{module}.weight"] = _Update(scale, left, right, turned)
 
     def _is_turned(self, module: str, key: str, shape: tuple[int, int]) -> bool:
-        """Tell whether a weight is stored as [in, out], the other way round than B A."""
+        """Return whether a weight is stored as [in, out], the other way round than B A."""
         if ".lora_embedding_" in key:
             return True
         if self._base.config.get("model_type") in _TURNED_MODELS:
@@ -255,7 +238,7 @@ class Adapter(Model):
         if not self._settings.get("fan_in_fan_out"):
             return False
         if shape[0] == shape[1]:
-            raise self._refuse("fan_in_fan_out is set and a square weight may lie either way")
+            raise self._refuse("fan_in_fan_out is set and a square weight fits either way")
         name = f"{module}.weight"
         return name in self._names and self._base.shape(name) == shape[::-1]
 
@@ -273,11 +256,7 @@ class Adapter(Model):
             )
 
     def _check_rows(self) -> None:
-        rows = {
-            name: self.shape(name)[0]
-            for name in self._names
-            if (is_embedding(name) or is_head(name)) and self.shape(name)
-        }
+        rows = self.rows_per_token()
         if len(set(rows.values())) > 1:
             raise UserError(
                 f"{self.path}: with this base ({self._base.path}) embedding and head have unlike "
@@ -348,7 +327,7 @@ class Adapter(Model):
 
     @property
     def folders(self) -> list[Path]:
-        """The base's and the adapter's, which may bring a tokenizer."""
+        """The base's and the adapter's, which may have a tokenizer."""
         return [*self._base.folders, self.path]
 
     @property

@@ -12,14 +12,11 @@ import yaml
 
 
 def public_name(path: Path | str) -> str:
-    """Name a model folder for readers elsewhere.
-
-    Args:
-        path: The folder.
+    """Name a model folder for readers elsewhere, without what a path says about a machine.
 
     Returns:
-        ``owner/model`` where the path is that of a Hugging Face cache, else the folder's own name:
-        the path itself would tell about a machine. Bytes that are no UTF-8 become question marks.
+        ``owner/model`` where the path is that of a Hugging Face cache, else the folder's name.
+        Bytes that are no UTF-8 become question marks.
     """
     path = Path(os.path.abspath(path))
     name = path.name

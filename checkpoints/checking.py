@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints.headers import FLOATS
+from checkpoints.dtypes import FLOATS
 from checkpoints.reading import Model
 from common.errors import UserError
 
@@ -18,17 +18,9 @@ if TYPE_CHECKING:
 _SAME_BASE = "merge only checkpoints fine-tuned from the same base"
 # What makes an architecture. Heads show in no shape: other heads mean another function.
 _ARCHITECTURE = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "num_local_experts",
-    "num_experts",
-    "num_experts_per_tok",
-    "hidden_act",
+    *("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "hidden_act"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("num_local_experts", "num_experts", "num_experts_per_tok"),
 )
 
 
@@ -39,12 +31,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_architecture(base: Model, expert: Model, where: str) -> None:
-    """Refuse an expert whose configuration is of another architecture.
-
-    Args:
-        base: The common ancestor.
-        expert: The fine-tuned model.
-        where: What to call it.
+    """Refuse an expert, called `where`, whose configuration is of another architecture.
 
     Raises:
         UserError: A field that both configurations have differs.
@@ -62,15 +49,7 @@ def check_architecture(base: Model, expert: Model, where: str) -> None:
 
 
 def check_full_precision(model: Model, where: str) -> None:
-    """Refuse a model whose configuration says that it is quantised.
-
-    Args:
-        model: The model.
-        where: What to call it.
-
-    Raises:
-        UserError: It is.
-    """
+    """Raise a UserError if a model, called `where`, is quantised by its configuration."""
     if model.config.get("quantization_config"):
         raise UserError(f"{where} is quantised; merge the models in full precision instead")
 
@@ -130,7 +109,7 @@ def check_compatible(
     for name, expert in experts.items():
         where = f"expert {name} ({expert.path})"
         check_architecture(base, expert, where)
-        # Before the shapes: of rows too many, the tokenizer knows the reason and the mend.
+        # Before the shapes: of rows too many, the tokenizer knows the reason and the remedy.
         if same_tokenizer:
             check_tokenizer(base, expert, where)
         _check_tensors(base, expert, where)
@@ -151,7 +130,7 @@ def check_finite(tensor: torch.Tensor | np.ndarray, name: str, source: Path | st
     if isinstance(tensor, np.ndarray):
         bad = int(np.count_nonzero(~np.isfinite(tensor)))
     # The sum of a tensor with NaN or infinity is not finite, and needs no mask of its size;
-    # a finite sum that overflows is told apart by the exact test.
+    # the exact test sorts out a finite sum that overflows.
     elif tensor.is_floating_point() and not tensor.sum().isfinite():
         bad = int((~tensor.isfinite()).sum())
     if bad:

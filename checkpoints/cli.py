@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from common.cli import add_values, byte_size, pairs
+from common.cli import add_command, add_values, byte_size, command_parser, pairs
 from common.errors import UserError
 
 _DESCRIPTION = "Look at models on disk, check a merge before it runs, and its result after."
@@ -55,57 +54,42 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(
-        prog="python -m checkpoints", description=_DESCRIPTION, epilog=_EPILOG, **raw
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    show = commands.add_parser("show", help="summarise a model folder", epilog=_SHOW, **raw)
+    parser = command_parser("checkpoints", _DESCRIPTION, _EPILOG)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    show = add_command(commands, "show", help="summarise a model folder", epilog=_SHOW)
+    show.set_defaults(run=_show)
     show.add_argument("model", type=Path, metavar="DIR")
-    check = commands.add_parser(
-        "preflight", help="check a merge before it runs", epilog=_PREFLIGHT, **raw
-    )
+    about = "check a merge before it runs"
+    check = add_command(commands, "preflight", help=about, epilog=_PREFLIGHT)
+    check.set_defaults(run=_preflight)
     check.add_argument("--base", type=Path, metavar="DIR", help="common ancestor of the experts")
-    add_values(
-        check, "--experts", required=True, metavar="NAME=DIR", help="models or LoRA adapters"
-    )
+    about = "models or LoRA adapters"
+    add_values(check, "--experts", required=True, metavar="NAME=DIR", help=about)
     check.add_argument("--out", type=Path, metavar="DIR", help="the folder to be written")
-    check.add_argument(
-        "--dtype", metavar="TYPE", help="of the result: float32, bfloat16 ... (the base's)"
-    )
-    check.add_argument(
-        "--shard-size",
-        type=byte_size,
-        default="5GB",
-        metavar="SIZE",
-        help="most bytes of weights in a file: 500MB, 5GB ... (5GB)",
-    )
-    check.add_argument(
-        "--vocabulary", default="refuse", metavar="POLICY", help="see below (default: refuse)"
-    )
-    smoke = commands.add_parser(
-        "smoke", help="finite logits, and perplexity beside the parents'", epilog=_SMOKE, **raw
-    )
+    about = "of the result: float32, bfloat16 ... (the base's)"
+    check.add_argument("--dtype", metavar="TYPE", help=about)
+    about = "see below (default: refuse)"
+    check.add_argument("--vocabulary", default="refuse", metavar="POLICY", help=about)
+    about = "finite logits, and perplexity compared with the parents'"
+    smoke = add_command(commands, "smoke", help=about, epilog=_SMOKE)
+    smoke.set_defaults(run=_smoke)
     smoke.add_argument("--model", type=Path, required=True, metavar="DIR", help="the merged model")
     add_values(smoke, "--parent", metavar="NAME=DIR", help="models to compare with")
-    smoke.add_argument("--text", type=Path, metavar="FILE", help="what to read (a text of its own)")
+    smoke.add_argument("--text", type=Path, metavar="FILE", help="what to read (a built-in text)")
     smoke.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
-    convert = commands.add_parser(
-        "convert", help="write pickles as safetensors, bit for bit", epilog=_CONVERT, **raw
-    )
+    about = "write pickles as safetensors, bit for bit"
+    convert = add_command(commands, "convert", help=about, epilog=_CONVERT)
+    convert.set_defaults(run=_convert)
     convert.add_argument("--model", type=Path, required=True, metavar="DIR")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR")
-    convert.add_argument(
-        "--shard-size",
-        type=byte_size,
-        default=5_000_000_000,
-        metavar="SIZE",
-        help="of a file (5GB)",
-    )
-    for command in (show, check):
+    about = "most bytes of weights in a file: 500MB, 5GB ... (5GB)"
+    for command in (check, convert):  # argparse reads a default that is text like a given value
         command.add_argument(
-            "--allow-pickle", action="store_true", help="accept pytorch_model.bin, as tensors alone"
+            "--shard-size", type=byte_size, default="5GB", metavar="SIZE", help=about
         )
+    about = "accept pytorch_model.bin, as tensors alone"
+    for command in (show, check):
+        command.add_argument("--allow-pickle", action="store_true", help=about)
     return parser
 
 
@@ -127,8 +111,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _preflight(arguments: argparse.Namespace) -> None:
     from checkpoints.adapters import open_model
-    from checkpoints.dtypes import torch_name
-    from checkpoints.headers import FLOATS
+    from checkpoints.dtypes import FLOATS, torch_name
     from checkpoints.preflight import check_merge
     from checkpoints.reading import Checkpoint
 
@@ -146,7 +129,7 @@ def _preflight(arguments: argparse.Namespace) -> None:
         vocabulary=arguments.vocabulary,
     )
     errors = report.errors
-    report.errors = errors[1:]  # the first is told by the end of the program
+    report.errors = errors[1:]  # the first ends the program
     print("\n".join(report.lines()), flush=True)
     if errors:
         raise UserError(errors[0])
@@ -174,18 +157,11 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line.
-
-    Args:
-        argv: The arguments after the program's name.
-
-    Returns:
-        The exit code, 0.
+    """Run the command line; return its exit code, 0.
 
     Raises:
-        UserError: What the user can mend.
+        UserError: What the user can fix.
     """
     arguments = build_parser().parse_args(argv)
-    commands = {"show": _show, "preflight": _preflight, "smoke": _smoke, "convert": _convert}
-    commands[arguments.command](arguments)
+    arguments.run(arguments)
     return 0

@@ -15,17 +15,9 @@ _PIECE = 1 << 24  # values that are held at a time
 
 
 def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write a checkpoint's weights as safetensors beside its configuration and tokenizer.
+    """Write a model folder's weights as safetensors to another; return the number of values.
 
     Pickles are read as tensors alone: nothing in them is run.
-
-    Args:
-        source: The model folder.
-        out: The folder to make.
-        shard_bytes: Most bytes of a weight file.
-
-    Returns:
-        Number of parameters.
 
     Raises:
         UserError: The folder is no checkpoint, the output exists, or the disk is full.
@@ -38,7 +30,7 @@ def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
     progress = Progress(values, f"converting {source.name}: values")
     with staged_directory(out) as folder:
         with StreamedWeights(folder, specs, shard_bytes) as weights:
-            for name in weights.names():
+            for name in weights.names():  # in pieces: a parameter may not fit into memory twice
                 for start in range(0, model.count(name), _PIECE):
                     stop = min(start + _PIECE, model.count(name))
                     weights.write(name, start, model.read(name, start, stop))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,20 +24,20 @@ _TORCH = {
     "BOOL": "bool",
 }
 
+_STORED = {kind: name for name, kind in _TORCH.items()}
 _NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16
-
-
-@functools.cache
-def torch_types() -> dict[str, torch.dtype]:
-    """Return torch's types by their safetensors names."""
-    import torch
-
-    return {name: getattr(torch, kind) for name, kind in _TORCH.items()}
 
 
 def torch_type(dtype: str) -> torch.dtype:
     """Return torch's type for a safetensors name such as ``BF16``."""
-    return torch_types()[dtype]
+    import torch
+
+    return getattr(torch, _TORCH[dtype])
+
+
+def name_of(dtype: torch.dtype) -> str | None:
+    """Return the safetensors name of a type of torch, None where it has none here."""
+    return _STORED.get(str(dtype).removeprefix("torch."))
 
 
 def numpy_type(dtype: str) -> np.dtype:
@@ -57,7 +56,11 @@ def stored_type(dtype: str) -> str:
     Raises:
         UserError: There is no such type.
     """
-    for name, known in _TORCH.items():
-        if known == dtype:
-            return name
-    raise UserError(f"type {dtype!r} is unknown{nearest(dtype, _TORCH.values())}")
+    if dtype not in _STORED:
+        raise UserError(f"type {dtype!r} is unknown{nearest(dtype, _STORED)}")
+    return _STORED[dtype]
+
+
+# Of a value of each type, by safetensors' names.
+BYTES = {name: numpy_type(name).itemsize for name in _TORCH}
+FLOATS = ("F64", "F32", "F16", "BF16")

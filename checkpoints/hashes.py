@@ -60,18 +60,12 @@ def _remember(cache: Path, path: str, entry: list) -> None:
 
 
 def sha256_cached(path: Path | str) -> str:
-    """Hash a file's bytes, or recall the hash where the file is as it was then.
+    """Return a file's sha256 in hexadecimal digits, recalled where the file is as it was then.
 
     Recalled by resolved path, size, times of modification and change, inode and device, from
     ``$XDG_CACHE_HOME/merging-in-a-bottle/hashes.json`` (by default below ``~/.cache``), or from
     the file that the environment variable BOTTLE_HASH_CACHE names; ``off`` always reads. Files
     changed less than two seconds ago are not remembered.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The sha256 as 64 hexadecimal digits.
 
     Raises:
         UserError: The file cannot be read.
@@ -89,7 +83,7 @@ def sha256_cached(path: Path | str) -> str:
             block = memoryview(bytearray(_BLOCK))
             while got := stream.readinto(block):
                 digest.update(block[:got])
-            settled = settled and _state(stream) == state
+            settled = settled and _state(stream) == state  # else it changed while it was read
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
     if cache is not None and settled:

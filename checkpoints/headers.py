@@ -8,22 +8,10 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from checkpoints.dtypes import BYTES
 from checkpoints.layout import REMADE, check_name
 from common.errors import UserError
 
-BYTES = {  # of a value, by the names that safetensors gives to types
-    "F64": 8,
-    "I64": 8,
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-FLOATS = ("F64", "F32", "F16", "BF16")
 _LONGEST = 100_000_000  # bytes; the limit of the safetensors library itself
 _POINTER = b"version https://git-lfs"
 
@@ -79,23 +67,17 @@ def _parse(shard: Path, name: str, item: object, beginning: int) -> Stored:
 
 
 def read_header(shard: Path) -> dict[str, Stored]:
-    """Read a safetensors header and check the whole file against it.
+    """Read a file's parameters by name from its header, and check the file against it.
 
     The values must fill the file without overlap, gap or rest, as the format demands; so a cut
-    download or a lying header is found before any merge has begun.
-
-    Args:
-        shard: The file.
-
-    Returns:
-        Its parameters by name.
+    download or a false header is found before any merge has begun.
 
     Raises:
         UserError: The file is missing, truncated, no safetensors file, or contradicts itself.
     """
     try:
         with open(shard, "rb") as stream:
-            size = stream.seek(0, 2)
+            size = stream.seek(0, 2)  # to which every claim of the header is compared
             stream.seek(0)
             first = stream.read(len(_POINTER))
             if first == _POINTER:

@@ -17,13 +17,7 @@ REMADE = "fetch or build the checkpoint again"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
-
-    Args:
-        path: The file; it may come from anybody.
-
-    Returns:
-        The object.
+    """Read a JSON file, which may come from anybody and must hold an object.
 
     Raises:
         UserError: The file is missing, cannot be read, is not JSON, or holds something else.
@@ -44,11 +38,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_name(name: object, where: Path) -> None:
-    """Refuse a parameter's name that could break a message or a file of ours.
-
-    Args:
-        name: The name, as a file gives it.
-        where: That file.
+    """Refuse a parameter's name, found in the file `where`, that could break a message or a file.
 
     Raises:
         UserError: The name is no text, is empty or holds unprintable characters.
@@ -68,16 +58,10 @@ def _is_plain(name: object) -> bool:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """Read which weight file holds which parameter.
-
-    Args:
-        path: The index.
-
-    Returns:
-        Existing files beside the index, by parameter name.
+    """Read an index: the weight file next to it that holds each parameter.
 
     Raises:
-        UserError: The index is malformed, or names a file that is missing or lies elsewhere.
+        UserError: The index is malformed, or names a file that is missing or elsewhere.
     """
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -86,7 +70,7 @@ def read_index(path: Path) -> dict[str, Path]:
     for name, shard in weight_map.items():
         check_name(name, path)
         if not _is_plain(shard):
-            raise UserError(f"{path}: {shard!a} is no file beside the index; {REMADE}")
+            raise UserError(f"{path}: {shard!a} is no file next to the index; {REMADE}")
         if shard not in found:
             found[shard] = path.parent / shard
             if not found[shard].is_file():
@@ -102,7 +86,7 @@ def check_index(index: Mapping[str, Path], held: Mapping[Path, Collection[str]])
         held: The parameters in each file, by the file.
 
     Raises:
-        UserError: A parameter is missing, lies in two files, or is not in the index.
+        UserError: A parameter is missing, is in two files, or is not in the index.
     """
     for name, shard in index.items():
         if name not in held[shard]:
@@ -115,16 +99,13 @@ def check_index(index: Mapping[str, Path], held: Mapping[Path, Collection[str]])
                 raise UserError(f"{shard}: tensor {name} is not in the index; {REMADE}")
             if index[name] != shard:
                 raise UserError(
-                    f"{shard}: tensor {name} lies in this shard and in {index[name].name}, which "
+                    f"{shard}: tensor {name} is in this shard and in {index[name].name}, which "
                     f"the index names; {REMADE}"
                 )
 
 
 def check_folder(path: Path) -> None:
     """Refuse a path that is no model folder, and say what it is instead.
-
-    Args:
-        path: What was given as a model.
 
     Raises:
         UserError: There is no folder, or it has no config.json.
@@ -138,21 +119,13 @@ def check_folder(path: Path) -> None:
     if (path / "adapter_config.json").is_file():
         raise UserError(
             f"{path}: not a model folder (no config.json) but an adapter; "
-            "it can only be an expert beside its base"
+            "it can only be an expert with its base"
         )
     raise UserError(f"{path}: not a model folder (no config.json); correct the path")
 
 
 def weight_file(path: Path, single: str, index: str) -> Path | None:
-    """Find a model folder's weight file or index.
-
-    Args:
-        path: The folder.
-        single: Name of the only weight file.
-        index: Name of the index of several.
-
-    Returns:
-        The one that exists; None where there is neither.
+    """Find a folder's only weight file, or the index of several; None where there is neither.
 
     Raises:
         UserError: Both exist, and they may be two models.

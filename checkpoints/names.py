@@ -1,4 +1,4 @@
-"""What a parameter of a decoder is, told from its name, and what its configuration calls it."""
+"""What a parameter of a decoder is, read from its name, and what its configuration calls it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kind(name: str) -> Kind:
 
 
 def is_linear(name: str) -> bool:
-    """Tell whether a parameter belongs to a linear layer (the output head included)."""
+    """Return whether a parameter belongs to a linear layer (the output head included)."""
     return kind(name) == "linear"
 
 
@@ -39,13 +39,18 @@ _HEADS = ("lm_head", "embed_out")
 
 
 def is_embedding(name: str) -> bool:
-    """Tell whether a parameter is an input embedding, a row per token."""
+    """Return whether a parameter is an input embedding, a row per token."""
     return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _EMBEDDINGS
 
 
 def is_head(name: str) -> bool:
-    """Tell whether a parameter belongs to the output head, a row per token."""
+    """Return whether a parameter belongs to the output head, a row per token."""
     return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _HEADS
+
+
+def has_row_per_token(name: str) -> bool:
+    """Return whether a parameter is an input embedding or belongs to the output head."""
+    return is_embedding(name) or is_head(name)
 
 
 def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:

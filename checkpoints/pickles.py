@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoints.dtypes import name_of
 from checkpoints.headers import Stored
 from checkpoints.layout import REMADE, check_index, check_name, read_index
 from common.errors import UserError, reason_of
@@ -48,27 +49,25 @@ class PickledWeights:
     """
 
     def __init__(self, source: Path) -> None:
-        from checkpoints.dtypes import torch_types
-
         self.stored: dict[str, Stored] = {}
         self.files: dict[str, Path] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._flat = functools.lru_cache(maxsize=2)(self._flatten)
         index = read_index(source) if source.suffix == ".json" else None
-        known = {kind: name for name, kind in torch_types().items()}
         shards = sorted(set(index.values())) if index else [source]
         held = {shard: _load(shard) for shard in shards}
         if index is not None:
             check_index(index, held)
         for shard, tensors in held.items():
             for name, tensor in tensors.items():
-                if tensor.dtype not in known:
+                kind = name_of(tensor.dtype)
+                if kind is None:
                     raise UserError(
                         f"{shard}: tensor {name} has type {tensor.dtype}, which is not known here; "
                         "convert the checkpoint to BF16"
                     )
                 size = tensor.numel() * tensor.element_size()
-                self.stored[name] = Stored(known[tensor.dtype], tuple(tensor.shape), 0, size)
+                self.stored[name] = Stored(kind, tuple(tensor.shape), 0, size)
                 self.files[name] = shard
                 self._tensors[name] = tensor
 

@@ -6,13 +6,13 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from checkpoints.checking import check_compatible, flat_config
-from checkpoints.headers import FLOATS
+from checkpoints.dtypes import FLOATS
 from checkpoints.names import is_head
 from checkpoints.reading import Model
 from checkpoints.tokens import CONFIG, TOKENIZER
@@ -58,11 +58,7 @@ class Report:
         ]
 
     def require(self) -> None:
-        """Stop at the first error.
-
-        Raises:
-            UserError: There is one.
-        """
+        """Raise the first error, if there is one."""
         if self.errors:
             raise UserError(self.errors[0])
 
@@ -97,7 +93,7 @@ def _bytes(specs: Mapping[str, TensorSpec]) -> int:
 
 
 def types(model: Model) -> str:
-    """Tell in which types a model is stored, by falling number of values."""
+    """Name the types in which a model is stored, by falling number of values."""
     counts: Counter[str] = Counter()
     for name in model.names():
         counts[model.stored(name)] += model.count(name)
@@ -171,12 +167,6 @@ def check_merge(
 ) -> Report:
     """Check a merge and estimate its size, memory and time; nothing is read but headers.
 
-    Memory is that of torch, and in every thread of one unit of work for each model and for the
-    method's buffers, in float32: a piece of 65,536 values, a block of whole rows, or the largest
-    parameter. Time is
-    reading every model as often as the method passes over it and writing the result, at 1 GB a
-    second, and 2 ns of arithmetic for each value and model; hashing runs beside it.
-
     Args:
         base: The common ancestor; None for a merge without one.
         experts: The models to merge by name.
@@ -199,7 +189,6 @@ def check_merge(
     if not experts:
         raise UserError("no expert is given; name at least one")
     reference = next(iter(experts.values())) if base is None else base
-    models = [*([] if base is None else [base]), *experts.values()]
     report = Report([f"{'base' if base else 'first expert'}: {describe(reference)}"])
     for name, expert in experts.items():
         report.facts.append(f"expert {name}: {types(expert)}, {expert.path}")
@@ -214,17 +203,31 @@ def check_merge(
             report.errors.append(str(error))
         result = reference
     _note_tensors(report, reference)
+    # Weights are described in the type and with the rows of the result, which may be new to both.
     specs = _specs(result, dtype)
-    companions = sum(
-        path.stat().st_size for path in reference.path.glob("*.json") if path.is_file()
-    )
-    written = _bytes(specs) + companions
+    companions = (path for path in reference.path.glob("*.json") if path.is_file())
+    written = _bytes(specs) + sum(path.stat().st_size for path in companions)
     report.facts.append(
         f"result: {amount(_bytes(specs))} in "
         f"{counted(len(divided(specs, shard_bytes)), 'weight file')}, {dtype or types(result)}"
     )
     if out is not None:
         _check_disk(report, out, written)
+    models = [*([] if base is None else [base]), *experts.values()]
+    report.facts += _costs(models, result, written, unit, passes, threads)
+    return report
+
+
+def _costs(
+    models: Sequence[Model], result: Model, written: int, unit: str, passes: int, threads: int
+) -> list[str]:
+    """Estimate a merge's memory and time.
+
+    Memory is that of torch, and in every thread of one unit of work for each model and for the
+    method's buffers, in float32: a piece of 65,536 values, a block of complete rows, or the largest
+    parameter. Time is reading every model as often as the method passes over it and writing the
+    result, at 1 GB a second, and 2 ns of arithmetic for each value and model; hashing overlaps.
+    """
     largest = max(map(result.count, result.names()))
     columns = max((result.shape(name) or (1,))[-1] for name in result.names())
     values = {"values": _PIECE, "rows": max(_PIECE, columns), "tensor": largest}[unit]
@@ -232,12 +235,11 @@ def check_merge(
     read = passes * sum(_bytes(_specs(model, None)) for model in models)
     arithmetic = sum(sum(map(model.count, model.names())) for model in models) * _NANOSECONDS / 1e9
     seconds = (read + written) / _DISK + passes * arithmetic
-    report.facts += [
+    return [
         f"memory: about {amount(memory)}",
         f"time: about {math.ceil(seconds):,} s ({amount(read)} to read, {amount(written)} to "
         "write), more for methods with much arithmetic",
     ]
-    return report
 
 
 def _check_expert(report: Report, base: Model, name: str, expert: Model, vocabulary: str) -> None:

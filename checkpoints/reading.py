@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints.dtypes import numpy_type, torch_type
+from checkpoints.dtypes import BYTES, numpy_type, torch_type
 from checkpoints.hashes import sha256_cached
-from checkpoints.headers import BYTES, Stored, read_header
+from checkpoints.headers import Stored, read_header
 from checkpoints.layout import (
     INDEX,
     PICKLE_INDEX,
@@ -30,6 +30,7 @@ from checkpoints.layout import (
     read_object,
     weight_file,
 )
+from checkpoints.names import has_row_per_token
 from checkpoints.pickles import PickledWeights
 from common.cost import count_mapped
 from common.errors import UserError
@@ -128,6 +129,33 @@ class SafetensorsWeights:
         os.posix_fadvise(descriptor, item.place, item.bytes, os.POSIX_FADV_WILLNEED)
 
 
+def open_weights(
+    safe: Path | None, pickled: Path | None, missing: str, allow_pickle: bool, mapped: bool = False
+) -> SafetensorsWeights | PickledWeights:
+    """Open safetensors, or pickles where the caller accepts them.
+
+    Args:
+        safe: The only file or the index of several; None where there is none.
+        pickled: The same in PyTorch's own format.
+        missing: The error where there is neither.
+        allow_pickle: See `Checkpoint`, as for `mapped`.
+        mapped: For safetensors alone.
+
+    Raises:
+        UserError: There is no file, a damaged one, or only pickles that are not accepted.
+    """
+    if safe is not None:
+        return SafetensorsWeights(safe, mapped)
+    if pickled is None:
+        raise UserError(f"{missing} in this folder; {REMADE}")
+    if not allow_pickle:
+        raise UserError(
+            f"{pickled}: a pickle, which can run code when it is loaded; convert it to "
+            "safetensors, or ask for pickles explicitly"
+        )
+    return PickledWeights(pickled)
+
+
 class Model(abc.ABC):
     """A model whose parameters can be read piece by piece: a folder, or something made of folders.
 
@@ -181,6 +209,11 @@ class Model(abc.ABC):
         """Return a parameter's number of values."""
         return math.prod(self.shape(name))
 
+    def rows_per_token(self) -> dict[str, int]:
+        """Return the rows of the embedding and of the output head, by name."""
+        names = [name for name in self.names() if has_row_per_token(name) and self.shape(name)]
+        return {name: self.shape(name)[0] for name in names}
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Read some consecutive values of a parameter, onto the CPU.
 
@@ -219,12 +252,8 @@ class Model(abc.ABC):
     def _read_array(self, name: str, start: int, stop: int) -> np.ndarray:
         import torch
 
-        return (
-            self._read(name, start, stop)
-            .view(torch.uint8)
-            .numpy()
-            .view(numpy_type(self.dtype(name)))
-        )
+        values = self._read(name, start, stop).view(torch.uint8)
+        return values.numpy().view(numpy_type(self.dtype(name)))
 
     def _range(self, name: str, start: int, stop: int | None) -> tuple[int, int]:
         count = self.count(name)
@@ -245,11 +274,10 @@ class Model(abc.ABC):
 class Checkpoint(Model):
     """A model folder, read lazily.
 
-    The bytes of safetensors go straight into the tensors; no file is mapped, so that what is held
-    in memory is what is asked for, and a file that shrinks meanwhile is an error, not a crash.
-    Who reads the same parameters again and again may have `read_array` give views of the mapped
-    files instead, which cannot be written to: nothing is copied. Pages of files that the system
-    keeps in its cache anyway then count as the process's own.
+    The bytes of safetensors go straight into the tensors; no file is mapped, so that memory holds
+    only the values asked for, and a file that shrinks meanwhile is an error, not a crash.
+    With `mapped`, `read_array` copies nothing and gives views of the mapped files, which cannot be
+    written to; pages of the system's cache then count as the process's own.
 
     Args:
         path: The folder, with config.json and one weight file or an index of shards.
@@ -268,24 +296,13 @@ class Checkpoint(Model):
         self.path = Path(path)
         check_folder(self.path)
         self.config: dict[str, Any] = read_object(self.path / "config.json")
-        self._weights = self._find(allow_pickle, mapped)
+        safe = weight_file(self.path, SINGLE, INDEX)
+        pickled = None if safe else weight_file(self.path, PICKLE_SINGLE, PICKLE_INDEX)
+        missing = f"{self.path}: no {SINGLE} and no {INDEX}"
+        self._weights = open_weights(safe, pickled, missing, allow_pickle, mapped)
         self._stored = self._weights.stored
         if not self._stored:
             raise UserError(f"{path}: the weight files hold no tensor; {REMADE}")
-
-    def _find(self, allow_pickle: bool, mapped: bool) -> SafetensorsWeights | PickledWeights:
-        source = weight_file(self.path, SINGLE, INDEX)
-        if source is not None:
-            return SafetensorsWeights(source, mapped)
-        pickled = weight_file(self.path, PICKLE_SINGLE, PICKLE_INDEX)
-        if pickled is None:
-            raise UserError(f"{self.path}: no {SINGLE} and no {INDEX} in this folder; {REMADE}")
-        if not allow_pickle:
-            raise UserError(
-                f"{pickled}: a pickle, which can run code when it is loaded; convert it to "
-                "safetensors, or ask for pickles explicitly"
-            )
-        return PickledWeights(pickled)
 
     def names(self) -> list[str]:
         """Return the names of all parameters, sorted."""

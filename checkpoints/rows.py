@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from checkpoints.dtypes import torch_type, torch_types
-from checkpoints.names import is_embedding, is_head, with_vocabulary_size
+from checkpoints.dtypes import name_of, torch_type
+from checkpoints.names import has_row_per_token, with_vocabulary_size
 from checkpoints.reading import Model
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Rows:
     means: dict[int, list[Holder]] = field(default_factory=dict)
 
     def is_identity(self, rows: int) -> bool:
-        """Tell whether a model of so many rows stays as it is."""
+        """Return whether a model of so many rows stays as it is."""
         return (
             len(self.origin) == rows
             and not self.origin.any()
@@ -45,7 +45,7 @@ class Rows:
         )
 
     def runs(self, first: int, last: int) -> list[tuple[int, int, int, int]]:
-        """Group rows [first, last) that lie together: (row, count, origin, place)."""
+        """Group rows [first, last) that are consecutive: (row, count, origin, place)."""
         origin, place = self.origin[first:last], self.place[first:last]
         apart = (np.diff(origin) != 0) | (np.diff(place) != 1) | (origin[1:] == MEAN)
         begins = [0, *(np.flatnonzero(apart) + 1).tolist(), last - first]
@@ -70,9 +70,6 @@ class Reordered(Model):
         self.config = with_vocabulary_size(model.config, len(rows.origin))
         self._model, self._base, self._rows = model, base, rows
 
-    def _reordered(self, name: str) -> bool:
-        return is_embedding(name) or is_head(name)
-
     def names(self) -> list[str]:
         """Return the names of all parameters, sorted."""
         return self._model.names()
@@ -80,21 +77,25 @@ class Reordered(Model):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape, with as many rows as the common vocabulary."""
         shape = self._model.shape(name)
-        return (len(self._rows.origin), *shape[1:]) if self._reordered(name) else shape
+        return (len(self._rows.origin), *shape[1:]) if has_row_per_token(name) else shape
 
     def dtype(self, name: str) -> str:
         """Return the type in which a parameter is read; one that also holds the base's rows."""
         own = self._model.dtype(name)
-        if self._model is self._base or not self._reordered(name) or not self._rows.origin.any():
+        lacking = has_row_per_token(name) and self._rows.origin.any()
+        if self._model is self._base or not lacking:
             return own
-        return own if own == self._base.dtype(name) else _wider(own, self._base.dtype(name))
+        import torch
+
+        wide = torch.promote_types(torch_type(own), torch_type(self._base.dtype(name)))
+        return name_of(wide) or own
 
     def stored(self, name: str) -> str:
         """Return the type in which a parameter of a result like this model is stored."""
         return self._model.stored(name)
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if not self._reordered(name):
+        if not has_row_per_token(name):
             return self._model.read(name, start, stop)
         import torch
 
@@ -139,10 +140,3 @@ class Reordered(Model):
     def fingerprint(self) -> str:
         """The model's own: what is reordered follows from the models and the policy."""
         return self._model.fingerprint
-
-
-def _wider(one: str, other: str) -> str:
-    import torch
-
-    wide = torch.promote_types(torch_type(one), torch_type(other))
-    return next(name for name, kind in torch_types().items() if kind == wide)

@@ -1,4 +1,4 @@
-"""Does a model still speak? Finite logits on a text, and perplexity beside its parents'."""
+"""Does a model still speak? Finite logits on a text, and perplexity next to its parents'."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def measure(folder: Path, text: str) -> dict[str, Any]:
 
 
 def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT) -> dict[str, Any]:
-    """Check a merged model and write what was found beside its parents' figures.
+    """Check a merged model and write its figures and its parents'.
 
     Args:
         model: The merged model's folder.
-        parents: What it was made of, by name.
-        out: The JSON file to write; it is written for a broken model too.
+        parents: Folders of the models that it was made of, by name.
+        out: The JSON file to write.
         text: What the models read.
 
     Returns:
-        What was written: ``text`` (sha256), ``weights`` (the model's fingerprint, sha256 over its
-        weight files' hashes), ``model`` and ``parents`` as `measure` gives them.
+        The report as written: ``text`` (sha256), ``weights`` (the model's fingerprint), ``model``
+        and ``parents`` as `measure` gives them.
 
     Raises:
         UserError: The model's logits are not finite.
@@ -106,7 +106,7 @@ def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT)
         "model": found,
         "parents": {name: measure(path, text) for name, path in parents.items()},
     }
-    write_json(out, report)
+    write_json(out, report)  # for a broken model too: the workflow's tables show it
     bad = found["not_finite"]
     if bad or found["bits_per_byte"] is None:
         raise UserError(

@@ -23,7 +23,7 @@ class Tokens:
 
     Attributes:
         ids: Token ids by the tokens' text, those added later included.
-        content: The whole of tokenizer.json.
+        content: All of tokenizer.json.
         added: Tokens that are found in the text before it is cut, by their text, as tokenizer.json
             describes them.
     """
@@ -68,13 +68,7 @@ def _converted(folder: Path) -> dict[str, Any] | None:
 
 
 def read_tokens(folder: Path) -> Tokens | None:
-    """Read a model folder's vocabulary; while its files stay as they are, only once.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The vocabulary; None where the folder has no tokenizer.
+    """Read a model folder's vocabulary, only once while its files stay; None where it has none.
 
     Raises:
         UserError: The tokenizer's files are damaged or of an unknown form.
@@ -141,16 +135,9 @@ def _plain(value: Any) -> Any:
 
 
 def difference(base: Tokens, other: Tokens) -> str | None:
-    """Tell how two tokenizers differ in what they make of a text.
+    """Say in a few words how a tokenizer reads text otherwise than the base's; None if it does not.
 
     Padding and truncation, which training leaves in the files, do not count.
-
-    Args:
-        base: The tokenizer compared with.
-        other: The one compared.
-
-    Returns:
-        A few words, None where they are the same.
     """
     if base.ids != other.ids:
         ours, theirs = base.by_id(), other.by_id()
@@ -158,7 +145,7 @@ def difference(base: Tokens, other: Tokens) -> str | None:
             (n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)), default=None
         )
         count = f"{len(other.ids)} tokens against {len(base.ids)}"
-        if place is None:
+        if place is None:  # all ids are read alike: only a second token of an id differs
             return f"{count}, several of one id"
         texts = (repr(found[place]) if place in found else "none" for found in (theirs, ours))
         return f"{count}, the first difference at id {place}: {' against '.join(texts)}"
@@ -174,15 +161,7 @@ def difference(base: Tokens, other: Tokens) -> str | None:
 
 
 def compare_folders(base: Path, other: Path) -> str | None:
-    """Tell how the tokenizers of two model folders differ; see `difference`.
-
-    Args:
-        base: The folder compared with.
-        other: The one compared.
-
-    Returns:
-        A few words; None where they are the same or a folder has none.
-    """
+    """Compare the tokenizers of two folders as `difference`; None also where a folder has none."""
     ours, theirs = base / TOKENIZER, other / TOKENIZER
     if not (ours.is_file() and theirs.is_file()):
         return None

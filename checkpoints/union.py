@@ -44,7 +44,7 @@ class NewToken:
 
 
 def _alphabet(content: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer spells bytes by printable characters, as GPT-2's does."""
+    """Return whether a tokenizer spells bytes by printable characters, as GPT-2's does."""
     return '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
 
 

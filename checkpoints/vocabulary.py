@@ -11,7 +11,7 @@ import numpy as np
 
 from checkpoints.adapters import Adapter
 from checkpoints.layout import read_object
-from checkpoints.names import is_embedding, is_head, with_vocabulary_size
+from checkpoints.names import with_vocabulary_size
 from checkpoints.reading import Model
 from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows
 from checkpoints.tokens import TOKENIZER, Tokens, compare_folders, read_tokens
@@ -27,7 +27,7 @@ class Alignment:
     """Models of one vocabulary.
 
     Attributes:
-        base: The base, or what stands for it.
+        base: The base, or the model in its place.
         experts: The experts by name.
         rows: Rows of the result's embedding; None where they are the base's own.
         files: Tokenizer files of the result that differ from the base's, by name; None for a file
@@ -58,11 +58,7 @@ class Alignment:
 
 
 def _rows_of(model: Model, label: str) -> int:
-    found = {
-        name: model.shape(name)[0]
-        for name in model.names()
-        if (is_embedding(name) or is_head(name)) and model.shape(name)
-    }
+    found = model.rows_per_token()
     if not found:
         raise UserError(
             f"{label} ({model.path}) has no embedding of a known name; only the vocabulary policy "
@@ -121,12 +117,10 @@ def _plan(
     base: tuple[Model, Tokens, int],
     holders: Mapping[str, list[Holder]],
 ) -> Rows:
-    """Say where each of a model's rows in the result comes from.
+    """Find where each row of a model of so many rows comes from in the result.
 
     Args:
-        model: The model.
-        tokens: Its vocabulary.
-        rows: Its rows.
+        model: The model, with its `tokens` and its number of `rows`.
         result: The result's tokens by id; an id without one is a row of padding.
         base: The base, its vocabulary and its rows.
         holders: For each token that the base lacks, who has a row for it.
@@ -138,7 +132,7 @@ def _plan(
     means: dict[int, list[Holder]] = {}
     for row in range(count):
         token = result.get(row)
-        if token is None:
+        if token is None:  # padding, unless the model has a token there
             own = row if row < rows and row not in taken else None
         else:
             own = tokens.ids.get(token)
@@ -177,7 +171,7 @@ def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignme
             for token, number in sorted(tokens.ids.items(), key=lambda item: item[1]):
                 if token in base_tokens.ids or number >= rows:
                     continue
-                if token not in holders:
+                if token not in holders:  # the first expert that has it gives it its id
                     result[following + len(new)] = token
                     new.append(NewToken(token, following + len(new), tokens, name))
                 holders.setdefault(token, []).append((expert, number))
@@ -213,7 +207,7 @@ def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignme
 
 
 def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> Alignment:
-    """Bring models to one vocabulary, as a policy has it.
+    """Bring models to one vocabulary by a policy.
 
     ``refuse``: another tokenizer than the base's is an error. ``base``: the result has the base's
     tokenizer; the experts' rows of embedding and head are put in its order, and rows of tokens
@@ -227,7 +221,7 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
     before a row is asked for.
 
     Args:
-        base: The common ancestor; for a merge without one, the model that stands for it, which
+        base: The common ancestor; for a merge without one, the model in its place, which
             may be among the experts.
         experts: The experts by name.
         policy: See above.
@@ -239,26 +233,21 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
     Raises:
         UserError: The policy is unknown, refuses the models, or cannot be followed with them.
     """
-    if policy not in get_args(Policy):
-        raise UserError(
-            f"vocabulary policy {policy!r} is unknown{nearest(policy, get_args(Policy))}"
-        )
+    known = get_args(Policy)
+    if policy not in known:
+        raise UserError(f"vocabulary policy {policy!r} is unknown{nearest(policy, known)}")
     if policy == "crop-to-base":
         return _crop(base, experts)
     if policy != "refuse":
         return _match(base, experts, cast(Policy, policy))
+    # Under refuse nothing is changed, so that one tokenizer must fit all.
     for name, expert in experts.items():
         check_tokenizer(base, expert, f"expert {name} ({expert.path})")
     return Alignment(base, dict(experts))
 
 
 def check_tokenizer(base: Model, expert: Model, where: str) -> None:
-    """Refuse an expert whose tokenizer makes something else of a text than the base's.
-
-    Args:
-        base: The common ancestor.
-        expert: The fine-tuned model.
-        where: What to call it.
+    """Refuse an expert, called `where`, whose tokenizer reads a text otherwise than the base's.
 
     Raises:
         UserError: They differ; the message says where first.

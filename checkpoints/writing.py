@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from checkpoints.reading import BYTES, INDEX, SINGLE
+from checkpoints.dtypes import BYTES, name_of
+from checkpoints.layout import INDEX, SINGLE
 from common.errors import UserError
 from common.files import read_json, write_json
 
@@ -30,18 +31,9 @@ _FLUSH = 1 << 28  # bytes after which the disk is made to begin, so that the end
 
 # All that makes text into ids and back, and what generation needs; no weights, no model card.
 _COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json"),
+    *("vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
 )
 
 
@@ -87,12 +79,9 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
     Raises:
         UserError: Its type is none that is stored here.
     """
-    from checkpoints.dtypes import torch_types
-
-    for name, dtype in torch_types().items():
-        if dtype == tensor.dtype:
-            return TensorSpec(name, tuple(tensor.shape))
-    raise UserError(f"tensors of type {tensor.dtype} cannot be stored; convert them to bfloat16")
+    if (name := name_of(tensor.dtype)) is None:
+        raise UserError(f"tensors of type {tensor.dtype} cannot be stored; convert to bfloat16")
+    return TensorSpec(name, tuple(tensor.shape))
 
 
 def divided(tensors: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
@@ -107,7 +96,7 @@ def divided(tensors: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[st
     """
     groups: list[dict[str, TensorSpec]] = [{}]
     filled = 0
-    # Wider types first: then every parameter lies at a multiple of its type's size.
+    # Wider types first: then every parameter begins at a multiple of its type's size.
     for name in sorted(tensors, key=lambda name: (-BYTES[tensors[name].dtype], name)):
         if groups[-1] and filled + tensors[name].bytes > shard_bytes:
             groups.append({})
@@ -125,13 +114,9 @@ class _Shard:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         places, size = {}, 0
         for name, spec in tensors.items():
-            places[name] = size
-            header[name] = {
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "data_offsets": [size, size + spec.bytes],
-            }
-            size += spec.bytes
+            places[name], end = size, size + spec.bytes
+            about = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [size, end]}
+            header[name], size = about, end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
         self.beginning = len(text) + 8
@@ -155,7 +140,7 @@ def _bytes(values: torch.Tensor | np.ndarray) -> np.ndarray:
 class StreamedWeights:
     """A model's weight files, written in any order and by several threads, hashed meanwhile.
 
-    The files are allocated whole at the start, so that a full disk is told before any work. A
+    The files are allocated at the start, so that a full disk is an error before any work. A
     thread hashes what is complete from the beginning of each file on. Used as a context; leaving
     it without an error waits for the hashes and writes the index of several shards.
 
@@ -209,7 +194,7 @@ class StreamedWeights:
             buffer, place = buffer[written:], place + written
 
     def done(self, name: str) -> None:
-        """Tell that all values of a parameter are written."""
+        """Note that all values of a parameter are written."""
         self._complete[name].set()
 
     def _hash(self) -> None:
@@ -274,15 +259,12 @@ class StreamedWeights:
 def write_weights(
     folder: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
 ) -> dict[str, str]:
-    """Write weights that are in memory.
+    """Write weights that are in memory; return the sha256 of each weight file by its name.
 
     Args:
         folder: An existing folder, staged by the caller.
         tensors: Parameters by name, on the CPU, in the type in which they are to be stored.
         shard_bytes: See `StreamedWeights`.
-
-    Returns:
-        Sha256 of each weight file by its name.
     """
     specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
     with StreamedWeights(folder, specs, shard_bytes) as weights:
@@ -293,12 +275,9 @@ def write_weights(
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], donor: Path) -> Path:
-    """Write weights with the configuration and the tokenizer of a named donor.
+    """Write weights with the configuration and the tokenizer of a donor's folder.
 
-    Args:
-        folder: An existing folder, staged by the caller (`common.files.staged_directory`).
-        tensors: Parameters by name, on the CPU, in the type in which they are to be stored.
-        donor: The model folder that configuration and tokenizer are copied from.
+    Args: as `write_weights`.
 
     Returns:
         The weight file, or the index of several.

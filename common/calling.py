@@ -11,15 +11,11 @@ from common.errors import UserError
 
 
 def call(module: str, arguments: Sequence[str]) -> int:
-    """Run a command line's `main` and turn what goes wrong into one line and an exit code.
-
-    Args:
-        module: Name of the module that holds `main(arguments) -> int`.
-        arguments: The command line after the program's name.
+    """Run the `main(arguments) -> int` of a module and turn errors into one line and an exit code.
 
     Returns:
-        The exit code: 0 for success, 2 for an error of the user's, 130 after Ctrl-C, 1 for a
-        fault of the program itself (with its traceback).
+        The exit code: 0 for success, 2 for an error of the user's, 130 after Ctrl-C, 141 where
+        nobody reads the output, 1 for a fault of the program itself (with its traceback).
     """
     try:
         return importlib.import_module(module).main(list(arguments)) or 0

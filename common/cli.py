@@ -26,16 +26,7 @@ def byte_size(text: str) -> int:
 
 
 def command_parser(package: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Begin a package's parser, whose help keeps the lines of its texts.
-
-    Args:
-        package: Its name.
-        description: What the command does.
-        epilog: Examples, and what else is to be known.
-
-    Returns:
-        The parser, without arguments.
-    """
+    """Begin a package's parser, whose help keeps the lines of its texts."""
     return argparse.ArgumentParser(
         prog=f"python -m {package}",
         description=description,
@@ -44,27 +35,19 @@ def command_parser(package: str, description: str, epilog: str) -> argparse.Argu
     )
 
 
-def add_values(parser: Any, option: str, **about: Any) -> None:
-    """Add an option that takes several values, is repeatable, or both.
+def add_command(commands: Any, name: str, **texts: str) -> argparse.ArgumentParser:
+    """Add a command to a parser's, with its help, description and epilog; lines are kept."""
+    form = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, formatter_class=form, **texts)
 
-    Args:
-        parser: A parser or a group of its arguments.
-        option: The option, such as ``--experts``.
-        about: What `add_argument` takes besides.
-    """
+
+def add_values(parser: Any, option: str, **about: Any) -> None:
+    """Add an option that takes several values and is repeatable; `about` as for `add_argument`."""
     parser.add_argument(option, nargs="+", action="extend", default=[], **about)
 
 
 def pairs(items: Iterable[str], option: str, reserved: str = "base") -> dict[str, Path]:
-    """Read ``NAME=PATH`` values.
-
-    Args:
-        items: The texts.
-        option: The option they belong to, for messages.
-        reserved: A name that no value may have.
-
-    Returns:
-        Paths by name, in the order given.
+    """Read ``NAME=PATH`` values of an option, in the order given.
 
     Raises:
         UserError: An item has another form, or a name is given twice, is reserved or cannot be
@@ -86,11 +69,7 @@ def pairs(items: Iterable[str], option: str, reserved: str = "base") -> dict[str
 
 
 def json_list(text: str | None, option: str) -> list[Any]:
-    """Read a list with at least one entry from an option.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Read an option's JSON list with at least one entry; raise a UserError if it is none."""
     try:
         value = json.loads(text or "")
     except json.JSONDecodeError as error:
@@ -101,14 +80,11 @@ def json_list(text: str | None, option: str) -> list[Any]:
 
 
 def run(module: str) -> NoReturn:
-    """End the process with the exit code of a package's command line.
+    """End the process with the exit code of a module's `main(arguments) -> int`.
 
     Importing torch, transformers and lm-eval takes a process about eight seconds. Where a warm
-    worker is offered (`common.warm`), the work is done in a fork of it instead; result and
-    output are the same.
-
-    Args:
-        module: Name of the module that holds `main(arguments) -> int`.
+    worker is offered (`common.warm`), a fork of it does the work instead; result and output are
+    the same.
     """
     if os.environ.get(warm.VARIABLE):
         code = warm.request(module, sys.argv[1:])

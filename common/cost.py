@@ -76,14 +76,10 @@ def _gpu_in_use() -> tuple[int, float]:
 def measure(path: Path | str) -> Iterator[Cost]:
     """Measure a block and write its cost when it ends well.
 
-    The file is separate from manifests and scores, because no measurement repeats exactly.
-
-    Args:
-        path: Where the cost goes, as JSON: `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall
-            seconds times the GPUs that this process holds, 0 without one; `peak_rss_mb` and
-            `peak_gpu_mb` in MB (10^6 bytes, of the process so far); `bytes_read` and
-            `bytes_written`, asked for by this process and the children it has waited for,
-            whether or not they were in the page cache; `counted`.
+    The file is separate from manifests and scores, because no measurement repeats exactly. As JSON
+    it holds `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall seconds times the GPUs that this
+    process holds; `peak_rss_mb` and `peak_gpu_mb` in MB (10^6 bytes, of the process so far);
+    `bytes_read` and `bytes_written` as in `_bytes_moved`; and `counted`.
 
     Yields:
         The counter to which the block reports.

@@ -14,23 +14,11 @@ from typing import Any
 
 from common.errors import UserError
 
-_BLOCK = 1 << 20
-
 
 def sha256_file(path: Path | str) -> str:
-    """Hash a file's bytes.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The sha256 as 64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
+    """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
     with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
@@ -41,12 +29,6 @@ def sha256_json(value: Any) -> str:
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its value.
 
     Raises:
         UserError: The file is missing or is not JSON.
@@ -60,13 +42,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """Read a file of JSON lines.
-
-    Args:
-        path: The file.
-
-    Returns:
-        One value a line.
+    """Read a file of JSON lines, one value each.
 
     Raises:
         UserError: The file is missing or a line is not JSON.
@@ -89,7 +65,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _telling_a_full_disk(path: Path) -> Iterator[None]:
+def _explaining_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -134,16 +110,14 @@ def _aside(path: Path, what: str) -> Path:
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file atomically: at any time it is the old one or the complete new one.
 
-    Args:
-        path: Where; missing folders are made.
-        content: The bytes.
+    Missing folders are made.
 
     Raises:
         UserError: The disk is full; the old file, if any, is untouched.
     """
     path = Path(path)
     aside = _aside(path, "partial")
-    with _telling_a_full_disk(path):
+    with _explaining_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as stream:
@@ -186,7 +160,7 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
     """
     final = Path(final)
     aside, old = _aside(final, "partial"), _aside(final, "replaced")
-    with _telling_a_full_disk(final):
+    with _explaining_a_full_disk(final):
         try:
             aside.mkdir(parents=True)
             yield aside
@@ -194,7 +168,7 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
                 for name in files:
                     _sync(Path(folder) / name)
                 _sync(Path(folder))
-            if final.exists():
+            if final.exists():  # a folder that is not empty cannot be replaced in one step
                 os.replace(final, old)
             try:
                 os.replace(aside, final)

@@ -56,8 +56,7 @@ def record(results: Path, root: Path, started: float) -> None:
 
     Args:
         results: The results folder; `machine.json` there gets an entry.
-        root: The checkout whose commit is recorded.
-        started: When the run began, seconds since the epoch.
+        root: The checkout; started: when the run began, seconds since the epoch.
     """
     if any(path.stat().st_mtime >= started for path in results.rglob("*cost.json")):
         path = results / NAME

@@ -49,12 +49,12 @@ def write_manifest(
     code: Iterable[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write an artefact's manifest, the last file of the artefact to appear.
+    """Write an artefact's manifest, its last file to appear, and return it.
 
     Holds no time and no absolute path, so that equal work gives equal bytes.
 
     Args:
-        path: The manifest's path, `manifest.json` in the artefact's folder by habit.
+        path: The manifest's path, usually `manifest.json` in the artefact's folder.
         kind: What the artefact is: data, base, expert, merge, scores, table ...
         parameters: The resolved parameters of the step.
         inputs: By name, what was read: a file or folder to hash, or a ready hash as text.
@@ -62,21 +62,18 @@ def write_manifest(
         seed: The seed of the step, None where nothing is drawn.
         code: The entry points that made it; see `common.sources.reachable`.
         extra: Anything else that belongs to the record.
-
-    Returns:
-        The manifest as written.
     """
+
+    def hashes(items: Mapping[str, Path | str] | None) -> dict[str, str]:
+        # Steps that hashed a file while they wrote it give the hash.
+        named = (items or {}).items()
+        return {name: hash_of(item) if isinstance(item, Path) else item for name, item in named}
+
     manifest = {
         "kind": kind,
         "parameters": dict(parameters),
-        "inputs": {
-            name: hash_of(item) if isinstance(item, Path) else item
-            for name, item in (inputs or {}).items()
-        },
-        "outputs": {
-            name: sha256_file(item) if isinstance(item, Path) else item
-            for name, item in (outputs or {}).items()
-        },
+        "inputs": hashes(inputs),
+        "outputs": hashes(outputs),
         "seed": seed,
         "versions": library_versions(),
         "code": sources.version(code),

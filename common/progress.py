@@ -34,10 +34,10 @@ class Progress:
         if now - self._last < _SILENCE_S:
             return
         self._last = now
-        told = [f"{self._done} done" if self._total is None else f"{self._done}/{self._total}"]
+        parts = [f"{self._done} done" if self._total is None else f"{self._done}/{self._total}"]
         if note:
-            told.append(note)
+            parts.append(note)
         if self._total is not None:
             left = (now - self._start) / max(self._done, 1) * max(self._total - self._done, 0)
-            told.append(f"about {left:.0f} s left")
-        print(f"{self._what}: {', '.join(told)}", file=sys.stderr, flush=True)
+            parts.append(f"about {left:.0f} s left")
+        print(f"{self._what}: {', '.join(parts)}", file=sys.stderr, flush=True)

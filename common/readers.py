@@ -21,13 +21,9 @@ def _read_text(path: Path) -> str:
 
 
 def read_plain_tsv(path: Path) -> list[list[str]]:
-    """Read tab-separated lines in which quotes have no meaning.
+    """Read the fields of each line of tab-separated text in which quotes have no meaning.
 
-    Args:
-        path: The file; lines may end in LF or CRLF.
-
-    Returns:
-        The fields of each line that is not empty.
+    Lines may end in LF or CRLF; empty ones are skipped.
 
     Raises:
         UserError: Lines differ in their number of fields, as in a truncated file.
@@ -86,10 +82,7 @@ def read_jsonl_rows(path: Path) -> list[Any]:
 
 
 def read_json_or_lines(path: Path) -> Any:
-    """Read a .json file, which some benchmarks fill with one value and others with lines.
-
-    Returns:
-        The one value, or the list of the lines' values.
+    """Read a .json file: its one value, or the list of its lines' values.
 
     Raises:
         UserError: It is neither.
@@ -126,12 +119,5 @@ _READERS = {
 
 
 def read_table(path: Path) -> Any:
-    """Read a file by the format that its name's ending says.
-
-    Args:
-        path: A .tsv (no quoting), .csv, .json, .jsonl or .parquet file.
-
-    Returns:
-        The rows; for .json, the value unchanged.
-    """
+    """Read the rows of a .tsv, .csv, .jsonl or .parquet file, or the value of a .json file."""
     return _READERS[path.suffix](path)

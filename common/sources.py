@@ -82,8 +82,8 @@ def _is_text(node: ast.AST) -> bool:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            node.body = [child for child in node.body if not _is_text(child)]
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [child for child in body if not _is_text(child)]
     return tree
 
 
@@ -161,14 +161,14 @@ def no_number(path: str) -> bool:
 
 @functools.cache
 def reachable(entries: Collection[str]) -> tuple[str, ...]:
-    """Find the files on which a step's result depends.
+    """Find the files on which a step's result depends, sorted.
 
     Args:
         entries: The step's entry points, as a tuple of paths below the project's root (or absolute
             ones elsewhere): modules, and the YAML files that they read.
 
     Returns:
-        These files and all that they import, sorted, without those of NO_NUMBER.
+        These files and all that they import, without those of NO_NUMBER.
 
     Raises:
         UserError: A file is not valid Python or YAML.
@@ -189,13 +189,6 @@ def reachable(entries: Collection[str]) -> tuple[str, ...]:
 
 
 def version(entries: Iterable[str]) -> str:
-    """Hash what the files say on which a step's result depends: the step's key.
-
-    Args:
-        entries: As `reachable` takes them.
-
-    Returns:
-        The first 16 hexadecimal digits of a sha256 over every file's path and content.
-    """
+    """Return a step's key: 16 hexadecimal digits over the paths and meanings of `reachable`."""
     found = [(path, _read(path)["says"]) for path in reachable(tuple(entries))]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16]

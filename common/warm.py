@@ -71,11 +71,7 @@ def end_with_the_workflow() -> None:
 
 
 def request(module: str, arguments: Sequence[str]) -> int | None:
-    """Have the warm worker run a command line.
-
-    Args:
-        module: Name of the module that holds `main(arguments) -> int`.
-        arguments: The command line after the program's name.
+    """Have the warm worker run a module's `main(arguments) -> int`.
 
     Returns:
         The exit code, or None where no worker answers and the caller has to do it itself.
@@ -195,11 +191,8 @@ def serve(listener: socket.socket, preload: Sequence[str]) -> None:
 class Worker:
     """Offers a warm worker to every `python -m PACKAGE` started inside a `with` block.
 
-    The worker itself starts with the first request, so that a run that has nothing to do does
-    not pay for it.
-
-    Args:
-        preload: The modules that it imports.
+    The worker imports the modules of `preload` at the first request, so that a run that has nothing
+    to do does not pay for it.
     """
 
     def __init__(self, preload: Sequence[str] = PRELOAD) -> None:

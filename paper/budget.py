@@ -27,18 +27,13 @@ _HIDDEN = 4096  # width of 7B and 8B models, of which the teachers' states are m
 
 @functools.cache
 def assumptions() -> dict[str, Any]:
-    """Read the file of what is assumed."""
+    """Read the assumptions, paper/assumptions.yaml."""
     path = Path(__file__).with_name("assumptions.yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def references_of_case(config: Experiment, name: str) -> list[Reference]:
-    """List what a case fetches, each once: parents, their data sets, published merges.
-
-    Args:
-        config: The resolved configuration.
-        name: The case's name.
-    """
+    """List what a case fetches, each once: parents, their data sets, published merges."""
     table, case, ids = config.hub.references, config.cases[name], []
     for parent in case.parents.values():
         ids.append(parent.hub)
@@ -54,29 +49,21 @@ def fetched_cases(config: Experiment) -> list[str]:
 
 
 def references_of(config: Experiment) -> list[Reference]:
-    """List what a configuration fetches, each once, in the order of its cases.
-
-    Args:
-        config: The resolved configuration.
-
-    Returns:
-        Rows of the table of references.
-    """
+    """List what a configuration fetches, each once, in the order of its cases."""
     found = [ref for name in fetched_cases(config) for ref in references_of_case(config, name)]
     return list(dict.fromkeys(found))
 
 
 def size_of(reference: Reference, config: Experiment, known: Locked | None) -> float | None:
-    """Tell the size of a reference.
+    """Return a reference's size in GB: recorded, else the table's, else estimated for a model.
 
     Args:
         reference: The row of the table.
         config: The resolved configuration.
-        known: What the lock recorded of it, None before its first download.
+        known: The lock's entry, None before its first download.
 
     Returns:
-        GB: recorded, else the table's, else for a model what its case's parameters take; None for
-        a data set of which nothing is known.
+        The size; None for a data set of unknown size.
     """
     if known:
         return sum(size for _, size in known.files.values()) / 1e9
@@ -114,11 +101,9 @@ def states_gigabytes(config: Experiment, case: str) -> float:
 
 
 def teacher_hours(config: Experiment, case: str) -> float:
-    """Estimate the GPU hours in which a case's experts read their calibration data, 2 FLOPs each.
+    """Estimate the GPU hours in which a case's experts read their calibration data.
 
-    Args:
-        config: The resolved configuration.
-        case: The case's name.
+    A forward pass takes 2 FLOPs for each parameter and token.
     """
     entry, gpu = config.cases[case], assumptions()["gpu"]
     tokens = assumptions()["calibration_tokens"] * len(entry.experts)
@@ -130,12 +115,12 @@ def training_hours(config: Experiment, case: str, runs: Sequence[Mapping[str, An
     """Estimate the GPU hours of runs that learn from a case's calibration data.
 
     A step's products are forward and backward of the merged model, 6 FLOPs for each parameter and
-    token; beside them every expert's weights pass through memory three times.
+    token; in addition every expert's weights pass through memory three times.
 
     Args:
         config: The resolved configuration.
         case: The case's name.
-        runs: The resolved parameters of each.
+        runs: The resolved parameters of each run.
     """
     entry, gpu = config.cases[case], assumptions()["gpu"]
     parameters, experts = entry.parameters, len(entry.experts)
@@ -173,12 +158,7 @@ def _asking(entry: Case, tasks: Sequence[str], most: int | None) -> float:
 def evaluation_hours(config: Experiment, case: str) -> float:
     """Estimate the GPU hours of evaluating one model on a case's tasks.
 
-    Args:
-        config: The resolved configuration.
-        case: The case's name.
-
-    Returns:
-        Hours; prompts are bound by arithmetic, generation by the weights' way through memory.
+    Prompts are bound by arithmetic, generation by the weights' way through memory.
 
     Raises:
         UserError: Nothing is assumed of a task.
@@ -188,13 +168,7 @@ def evaluation_hours(config: Experiment, case: str) -> float:
 
 
 def search_hours(config: Experiment, case: str, row: Row) -> float:
-    """Estimate the hours of a searched row: each candidate is merged and asked the dev items.
-
-    Args:
-        config: The resolved configuration.
-        case: The case's name.
-        row: The row, with ``tune``, ``evolve`` or ``greedy``.
-    """
+    """Estimate the hours of a searched row: each candidate is merged and asked the dev items."""
     entry = config.cases[case]
     candidates = row.evaluations(len(row.experts_of(entry.experts)))
     each = _asking(entry, entry.searched_tasks, config.evaluation.dev_items) / 3600

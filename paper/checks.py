@@ -1,4 +1,4 @@
-"""What must be there before an experiment on published checkpoints starts: token, folders, disk."""
+"""Checks before an experiment on published checkpoints starts: token, folders, disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workflow.config.experiment import Experiment
 
 
 def has_token() -> bool:
-    """Tell whether the hub's library will find a token."""
+    """Return whether the hub's library will find a token."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
     return bool(os.environ.get("HF_TOKEN")) or file.is_file()
@@ -28,11 +28,7 @@ def no_token(reference: Reference) -> str:
 
 
 def check_tokens(config: Experiment, names: Sequence[str]) -> None:
-    """Refuse downloads whose licence needs a token where there is none.
-
-    Args:
-        config: The resolved configuration.
-        names: References that will be fetched, by id.
+    """Refuse downloads of gated references, given by id, where there is no token.
 
     Raises:
         UserError: One line with the first such reference and where its licence is accepted.
@@ -47,9 +43,6 @@ def check_tokens(config: Experiment, names: Sequence[str]) -> None:
 
 def check_places(config: Experiment) -> None:
     """Refuse local copies that are not where the configuration says.
-
-    Args:
-        config: The resolved configuration.
 
     Raises:
         UserError: One line with the key and its folder.
@@ -66,7 +59,7 @@ def gigabytes_in(folder: Path) -> float:
 
 
 def free_gigabytes(place: Path) -> float:
-    """Tell the free GB of the disk on which a folder is, or will be."""
+    """Return the free GB of the disk on which a folder is, or will be."""
     return shutil.disk_usage(existing_above(place)).free / 1e9
 
 

@@ -16,7 +16,7 @@ from workflow import capacity, resources
 from workflow.config.ablation import Ablation
 from workflow.config.experiment import Experiment
 
-# Models of the ablation that are there at a time where they are not kept: while one is evaluated or
+# Models of the ablation on the disk at a time where they are not kept: while one is evaluated or
 # checked, the next is made.
 AT_A_TIME = 2
 
@@ -43,7 +43,7 @@ class Step:
 
 
 def _measured(step: Step, costs: Sequence[Path]) -> Step:
-    """Put what was measured in the place of estimates; runs to come count as the others' mean."""
+    """Replace an estimate by measurements; runs to come count as the others' mean."""
     done = [read_json(path) for path in costs if path.is_file()]
     if not done:
         return step
@@ -54,7 +54,7 @@ def _measured(step: Step, costs: Sequence[Path]) -> Step:
 
 
 def _fetching(config: Experiment) -> Iterator[Step]:
-    """Estimate the downloads, and the second copy of what comes as pickles."""
+    """Estimate the downloads, and the second copy of models that come as pickles."""
     lock, about = config.hub_lock, budget.assumptions()
     seen: set[Reference] = set()
 
@@ -145,7 +145,7 @@ def steps_of(config: Experiment, out: Path) -> list[Step]:
 
     Args:
         config: The resolved configuration.
-        out: The experiment's results; what was measured there takes an estimate's place.
+        out: The experiment's results; costs measured there replace estimates.
 
     Returns:
         The steps of the cases of published checkpoints, and of the ablation if its case is one.
@@ -159,14 +159,7 @@ def steps_of(config: Experiment, out: Path) -> list[Step]:
 
 
 def table_of(steps: Sequence[Step]) -> list[str]:
-    """Lay steps out as a table with the sums of each part and of all.
-
-    Args:
-        steps: The steps, those of a part together.
-
-    Returns:
-        Lines of equal columns.
-    """
+    """Lay steps out as lines of a table, with the sums of each part and of all."""
     about = budget.assumptions()["machine"]
     price, currency = about["price_per_hour"], about["currency"]
     rows: list[tuple[str, ...]] = [("step", "GB", "hours", "GPU h", currency, "")]
@@ -217,7 +210,7 @@ def _references(config: Experiment) -> tuple[list[str], list[str]]:
 
 
 def _gpu_memory(config: Experiment) -> tuple[list[str], list[str]]:
-    """Compare what steps hold on a GPU with the one that is here, or the one that is assumed."""
+    """Compare the memory that steps hold on a GPU with the one here, or else the assumed one."""
     found = capacity.gpus()
     has = found[0] / 1000 if found else budget.assumptions()["gpu"]["memory_gb"]
     where = "the GPU here has" if found else "the GPU assumed has"
@@ -239,7 +232,7 @@ def _gpu_memory(config: Experiment) -> tuple[list[str], list[str]]:
 
 
 def report(config: Experiment, results: Path) -> tuple[list[str], list[str]]:
-    """Tell what an experiment will fetch, store, compute and cost.
+    """Report what an experiment will fetch, store, compute and cost.
 
     Args:
         config: The resolved configuration.
@@ -261,7 +254,7 @@ def report(config: Experiment, results: Path) -> tuple[list[str], list[str]]:
     price = budget.assumptions()["machine"]
     lines = ["to fetch:", *references, "", *table_of(steps), ""]
     lines += [
-        "hours: the steps one after another; on one machine, CPU steps run beside those of the GPU",
+        "hours: the steps one after another; on one machine, CPU steps run next to the GPU's",
         f"{price['currency']}: at {price['price_per_hour']:g} an hour for a machine with one GPU, "
         "which is assumed, as is all else in paper/assumptions.yaml",
         *memory,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from checkpoints.devices import check_device
-from checkpoints.dtypes import torch_name, torch_type
-from checkpoints.headers import FLOATS
+from checkpoints.dtypes import FLOATS, torch_name, torch_type
 from checkpoints.names import kind
 from common.errors import UserError
 from merges.engine import registry

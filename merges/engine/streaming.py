@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from checkpoints.checking import check_finite
-from checkpoints.dtypes import stored_type, torch_type
-from checkpoints.headers import FLOATS
+from checkpoints.dtypes import FLOATS, stored_type, torch_type
 from checkpoints.reading import Model
 from checkpoints.writing import TensorSpec, spec_of
 from common.errors import UserError

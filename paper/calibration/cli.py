@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from common import manifest
+from common.cli import add_command
 from common.errors import UserError
-from paper.calibration.templates import TEMPLATES
+from common.files import sha256_file, write_jsonl
+from paper.calibration.convert import TEMPLATES, Layout, convert
 
 _DESCRIPTION = """\
 Choose rows of a fetched data set, put them into a template, and write them as the JSON lines that
@@ -22,19 +25,16 @@ examples:
   python -m paper calibration --source data/wikipedia_ko --answer text --template plain \\
       --rows 1729 --out korean.jsonl
 
-OUT.manifest.json beside the file records the hashes of what was read and written, and how many
-rows were passed over as empty or too long, or cut.
+OUT.manifest.json next to the file records the hashes of all files read and written, and how many
+rows were skipped as empty or too long, or cut.
 """
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the command ``calibration`` to a parser's."""
-    parser = commands.add_parser(
-        "calibration",
-        help="make calibration rows from a fetched data set",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    about = "make calibration rows from a fetched data set"
+    parser = add_command(
+        commands, "calibration", help=about, description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.set_defaults(run=_run)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR")
@@ -60,9 +60,6 @@ def _run(given: argparse.Namespace) -> None:
         raise UserError("--max-length and --tokenizer belong together; give both or neither")
     if given.max_length is not None and given.max_length < 8:
         raise UserError(f"--max-length {given.max_length} leaves no room for a sample; give more")
-    from common.files import sha256_file, write_jsonl
-    from paper.calibration.convert import Layout, convert
-
     prompt, answer = (tuple(filter(None, text.split(","))) for text in (given.prompt, given.answer))
     layout = Layout(prompt, answer, given.joiner, given.template, not given.no_eos)
     tokenizer = None
@@ -89,15 +86,7 @@ def _run(given: argparse.Namespace) -> None:
     manifest.write_manifest(
         given.out.with_suffix(".manifest.json"),
         kind="calibration",
-        parameters={
-            "prompt": layout.prompt,
-            "answer": layout.answer,
-            "joiner": layout.joiner,
-            "template": layout.template,
-            "eos": layout.eos,
-            "rows": given.rows,
-            "max_length": given.max_length,
-        },
+        parameters={**asdict(layout), "rows": given.rows, "max_length": given.max_length},
         inputs={str(path.relative_to(given.source)): path for path in files},
         outputs={given.out.name: sha256_file(given.out)},
         seed=given.seed,
@@ -106,5 +95,5 @@ def _run(given: argparse.Namespace) -> None:
     )
     print(
         f"{given.out}: {counts['chosen']} of {counts['rows']} rows ({counts['empty']} empty and "
-        f"{counts['too_long']} too long were passed over, {counts['cut']} cut)"
+        f"{counts['too_long']} too long were skipped, {counts['cut']} cut)"
     )

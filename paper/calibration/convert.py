@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError, nearest
 from common.readers import read_table
-from paper.calibration.templates import TEMPLATES, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ENDINGS = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
+# As arXiv:2410.08371 prints it; it shows no variant with an input next to the instruction.
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+TEMPLATES = {"alpaca": _ALPACA, "plain": "{instruction}"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Layout:
     Attributes:
         prompt: Columns of the prompt, in order; none for plain text. An empty one is skipped.
         answer: Columns of the answer, in order.
-        joiner: What stands between two columns.
-        template: See `paper.calibration.templates`.
+        joiner: Text between two columns.
+        template: A key of TEMPLATES: the instruction's way into the prompt.
         eos: Whether an end-of-sequence token follows the answer.
     """
 
@@ -44,13 +49,7 @@ class Layout:
 
 
 def read_rows(folder: Path) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
-    """Read a fetched data set, file by file in the order of their paths.
-
-    Args:
-        folder: Holds .parquet, .json, .jsonl, .csv or .tsv files, at any depth.
-
-    Yields:
-        The file, the row's number in it from 1, and the row.
+    """Yield a data set's rows, each with its file and its number in it from 1, in path order.
 
     Raises:
         UserError: There is no such file, or one does not hold rows of columns.
@@ -87,10 +86,9 @@ def _joined(row: Mapping[str, Any], columns: Sequence[str], joiner: str, where: 
 def _cut(
     prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, most: int, eos: bool
 ) -> tuple[str, bool] | None:
-    """Shorten an answer so that the sample has at most that many tokens.
+    """Return an answer cut to a sample's most tokens, and whether it is complete.
 
-    Returns:
-        The answer and whether it is whole; None where the prompt alone is too long.
+    Returns None where the prompt alone is too long.
     """
     special = (tokenizer.bos_token_id is not None) + eos
     encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
@@ -126,9 +124,7 @@ def convert(
     Args:
         folder: The fetched data set.
         layout: Its columns and template.
-        rows: How many to choose.
-        seed: Of the choice.
-        task: Name written into each row.
+        rows: How many to choose; seed: of the choice; task: name written into each row.
         tokenizer: Counts tokens; the base's. None where no length is asked for.
         max_length: Most tokens of a sample; a longer one is cut at its end, as the authors'
             trainer does, and loses its end-of-sequence token.
@@ -158,7 +154,8 @@ def convert(
         if not answer.strip() or (layout.prompt and not instruction.strip()):
             counts["empty"] += 1
             continue
-        prompt, eos = prompt_of(layout.template, instruction) if layout.prompt else "", layout.eos
+        template = TEMPLATES[layout.template] if layout.prompt else ""
+        prompt, eos = template.replace("{instruction}", instruction), layout.eos
         if tokenizer is not None and max_length is not None:
             short = _cut(prompt, answer, tokenizer, max_length, eos)
             if short is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from common.cli import add_command
 from common.errors import UserError
 from paper.hub.lock import lock_of, locked
 from paper.hub.table import TABLE, Reference, find, read_table
@@ -29,22 +30,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands ``list`` and ``fetch`` to a parser's."""
     listing = commands.add_parser("list", help="list models and data sets, and what is locked")
     listing.set_defaults(run=_list)
-    fetching = commands.add_parser(
-        "fetch",
-        help="download one model or data set",
-        description=_FETCH,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "download one model or data set"
+    fetching = add_command(commands, "fetch", help=about, description=_FETCH, epilog=_EXAMPLES)
     fetching.set_defaults(run=_fetch)
     for command in (listing, fetching):
-        command.add_argument(
-            "--table",
-            type=Path,
-            default=TABLE,
-            metavar="TSV",
-            help="another table than paper/hub.tsv",
-        )
+        about = "another table than paper/hub.tsv"
+        command.add_argument("--table", type=Path, default=TABLE, metavar="TSV", help=about)
     fetching.add_argument("reference", metavar="ID")
     fetching.add_argument("--out", type=Path, required=True, metavar="DIR")
     fetching.add_argument(

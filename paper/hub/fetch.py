@@ -16,79 +16,75 @@ from common.errors import UserError
 from common.files import existing_above, sha256_file
 from common.progress import Progress
 from paper.hub.lock import Locked, locked, record
-from paper.hub.places import Hub, Place, Remote, git_hash
+from paper.hub.places import Hub, Mirror, Remote
 from paper.hub.table import Reference
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-# What the hub itself writes beside a data set's rows, in JSON like some of them.
+_WEIGHTS = (_INDEXES[0], "model.safetensors", _INDEXES[1], "pytorch_model.bin")
+# The hub itself writes these next to a data set's rows, in JSON like some of them.
 _ABOUT = ("dataset_infos.json", "dataset_info.json")
 
 
-def _reason(reference: Reference, error: Exception) -> UserError:
-    """Tell in one line why the hub did not give what was asked for."""
+def _reason(reference: Reference, error: Exception) -> str:
+    """Say in one line why the files did not come."""
     from huggingface_hub import errors
 
     about = f"{reference.id} ({reference.repository})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full while fetching {reference.id}; free some space and run the same "
+            "command again, what is here stays"
+        )
     if isinstance(error, errors.GatedRepoError):
-        return UserError(
+        return (
             f"{about} is gated: accept its licence on {reference.page} and give your token, "
             "HF_TOKEN=... or `hf auth login`"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(
+        return (
             f"{about} lacks the revision that the table or the lock names; "
             f"choose another in the table (see {reference.page}) and take it out of the lock"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(
+        return (
             f"{about} is not on the hub, or hidden from you; correct its repository in the table, "
             "replace it by another in the configuration, or give a token that may see it"
         )
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # the hub's library obeys both
         if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
-            return UserError(f"{about} was never fetched and {variable} is set; unset it")
-    name = type(error).__name__
-    return UserError(f"{about} could not be fetched ({name}); run the same command again")
+            return f"{about} was never fetched and {variable} is set; unset it"
+    return f"{about} could not be fetched ({type(error).__name__}); run the same command again"
 
 
 @contextlib.contextmanager
-def _telling(reference: Reference) -> Iterator[None]:
+def _explained(reference: Reference) -> Iterator[None]:
     try:
         yield
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full while fetching {reference.id}; free some space and run the same "
-                "command again, what is here stays"
-            ) from None
-        raise _reason(reference, error) from None
     except Exception as error:
-        raise _reason(reference, error) from None
+        raise UserError(_reason(reference, error)) from None
 
 
-def _weights(reference: Reference, files: dict[str, Remote]) -> tuple[str, str]:
-    """Find what holds a model's weights: its index or single file, safetensors before pickles."""
-    for index, single in zip(_INDEXES, _SINGLE, strict=True):
-        name = index if index in files else single if single in files else ""
-        if not name:
-            continue
-        if single.endswith(".bin") and not reference.pickle:
-            raise UserError(
-                f"{reference.id} ({reference.repository}) has its weights only as pickles; write "
-                "yes under pickle in the table if you trust it, they are read as data only"
-            )
-        return name, single
-    raise UserError(
-        f"{reference.id} ({reference.repository}) has no weights under the usual names "
-        f"({', '.join((*_INDEXES, *_SINGLE))}); choose another repository in the table"
-    )
+def _weights(reference: Reference, files: dict[str, Remote]) -> Remote:
+    """Find a model's index of weights or its only file, safetensors before pickles."""
+    about = f"{reference.id} ({reference.repository})"
+    name = next((name for name in _WEIGHTS if name in files), None)
+    if name is None:
+        raise UserError(
+            f"{about} has no weights under the usual names ({', '.join(_WEIGHTS)}); choose another "
+            "repository in the table"
+        )
+    if name.startswith("pytorch_model") and not reference.pickle:
+        raise UserError(
+            f"{about} has its weights only as pickles; write yes under pickle in the table if you "
+            "trust it, they are read as data only"
+        )
+    return files[name]
 
 
 def _chosen(reference: Reference, files: dict[str, Remote]) -> list[Remote]:
-    """Choose the files beside a model's sharded weights, and all of a data set."""
+    """Choose the files that come with a model's weights, or all of a data set."""
     top = reference.kind == "model"
     chosen = [
         file
@@ -108,18 +104,17 @@ def _chosen(reference: Reference, files: dict[str, Remote]) -> list[Remote]:
 
 
 def _proved(reference: Reference, file: Remote, path: Path) -> str:
-    """Hash a fetched file and compare it with what the hub says of it.
+    """Hash a fetched file; remove a damaged one, so that the next run fetches it again."""
+    from huggingface_hub.utils.sha import git_hash
 
-    Raises:
-        UserError: It is another; the file is taken away, so that the next run fetches it again.
-    """
     size, digest = path.stat().st_size, sha256_file(path)
-    right = digest == file.sha256 if file.sha256 else git_hash(path) == file.blob
+    # The hub gives a sha256 only for large files; it names the others as git does.
+    right = digest == file.sha256 if file.sha256 else git_hash(path.read_bytes()) == file.blob
     if size != file.size or not right:
         path.unlink()
         raise UserError(
             f"{reference.id}: {file.path} arrived damaged ({size} of {file.size} bytes, or another "
-            "hash than its place tells); run the same command again"
+            "hash than its place gives); run the same command again"
         )
     return digest
 
@@ -155,16 +150,8 @@ def _shards(index: Path, files: dict[str, Remote], reference: Reference) -> list
     return [files[name] for name in names]
 
 
-def whole(folder: Path, expected: Locked) -> bool:
-    """Tell whether a folder holds a finished download of what the lock says.
-
-    Args:
-        folder: The download's folder.
-        expected: The lock's entry.
-
-    Returns:
-        Whether its manifest names the same revision and hashes and each file has its size.
-    """
+def _is_complete(folder: Path, expected: Locked) -> bool:
+    """Return whether a folder holds a finished download of the lock's entry."""
     path = folder / manifest.NAME
     if not path.exists():
         return False
@@ -181,12 +168,21 @@ def whole(folder: Path, expected: Locked) -> bool:
     )
 
 
-def fetch(reference: Reference, folder: Path, lock: Path, place: Place | None = None) -> Locked:
-    """Fetch a reference into a folder; a whole one that is there already is left as it is.
+def _refuse_change(reference: Reference, name: str, lock: Path) -> UserError:
+    return UserError(
+        f"{reference.id}: {name} is not what {lock} recorded; the table's patterns or the hub's "
+        "files changed: take the entry out of the lock if the change is meant"
+    )
+
+
+def fetch(
+    reference: Reference, folder: Path, lock: Path, place: Hub | Mirror | None = None
+) -> Locked:
+    """Fetch a reference into a folder; a complete one that is there already is left as it is.
 
     The first download of a reference without a revision takes the newest and records it in the
-    lock, with the hash of each file; later ones must match. Parts of an earlier, cut download are
-    gone on with. The manifest is the last file to appear.
+    lock, with the hash of each file; later ones must match. A download that was cut is resumed.
+    The manifest is the last file to appear.
 
     Args:
         reference: The row of the table.
@@ -201,39 +197,39 @@ def fetch(reference: Reference, folder: Path, lock: Path, place: Place | None = 
         UserError: It is gated, gone, changed, damaged, or the disk is too small; one line each.
     """
     expected = locked(lock, reference)
-    if expected and whole(folder, expected):
+    if expected and _is_complete(folder, expected):
         return expected
     place = Hub() if place is None else place
-    with _telling(reference):
+    hashes: dict[str, tuple[str, int]] = {}
+    with _explained(reference):
         revision = expected.revision if expected else reference.revision
         commit, files = place.listing(reference, revision)
-        chosen = _chosen(reference, files)
-        index = None
-        if reference.kind == "model":
-            name, single = _weights(reference, files)
-            if name == single:
-                chosen.append(files[single])
-            else:
-                index = files[name]
-        hashes: dict[str, tuple[str, int]] = {}
-        if index is not None:
-            path = place.download(reference, commit, index, folder)
-            hashes[index.path] = (_proved(reference, index, path), index.size)
-            chosen += _shards(path, files, reference)
-        _space(reference, chosen, folder)
-        _changed(reference, chosen, expected, lock)
-        progress = Progress(sum(file.size for file in chosen) // 1_000_000, f"{reference.id}: MB")
-        for file in chosen:
+
+        def get(file: Remote) -> Path:
             path = place.download(reference, commit, file, folder)
             hashes[file.path] = (_proved(reference, file, path), file.size)
+            return path
+
+        chosen = _chosen(reference, files)
+        if reference.kind == "model":
+            weights = _weights(reference, files)
+            # Of many weight files only those that the index names belong to the model.
+            sharded = weights.path in _INDEXES
+            chosen += _shards(get(weights), files, reference) if sharded else [weights]
+        _space(reference, chosen, folder)
+        if expected:  # before gigabytes are fetched for nothing
+            for file in chosen:
+                digest, size = expected.files.get(file.path, ("", -1))
+                if size != file.size or (file.sha256 and file.sha256 != digest):
+                    raise _refuse_change(reference, file.path, lock)
+        progress = Progress(sum(file.size for file in chosen) // 1_000_000, f"{reference.id}: MB")
+        for file in chosen:
+            get(file)
             progress.step(file.size // 1_000_000, file.path)
     got = Locked(reference.repository, commit, dict(sorted(hashes.items())))
     if expected and dict(expected.files) != got.files:
         changed = sorted(set(expected.files.items()) ^ set(got.files.items()))[0][0]
-        raise UserError(
-            f"{reference.id}: {changed} is not what {lock} recorded; the hub's files changed: "
-            "take the entry out of the lock if the change is meant"
-        )
+        raise _refuse_change(reference, changed, lock)
     if not expected:
         record(lock, reference, got)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -245,20 +241,3 @@ def fetch(reference: Reference, folder: Path, lock: Path, place: Place | None = 
         code=("paper/hub/fetch.py",),
     )
     return got
-
-
-def _changed(
-    reference: Reference, chosen: Sequence[Remote], expected: Locked | None, lock: Path
-) -> None:
-    """Refuse another set of files than the first download's before any byte is fetched."""
-    if expected is None:
-        return
-    sizes = {name: size for name, (_, size) in expected.files.items()}
-    for file in chosen:
-        digest, size = expected.files.get(file.path, ("", -1))
-        if size != file.size or (file.sha256 and file.sha256 != digest):
-            raise UserError(
-                f"{reference.id}: {file.path} is not what {lock} recorded "
-                f"({sizes.get(file.path, 'no')} bytes); the table's patterns or the hub's files "
-                "changed: take the entry out of the lock if the change is meant"
-            )

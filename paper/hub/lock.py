@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -29,17 +30,12 @@ class Locked:
 
 
 def lock_of(table: Path) -> Path:
-    """Name the lock that belongs to a table: hub.lock.json beside paper/hub.tsv."""
+    """Name the lock that belongs to a table: hub.lock.json next to paper/hub.tsv."""
     return table.with_suffix(".lock.json")
 
 
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _entry(entry: Mapping[str, Any]) -> Locked:
-    files = {name: (about["sha256"], about["bytes"]) for name, about in entry["files"].items()}
-    return Locked(entry["repository"], entry["revision"], files)
 
 
 def locked(path: Path, reference: Reference) -> Locked | None:
@@ -59,7 +55,8 @@ def locked(path: Path, reference: Reference) -> Locked | None:
         entry = _read(path).get(reference.id)
         if entry is None:
             return None
-        got = _entry(entry)
+        files = {name: (about["sha256"], about["bytes"]) for name, about in entry["files"].items()}
+        got = Locked(entry["repository"], entry["revision"], files)
     except (AttributeError, KeyError, TypeError):
         raise UserError(
             f"{path} is damaged at {reference.id}; restore it, or take the entry out of it"
@@ -78,16 +75,9 @@ def locked(path: Path, reference: Reference) -> Locked | None:
 
 
 def record(path: Path, reference: Reference, got: Locked) -> None:
-    """Write down a first download; other processes may do so at the same time.
-
-    Args:
-        path: The lock; made if need be.
-        reference: The row of the table.
-        got: What was fetched.
-    """
+    """Write down what a first download got; other processes may do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.flock"), "a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f".{path.name}.flock")):
         entries = _read(path)
         entries[reference.id] = {
             "repository": got.repository,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +20,8 @@ class Remote:
     Attributes:
         path: In the repository.
         size: In bytes.
-        sha256: Of its bytes, where the place tells it; else empty.
-        blob: Its git hash, where it tells no sha256.
+        sha256: Of its bytes, where the place gives it; else empty.
+        blob: Its git hash, where the place gives no sha256.
     """
 
     path: str
@@ -32,10 +30,9 @@ class Remote:
     blob: str
 
 
-class Place(ABC):
-    """Lists and gives the files of repositories."""
+class Hub:
+    """The Hugging Face hub, or the server that HF_ENDPOINT names."""
 
-    @abstractmethod
     def listing(self, reference: Reference, revision: str) -> tuple[str, dict[str, Remote]]:
         """List a repository's files.
 
@@ -46,20 +43,6 @@ class Place(ABC):
         Returns:
             The commit that was listed, and its files by path.
         """
-
-    @abstractmethod
-    def download(self, reference: Reference, revision: str, file: Remote, folder: Path) -> Path:
-        """Put a file below a folder, under its path in the repository.
-
-        Returns:
-            Where it is.
-        """
-
-
-class Hub(Place):
-    """The Hugging Face hub, or what HF_ENDPOINT names."""
-
-    def listing(self, reference: Reference, revision: str) -> tuple[str, dict[str, Remote]]:
         from huggingface_hub import HfApi
 
         info = HfApi().repo_info(
@@ -81,6 +64,7 @@ class Hub(Place):
         return info.sha, files
 
     def download(self, reference: Reference, revision: str, file: Remote, folder: Path) -> Path:
+        """Put a file below a folder, under its path in the repository; return where it is."""
         from huggingface_hub import hf_hub_download
 
         return Path(
@@ -94,7 +78,7 @@ class Hub(Place):
         )
 
 
-class Mirror(Place):
+class Mirror:
     """A folder with copies of repositories, DIR/OWNER/NAME; needs no network.
 
     Its revision is a hash of the files' hashes, 40 digits as a commit has.
@@ -107,6 +91,7 @@ class Mirror(Place):
         self._folder = folder
 
     def listing(self, reference: Reference, revision: str) -> tuple[str, dict[str, Remote]]:
+        """List a repository's files; see `Hub.listing`."""
         top = self._folder / reference.repository
         paths = sorted(path for path in top.rglob("*") if path.is_file())
         if not paths:
@@ -123,21 +108,13 @@ class Mirror(Place):
         if revision and revision != commit:
             raise UserError(
                 f"{reference.id}: {top} is revision {commit[:12]}, and {revision[:12]} is asked "
-                "for; a mirror goes with a lock of its own (--lock)"
+                "for; a mirror needs its own lock (--lock)"
             )
         return commit, files
 
     def download(self, reference: Reference, revision: str, file: Remote, folder: Path) -> Path:
+        """Copy a file; see `Hub.download`."""
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self._folder / reference.repository / file.path, path)
         return path
-
-
-def git_hash(path: Path) -> str:
-    """Hash a file as git names its content."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with open(path, "rb") as stream:
-        while block := stream.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()

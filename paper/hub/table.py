@@ -15,7 +15,7 @@ from common.sources import ROOT
 
 TABLE = ROOT / "paper" / "hub.tsv"
 KINDS = ("model", "dataset")
-# A model's weights and all that belongs to it; of weights only what its index names is taken.
+# Files that come with a model's weights; of weights only those that its index names are taken.
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _COLUMNS = (
     *("id", "kind", "repository", "revision", "gb", "parameters", "licence", "gated"),
@@ -23,8 +23,6 @@ _COLUMNS = (
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
 _N = TypeVar("_N", int, float)
 
 
@@ -37,7 +35,7 @@ class Reference:
         kind: ``model`` or ``dataset``.
         repository: ``owner/name`` on the hub.
         revision: Full commit; empty where it could not be looked up when the table was made.
-        gb: Size of what is fetched in GB (10^9 bytes), None where unknown.
+        gb: Size of the files to fetch in GB (10^9 bytes), None where unknown.
         parameters: Of a model, the number of its parameters, None where unknown.
         licence: As its page says; empty where unknown.
         gated: Whether a token of somebody who accepted the licence is needed.
@@ -60,7 +58,7 @@ class Reference:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Patterns of the files that are fetched beside a model's weights, or in all."""
+        """Patterns of the files to fetch: of a data set all, of a model those without weights."""
         return _MODEL_FILES if self.kind == "model" else self.files
 
     @property
@@ -116,13 +114,7 @@ def _reference(row: Mapping[str, str], where: str) -> Reference:
 
 
 def read_table(path: Path = TABLE) -> dict[str, Reference]:
-    """Read the table.
-
-    Args:
-        path: Tab-separated values with a header line.
-
-    Returns:
-        The references by id, in the table's order.
+    """Read the table: its references by id, in its order.
 
     Raises:
         UserError: The file is missing or a field is wrong; names line and column.
@@ -144,23 +136,16 @@ def read_table(path: Path = TABLE) -> dict[str, Reference]:
             raise UserError(f"{where}: {len(fields)} fields; {len(header)} are needed, by tabs")
         reference = _reference(dict(zip(header, fields, strict=True)), where)
         if reference.id in references:
-            raise UserError(f"{where}: {reference.id} stands in the table twice; rename one")
+            raise UserError(f"{where}: {reference.id} is in the table twice; rename one")
         references[reference.id] = reference
     return references
 
 
 def find(name: str, path: Path = TABLE) -> Reference:
-    """Look a reference up.
-
-    Args:
-        name: Its id.
-        path: The table.
-
-    Returns:
-        The reference.
+    """Look a reference up by its id.
 
     Raises:
-        UserError: There is none of that id.
+        UserError: There is none, or the table is damaged.
     """
     references = read_table(path)
     if name not in references:

@@ -76,11 +76,8 @@ def _jnli(i: int) -> Row:
 
 def _jcommonsenseqa(i: int) -> Row:
     choices = {f"choice{n}": town for n, town in enumerate(_TOWNS)}
-    return (
-        {"q_id": i, "question": f"{_TOWNS[i % 5]}にある駅はどこの駅？{i}"}
-        | choices
-        | {"label": i % 5}
-    )
+    question = f"{_TOWNS[i % 5]}にある駅はどこの駅？{i}"
+    return {"q_id": i, "question": question, **choices, "label": i % 5}
 
 
 def _jsquad(i: int) -> Row:
@@ -126,36 +123,21 @@ def _sentineg(i: int) -> Row:
 
 def _wic(i: int) -> Row:
     second = ("[손]이 모자라다.", "[손]을 씻었다.")[i % 2]
-    return {
-        "word": "손",
-        "context_1": f"아이가 [손]을 {i}번 흔들었다.",
-        "context_2": second,
-        "label": i % 2,
-    }
+    first = f"아이가 [손]을 {i}번 흔들었다."
+    return {"word": "손", "context_1": first, "context_2": second, "label": i % 2}
 
 
 def _arc(i: int) -> Row:
     options = {f"option_{letter}": town for letter, town in zip("abcd", _STAEDTE, strict=True)}
-    return {
-        "id": f"R/{i}",
-        "instruction": f"Welche Stadt hat {i} Brücken?",
-        **options,
-        "option_e": None,
-        "answer": "ABCD"[i % 4],
-    }
+    question = {"id": f"R/{i}", "instruction": f"Welche Stadt hat {i} Brücken?"}
+    return question | options | {"option_e": None, "answer": "ABCD"[i % 4]}
 
 
 def _okapi_hellaswag(i: int) -> Row:
     endings = [f"Er fährt nach {town}." for town in _STAEDTE]
     begun = {"ctx_a": f"Ein Mann wartet {i} Minuten am Gleis.", "ctx_b": "der Zug kommt"}
-    return {
-        "ind": i,
-        "activity_label": "Zug fahren",
-        **begun,
-        "ctx": " ".join(begun.values()),
-        "endings": endings,
-        "label": f"{i % 4}",
-    }
+    about = {"ind": i, "activity_label": "Zug fahren", **begun, "ctx": " ".join(begun.values())}
+    return about | {"endings": endings, "label": f"{i % 4}"}
 
 
 def _mmlu(i: int) -> Row:
@@ -208,14 +190,11 @@ _MAKERS: dict[str, Callable[[int], Row]] = {
 
 
 def rows_of(name: str, role: str) -> list[Row]:
-    """Make the rows of one file.
+    """Make the rows of one file, in the columns of the published one.
 
     Args:
         name: The benchmark's full name, suite/task.
-        role: Of the file, a key of the source's `files`; each has rows of its own.
-
-    Returns:
-        The rows, in the columns of the published file.
+        role: Of the file, a key of the source's `files`; each has other rows.
     """
     if name == "ja8/mgsm":
         solved = role == "fewshot"

@@ -15,14 +15,10 @@ from paper.rehearsal import benchmark_rows
 from paper.rehearsal.files import write_rows
 
 TABLE = "stand-ins.yaml"
-# Hand-made files lie where no table but the rehearsal's own looks: a run of the published
-# benchmarks cannot take them for these.
+# Only the rehearsal's own table names this folder: a run of the published benchmarks cannot take
+# hand-made files for real ones.
 _FOLDER = "hand-made"
 _WHY = "hand-made rows in the published columns"
-
-
-def _has_all(sources: Sequence[Source], folder: Path) -> bool:
-    return not any(source.missing(folder) for source in sources)
 
 
 def _copy(source: Source, folder: Path, out: Path) -> None:
@@ -53,15 +49,13 @@ def _make(source: Source, out: Path) -> Mapping[str, Any]:
 
 def text() -> list[str]:
     """Return what hand-made rows say, for the tokenizers."""
-    said = []
-    for source in select_sources(["ja8", "kobest", "okapi_de"]):
-        for row in benchmark_rows.rows_of(source.name, "items"):
-            said += [value for value in row.values() if isinstance(value, str)]
-    return said
+    sources = select_sources(["ja8", "kobest", "okapi_de"])
+    rows = [row for source in sources for row in benchmark_rows.rows_of(source.name, "items")]
+    return [value for row in rows for value in row.values() if isinstance(value, str)]
 
 
 def write_benchmarks(tasks: Sequence[str], folder: Path | None, out: Path) -> list[str]:
-    """Write the files of benchmarks, and the table of those that only stand in.
+    """Write the files of benchmarks, and the table of the hand-made ones.
 
     Args:
         tasks: Names of the tasks, suite/task.
@@ -78,7 +72,8 @@ def write_benchmarks(tasks: Sequence[str], folder: Path | None, out: Path) -> li
     together = {suite: [source for source in sources if source.suite == suite] for suite in copied}
     real, table = [], {}
     for source in sources:
-        if folder is not None and _has_all(together.get(source.suite, [source]), folder):
+        group = together.get(source.suite, [source])
+        if folder is not None and not any(one.missing(folder) for one in group):
             _copy(source, folder, out)
             real.append(source.name)
         else:

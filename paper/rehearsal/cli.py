@@ -7,13 +7,14 @@ import os
 import subprocess
 from pathlib import Path
 
+from common.cli import add_command
 from common.errors import UserError
 from common.sources import ROOT
 
-VLLM = ROOT / ".venv-vllm"  # whole where the stamp of `make` is in it
+VLLM = ROOT / ".venv-vllm"  # complete where the stamp of `make` is in it
 STAMP = "installed.lock"
 _DESCRIPTION = """\
-Make a folder in which the paper's configuration runs whole, offline and on a CPU: OUT/mirror with
+Make a folder in which the paper's configuration runs, offline and on a CPU: OUT/mirror with
 a tiny random model for each checkpoint, of the same architecture, kind of tokenizer and vocabulary
 handling, and a small file of the same columns for each calibration data set; OUT/benchmarks with
 the benchmarks' files; and OUT/config.yaml, the paper's configuration on these, with few rows, items
@@ -26,7 +27,7 @@ examples:
   python -m paper rehearse --out rehearsal-run
   python -m workflow reproduce --config rehearsal-run/config.yaml
 
-A folder that an earlier call made is kept, so that a run that was stopped goes on. Benchmarks have
+A folder that an earlier call made is kept, so that a stopped run can be resumed. Benchmarks have
 their real rows where local copies are given, in files that `python -m evaluation data --source`
 reads; the others are hand-made and marked so in all that is made from them.
 """
@@ -35,13 +36,8 @@ _PROBE = "import importlib.util, torch; raise SystemExit(importlib.util.find_spe
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the command ``rehearse`` to a parser's."""
-    parser = commands.add_parser(
-        "rehearse",
-        help="make tiny stand-ins for all that the paper's configuration fetches",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "make tiny stand-ins for all that the paper's configuration fetches"
+    parser = add_command(commands, "rehearse", help=about, description=_DESCRIPTION, epilog=_EPILOG)
     parser.set_defaults(run=_run)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--config", type=Path, default=ROOT / "paper.yaml", metavar="FILE")
@@ -67,7 +63,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _engine(asked: str | None) -> tuple[str, str]:
-    """Choose what runs the SQL, and say so."""
+    """Choose the engine that runs the SQL, and say which."""
     if asked is None:
         from evaluation.sql.server import programs
 
@@ -77,7 +73,7 @@ def _engine(asked: str | None) -> tuple[str, str]:
 
 
 def _vllm(asked: Path | None) -> tuple[Path | None, str]:
-    """Look for an environment with vLLM, and say what comes of it."""
+    """Look for an environment with vLLM, and say which models it will evaluate."""
     python = asked or (VLLM / "bin" / "python" if (VLLM / STAMP).is_file() else None)
     if python is None:
         return None, f"all models are evaluated by hf: vLLM is not installed in {VLLM.name}"

@@ -14,11 +14,8 @@ _CITIES = ("Berlin", "Hamburg", "Köln", "Leipzig")
 
 def _ichikara(i: int) -> dict[str, str]:
     name = _NAMES[i % 4]
-    return {
-        "ID": f"{i}",
-        "text": f"{name}さんの家には猫が{i}匹います。何匹ですか。",
-        "output": f"{i}匹です。",
-    }
+    question = f"{name}さんの家には猫が{i}匹います。何匹ですか。"
+    return {"ID": f"{i}", "text": question, "output": f"{i}匹です。"}
 
 
 def _orca(i: int) -> dict[str, str]:
@@ -79,10 +76,6 @@ def text() -> list[str]:
 
 
 def write_datasets(folder: Path) -> None:
-    """Write every data set in the format of its file.
-
-    Args:
-        folder: The mirror; each goes to FOLDER/OWNER/NAME.
-    """
+    """Write every data set in the format of its file, to FOLDER/OWNER/NAME."""
     for name, (file, _) in _SETS.items():
         write_rows(folder / name / file, rows_of(name))

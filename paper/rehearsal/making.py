@@ -78,7 +78,7 @@ def _tasks(config: dict[str, Any]) -> list[str]:
 
 
 def _shrunk(config: dict[str, Any], folder: Path, how: Choices) -> dict[str, Any]:
-    """Change what the machine at hand cannot do, and nothing else."""
+    """Change only the settings that the machine at hand cannot follow."""
     config["name"] = "rehearsal"
     config["hub"] |= {
         "mirror": str(folder / "mirror"),
@@ -107,7 +107,7 @@ def _shrunk(config: dict[str, Any], folder: Path, how: Choices) -> dict[str, Any
 
 
 def _record(source: Path, table: Path, tasks: list[str], folder: Path | None) -> dict[str, Any]:
-    """Say all that the stand-ins depend on, as arguments of a manifest."""
+    """List all that the stand-ins depend on, as arguments of a manifest."""
     inputs = {"config": source, "table": table}
     if folder is None:
         return {"parameters": {"real_rows": False}, "inputs": inputs}
@@ -119,7 +119,7 @@ def _record(source: Path, table: Path, tasks: list[str], folder: Path | None) ->
 
 
 def _holds(out: Path, record: dict[str, Any]) -> bool:
-    """Tell whether a folder holds the stand-ins that would be made now."""
+    """Return whether a folder holds the stand-ins that would be made now."""
     if not (out / NAME).is_file():
         return False
     there = read_json(out / NAME)
@@ -129,7 +129,7 @@ def _holds(out: Path, record: dict[str, Any]) -> bool:
 
 
 def make(source: Path, out: Path, how: Choices) -> list[str]:
-    """Make the folder, or keep the stand-ins that it holds, so that a stopped run can go on.
+    """Make the folder, or keep the stand-ins that it holds, so that a stopped run can resume.
 
     Args:
         source: The configuration to rehearse.
@@ -153,31 +153,21 @@ def make(source: Path, out: Path, how: Choices) -> list[str]:
                 f"{out} is not empty, and holds no rehearsal of this code and these options; "
                 "remove it or give a new folder"
             )
-        _make_stand_ins(config, table, tasks, how.benchmarks, out, record)
+        families = _families(config, table).values()
+        with staged_directory(out) as folder:
+            datasets.write_datasets(folder / "mirror")
+            real = benchmarks.write_benchmarks(tasks, how.benchmarks, folder / "benchmarks")
+            for family in families:
+                write_family(
+                    _kind(family[0]),
+                    [reference.repository for reference in family],
+                    datasets.text() + benchmarks.text(),
+                    folder / "mirror",
+                    pickled=[reference.repository for reference in family if reference.pickle],
+                    extra=_OWN_TOKENS,
+                )
+            extra = {"real": real}
+            write_manifest(folder / NAME, kind="rehearsal", **record, code=_CODE, extra=extra)
     shrunk = _shrunk(config, out.resolve(), how)
     write_text(out / "config.yaml", yaml.safe_dump(shrunk, allow_unicode=True, sort_keys=False))
     return read_json(out / NAME)["extra"]["real"]
-
-
-def _make_stand_ins(
-    config: dict[str, Any],
-    table: dict[str, Reference],
-    tasks: list[str],
-    real: Path | None,
-    out: Path,
-    record: dict[str, Any],
-) -> None:
-    with staged_directory(out) as folder:
-        datasets.write_datasets(folder / "mirror")
-        copied = benchmarks.write_benchmarks(tasks, real, folder / "benchmarks")
-        for family in _families(config, table).values():
-            write_family(
-                _kind(family[0]),
-                [reference.repository for reference in family],
-                datasets.text() + benchmarks.text(),
-                folder / "mirror",
-                pickled=[reference.repository for reference in family if reference.pickle],
-                extra=_OWN_TOKENS,
-            )
-        extra = {"real": copied}
-        write_manifest(folder / NAME, kind="rehearsal", **record, code=_CODE, extra=extra)

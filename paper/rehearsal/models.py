@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _WIDTH = 64
 # Of the random weights: larger than usual, so that models have preferences, and answers differ.
@@ -20,14 +24,17 @@ _SHAPE = {
 }
 
 
-def _save(model, folder: Path, pickled: bool) -> None:
-    import torch
+def _untrained(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-    if pickled:
-        model.config.save_pretrained(folder)
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    else:
-        model.save_pretrained(folder, max_shard_size="100KB")
+    rows = len(tokenizer)
+    places: dict[str, float]
+    if kind == "mistral":
+        places = {"sliding_window": 4096, "max_position_embeddings": 32_768}
+        return MistralForCausalLM(MistralConfig(**_SHAPE, vocab_size=rows, **places))
+    places = {"rope_theta": 500_000.0, "max_position_embeddings": 8192}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaForCausalLM(LlamaConfig(**_SHAPE, vocab_size=rows, **places, **ends))
 
 
 def write_family(
@@ -47,51 +54,33 @@ def write_family(
         text: What the tokenizer is trained on.
         folder: The mirror; each goes to FOLDER/OWNER/NAME.
         pickled: Those whose weights exist only as pickles.
-        extra: By repository, tokens of its own.
+        extra: By repository, tokens that only it has (Mistral alone).
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from paper.rehearsal.tokenizers import llama3_tokenizer, mistral_tokenizer
 
     disable_progress_bar()
-    extra = extra or {}
-    weights = None
+    base: dict[str, torch.Tensor] = {}
     for number, repository in enumerate(repositories):
-        if kind == "mistral":
-            tokenizer = mistral_tokenizer(text, extra.get(repository, ()))
-            config = MistralConfig(
-                **_SHAPE,
-                vocab_size=len(tokenizer),
-                sliding_window=4096,
-                max_position_embeddings=32_768,
-            )
-            family = MistralForCausalLM
-        else:
-            tokenizer = llama3_tokenizer(text)
-            config = LlamaConfig(
-                **_SHAPE,
-                vocab_size=len(tokenizer),
-                rope_theta=500_000.0,
-                max_position_embeddings=8192,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            family = LlamaForCausalLM
+        own = (extra or {}).get(repository, ())
+        tokenizer = mistral_tokenizer(text, own) if kind == "mistral" else llama3_tokenizer(text)
         generator = torch.Generator().manual_seed(number)
         torch.manual_seed(number)
-        model = family(config)
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                if weights is not None:
-                    old = weights[name]
-                    drift = _DRIFT * torch.randn(old.shape, generator=generator)
-                    # Rows of an expert's own tokens keep their random start.
-                    tensor[: old.shape[0]] = old + drift * old.abs().mean()
-        if weights is None:
-            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model = _untrained(kind, tokenizer)
+        weights = model.state_dict()
+        for name, old in base.items():
+            drift = _DRIFT * torch.randn(old.shape, generator=generator)
+            # Rows of an expert's own tokens keep their random start.
+            weights[name][: old.shape[0]] = old + drift * old.abs().mean()
+        base = base or {name: tensor.clone() for name, tensor in weights.items()}
         target = folder / repository
         target.mkdir(parents=True, exist_ok=True)
-        _save(model.to(torch.bfloat16), target, repository in pickled)
+        model.to(torch.bfloat16)
+        if repository in pickled:
+            model.config.save_pretrained(target)
+            torch.save(model.state_dict(), target / "pytorch_model.bin")
+        else:
+            model.save_pretrained(target, max_shard_size="100KB")
         tokenizer.save_pretrained(target)

@@ -205,7 +205,7 @@ def refused(folder, base, match, **options):
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
         ({"bias": "some"}, "bias='some'"),
-        ({"fan_in_fan_out": True}, "may lie either way"),
+        ({"fan_in_fan_out": True}, "fits either way"),
         ({"r": 0}, "r or rank_pattern is no number"),
         ({"r": "4"}, "r or rank_pattern is no number"),
         ({"lora_alpha": float("nan")}, "lora_alpha or alpha_pattern is no number"),

@@ -160,7 +160,7 @@ RIGHT = {"x": "a.safetensors", "y": "a.safetensors", "z": "b.safetensors"}
 def test_one_tensor_in_two_shards_is_refused(sharded):
     assert Checkpoint(index(sharded, **RIGHT)).names() == ["x", "y", "z"]
     save_file({"z": torch.zeros(2), "x": torch.zeros(2)}, sharded / "b.safetensors")
-    refused(sharded, r"b\.safetensors: tensor x lies in this shard and in a\.safetensors")
+    refused(sharded, r"b\.safetensors: tensor x is in this shard and in a\.safetensors")
 
 
 def test_a_tensor_that_the_index_forgets_is_refused(sharded):
@@ -286,7 +286,7 @@ def test_pickled_shards_are_checked_against_their_index(pickled):
     (folder / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert Checkpoint(folder, allow_pickle=True).names() == ["turned", "x"]
     torch.save(tensors, folder / "b.bin")
-    refused(folder, "lies in this shard and in a.bin|not in the index", allow_pickle=True)
+    refused(folder, "is in this shard and in a.bin|not in the index", allow_pickle=True)
     weight_map["turned"] = "../b.bin"
     (folder / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
     refused(folder, "no file beside the index", allow_pickle=True)

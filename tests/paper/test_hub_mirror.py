@@ -1,11 +1,12 @@
 """A folder that mirrors repositories serves as the hub does, without a network."""
 
 import pytest
+from huggingface_hub.utils.sha import git_hash
 
 from common.errors import UserError
 from paper.hub.fetch import fetch
 from paper.hub.lock import locked
-from paper.hub.places import Mirror, git_hash
+from paper.hub.places import Mirror
 from paper.hub.table import Reference
 
 
@@ -37,7 +38,7 @@ def test_a_changed_mirror_is_refused_by_the_lock(mirror, tmp_path):
     lock = tmp_path / "lock.json"
     fetch(dataset(), tmp_path / "d", lock, Mirror(mirror))
     (mirror / "owner" / "name" / "data" / "train.json").write_text("[2]")
-    with pytest.raises(UserError, match="a mirror goes with a lock of its own"):
+    with pytest.raises(UserError, match="a mirror needs its own lock"):
         fetch(dataset(), tmp_path / "other", lock, Mirror(mirror))
 
 
@@ -70,4 +71,4 @@ def test_a_manifest_of_something_else_is_no_finished_download(mirror, tmp_path):
 def test_the_git_hash_is_gits(tmp_path):
     (tmp_path / "a").write_text("hello\n")
     # printf 'hello\n' | git hash-object --stdin
-    assert git_hash(tmp_path / "a") == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert git_hash((tmp_path / "a").read_bytes()) == "ce013625030ba8dba906f756967f9e9ca394464a"

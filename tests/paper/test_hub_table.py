@@ -66,7 +66,7 @@ def test_a_wrong_field_is_named(tmp_path, fields, told):
 def test_a_line_with_too_few_fields_a_double_and_a_missing_id(tmp_path):
     with pytest.raises(UserError, match="line 2: 3 fields; 11 are needed"):
         read_table(write(tmp_path, GOOD[:3]))
-    with pytest.raises(UserError, match="line 3: m stands in the table twice"):
+    with pytest.raises(UserError, match="line 3: m is in the table twice"):
         read_table(write(tmp_path, GOOD, GOOD))
     with pytest.raises(UserError, match="no reference 'n'"):
         find("n", write(tmp_path, GOOD))
