@@ -181,7 +181,7 @@ def test_a_tensor_or_shard_that_only_the_index_has_is_refused(sharded):
 )
 def test_a_hostile_shard_name_is_refused(sharded, tmp_path, name):
     shutil.copy(sharded / "a.safetensors", tmp_path)  # what ../a.safetensors would find
-    refused(index(sharded, **(RIGHT | {"z": name})), "no file beside the index")
+    refused(index(sharded, **(RIGHT | {"z": name})), "no file next to the index")
 
 
 def test_a_hostile_tensor_name_in_the_index_is_refused(sharded):
@@ -289,7 +289,7 @@ def test_pickled_shards_are_checked_against_their_index(pickled):
     refused(folder, "is in this shard and in a.bin|not in the index", allow_pickle=True)
     weight_map["turned"] = "../b.bin"
     (folder / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    refused(folder, "no file beside the index", allow_pickle=True)
+    refused(folder, "no file next to the index", allow_pickle=True)
 
 
 class Bomb:
