@@ -262,6 +262,7 @@ def report(config: Experiment, results: Path) -> tuple[list[str], list[str]]:
         f"{free_gigabytes(results):.0f} GB are free",
     ]
     errors += too_large
+    # Every obstacle is listed, so that one preflight suffices.
     for check in (lambda: check_places(config), lambda: check_disk(stored - here, results)):
         try:
             check()

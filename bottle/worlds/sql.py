@@ -136,6 +136,7 @@ def _condition(draw: random.Random, table: str, column: str) -> tuple[str, str, 
 def draw_question(draw: random.Random) -> Question:
     """Draw a question of one of five categories to one of the tables."""
     database, table, columns = draw.choice(_TABLES)
+    # The draws' order is part of the fixed world: another would change all data of a seed.
     key, *others = columns
     number = draw.choice([column for column in others if column not in _TEXTS])
     english, korean, condition = _condition(draw, table, draw.choice(others))

@@ -82,6 +82,7 @@ def _run(given: argparse.Namespace) -> None:
         max_length=given.max_length,
     )
     write_jsonl(given.out, rows)
+    # All files are recorded, not only those read: the folder's download is one artefact.
     files = sorted(path for path in given.source.rglob("*") if path.is_file())
     manifest.write_manifest(
         given.out.with_suffix(".manifest.json"),

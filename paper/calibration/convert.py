@@ -143,6 +143,7 @@ def convert(
         )
         for path, number, row in read_rows(folder)
     ]
+    # Texts first: a wrong column is an error even where few rows are chosen.
     order = list(range(len(everything)))
     random.Random(seed).shuffle(order)
     chosen: list[dict[str, Any]] = []
@@ -158,7 +159,7 @@ def convert(
         prompt, eos = template.replace("{instruction}", instruction), layout.eos
         if tokenizer is not None and max_length is not None:
             short = _cut(prompt, answer, tokenizer, max_length, eos)
-            if short is None:
+            if short is None:  # without an answer the sample would teach nothing
                 counts["too_long"] += 1
                 continue
             answer, uncut = short

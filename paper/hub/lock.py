@@ -61,6 +61,7 @@ def locked(path: Path, reference: Reference) -> Locked | None:
         raise UserError(
             f"{path} is damaged at {reference.id}; restore it, or take the entry out of it"
         ) from None
+    # A changed table must not silently keep the results of the former reference.
     if got.repository != reference.repository:
         raise UserError(
             f"{reference.id}: the table says {reference.repository}, {path} {got.repository}; "

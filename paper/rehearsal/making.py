@@ -168,6 +168,7 @@ def make(source: Path, out: Path, how: Choices) -> list[str]:
                 )
             extra = {"real": real}
             write_manifest(folder / NAME, kind="rehearsal", **record, code=_CODE, extra=extra)
+    # Written at each call: its options may choose another engine for the same stand-ins.
     shrunk = _shrunk(config, out.resolve(), how)
     write_text(out / "config.yaml", yaml.safe_dump(shrunk, allow_unicode=True, sort_keys=False))
     return read_json(out / NAME)["extra"]["real"]
