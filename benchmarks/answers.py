@@ -92,7 +92,7 @@ def load_exactly(folder: Path) -> tuple[Any, Any]:
 
 def our_answers(out: Path, models: list[Path]) -> Answers:
     """Read what `python -m evaluation` wrote."""
-    from evaluation.records import read_records
+    from evaluation.items import read_records
 
     answers = Answers()
     for model in models:

@@ -45,7 +45,7 @@ scores that every expert learned its domain), postgres.
 
 A suite's name may say its variant: ja8:corrected, ja8:0.6, ja8:corrected:0.6. Plain names mean the
 suite's first fidelity and prompt, unless --fidelity and --prompt say otherwise.
-Beside NAME.json stand NAME.items.jsonl.gz (every answer), NAME.cost.json (time and memory) and
+Next to NAME.json are NAME.items.jsonl.gz (every answer), NAME.cost.json (time and memory) and
 NAME.manifest.json (inputs, versions), which is written last.
 """
 
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--store",
         type=Path,
         metavar="DIR",
-        help="keep finished tasks here and take them from here: a run cut short goes on",
+        help="keep finished tasks here and take them from here: a run cut short resumes",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: each model's own")
     parser.add_argument(
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="vllm: engines that share the prompts, each with GPUs of its own (1)",
+        help="vllm: engines that share the prompts, on separate GPUs (1)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -268,7 +268,7 @@ def _evaluate_one(
     from common.cost import measure
     from common.manifest import write_manifest
     from evaluation.bar import Bar
-    from evaluation.records import write_records
+    from evaluation.items import write_records
     from evaluation.sources import evaluation_files
 
     out = _out(arguments, name)
@@ -340,14 +340,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: The arguments after the program's name.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]) or 0

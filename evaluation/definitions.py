@@ -110,15 +110,10 @@ def _merge(definition: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def load_definition(task: Task) -> dict[str, Any]:
-    """Read a task's definition as its fidelity and prompt have it.
+    """Read a task's lm-eval definition, functions in the place of their names.
 
-    Args:
-        task: The task; where its suite has variants, `definition(task, prompt, fidelity)` of the
-            suite's `functions.py` says what they change: mappings key by key, else whole values.
-
-    Returns:
-        The content of an lm-eval definition, functions in the place of their names; where a task
-        has no YAML, that of its kind.
+    Where a suite has variants, `definition(task, prompt, fidelity)` of its `functions.py` says what
+    they change: mappings key by key, else entire values. A task without YAML has that of its kind.
 
     Raises:
         UserError: The file is not valid YAML or names an unknown function.
@@ -144,9 +139,6 @@ def bind(value: Any, **given: Any) -> Any:
     Args:
         value: A definition, a part of one, or a function.
         given: By parameter's name, what is given to every function that has the parameter.
-
-    Returns:
-        The same with functions that need only their other arguments.
     """
     if isinstance(value, Mapping):
         return {key: bind(part, **given) for key, part in value.items()}

@@ -23,11 +23,7 @@ CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a model's scores.
-
-    Raises:
-        UserError: The file holds something else.
-    """
+    """Read a model's scores, and refuse a file that holds something else."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file of scores in it")
     scores = read_json(path)
@@ -128,8 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation gate",
         description="Check that every expert clearly beats its base (by two standard errors "
-        "unless said otherwise) on the average of its own domain's tasks, and note which task it "
-        "learned.",
+        "unless said otherwise) on the average of its domain's tasks, and note which it learned.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 # Read when the libraries are imported: nothing here ever asks a server.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
@@ -25,11 +25,13 @@ from common.manifest import NAME
 from evaluation.backends import check_max_length, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.tokenisation import Rule
+from evaluation.bar import Bar
 from evaluation.definitions import bind, load_definition
+from evaluation.items import PROCESSORS, Context, Item, Scorer, suite_means
 from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
 from evaluation.own_data import own_tasks
-from evaluation.scoring import PROCESSORS, Context, Item, Scorer, suite_means
 from evaluation.sources import evaluation_files
+from evaluation.store import Store
 from evaluation.suites import Task, items_file, pool_file, select
 
 _TOKENIZER_FILES = (
@@ -43,26 +45,6 @@ _TOKENIZER_FILES = (
 )
 _ROW_FAULTS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _CONFIGURATION_FILES = ("config.json", "generation_config.json")
-
-
-class Store(Protocol):
-    """Where finished tasks are kept; see `evaluation.store`."""
-
-    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what was stored under a key, None if nothing was."""
-
-    def put(self, key: dict[str, Any], value: dict[str, Any]) -> None:
-        """Store a value, whole or not at all."""
-
-
-class Bar(Protocol):
-    """Shows how far an evaluation is."""
-
-    def start(self, task: str, requests: int) -> None:
-        """Begin a task."""
-
-    def update(self, requests: int) -> None:
-        """Count requests of the task as answered."""
 
 
 def _hash(folder: Path | str, names: Sequence[str]) -> str:
@@ -106,20 +88,17 @@ class Harness:
         tokenizer: Folder of the tokenizer that all models share (a model's folder will do).
         batch_size: Prompts a forward pass.
         seed: Recorded, and set before each evaluation; greedy scoring draws nothing.
-        fidelity: published, corrected or both, where a suite's name does not say.
-        prompt: Version of the prompt, where a suite's name does not say.
+        fidelity, prompt: As `evaluation.suites.select`.
         limit: Items a task, after its shuffle; None takes all.
         max_length: The most tokens that a model reads at once; None for what it was made for.
         backend: hf or vllm.
-        dtype: Of the models that `evaluate_folder` loads.
-        device: Of the models that `evaluate_folder` loads.
+        dtype, device: Of the models that `evaluate_folder` loads.
         parallel: ``tensor_parallel`` and ``data_parallel`` of the vllm backend, where above 1.
-        engine: sqlite or postgres, for the suites that run SQL on either.
-        postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
+        engine, postgres: As `Context`.
         store: Keeps the finished tasks of `evaluate_folder`; None keeps none.
         bar: Shows the progress; None shows none.
         chosen: Chooses among a task's items, from its name and rows; None takes all. Not for use
-            with a store, which would not tell the choices apart.
+            with a store, which would confuse the choices.
 
     Raises:
         UserError: No such suite, a task has no items, or the tokenizer cannot be read.
@@ -201,7 +180,7 @@ class Harness:
         return [sha256_file(path) for path in files if path.is_file()]
 
     def _unusable(self, task: Task, error: Exception) -> UserError:
-        """Tell that a suite's functions cannot make requests of a task's rows."""
+        """Say that a suite's functions cannot make requests of a task's rows."""
         return UserError(
             f"{items_file(self.data, self.split, task)}: task {task.name} cannot ask what a row "
             f"holds ({type(error).__name__}: {error}); {task.remedy(self.data)}"
@@ -231,29 +210,29 @@ class Harness:
     def evaluate(
         self, model: PreTrainedModel, name: str = "model", weights: str | None = None
     ) -> dict[str, Any]:
-        """Score a model.
-
-        Args:
-            model: A causal language model with the harness's tokenizer. For a search, overwrite
-                its parameters and call again.
-            name: What results and messages call it.
-            weights: The checkpoint's fingerprint, where it has one.
+        """Score a model in memory; see `evaluate_with_items`.
 
         Returns:
             The content of scores.json.
-
-        Raises:
-            UserError: The model's output is not finite; the message names the task.
         """
         return self.evaluate_with_items(model, name, weights)[0]
 
     def evaluate_with_items(
         self, model: PreTrainedModel, name: str = "model", weights: str | None = None
     ) -> tuple[dict[str, Any], list[Item]]:
-        """Score a model in memory and keep every item's record; see `evaluate`.
+        """Score a model in memory and keep every item's record.
+
+        Args:
+            model: A causal language model with the harness's tokenizer. For a search, overwrite
+                its parameters and call again.
+            name: Its name in results and messages.
+            weights: The checkpoint's fingerprint, where it has one.
 
         Returns:
             The content of scores.json, and the records as `Scorer.record` describes them.
+
+        Raises:
+            UserError: The model's output is not finite; the message names the task.
         """
         return self._evaluate(model, name, weights, store=None)
 
@@ -262,7 +241,7 @@ class Harness:
 
         Args:
             folder: A Hugging Face model folder.
-            name: What results and messages call it.
+            name: Its name in results and messages.
 
         Returns:
             As `evaluate_with_items`.

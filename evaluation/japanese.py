@@ -27,9 +27,6 @@ _PUNCTUATION = frozenset(
 def normal(text: str) -> str:
     """Bring a text into the form in which answers are compared.
 
-    Args:
-        text: Any text.
-
     Returns:
         The text without emoji, in neologdn's normal form (widths, long vowels, dashes), each run
         of whitespace one space, none at the ends. Upper and lower case stay.
@@ -60,24 +57,12 @@ def words(text: str) -> list[str]:
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """Compare an answer with the right ones in normal form.
-
-    Args:
-        answer: What the model wrote.
-        golds: The right answers, at least one.
-
-    Returns:
-        1.0 if it equals any, else 0.0.
-    """
+    """Return 1.0 if an answer equals any of the right ones in normal form, else 0.0."""
     return float(normal(answer) in {normal(gold) for gold in golds})
 
 
 def f1(answer: str, golds: Sequence[str]) -> float:
     """Measure how many words an answer shares with the right ones.
-
-    Args:
-        answer: What the model wrote.
-        golds: The right answers, at least one.
 
     Returns:
         The highest F1 over the golds, in [0, 1], of the bags of words without punctuation.

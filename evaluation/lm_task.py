@@ -206,9 +206,6 @@ def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) 
         task: The task.
         columns: What every row must have; empty takes what a task of its kind needs.
 
-    Returns:
-        The rows.
-
     Raises:
         UserError: The file is missing, empty, or a row lacks a column.
     """
@@ -216,14 +213,7 @@ def read_items(data: Path, split: str, task: Task, columns: Sequence[str] = ()) 
 
 
 def read_stand_ins(data: Path, split: str, task: Task) -> dict[str, str]:
-    """Read which of a task's rows only stand in for the benchmark's own.
-
-    Args:
-        data, split, task: As for `read_items`.
-
-    Returns:
-        By role (items, fewshot), what they are instead, as the data's manifest has it.
-    """
+    """Read which of a task's rows only stand in for the benchmark's own: by role, the reason."""
     path = items_file(data, split, task).with_name(NAME)
     about = read_json(path).get("extra", {}).get("tasks", {}) if path.is_file() else {}
     return about.get(task.id, {}).get("stand_in", {}) if isinstance(about, dict) else {}

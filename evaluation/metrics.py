@@ -1,4 +1,4 @@
-"""Scores of a whole task from its stored items, so that no model is needed to compute them again.
+"""Scores of single items, and of a task from its stored items, without asking a model again.
 
 A multiple-choice item holds the log-likelihoods of its choices, their lengths and the gold
 choice; any item may hold `values`, its own value of each metric.
@@ -6,16 +6,77 @@ choice; any item may hold `values`, its own value of each metric.
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from evaluation.scores import mean_and_stderr
-
 Item = Mapping[str, Any]
 _DRAWS = 1000  # rouge_score's number; the standard errors here vary by 2 % at most
 _SEED = 1234  # of numpy's generator in the published harness
+CHOICE_KEYS = ("loglikelihoods", "lengths", "bytes", "gold")  # as `choice_values` takes them
+_INTEGER = re.compile(r"-?[0-9]+")
+
+
+def exact_match(answer: str, target: str) -> float:
+    """Return 1.0 if two texts are equal without the whitespace at their ends, else 0.0."""
+    return float(answer.strip() == target.strip())
+
+
+def last_integer(answer: str, target: str) -> float:
+    """Return 1.0 if the last integer of a calculation such as ``3+4=7`` is the target's, else 0.0.
+
+    Only the first line counts, and it must hold an equals sign: a bare number is a guess, not
+    a calculation.
+
+    Source: the MGSM task of the JP Language Model Evaluation Harness (last match in the first
+    generated line), plus the equals sign.
+    """
+    line = answer.split("\n", 1)[0]
+    found = _INTEGER.findall(line)
+    if "=" not in line or not found:
+        return 0.0
+    return float(int(found[-1]) == int(_INTEGER.findall(target)[-1]))
+
+
+def rouge2(answer: Sequence[int | str], target: Sequence[int | str]) -> float:
+    """ROUGE-2: the F-measure of shared pairs of neighbouring tokens.
+
+    Japanese has no spaces, so the caller chooses the tokens. The harness of the publication in
+    effect takes the evaluated model's own; the bottle's models share one tokenizer, whose tokens
+    are the words of its texts, so the score compares across models.
+
+    Returns:
+        2PR / (P + R) in [0, 1], 0 where either has no pair.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", with clipped
+    counts as in the package rouge_score.
+    """
+    written = Counter(itertools.pairwise(answer))
+    expected = Counter(itertools.pairwise(target))
+    shared = (written & expected).total()
+    if not shared:
+        return 0.0
+    precision, recall = shared / written.total(), shared / expected.total()
+    return 2 * precision * recall / (precision + recall)
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of at least one score, and its standard error.
+
+    That is the sample standard deviation divided by sqrt(n); for scores of 0 and 1 that is
+    sqrt(p (1 - p) / (n - 1)). 0 for a single item, whose spread is unknown.
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return mean, 0.0
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)
 
 
 def choice_values(
@@ -51,21 +112,13 @@ def _values(items: Sequence[Item], metric: str) -> list[float]:
     for item in items:
         values = item.get("values", {})
         if metric not in values:
-            keys = ("loglikelihoods", "lengths", "bytes", "gold")
-            values = choice_values(*(item[key] for key in keys))
+            values = choice_values(*(item[key] for key in CHOICE_KEYS))
         found.append(values[metric])
     return found
 
 
 def confusion(items: Sequence[Item]) -> np.ndarray:
-    """Count the items by gold and predicted choice.
-
-    Args:
-        items: Multiple-choice items.
-
-    Returns:
-        Counts, int64, [gold, predicted], square.
-    """
+    """Count multiple-choice items by gold and predicted choice: [gold, predicted], int64."""
     # Where a published definition drops a choice, the gold one may be among what was dropped.
     size = max(max(len(item["loglikelihoods"]), item["gold"] + 1) for item in items)
     counts = np.zeros((size, size), dtype=np.int64)
@@ -91,11 +144,7 @@ def balanced_accuracy(counts: np.ndarray) -> np.ndarray:
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     """Unweighted mean of the classes' F1, over the classes that occur or are predicted.
 
-    Args:
-        counts: [..., gold, predicted].
-
-    Returns:
-        [...] in [0, 1].
+    Args and Returns: as `balanced_accuracy`.
     """
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     either = counts.sum(-1) + counts.sum(-2)
@@ -103,13 +152,9 @@ def macro_f1(counts: np.ndarray) -> np.ndarray:
 
 
 def matthews(counts: np.ndarray) -> np.ndarray:
-    """Matthews' correlation coefficient, 0 where gold or predictions do not vary.
+    """Matthews' correlation coefficient, in [-1, 1], 0 where gold or predictions do not vary.
 
-    Args:
-        counts: [..., gold, predicted].
-
-    Returns:
-        [...] in [-1, 1].
+    Args: as `balanced_accuracy`.
 
     Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation
     coefficient", in the form of scikit-learn's user guide.

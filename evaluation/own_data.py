@@ -72,7 +72,7 @@ def _definition(path: Path) -> dict[str, Any]:
 
 
 def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTask:
-    """Complete an entry by what its YAML of lm-eval says."""
+    """Complete an entry from its YAML of lm-eval."""
     sources = found.get("dataset_kwargs", {}).get("data_files", {})
     splits = {
         "items": found.get("test_split") or found.get("validation_split"),
@@ -203,14 +203,7 @@ def _named(name: str, entry: OwnTask, chance: float) -> Task:
 
 
 def read(name: str, entry: OwnTask) -> Contents:
-    """Read and check an own task's rows.
-
-    Args:
-        name: SUITE/TASK.
-        entry: Its entry in a configuration.
-
-    Returns:
-        The task, its rows and the files that they came from.
+    """Read and check the rows of an own task, SUITE/TASK, from its entry in a configuration.
 
     Raises:
         UserError: A file is missing or empty, or a row cannot be asked; the message names the
@@ -245,11 +238,11 @@ def sources(name: str, entry: OwnTask | Mapping[str, Any]) -> list[str]:
 
 
 def known(tasks: Mapping[str, Any], with_rows: bool = True) -> dict[str, Task]:
-    """Check a configuration's own tasks, their rows included.
+    """Check a configuration's own tasks, with their rows unless only the entries are asked for.
 
     Args:
         tasks: Entries by name, as read or as models.
-        with_rows: Whether their rows are needed; without, only the entries are checked.
+        with_rows: Whether their rows are needed.
 
     Returns:
         The tasks by name.
@@ -277,15 +270,9 @@ def _copy_databases(name: str, entry: OwnTask, contents: Contents, data: Path) -
 
 
 def add(name: str, entry: OwnTask, data: Path) -> Contents:
-    """Put an own task into a data folder, its manifest last.
+    """Put an own task into a data folder, its manifest last; other tasks in it are left alone.
 
-    Args:
-        name: SUITE/TASK.
-        entry: Its entry in a configuration.
-        data: The folder; other tasks in it are left alone.
-
-    Returns:
-        What was read; see `read`.
+    Args and Returns: as `read`.
     """
     contents = read(name, entry)
     task, folder = contents.task, data / FOLDER / name
@@ -318,15 +305,7 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
 
 
 def add_all(entries: Mapping[str, OwnTask], data: Path) -> list[str]:
-    """Put own tasks into a data folder, after a look at all of them, and print what was put.
-
-    Args:
-        entries: By name SUITE/TASK.
-        data: The folder.
-
-    Returns:
-        The names.
-    """
+    """Put own tasks into a data folder, after a look at all of them; print counts, return names."""
     for name, entry in entries.items():
         read(name, entry)
     for name, entry in entries.items():
@@ -337,14 +316,7 @@ def add_all(entries: Mapping[str, OwnTask], data: Path) -> list[str]:
 
 
 def own_tasks(data: Path) -> dict[str, Task]:
-    """Find the own tasks that a data folder holds.
-
-    Args:
-        data: The folder.
-
-    Returns:
-        By name SUITE/TASK.
-    """
+    """Find the own tasks that a data folder holds, by name SUITE/TASK."""
     found = {}
     for path in sorted((data / FOLDER).glob(f"*/*/{NAME}")):
         suite, id = path.parts[-3:-1]

@@ -88,13 +88,7 @@ def _fault(name: str, error: ValidationError) -> str:
 
 
 def parse(tasks: Any) -> dict[str, OwnTask]:
-    """Check the entries under `tasks`.
-
-    Args:
-        tasks: Entries by the task's name, as read from YAML.
-
-    Returns:
-        The same, as models.
+    """Check the entries under `tasks`, as read from YAML, by the task's name.
 
     Raises:
         UserError: An entry is no task; one line with its place.

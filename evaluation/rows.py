@@ -21,12 +21,12 @@ METRICS = {
 
 
 def row_fault(row: Any, kind: str, columns: Sequence[str] = ()) -> str | None:
-    """Say what is wrong with a row.
+    """Say what is wrong with a row (a line of a file, as JSON) of a kind of task.
 
     Args:
-        row: A line of the file, as JSON.
-        kind: Of the task: multiple_choice, generation or sql.
-        columns: What the row must have, whatever it holds; empty takes what the kind needs, and
+        row: The row.
+        kind: multiple_choice, generation or sql.
+        columns: What the row must have, whatever its values; empty takes what the kind needs, and
             `ANY_COLUMNS` nothing.
 
     Returns:

@@ -17,17 +17,12 @@ def _there(paths: Iterable[Path]) -> list[str]:
 def evaluation_files(
     tasks: Iterable[Task], backend: str = "hf", engine: str = "sqlite"
 ) -> tuple[str, ...]:
-    """Name the entry points of an evaluation; see `common.sources.reachable`.
+    """Name the entry points of an evaluation (see `common.sources.reachable`).
 
-    Args:
-        tasks: What is evaluated.
-        backend: hf or vllm.
-        engine: sqlite or postgres, for the suites that run SQL on either.
-
-    Returns:
-        The harness, the backend, and what defines and scores the tasks.
+    They are the harness, the backend (hf or vllm), and what defines and scores the tasks, on the
+    engine sqlite or postgres where they run SQL.
     """
-    found = {"evaluation/harness.py", "evaluation/records.py", f"evaluation/backends/{backend}.py"}
+    found = {"evaluation/harness.py", f"evaluation/backends/{backend}.py"}
     for task in tasks:
         files = [task.definition.with_name(name) for name in ("suite.yaml", "functions.py")]
         # What describes a user's own task counts with its data.
@@ -41,12 +36,8 @@ def evaluation_files(
 def data_files(suites: Iterable[str]) -> tuple[str, ...]:
     """Name the entry points that make benchmarks' data; see `common.sources.reachable`.
 
-    Args:
-        suites: Their names.
-
-    Returns:
-        What reads and writes, the suites' converters, and their definitions, which say how rows
-        become dev items.
+    They are what reads and writes, the suites' converters, and their definitions, which say how
+    rows become dev items.
     """
     found = {"evaluation/data/build.py", "evaluation/data/sources.yaml"}
     for suite in suites:

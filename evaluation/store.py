@@ -10,20 +10,17 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import sha256_json
-from evaluation.records import read_records, write_records
+from evaluation.items import read_records, write_records
 
 _FORMAT = 1
 
 
 class Store:
-    """Results of finished tasks, one file each.
+    """Results of finished tasks, one file each, in a folder that is made when the first is written.
 
     A file holds, compressed, a line with its key and the rest of the result, then a line for each
     item. Its name is a hash of the key, and the key is compared on reading, so that a file that
     was renamed, copied or damaged is never taken for another's result.
-
-    Args:
-        folder: Where the files lie; made when the first is written.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -35,15 +32,13 @@ class Store:
         return self.folder / f"{task}-{sha256_json(dict(key))[:32]}.jsonl.gz"
 
     def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what was stored.
+        """Return what was stored under a key, None if there is nothing or it cannot be trusted.
+
+        The latter is reported on standard error.
 
         Args:
             key: All that the result depends on, as JSON values; `weights` (a checkpoint's
                 fingerprint) and `task` must be in it. Without weights nothing is ever found.
-
-        Returns:
-            What `put` was given, or None if there is nothing or it cannot be trusted; the latter
-            is told on standard error.
         """
         if not key.get("weights"):
             return None
@@ -64,11 +59,11 @@ class Store:
             return None
 
     def put(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Store a task's result, whole or not at all.
+        """Store a task's result atomically.
 
         Args:
             key: See `get`. Without weights nothing is stored: a model that exists only in memory
-                has no name that would tell it from others.
+                has no name that distinguishes it from others.
             result: JSON values; `items` is the list of the items' records.
         """
         if not key.get("weights"):

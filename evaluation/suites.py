@@ -14,7 +14,7 @@ from common.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent / "tasks"
 KINDS = ("multiple_choice", "generation", "sql")
-# The commands that write a task's items into a data folder, by what its suite calls its maker.
+# The commands that write a task's items into a data folder, by the maker that its suite names.
 _MAKERS = {
     "bottle": "python -m bottle data --case {world} --out {data}",
     "benchmark": "python -m evaluation data --suite {suite} --out {data}",
@@ -37,8 +37,7 @@ class Task:
         scale: What the score is multiplied by where it is printed, as its publication prints it.
         fidelity: published or corrected; None where the suite knows no such difference.
         prompt: Version of the prompt; None where the suite has one.
-        how: Whether prompt and answer are tokenised `separate` or `joint`.
-        bos: Whether a begin-of-sequence token stands in front.
+        how, bos: See `evaluation.backends.tokenisation.Rule`.
         variant: Fidelity and prompt as names have them, empty for the suite's first ones.
         maker: What makes its items: bottle, benchmark, own; None where its user writes them.
         world: The bottle's case whose data hold its items.
@@ -118,22 +117,17 @@ class Suite:
 
 
 def items_file(data: Path, split: str, task: Task) -> Path:
-    """Return where a task's items lie."""
+    """Return the file of a task's items."""
     return data / split / task.suite / f"{task.id}.jsonl"
 
 
 def pool_file(data: Path, split: str, task: Task) -> Path:
-    """Return where the rows lie from which a task's shots are drawn."""
+    """Return the file of the rows from which a task's shots are drawn."""
     return data / split / task.suite / f"{task.id}.fewshot.jsonl"
 
 
 def check_items(data: Path, split: str, tasks: Sequence[Task]) -> None:
-    """Refuse tasks without items, all of them at once.
-
-    Args:
-        data: Folder with `<split>/<suite>/<task>.jsonl`.
-        split: dev or test.
-        tasks: The tasks.
+    """Refuse tasks without items in `data/SPLIT`, all of them at once.
 
     Raises:
         UserError: A task's file is missing; the message says how to get what is missing, and
@@ -186,11 +180,7 @@ def _tasks(
 
 @functools.cache
 def load_suites() -> dict[str, Suite]:
-    """Read every `tasks/<suite>/suite.yaml`.
-
-    Returns:
-        The suites by name, sorted.
-    """
+    """Read every `tasks/<suite>/suite.yaml`: the suites by name, sorted."""
     suites = {}
     for path in sorted(FOLDER.glob("*/suite.yaml")):
         name = path.parent.name

@@ -42,15 +42,10 @@ def _lines(name: str, task: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def summary(scores: dict[str, Any]) -> str:
-    """Draw one model's scores as a small table.
+    """Draw one model's scores (its scores.json) as a small table.
 
-    Args:
-        scores: The content of its scores.json.
-
-    Returns:
-        A line a task, in the scale of its publication and with its standard error, and one a
-        suite with the mean over its tasks of the scores shown (in brackets: with every item
-        counted alike).
+    A line a task, in the scale of its publication and with its standard error, and one a suite with
+    the mean over its tasks of the scores shown (in brackets: with every item counted alike).
     """
     about = [scores["split"], scores["backend"], scores["dtype"]]
     about += [f"limit {scores['limit']}"] if "limit" in scores else []

@@ -21,13 +21,13 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
 def check_max_length(
     max_length: int | None, config: Mapping[str, Any], backend: str, name: str
 ) -> None:
-    """Refuse a context length beyond the one that a model was made for.
+    """Refuse a context length (in tokens) beyond the one that a model was made for.
 
     Args:
-        max_length: In tokens; None is always right.
+        max_length: None is always right.
         config: Content of the model's config.json.
-        backend: hf or vllm, which needs two places of its own.
-        name: What the message calls the model.
+        backend: hf or vllm, which needs two more places.
+        name: The model's name in the message.
 
     Raises:
         UserError: The model does not read that many tokens.
@@ -54,18 +54,14 @@ def open_backend(
     data_parallel: int = 1,
     **settings: Any,
 ) -> Backend:
-    """Start a backend with its first model.
+    """Start a backend with its first model; `serve` gives it the next one.
 
     Args:
         backend: hf or vllm.
         model: The model's folder; for hf also the model itself.
         tokenizer: The tokenizer that all models share.
         tensor_parallel, data_parallel: Of vllm; see `VLLMBackend`.
-        settings: `batch_size`, `rule`, `max_length`, `dtype`, `device` and `name`; see
-            `HFBackend`.
-
-    Returns:
-        The backend; `serve` gives it the next model.
+        settings: See `HFBackend`.
 
     Raises:
         UserError: There is no such backend, vLLM is not installed, or the folder is not a model.

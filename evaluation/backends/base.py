@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to go on with.
+    """A text to continue.
 
     Attributes:
         tokens: [length], int32; its tokens, at least one.
@@ -62,13 +62,13 @@ class NotFinite(Exception):
 
 
 class Backend(abc.ABC):
-    """Stands in front of one of lm-eval's model classes and replaces how it answers.
+    """Answers in the place of one of lm-eval's model classes, from which a subclass also inherits.
 
-    A class that mixes it in calls `_prepare` and defines what is abstract here.
-    What is prepared for a list of requests is kept for the next model.
+    A subclass calls `_prepare` and defines what is abstract here. Encoded requests are kept for the
+    next model.
 
     Attributes:
-        model_name: What messages call the model.
+        model_name: The model's name in messages.
         counted: Requests answered and tokens that went through the model since `serve`.
         on_progress: Called with the number of requests answered since its last call.
     """
@@ -93,16 +93,11 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def serve(self, model: PreTrainedModel | Path | str, name: str) -> None:
-        """Answer with another model of the same tokenizer from now on.
-
-        Args:
-            model: Its folder; for `hf` also the model itself.
-            name: What messages call it.
-        """
+        """Answer with another model of the same tokenizer from now on, `name` in messages."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of the model and what runs it; only `serve` may follow."""
+        """Release the model and what runs it; only `serve` may follow."""
 
     @property
     @abc.abstractmethod
@@ -138,7 +133,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Go on with prompts greedily; returns the tokens up to the end or a stop string."""
+        """Continue prompts greedily; returns the tokens up to the end or a stop string."""
 
     def _keep(self, requests: Sequence[Instance], make: Callable[[], Any]) -> Any:
         """Return what was made for the same requests before, or make it."""
@@ -268,9 +263,7 @@ class Backend(abc.ABC):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Generate answers greedily; see `TemplateLM.generate_until`.
-
-        Every request keeps its own `until` and `max_gen_toks`, whatever stands beside it.
+        """Generate answers greedily, each with its own `until` and `max_gen_toks`.
 
         Raises:
             UserError: A logit is NaN or infinite, or a request asks for sampling.

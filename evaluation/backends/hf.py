@@ -38,15 +38,7 @@ _LAYERS = {"full_attention", "sliding_attention"}
 def load_model(
     folder: Path | str, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """Load a model for evaluation.
-
-    Args:
-        folder: A Hugging Face model folder.
-        dtype: float32, bfloat16 or float16.
-        device: A torch device.
-
-    Returns:
-        The model.
+    """Load a model for evaluation, its weights as float32, bfloat16 or float16.
 
     Raises:
         UserError: The folder is not a model, or a shard is missing or truncated.
@@ -61,13 +53,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class _Ending:
-    """What ends an answer.
-
-    Attributes:
-        tokens: These do.
-        holding: Tokens after which the text has to be searched.
-        strings: What to search for.
-    """
+    """What ends an answer: a token, or a string, looked for after the tokens in `holding` alone."""
 
     tokens: frozenset[int]
     holding: frozenset[int]
@@ -84,7 +70,7 @@ class HFBackend(Backend, HFLM):
         rule: How contexts and continuations are tokenised.
         max_length: The most tokens that the model reads at once; None for what it was made for.
         dtype, device: Of models that are given as folders.
-        name: What messages call the first model.
+        name: The first model's name in messages.
     """
 
     def __init__(
@@ -125,7 +111,7 @@ class HFBackend(Backend, HFLM):
         self._begin(name)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = None
 
     @property
@@ -149,7 +135,7 @@ class HFBackend(Backend, HFLM):
         return str(self.model.dtype).removeprefix("torch.")
 
     def _grows_trees(self) -> bool:
-        """Tell whether the model obeys any mask and any positions that it is given."""
+        """Say whether the model obeys any mask and any positions that it is given."""
         config = self.model.config
         return (
             config._attn_implementation in _TAKES_MASKS
@@ -232,7 +218,7 @@ class HFBackend(Backend, HFLM):
     def _holding(self, character: str) -> frozenset[int]:
         """List the tokens that may bring a character into a text."""
         if character not in self._ends:
-            # A token's text depends on whether one stands in front of it.
+            # A token's text depends on whether another one precedes it.
             front = self.tokenizer.encode("a", add_special_tokens=False)[-1:]
             length = len(self.tokenizer.decode(front))
             pairs = [[*front, token] for token in range(len(self.tokenizer))]
@@ -255,7 +241,7 @@ class HFBackend(Backend, HFLM):
 
     @torch.inference_mode()
     def _decode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Write on greedily, all rows together; a row leaves when its answer is complete."""
+        """Continue greedily, all rows together; a row leaves when its answer is complete."""
         device, length = self.device, max(len(prompt.tokens) for prompt in prompts)
         tokens = torch.zeros(len(prompts), length, dtype=torch.int64)
         mask = torch.zeros_like(tokens)

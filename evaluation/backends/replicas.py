@@ -1,4 +1,4 @@
-"""Further engines of vLLM beside a process's own: each in its own process, with its own GPUs."""
+"""Further engines of vLLM, each in its own process with its own GPUs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,12 @@ if TYPE_CHECKING:
 
 
 def devices_of(number: int, width: int, visible: Sequence[str]) -> str:
-    """Name the GPUs of an engine, as CUDA_VISIBLE_DEVICES has them.
-
-    Args:
-        number: The engine's number; 0 is the process's own, which takes the first GPUs.
-        width: GPUs of an engine.
-        visible: All GPUs that this process may use.
-    """
+    """Name an engine's `width` GPUs, as CUDA_VISIBLE_DEVICES has them."""
     return ",".join(visible[number * width : (number + 1) * width])
 
 
 def visible_gpus(count: int) -> list[str]:
-    """List the GPUs that this process may use.
-
-    Args:
-        count: How many torch finds.
-    """
+    """List the GPUs that this process may use, of the `count` that torch finds."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return [str(number) for number in range(count)]
@@ -73,13 +63,13 @@ class Replica:
         except (EOFError, OSError):
             raise self._died() from None
         if problem:
-            raise UserError(f"an engine beside the first (data parallel) failed: {problem}")
+            raise UserError(f"a further engine (data parallel) failed: {problem}")
         return answers
 
     def _died(self) -> UserError:
         return UserError(
-            "an engine beside the first (data parallel) ended unasked; its messages stand above, "
-            "often of memory: lower evaluation.data_parallel or free its GPU"
+            "a further engine (data parallel) ended early; its messages above say why, often for "
+            "lack of memory: lower evaluation.data_parallel or free its GPU"
         )
 
     def close(self) -> None:
@@ -96,13 +86,7 @@ def share(
     prompts: Sequence[TokensPrompt],
     settings: SamplingParams | Sequence[SamplingParams],
 ) -> list[TokensPrompt]:
-    """Send each replica every n-th prompt and return those that are left for this process.
-
-    Args:
-        replicas: The other engines, n - 1 of them.
-        prompts: All prompts.
-        settings: One for all, or one for each.
-    """
+    """Send each replica every n-th prompt and return the rest, which this process answers."""
     n = 1 + len(replicas)
     for number, replica in enumerate(replicas, 1):
         each = settings[number::n] if isinstance(settings, list) else settings

@@ -22,10 +22,10 @@ class Rule:
     """How a context and the continuation that is scored after it become tokens.
 
     Attributes:
-        how: ``separate``: each on its own, so that the continuation starts as a text of its own
-            would. ``joint``: as one text, cut after as many tokens as the context has alone;
-            whitespace at the context's end counts to the continuation.
-        bos: Whether the begin-of-sequence token stands in front, once, if the tokenizer has one.
+        how: ``separate``: the continuation is encoded as a text by itself. ``joint``: both as one
+            text, cut after as many tokens as the context has alone; whitespace at the context's
+            end counts to the continuation.
+        bos: Whether the begin-of-sequence token comes first, once, if the tokenizer has one.
 
     Raises:
         UserError: `how` is neither.
@@ -46,14 +46,10 @@ CORRECTED = Rule("joint", bos=True)
 
 
 class Encoder:
-    """Applies a rule with a tokenizer.
-
-    Args:
-        tokenizer: The tokenizer; what it would add by itself is not used.
-        rule: The rule.
+    """Applies a rule with a tokenizer, without the special tokens that it adds by itself.
 
     Attributes:
-        prefix: The token that stands for an empty context: BOS under a rule with BOS, else EOS;
+        prefix: The token in the place of an empty context: BOS under a rule with BOS, else EOS;
             where the tokenizer lacks the one, the other.
     """
 
@@ -73,7 +69,7 @@ class Encoder:
         self.encode = functools.lru_cache(_REMEMBERED)(self._encode)
 
     def _encode(self, text: str) -> list[int]:
-        """Encode a text as it stands, without special tokens."""
+        """Encode a text without special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _begun(self, text: str) -> list[int]:
@@ -82,22 +78,11 @@ class Encoder:
         return ids if ids[:1] == self._start else self._start + ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Encode what an answer is generated after.
-
-        Args:
-            text: The prompt.
-
-        Returns:
-            Its tokens, at least one.
-        """
+        """Encode what an answer is generated after; at least one token."""
         return self._begun(text) or [self.prefix]
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Encode a context and the continuation to be scored.
-
-        Args:
-            context: May be empty; the prefix token then stands for it.
-            continuation: At least one token long.
+        """Encode a context, which may be empty, and the continuation to be scored.
 
         Returns:
             The tokens of both, each at least one. If the continuation melts into the context's
@@ -129,16 +114,11 @@ class Encoder:
 def stop_tokens(
     tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], past_end: bool = False
 ) -> tuple[set[int], list[str]]:
-    """Tell which of some stop strings are special tokens.
-
-    Args:
-        tokenizer: The tokenizer.
-        stops: Where a generated text ends.
-        past_end: Whether the end-of-sequence token ends nothing.
+    """Divide stop strings into special tokens and others.
 
     Returns:
-        The tokens that end a text, the end-of-sequence token among them unless the text goes on
-        past it, and the strings that have to be looked for in the text.
+        The tokens that end a text, the end-of-sequence token among them unless `past_end`, and the
+        strings that have to be looked for in the text.
     """
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     tokens = {special[stop] for stop in stops if stop in special}
@@ -153,16 +133,9 @@ def answer_text(
     stops: Sequence[str],
     past_end: bool = False,
 ) -> str:
-    """Turn generated tokens into the answer.
+    """Turn generated tokens into the answer: the text in front of the first stop string.
 
-    Args:
-        tokenizer: The tokenizer.
-        tokens: What was generated.
-        stops: Where the answer ends.
-        past_end: Whether special tokens are text.
-
-    Returns:
-        The text in front of the first stop string, without special tokens unless they are text.
+    Special tokens are left out, unless `past_end` says that they are text.
     """
     text = tokenizer.decode(list(tokens), skip_special_tokens=not past_end)
     for stop in stops:

@@ -19,8 +19,8 @@ _LOGITS = 1 << 28
 class Batch:
     """Contexts with all their continuations, each context's in one row as a tree.
 
-    Rows end at the same column, so that the columns that are read lie together; padding is in
-    front.
+    Rows end at the same column, so that the columns that are read are neighbours; padding comes
+    first.
 
     Attributes:
         tokens: [rows, length], int32; each row holds every distinct token of a tree.
@@ -47,15 +47,14 @@ class Batch:
     count: int
 
     def seen(self, device: torch.device, span: int | None = None) -> torch.Tensor:
-        """Tell which tokens see which others: those on their path to the root.
+        """Say which tokens see which others: those on their path to the root.
 
         Args:
             device: Where to compute.
             span: How many tokens back a token sees, itself included; None for all.
 
         Returns:
-            [rows, length, length], bool: whether the token of the second index sees that of the
-            third.
+            [rows, length, length], bool: whether the second index's token sees the third's.
         """
         first, last = self.first.to(device), self.last.to(device)
         seen = first[:, None, :] <= first[:, :, None]
@@ -138,15 +137,10 @@ def _batch(trees: Sequence[_Tree]) -> Batch:
 
 
 def plan(pairs: Sequence[Pair], batch_size: int, vocabulary: int) -> list[Batch]:
-    """Arrange continuations in batches of trees, the largest first.
+    """Arrange continuations in batches of trees, one for each item, the largest first.
 
-    Args:
-        pairs: The continuations; those with one item's name become one tree.
-        batch_size: The most rows a batch.
-        vocabulary: Number of logits a token.
-
-    Returns:
-        The batches, smaller where their masks or logits would fill the memory.
+    A batch has at most `batch_size` rows, fewer where its masks or logits (`vocabulary` of them for
+    each token) would fill the memory.
     """
     by_item: dict[Hashable, _Tree] = defaultdict(_Tree)
     # Items with equal contexts stay apart: one row of them all would be quadratically long.

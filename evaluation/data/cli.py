@@ -20,7 +20,7 @@ examples:
 
 Writes OUT/test/SUITE/TASK.jsonl (items), TASK.fewshot.jsonl (where few-shot examples are drawn
 from) and manifest.json (hashes, revisions, licences); with --dev also OUT/dev/SUITE. A suite's
-folder is replaced as a whole, and only when everything asked for was read; tasks of an earlier call
+folder is replaced at once, and only when everything asked for was read; tasks of an earlier call
 that are not named again stay. sql_eval's dumps go to OUT/databases/sql_eval.
 """
 
@@ -83,14 +83,7 @@ def _list() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line.
-
-    Args:
-        argv: The arguments after `data`.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line and return the exit code."""
     arguments = _parser().parse_args(argv)
     if arguments.list:
         _list()

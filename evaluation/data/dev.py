@@ -14,14 +14,7 @@ from evaluation.suites import Task
 
 
 def content_hash(row: Mapping[str, Any]) -> str:
-    """Hash what a row says, whatever its id, spaces, case and character forms.
-
-    Args:
-        row: A row of a benchmark.
-
-    Returns:
-        The sha256 as 64 hexadecimal digits.
-    """
+    """Hash what a row says, whatever its id, spaces, case and character forms."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, str):
@@ -34,15 +27,9 @@ def content_hash(row: Mapping[str, Any]) -> str:
 
 
 def drawn(task: Task, items: Sequence[dict[str, Any]], pool: Sequence[dict[str, Any]]) -> Rows:
-    """List the rows that an evaluation of a task draws as solved examples.
+    """List the rows that an evaluation of a task draws as solved examples, some more than once.
 
-    Args:
-        task: The task.
-        items: Its test items, in their file's order.
-        pool: The rows to draw from, in their file's order.
-
-    Returns:
-        The rows in the order of the draws, some more than once; none where a task has no shots.
+    Items and pool must be in their files' order.
     """
     if not task.shots:
         return []

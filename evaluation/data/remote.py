@@ -1,4 +1,4 @@
-"""Downloads single data files at a pinned revision; never a script, never a whole repository."""
+"""Downloads single data files at a pinned revision; never a script, never an entire repository."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _from_github(source: Source, file: File, revision: str, folder: Path) -> Pat
 class Remote:
     """Fetches sources' files and remembers the revision each came from.
 
-    Use as a context manager: files outside the hub's cache are kept only inside it.
+    A context manager: files outside the hub's cache are removed at its end.
     """
 
     def __enter__(self) -> Remote:
@@ -69,14 +69,7 @@ class Remote:
             raise _failure(source, source.files["items"], error) from None
 
     def fetch(self, source: Source, role: str) -> tuple[Path, File]:
-        """Download one file of a source.
-
-        Args:
-            source: The task's source.
-            role: A key of its `files`.
-
-        Returns:
-            The local path and its entry in the table.
+        """Download a role's file of a source; return its path and its entry in the table.
 
         Raises:
             UserError: Nothing could be downloaded; the message names the local alternative.
@@ -91,7 +84,7 @@ class Remote:
 
 
 def _failure(source: Source, file: File, error: Exception) -> UserError:
-    """Tell in one line why a file did not come; the libraries raise errors of many families."""
+    """Say in one line why a file did not come; the libraries raise errors of many families."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     reason = "HF_HUB_OFFLINE is set" if offline and source.host == "hub" else type(error).__name__
     if isinstance(error, urllib.error.URLError):

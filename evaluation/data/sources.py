@@ -1,4 +1,4 @@
-"""The table of sources, and where a source's files lie."""
+"""The table of sources, and where a source's files are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Source:
     """Where one task's data come from.
 
     The fields are those of `sources.yaml`; `copies_to` is the folder, below the data folder, of
-    files that are copied as they stand, None where they are converted. `sha256` holds, by role,
+    files that are copied unchanged, None where they are converted. `sha256` holds, by role,
     the hashes of the files at the pinned revision, as far as they are known; `dev` is the role of
     the rows from which dev items are taken, None where a benchmark has none.
     """
@@ -62,27 +62,13 @@ class Source:
         return f"{self.suite}/{self.task}"
 
     def candidates(self, role: str) -> list[File]:
-        """List the local files that can serve a role, best first.
-
-        Args:
-            role: A key of `files`.
-
-        Returns:
-            The repository's own copy (`REPOSITORY/PATH`), then the alternatives of the table.
-        """
+        """List the local files that can serve a role: REPOSITORY/PATH, then the table's others."""
         own = self.files[role]
         copy = File(f"{self.repository}/{own.path}", own.rows)
         return [copy, *self.local.get(role, ())]
 
     def missing(self, folder: Path) -> list[str]:
-        """List what a folder of local copies lacks for the task.
-
-        Args:
-            folder: The folder given by `--source`.
-
-        Returns:
-            Of each role that has no file there and needs one, the paths that would do.
-        """
+        """List what a folder of local copies lacks: by needed role, the paths that would do."""
         return [
             " or ".join(file.path for file in self.candidates(role))
             for role in self.files
@@ -92,7 +78,7 @@ class Source:
 
 
 def _copies(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out the paths of files that are copied as they stand: a dump and its description."""
+    """Write out the paths of files that are copied unchanged: a dump and its description."""
     files, local = {}, {}
     for dump, rows in about["rows"].items():
         name = Path(dump).stem
@@ -117,11 +103,7 @@ def _source(suite: str, task: str, entry: Mapping[str, Any]) -> Source:
 
 @functools.cache
 def load_sources() -> dict[str, Source]:
-    """Read the table.
-
-    Returns:
-        The sources by full name (suite/task), in the table's order.
-    """
+    """Read the table: sources by full name (suite/task), in its order."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     sources = [
         _source(suite, task, entry)
@@ -132,10 +114,7 @@ def load_sources() -> dict[str, Source]:
 
 
 def select_sources(names: Sequence[str]) -> list[Source]:
-    """Find the sources meant by names of suites and of tasks.
-
-    Args:
-        names: Suites (`kobest`) and single tasks (`kobest/copa`), in any mixture.
+    """Find the sources meant by names of suites (`kobest`) and of tasks (`kobest/copa`).
 
     Returns:
         Each source once, in the order asked for, and what is copied with every task of its suite.
@@ -173,9 +152,6 @@ def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
         table: A YAML file in the form of `sources.yaml`'s `local`, by full name (suite/task) and
             role: `{path, rows, stand_in}`, the path below the folder given by `--source`. Every
             entry has to say what its file is instead of the benchmark's own.
-
-    Returns:
-        The sources, in order.
 
     Raises:
         UserError: The table is missing or is not one, or names what is not known.

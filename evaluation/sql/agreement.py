@@ -12,8 +12,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import read_jsonl
 from evaluation.sql import comparison_corrected, gold
-from evaluation.sql.comparison import Compared
-from evaluation.sql.engines import Engine, Result
+from evaluation.sql.engines import Compared, Engine, Result
 from evaluation.sql.sql_eval import SqlEval, SqlEvalJudge, dialect_of
 
 FIDELITIES = ("published", "corrected")
@@ -37,16 +36,7 @@ class SelfCheck:
 
 
 def check_gold(engine: Engine, rows: Sequence[dict[str, Any]], fidelity: str) -> SelfCheck:
-    """Judge every alternative of every gold query.
-
-    Args:
-        engine: Where they run.
-        rows: The items.
-        fidelity: published or corrected.
-
-    Returns:
-        What came of it.
-    """
+    """Judge every alternative of every gold query by the published or corrected rule."""
     judge = SqlEvalJudge(engine, fidelity)
     expand = getattr(gold, fidelity)
     check = SelfCheck()
@@ -79,10 +69,6 @@ def disagreements(
 ) -> dict[str, list[str]]:
     """Compare what a question's first gold query returns on two engines.
 
-    Args:
-        engines: The two.
-        rows: The items.
-
     Returns:
         By category the ids of the items whose results differ, rows taken as a set and numbers to
         1e-5; a category in which none differs has an empty list.
@@ -105,14 +91,7 @@ def disagreements(
 
 
 def report(data: Path, split: str = "test") -> str:
-    """Run all gold queries on both engines and write what came of it.
-
-    Args:
-        data: The converted data.
-        split: Which split.
-
-    Returns:
-        A few lines a task.
+    """Run all gold queries of converted data on both engines; return a few lines a task.
 
     Raises:
         UserError: The data or PostgreSQL are missing.

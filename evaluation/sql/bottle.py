@@ -15,16 +15,9 @@ _ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
 def same_result(rows: list[tuple], gold: list[tuple], ordered: bool) -> bool:
-    """Compare two query results.
+    """Say whether two query results hold the same rows equally often, whatever the columns' names.
 
-    Args:
-        rows: The generated query's rows.
-        gold: The gold query's rows.
-        ordered: Whether the order of the rows counts.
-
-    Returns:
-        Whether both hold the same rows equally often, column by column, names aside. Floats are
-        compared to ten digits, because the order of a sum may change the last ones.
+    Floats are compared to ten digits, because the order of a sum may change the last ones.
     """
 
     def normal(result: list[tuple]) -> list[tuple]:
@@ -36,11 +29,7 @@ def same_result(rows: list[tuple], gold: list[tuple], ordered: bool) -> bool:
 
 
 class Judge:
-    """Judges generated queries against gold ones.
-
-    Args:
-        databases: Folder with the SQLite files that the items name.
-    """
+    """Judges generated queries against gold ones, on the SQLite files of a folder."""
 
     def __init__(self, databases: Path) -> None:
         self._databases = databases
@@ -65,12 +54,9 @@ class Judge:
         """Run a model's answer and compare what it returns.
 
         Args:
-            answer: The model's text.
+            answer: The model's text; a query that fails or is stopped is wrong.
             gold: The gold query; the order of rows counts where it has an ORDER BY.
             database: Name of a file in the folder.
-
-        Returns:
-            The verdict; a query that fails or is stopped is wrong.
 
         Raises:
             UserError: The database is missing or the gold query itself fails.

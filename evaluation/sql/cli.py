@@ -15,20 +15,13 @@ examples:
 
 `start` makes a cluster in the folder, with a password, and starts it on a free port of loopback;
 run by root, it becomes the user postgres, who must be able to reach the folder. An evaluation
-that is told the folder loads the databases there; one that is not starts and stops a server of its
-own. `agreement` says how far SQLite and PostgreSQL agree on the gold queries.
+with `--postgres DIR` loads the databases there; without, it starts and stops a separate server.
+`agreement` says how far SQLite and PostgreSQL agree on the gold queries.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: The arguments after `postgres`.
-
-    Returns:
-        The exit code: 1 where `status` finds no server, else 0.
-    """
+    """Run the command line; the exit code is 1 where `status` finds no server, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation postgres",
         description="Start and stop a private PostgreSQL server for SQL-Eval.",

@@ -1,4 +1,4 @@
-"""The rule with the published one's faults mended.
+"""The rule without the published one's faults.
 
 Rows are compared as sets, as the published rule means to: no broadcasting, NULL equals NULL alone,
 numbers agree to 1e-5 in both degrees. Where the question asks for an order and the gold query
@@ -18,8 +18,7 @@ from typing import Any
 import sqlglot
 from sqlglot import exp
 
-from evaluation.sql.comparison import Compared, Match
-from evaluation.sql.engines import Result
+from evaluation.sql.engines import Compared, Match, Result
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-8  # the tolerance of pandas, which the published rule's `correct` has
 _MAX_ASSIGNMENTS = 200  # pairings of columns that are tried; a handful is usual
@@ -119,7 +118,7 @@ def order_keys(query: str, columns: int, dialect: str) -> list[int] | None:
 
     Returns:
         Positions of the columns, None if there is no ORDER BY. Where a key is not among the
-        result's columns ties cannot be told, and all positions are returned.
+        result's columns ties cannot be found, and all positions are returned.
     """
     everything = list(range(columns))
     try:
@@ -188,11 +187,7 @@ def _take(result: Result, positions: Sequence[int]) -> list[tuple]:
 def compare(pair: Compared) -> Match:
     """Compare two results by the corrected rule.
 
-    Args:
-        pair: The results.
-
-    Returns:
-        The match. A gold result without rows is matched only by an empty one of as many columns.
+    A gold result without rows is matched only by an empty one of as many columns.
     """
     gold, answer = pair.gold, pair.answer
     if len(answer.columns) < len(gold.columns) or bool(gold.rows) != bool(answer.rows):

@@ -16,8 +16,7 @@ import re
 import pandas as pd
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from evaluation.sql.comparison import Compared, Match
-from evaluation.sql.engines import Result
+from evaluation.sql.engines import Compared, Match, Result
 
 _ASKS_FOR_ORDER = re.compile(r"\b(order|sort|arrange)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"ORDER BY[\s\S]*", re.IGNORECASE)
@@ -120,12 +119,6 @@ def _subset(gold: pd.DataFrame, answer: pd.DataFrame, pair: Compared) -> bool:
 
 def compare(pair: Compared) -> Match:
     """Compare two results by the published rule.
-
-    Args:
-        pair: The results.
-
-    Returns:
-        The match.
 
     Raises:
         Exception: Whatever pandas raises, for instance where columns share a name or values of

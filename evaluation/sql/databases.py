@@ -52,13 +52,7 @@ class Table:
 
 
 def dumps(folder: Path) -> dict[str, Path]:
-    """Find the dumps of a folder.
-
-    Args:
-        folder: Holds `<database>.sql`.
-
-    Returns:
-        The files by the databases' names.
+    """Find the dumps `<database>.sql` of a folder, by the databases' names.
 
     Raises:
         UserError: There is none.
@@ -194,14 +188,9 @@ def _default(column: exp.ColumnDef, number: int, now: datetime.datetime) -> Any:
 
 
 def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
-    """Read a dump.
+    """Read the tables of a dump: a file of CREATE and INSERT statements for PostgreSQL.
 
-    Args:
-        path: A file of CREATE and INSERT statements for PostgreSQL.
-        now: The time to which relative rows refer, in UTC.
-
-    Returns:
-        The tables.
+    Relative rows refer to the time `now`, in UTC.
 
     Raises:
         UserError: The file holds something else.
@@ -221,7 +210,7 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
                 given = [column.name for column in statement.this.expressions]
                 _insert(tables[name], definitions[name], given, statement.expression, now)
             elif statement is not None and not isinstance(statement, exp.Create):
-                raise ValueError(f"a {type(statement).__name__} stands among the tables")
+                raise ValueError(f"a {type(statement).__name__} is among the tables")
     except (sqlglot.errors.SqlglotError, ValueError, KeyError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(
@@ -255,15 +244,9 @@ def _insert(
 
 
 def build_sqlite(folder: Path, out: Path, now: datetime.datetime | None = None) -> dict[str, Path]:
-    """Build an SQLite file from each dump.
+    """Build `out/<database>.sqlite` from each dump of a folder; return the files by database.
 
-    Args:
-        folder: Holds `<database>.sql`.
-        out: An existing folder; gets `<database>.sqlite`.
-        now: The time to which relative rows refer, in UTC.
-
-    Returns:
-        The files by the databases' names.
+    Relative rows refer to the time `now`, in UTC.
 
     Raises:
         UserError: A dump is missing or cannot be read.

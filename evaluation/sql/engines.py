@@ -1,4 +1,8 @@
-"""What the SQL engines have in common: results, refusals, verdicts."""
+"""What the SQL engines and the rules of comparison share: results, refusals, matches, verdicts.
+
+Both rules, published and corrected, know two degrees of agreement: `exact`, and `correct`, which
+also accepts columns beyond the gold ones. Neither heeds the columns' names or a row's repetitions.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,43 @@ class Result:
 
     columns: tuple[str, ...]
     rows: list[tuple]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a result agrees with a gold one.
+
+    Attributes:
+        exact: The same rows, and no column too many.
+        correct: The gold rows are there, perhaps among further columns.
+    """
+
+    exact: bool
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two results and what the rules must know of their queries.
+
+    Attributes:
+        gold: The gold query's result.
+        answer: The generated query's result.
+        category: The question's category.
+        question: The question's text.
+        gold_query: For the published rule the full gold text, for the corrected one the
+            alternative that gave the result.
+        answer_query: The generated statement.
+        dialect: sqlite or postgres.
+    """
+
+    gold: Result
+    answer: Result
+    category: str
+    question: str
+    gold_query: str
+    answer_query: str
+    dialect: str = "sqlite"
 
 
 @dataclass(frozen=True)
@@ -50,14 +91,7 @@ class Engine(Protocol):
     name: str
 
     def execute(self, database: str, statement: str) -> Result:
-        """Run one statement that may only read.
-
-        Args:
-            database: The database's name.
-            statement: One SQL statement; anything may stand here.
-
-        Returns:
-            The result.
+        """Run one statement, which may be any text, on a database.
 
         Raises:
             Refused: It is not one valid reading statement, or it exceeded a limit.
@@ -68,4 +102,4 @@ class Engine(Protocol):
         """Load the databases again if they were loaded on another day; say whether."""
 
     def close(self) -> None:
-        """Give up what the engine holds."""
+        """Release what the engine holds."""

@@ -14,28 +14,14 @@ _MARKS = re.compile(rf"{_STRINGS}|{_COMMENTS}|[;{{}}]|```", re.DOTALL)
 
 
 def marks(text: str) -> Iterator[tuple[str, int]]:
-    """Find semicolons, braces and fences outside strings, quoted names and comments.
-
-    Args:
-        text: SQL, perhaps with other text behind it.
-
-    Yields:
-        The mark and its position.
-    """
+    """Yield semicolons, braces and fences outside strings, quoted names and comments, and where."""
     for match in _MARKS.finditer(text):
         if match.group() in (";", "{", "}", FENCE):
             yield match.group(), match.start()
 
 
 def split_statements(text: str) -> list[str]:
-    """Split at semicolons that end a statement.
-
-    Args:
-        text: Statements; a semicolon inside a string, a quoted name or a comment ends nothing.
-
-    Returns:
-        The statements without their semicolons, stripped, empty ones left out.
-    """
+    """Split at semicolons that end a statement; strip the parts and leave out empty ones."""
     ends = [position for mark, position in marks(text) if mark == ";"]
     starts = [0, *(position + 1 for position in ends)]
     pieces = (
@@ -45,14 +31,7 @@ def split_statements(text: str) -> list[str]:
 
 
 def after_cue(text: str) -> str:
-    """Find the statement in an answer of the bottle's task.
-
-    Args:
-        text: The answer; what stands after the last ``SQL:``, if there is one, is the query.
-
-    Returns:
-        The first statement, without its semicolon.
-    """
+    """Find the first statement in an answer of the bottle's task, after the last ``SQL:``."""
     text = text.rpartition("SQL:")[2]
     for mark, position in marks(text):
         if mark == ";":
@@ -63,11 +42,7 @@ def after_cue(text: str) -> str:
 def published(text: str) -> str:
     """Cut an answer as the published SQL-Eval does: at any semicolon, then at any fence.
 
-    Args:
-        text: What the model wrote behind the prompt's open fence.
-
-    Returns:
-        The statement. A semicolon inside a string ends it too, which is a fault.
+    A semicolon inside a string ends it too, which is a fault.
     """
     return text.partition(";")[0].partition(FENCE)[0].strip()
 
@@ -75,12 +50,7 @@ def published(text: str) -> str:
 def corrected(text: str) -> str:
     """Cut an answer at the first semicolon or fence outside strings and comments.
 
-    Args:
-        text: What the model wrote behind the prompt's open fence; a fence that it opens again at
-            the start is passed over.
-
-    Returns:
-        The statement.
+    The prompt ends with an open fence; one that the answer opens again at its start is ignored.
     """
     text = re.sub(rf"\A\s*{FENCE}(?:sql)?\s", "", text)
     for mark, position in marks(text):

@@ -27,14 +27,10 @@ def _choices(columns: str) -> Iterator[str]:
 
 
 def published(gold: str) -> list[str]:
-    """Expand a gold query as the published SQL-Eval does.
+    """Expand a gold query's alternatives as the published SQL-Eval does.
 
-    Args:
-        gold: The query with its alternatives.
-
-    Returns:
-        The queries. Any semicolon separates, even one inside a string, and only the first group
-        of braces of an alternative is expanded: two faults.
+    Any semicolon separates, even one inside a string, and only the first group of braces of an
+    alternative is expanded: two faults.
     """
     queries = []
     for alternative in gold.split(";"):
@@ -65,14 +61,10 @@ def _groups(alternative: str) -> list[tuple[int, int]]:
 
 
 def corrected(gold: str) -> list[str]:
-    """Expand a gold query.
+    """Expand a gold query's alternatives.
 
-    Args:
-        gold: The query with its alternatives.
-
-    Returns:
-        The queries: every group of braces is expanded, and what stands in strings is left alone.
-        ``GROUP BY {}`` takes the columns chosen in all groups.
+    Every group of braces is expanded, and strings are left alone. ``GROUP BY {}`` takes the columns
+    chosen in all groups.
     """
     queries = []
     for alternative in split_statements(gold):

@@ -152,11 +152,7 @@ def _lock_down(owner: psycopg.Connection) -> None:
 
 
 def load(server: Server, dumps: dict[str, Path]) -> None:
-    """Load the dumps anew, with the roles and rights that hostile queries need.
-
-    Args:
-        server: A running server.
-        dumps: Files of statements for PostgreSQL by the databases' names.
+    """Load dumps anew, by database, with the roles and rights that hostile queries need.
 
     Raises:
         UserError: A dump does not load.
@@ -187,10 +183,7 @@ def load(server: Server, dumps: dict[str, Path]) -> None:
 
 @contextlib.contextmanager
 def alone(server: Server) -> Iterator[None]:
-    """Use a server that others could use too; loading would disturb their queries.
-
-    Args:
-        server: A running server.
+    """Use a running server that others could use too; loading would disturb their queries.
 
     Raises:
         UserError: Another run uses it.
@@ -199,7 +192,7 @@ def alone(server: Server) -> Iterator[None]:
         if owner.execute("SELECT pg_try_advisory_lock(1)").fetchone() != (True,):
             raise UserError(
                 f"{server.folder}: another run uses this server; wait for it, or leave --postgres "
-                "out, then each run starts a server of its own"
+                "out, then each run starts a separate server"
             )
         yield
 
@@ -207,12 +200,7 @@ def alone(server: Server) -> Iterator[None]:
 def fingerprint(server: Server, database: str) -> str:
     """Hash all that a query could have changed in a database.
 
-    Args:
-        server: A running server.
-        database: The database's name.
-
-    Returns:
-        A hash of its tables' rows, its catalogue's objects, large objects and settings.
+    That is its tables' rows, its catalogue's objects, large objects and settings.
     """
     parts = []
     with _connect(server, OWNER, database) as owner:
@@ -239,13 +227,7 @@ def fingerprint(server: Server, database: str) -> str:
 
 
 class PostgresEngine:
-    """Runs hostile queries on a PostgreSQL server; see `evaluation.sql.engines.Engine`.
-
-    Args:
-        server: A running server.
-        dumps: Folder with the dumps, which are loaded.
-        limits: Bounds on a query.
-    """
+    """Runs hostile queries on a running PostgreSQL server, into which it loads the dumps."""
 
     name = "postgres"
 
@@ -275,7 +257,7 @@ class PostgresEngine:
             raise UserError(f"no database named {database!r}; convert the data again")
         if len(statement) > self.limits.statement:
             raise Refused(f"failed: longer than {self.limits.statement} characters")
-        if "\0" in statement:  # libpq would send what stands before it
+        if "\0" in statement:  # libpq would send what comes before it
             raise Refused("failed: the query contains a null character")
         start = time.monotonic()
         try:

@@ -89,9 +89,6 @@ def schema_text(description: dict[str, Any], dialect: str) -> str:
     Args:
         description: The database's JSON description, with `table_metadata`.
         dialect: sqlite or postgres.
-
-    Returns:
-        The statements.
     """
     ddl = _ddl(description["table_metadata"])
     schemas = sorted(
@@ -107,16 +104,13 @@ def schema_text(description: dict[str, Any], dialect: str) -> str:
 
 
 def build(question: str, instructions: str, schema: str, dialect: str) -> str:
-    """Fill the prompt.
+    """Fill the prompt, which ends inside an open fence.
 
     Args:
         question: The question.
         instructions: The question's own instructions, or "".
         schema: The statements of `schema_text`.
         dialect: sqlite or postgres, as the prompt names it.
-
-    Returns:
-        The prompt; it ends inside an open fence.
     """
     if instructions:
         wrapped = instructions.replace(". ", ".\n")
@@ -131,12 +125,7 @@ def build(question: str, instructions: str, schema: str, dialect: str) -> str:
 
 
 class Prompts:
-    """Builds prompts; reads each database's description once.
-
-    Args:
-        folder: Holds `<database>.json`.
-        dialect: sqlite or postgres.
-    """
+    """Builds prompts; reads each database's description `folder/<database>.json` once."""
 
     def __init__(self, folder: Path, dialect: str) -> None:
         self._folder = folder
@@ -144,15 +133,7 @@ class Prompts:
         self._schemas: dict[str, str] = {}
 
     def __call__(self, database: str, question: str, instructions: str) -> str:
-        """Build one prompt.
-
-        Args:
-            database: The database's name.
-            question: The question.
-            instructions: The question's own instructions, or "".
-
-        Returns:
-            The prompt.
+        """Build one prompt; `instructions` may be "".
 
         Raises:
             UserError: The database's description is missing or is not one.

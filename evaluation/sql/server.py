@@ -56,25 +56,14 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Server:
-    """A running cluster.
-
-    Attributes:
-        folder: Its folder.
-        port: Its port on 127.0.0.1.
-        passwords: Of the owner, the reader and the watchdog.
-    """
+    """A running cluster: its folder, its port on 127.0.0.1, the passwords of its three roles."""
 
     folder: Path
     port: int
     passwords: dict[str, str]
 
     def address(self, role: str, database: str) -> dict[str, str | int]:
-        """Return what psycopg needs to connect.
-
-        Args:
-            role: OWNER, READER or WATCHDOG.
-            database: The database's name.
-        """
+        """Return what psycopg needs to connect as OWNER, READER or WATCHDOG."""
         return {
             "host": "127.0.0.1",
             "port": self.port,
@@ -169,13 +158,13 @@ def _own(folder: Path) -> None:
 
 
 def start(folder: Path) -> Server:
-    """Make a cluster and start it; one that runs already is returned as it is.
+    """Make a cluster and start it; one that runs already is returned.
 
     Args:
         folder: A new or empty folder, or one that `start` filled before.
 
     Returns:
-        The server; its passwords also lie in `server.json`, readable by the caller alone.
+        The server; its passwords are also in `server.json`, readable by the caller alone.
 
     Raises:
         UserError: PostgreSQL is missing, or the folder is another's or cannot be used.
@@ -243,13 +232,7 @@ def _password_file(folder: Path, password: str) -> Iterator[Path]:
 
 
 def status(folder: Path) -> Server | None:
-    """Find the server that runs from a folder.
-
-    Args:
-        folder: As given to `start`.
-
-    Returns:
-        The server, None if none runs there.
+    """Find the server that runs from a folder; None if there is none.
 
     Raises:
         UserError: The state belongs to another user.
@@ -260,7 +243,7 @@ def status(folder: Path) -> Server | None:
     try:
         state = read_json(_state_file(folder))
     except PermissionError:
-        raise UserError(f"{folder}: a server of another user; give a folder of your own") from None
+        raise UserError(f"{folder}: a server of another user; give another folder") from None
     try:
         _run([_programs() / "pg_ctl", "status", "--pgdata", folder / "data"], "answer", folder)
     except UserError:
@@ -269,13 +252,7 @@ def status(folder: Path) -> Server | None:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server of a folder and remove its data.
-
-    Args:
-        folder: As given to `start`.
-
-    Returns:
-        Whether one ran there.
+    """Stop the server of a folder and remove its data; say whether one ran there.
 
     Raises:
         UserError: It does not stop.
@@ -300,10 +277,7 @@ def stop(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def temporary() -> Iterator[Server]:
-    """Run a cluster in a temporary folder.
-
-    Yields:
-        The server. It is stopped and removed at the end, and also if this process is killed.
+    """Run a cluster in a temporary folder, which is removed even if this process is killed.
 
     Raises:
         UserError: PostgreSQL is missing or does not start.

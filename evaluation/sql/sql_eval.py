@@ -20,8 +20,7 @@ from evaluation.sql import (
     gold,
     sqlite,
 )
-from evaluation.sql.comparison import Compared, Match
-from evaluation.sql.engines import Engine, Refused, Result, Verdict
+from evaluation.sql.engines import Compared, Engine, Match, Refused, Result, Verdict
 from evaluation.sql.prompts import Prompts
 
 ENGINES = ("sqlite", "postgres")
@@ -35,12 +34,7 @@ SQLITE_LIMITS = sqlite.Limits(
 
 
 class SqliteEngine:
-    """Runs hostile queries on SQLite files built from the dumps; see `Engine`.
-
-    Args:
-        dumps: Folder with the dumps.
-        limits: Bounds on a query.
-    """
+    """Runs hostile queries on SQLite files built from a folder's dumps; see `Engine`."""
 
     name = "sqlite"
 
@@ -74,12 +68,7 @@ class SqliteEngine:
 
 
 class SqlEvalJudge:
-    """Judges queries by SQL-Eval's rules.
-
-    Args:
-        engine: Where the queries run.
-        fidelity: published or corrected.
-    """
+    """Judges queries on an engine by SQL-Eval's rules, published or corrected."""
 
     def __init__(self, engine: Engine, fidelity: str) -> None:
         self._engine = engine
@@ -87,14 +76,9 @@ class SqlEvalJudge:
         self._gold: dict[tuple[str, str], Result | Refused] = {}
 
     def judge(self, answer: str, row: dict[str, Any]) -> Verdict:
-        """Run a model's answer and compare what it returns with every gold alternative.
+        """Run an answer to a row and compare what it returns with every gold alternative.
 
-        Args:
-            answer: What the model wrote behind the prompt.
-            row: The item.
-
-        Returns:
-            The verdict; a query that fails or is stopped is wrong.
+        A query that fails or is stopped is wrong.
 
         Raises:
             UserError: The database is missing or, under corrected, a gold query fails.
@@ -176,8 +160,8 @@ class SqlEval:
     Args:
         dumps: Folder with `<database>.sql` and `<database>.json`.
         engine: sqlite or postgres.
-        postgres: Folder of a server started by hand; without it a server of the run's own is
-            started, and stopped by `close`.
+        postgres: Folder of a server started by hand; without it a server is started, and stopped by
+            `close`.
 
     Raises:
         UserError: No such engine, the data are missing, or PostgreSQL is.

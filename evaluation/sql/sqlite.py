@@ -81,15 +81,7 @@ def _connect(database: Path, limits: Limits) -> sqlite3.Connection:
 
 
 def execute(database: Path, statement: str, limits: Limits | None = None) -> Result:
-    """Run one statement that may only read.
-
-    Args:
-        database: An SQLite file.
-        statement: One SQL statement; anything may stand here.
-        limits: Bounds on the query.
-
-    Returns:
-        The result.
+    """Run one statement, which may be any text, on an SQLite file.
 
     Raises:
         Refused: It is not one valid reading statement, or it exceeded a limit.

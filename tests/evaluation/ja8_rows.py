@@ -110,8 +110,8 @@ class Characters:
 def built(data: Path, task, limit: int | None = None) -> list:
     """Build a task's requests as the harness does, without a model."""
     from evaluation.definitions import bind, load_definition
+    from evaluation.items import PROCESSORS
     from evaluation.lm_task import LocalTask, read_items, read_pool
-    from evaluation.scoring import PROCESSORS
 
     definition = {"process_results": PROCESSORS[task.kind]} | load_definition(task)
     definition = bind(definition, tokenizer=Characters(), context=None)

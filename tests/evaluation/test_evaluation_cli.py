@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from evaluation.cli import main
-from evaluation.records import read_records
+from evaluation.items import read_records
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ from evaluation import metrics
 from evaluation.backends.hf import load_model
 from evaluation.cli import main
 from evaluation.harness import Harness
-from evaluation.records import read_records
-from evaluation.scores import rouge2
+from evaluation.items import read_records
+from evaluation.metrics import rouge2
 from evaluation.suites import select
 from tests.evaluation.ja8_rows import ITEMS, built, write
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from evaluation.bar import Bar
-from evaluation.records import read_records, write_records
+from evaluation.items import read_records, write_records
 
 ITEMS = [
     {"id": "ä", "answer": "猫\n犬\u2028", "values": {"f1": 0.1}},
@@ -78,7 +78,7 @@ def test_every_request_is_counted_once_on_the_bar(world):
 
 
 def test_the_average_of_ja8_is_the_one_the_published_harness_reports():
-    from evaluation.scoring import suite_means
+    from evaluation.items import suite_means
     from evaluation.suites import select
 
     # Llama 2 7B, prompt 0.3, in the published result file; its average is given as 42.96.

@@ -9,7 +9,7 @@ import statistics
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluation import scores
+from evaluation import metrics
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from evaluation import scores
     [("猫 ", " 猫", 1.0), ("猫", "猫です", 0.0), ("", "猫", 0.0), ("Cat", "cat", 0.0)],
 )
 def test_exact_match_ignores_only_outer_space(answer, target, value):
-    assert scores.exact_match(answer, target) == value
+    assert metrics.exact_match(answer, target) == value
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_exact_match_ignores_only_outer_space(answer, target, value):
     ],
 )
 def test_last_integer(answer, target, value):
-    assert scores.last_integer(answer, target) == value
+    assert metrics.last_integer(answer, target) == value
 
 
 def test_rouge2_by_hand():
     # Pairs written: ab bc cd; expected: ab bc ce ef; shared 2: P = 2/3, R = 1/2, F = 4/7.
-    assert scores.rouge2("abcd", "abcef") == pytest.approx(4 / 7)
+    assert metrics.rouge2("abcd", "abcef") == pytest.approx(4 / 7)
     # "aaa" has the pair aa twice, "aa" once: clipped to one, P = 1/2, R = 1.
-    assert scores.rouge2("aaa", "aa") == pytest.approx(2 / 3)
-    assert scores.rouge2("ab", "ab") == 1.0
-    assert scores.rouge2("a", "a") == 0.0
-    assert scores.rouge2("", "ab") == 0.0
+    assert metrics.rouge2("aaa", "aa") == pytest.approx(2 / 3)
+    assert metrics.rouge2("ab", "ab") == 1.0
+    assert metrics.rouge2("a", "a") == 0.0
+    assert metrics.rouge2("", "ab") == 0.0
 
 
 def test_rouge2_equals_the_library():
@@ -65,13 +65,13 @@ def test_rouge2_equals_the_library():
             [draw.choice("abcd") for _ in range(draw.randint(0, 9))] for _ in range(2)
         )
         expected = scorer.score(" ".join(target), " ".join(answer))["rouge2"].fmeasure
-        assert scores.rouge2(answer, target) == pytest.approx(expected)
+        assert metrics.rouge2(answer, target) == pytest.approx(expected)
 
 
 def test_mean_and_standard_error():
     values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.25]
-    mean, stderr = scores.mean_and_stderr(values)
+    mean, stderr = metrics.mean_and_stderr(values)
     assert mean == pytest.approx(statistics.mean(values))
     assert stderr == pytest.approx(statistics.stdev(values) / math.sqrt(6))
-    assert scores.mean_and_stderr([1.0]) == (1.0, 0.0)
-    assert scores.mean_and_stderr([1.0, 1.0]) == (1.0, 0.0)
+    assert metrics.mean_and_stderr([1.0]) == (1.0, 0.0)
+    assert metrics.mean_and_stderr([1.0, 1.0]) == (1.0, 0.0)

@@ -9,8 +9,7 @@ from decimal import Decimal
 import pytest
 
 from evaluation.sql import comparison_corrected, comparison_published
-from evaluation.sql.comparison import Compared, Match
-from evaluation.sql.engines import Result
+from evaluation.sql.engines import Compared, Match, Result
 
 EXACT, SUBSET, WRONG = Match(True, True), Match(False, True), Match(False, False)
 PUBLISHED, CORRECTED = comparison_published.compare, comparison_corrected.compare

@@ -255,7 +255,7 @@ def test_models_of_two_tokenizers_are_served_in_turn(models, tmp_path):
     import json
 
     from evaluation.cli import main
-    from evaluation.records import read_records
+    from evaluation.items import read_records
 
     path = tmp_path / "test/bottle_ja8/jcomqa.jsonl"
     path.parent.mkdir(parents=True)

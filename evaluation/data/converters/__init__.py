@@ -21,15 +21,6 @@ def per_file(convert: Callable[[Path], Iterable[dict[str, Any]]]) -> Converter:
 
 
 def converter_of(suite: str, task: str) -> Converter:
-    """Find a task's converter.
-
-    Args:
-        suite: ja8, kobest, okapi_de or sql_eval.
-        task: Name within the suite.
-
-    Returns:
-        A function from the paths of the task's files, by role, to the rows, by `items` and
-        `fewshot`.
-    """
+    """Find a task's converter, from its files by role to its rows by `items` and `fewshot`."""
     module = importlib.import_module(f"{__name__}.{suite}")
     return module.CONVERTERS[task]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evaluation import japanese
-from evaluation.scores import rouge2
+from evaluation.metrics import rouge2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,9 +25,9 @@ class Template:
     """A prompt version.
 
     Attributes:
-        description: Stands once in front.
+        description: Comes once, at the beginning.
         body: An item, with the places {instruction} and {input}.
-        separator: Stands behind each solved example.
+        separator: Follows each solved example.
     """
 
     description: str
@@ -68,7 +68,7 @@ INSTRUCTIONS_06 = {
 
 
 def _input(task: str, prompt: str, row: Row) -> str:
-    """Write what stands in the place of an item's input."""
+    """Write an item's input."""
     if task == "mgsm":
         return row["question"].replace("問題：", "")
     if task == "xlsum_ja":
@@ -103,7 +103,7 @@ def _text(task: str, prompt: str) -> Callable[[Row], str]:
 
 
 def nothing(row: Row) -> str:
-    """Put nothing in front: a whole sentence is scored."""
+    """Put nothing in front: an entire sentence is scored."""
     return ""
 
 
@@ -154,14 +154,10 @@ def extraction(row: Row, results: Sequence[str]) -> dict[str, Any]:
 
 
 def last_number(text: str) -> int | None:
-    """Find the last number of a text.
+    """Find the last number of a text, None where there is none or it is not an integer.
 
-    Args:
-        text: Any text; commas separate thousands, and full stops at the number's ends are its
-            sentence's. Only ASCII digits count.
-
-    Returns:
-        The number, None where there is none or it is not a whole one.
+    Commas separate thousands, and full stops at the number's ends are its sentence's. Only ASCII
+    digits count.
     """
     found = _NUMBER.findall(text)
     try:
@@ -178,7 +174,7 @@ def calculation(row: Row, results: Sequence[str]) -> dict[str, Any]:
 
 
 def calculation_in_any_digits(row: Row, results: Sequence[str]) -> dict[str, Any]:
-    """Compare the last number of the whole answer, full-width digits included."""
+    """Compare the last number of the entire answer, full-width digits included."""
     return calculation(row, [unicodedata.normalize("NFKC", results[0])])
 
 
@@ -219,16 +215,7 @@ def _generation(task: str, fidelity: str) -> dict[str, Any]:
 
 
 def definition(task: str, prompt: str, fidelity: str) -> dict[str, Any]:
-    """Say what prompt version and fidelity change in a task's definition.
-
-    Args:
-        task: Name within the suite.
-        prompt: 0.3 or 0.6.
-        fidelity: published or corrected.
-
-    Returns:
-        Keys of an lm-eval definition with their new values.
-    """
+    """Say what prompt version (0.3, 0.6) and fidelity change in a task's lm-eval definition."""
     if task == "xwinograd_ja":
         return {}
     changes = {

@@ -52,14 +52,7 @@ def wic(row: Row) -> str:
 
 
 def subject_particle(word: str) -> str:
-    """Choose the subject particle that a word takes.
-
-    Args:
-        word: A Korean word.
-
-    Returns:
-        이 behind a final consonant, else 가.
-    """
+    """Choose the subject particle that a Korean word takes: 이 after a final consonant, else 가."""
     syllable = ord(word[-1]) - 0xAC00 if word else -1
     # A Hangul syllable's code is 28 times its onset and vowel plus its final consonant.
     return "이" if 0 <= syllable < 11172 and syllable % 28 else "가"
@@ -104,15 +97,9 @@ _CORRECTED: dict[str, dict[str, Callable[[Row], Any]]] = {
 
 
 def definition(task: str, prompt: str | None, fidelity: str | None) -> dict[str, Any]:
-    """Say what a task's fidelity changes in its definition.
+    """Say what a task's fidelity changes in its lm-eval definition.
 
-    Args:
-        task: Name within the suite.
-        prompt: None, the suite has one.
-        fidelity: published changes nothing; corrected takes away doubled and trailing blanks and
-            gives WiC's word the particle that it takes.
-
-    Returns:
-        Keys of an lm-eval definition with their new values.
+    published changes nothing; corrected takes away doubled and trailing blanks and gives WiC's word
+    the particle that it takes. There is one prompt.
     """
     return dict(_CORRECTED[task]) if fidelity == "corrected" else {}

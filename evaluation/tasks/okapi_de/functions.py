@@ -18,7 +18,7 @@ _MLMM_SEED = 42  # of the older harness on which mlmm-evaluation is built
 
 @dataclass(frozen=True)
 class Cues:
-    """The words that tell question from answer, in one language."""
+    """The words that separate question and answer, in one language."""
 
     question: str
     choices: str
@@ -170,16 +170,13 @@ def _of_target(row: Row, loglikelihoods: Sequence[float], target: str) -> np.nda
 
 
 def mc2(loglikelihoods: np.ndarray, labels: Sequence[int], shifted: bool) -> float:
-    """Share of the probability that lies on the true choices.
+    """Share of the probability of the true choices, in [0, 1].
 
     Args:
         loglikelihoods: Of the choices, in nats, float64.
         labels: 1 for a true choice, 0 for a false one.
         shifted: Whether the largest is subtracted first. Published scores do without, and are
             not a number where every choice is less probable than exp(-745).
-
-    Returns:
-        In [0, 1].
 
     Source: Lin et al. 2022, "TruthfulQA", appendix B (MC2).
     """
@@ -236,7 +233,7 @@ _TASKS: dict[str, Callable[[str | None, bool, Cues], dict[str, Any]]] = {
 
 
 def definition(task: str, prompt: str | None, fidelity: str | None) -> dict[str, Any]:
-    """Give a task's prompts, choices and scores.
+    """Give a task's prompts, choices and scores, as keys of an lm-eval definition.
 
     Args:
         task: Name within the suite.
@@ -244,9 +241,6 @@ def definition(task: str, prompt: str | None, fidelity: str | None) -> dict[str,
             25 shots for ARC and MMLU, and MMLU's choices scored by their text.
         fidelity: published: with the faults of those definitions; corrected: without them, and
             in German throughout.
-
-    Returns:
-        Keys of an lm-eval definition with their values.
     """
     corrected = fidelity == "corrected"
     changes = _TASKS[task](prompt, corrected, _GERMAN if corrected else _ENGLISH)

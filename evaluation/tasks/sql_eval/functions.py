@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.sql.sql_eval import SqlEval, dialect_of
 
 if TYPE_CHECKING:
-    from evaluation.scoring import Context
+    from evaluation.items import Context
 
 _RESOURCE = "sql_eval"
 
@@ -22,19 +22,10 @@ def _opened(context: Context) -> SqlEval:
 
 
 def definition(task: str, prompt: str | None, fidelity: str) -> dict[str, Any]:
-    """Return what a fidelity changes in a task's definition.
-
-    Args:
-        task: classic, basic or advanced.
-        prompt: Not used: there is one prompt.
-        fidelity: published or corrected.
-
-    Returns:
-        The changes.
-    """
+    """Return what a fidelity changes in a task's definition; there is one prompt."""
     if fidelity == "published":
         return {}
-    # A semicolon may stand in a string; one at the end of a line ends the statement.
+    # A semicolon may be in a string; one at the end of a line ends the statement.
     return {"generation_kwargs": {"until": ["```", ";\n"]}}
 
 
@@ -52,11 +43,6 @@ def process_results(
     doc: dict[str, Any], results: Sequence[str], context: Context
 ) -> dict[str, Any]:
     """Run an answer and compare what it returns with the gold queries' results.
-
-    Args:
-        doc: The item.
-        results: The text that the model wrote.
-        context: The run's engine, data and fidelity.
 
     Returns:
         correct and exact (0 or 1), and category, database, engine, outcome, statement.

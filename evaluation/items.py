@@ -1,19 +1,25 @@
-"""From what a model answered to an item's record, and from records to scores."""
+"""Items' records: made from a model's answers, summed up as scores, kept in files."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from evaluation import scores
-from evaluation.lm_task import LocalTask
-from evaluation.metrics import aggregate, choice_values
+from common.errors import UserError
+from common.files import write_bytes
+from evaluation import metrics
 from evaluation.suites import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from evaluation.lm_task import LocalTask
 
 Item = dict[str, Any]
 Definition = Mapping[str, Any]
@@ -21,12 +27,12 @@ Definition = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What a suite's functions may need beside the item.
+    """What a suite's functions may need besides the item.
 
     Attributes:
         task: The task.
         tokenizer: The model's.
-        data: The folder of the data; databases lie in its `databases/` by habit.
+        data: The data folder, with `databases/`.
         engine: sqlite or postgres, for tasks that run SQL.
         postgres: Folder of a PostgreSQL server that was started by hand; None starts one.
         resources: Shared by all tasks of a harness, for what is costly to make; what has a
@@ -49,8 +55,8 @@ def _compare(doc: Item, results: Sequence[str], context: Context) -> Item:
 
     metric, answer, target = context.task.metric, results[0], doc["target"]
     if metric == "rouge2":
-        return {metric: scores.rouge2(words(answer), words(target))}
-    return {metric: getattr(scores, metric)(answer, target)}
+        return {metric: metrics.rouge2(words(answer), words(target))}
+    return {metric: getattr(metrics, metric)(answer, target)}
 
 
 def _execute(doc: Item, results: Sequence[str], context: Context) -> Item:
@@ -104,11 +110,7 @@ class Scorer:
         self._group_by = definition.get("metadata", {}).get("group_by")
 
     def record(self, lm_task: LocalTask, sample: Mapping[str, Any]) -> Item:
-        """Make an item's record.
-
-        Args:
-            lm_task: The task as lm-eval ran it.
-            sample: The item as lm-eval logged it.
+        """Make an item's record from the item as lm-eval logged it.
 
         Returns:
             task, id, score (its own value of the metric that tables show), answer, gold, values
@@ -130,8 +132,8 @@ class Scorer:
                 "lengths": [len(choice) for choice in choices],
                 "bytes": [len(choice.encode()) for choice in choices],
             }
-            own = choice_values(loglikelihoods, item["lengths"], item["bytes"], item["gold"])
-            # A balanced accuracy or an F1 is a whole task's: its items are right or wrong.
+            own = metrics.choice_values(*(item[key] for key in metrics.CHOICE_KEYS))
+            # A balanced accuracy or an F1 is a task's: its items are right or wrong.
             item["score"] = values.get(self._task.metric, own.get(self._task.metric, own["acc"]))
         else:
             item |= {"answer": results[0], "gold": lm_task.doc_to_target(doc)}
@@ -143,19 +145,18 @@ class Scorer:
     def summarise(self, items: Sequence[Item]) -> dict[str, Any]:
         """Compute a task's entry in scores.json from its records.
 
-        Args:
-            items: The task's records.
-
         Returns:
             metric, value, stderr, items and chance (the mean of the items' own `chance` where
             the suite adds it to their records); metrics: value and stderr of each, and
             `undefined` where they are None; shots, fidelity, prompt and scale where the task has
-            them; groups: value, stderr and items of
-            each group of items, where its definition names a key to group by.
+            them; groups: value, stderr and items of each group, where the definition has a key to
+            group items by.
         """
         task = self._task
-        metrics = {metric: aggregate(items, metric, how) for metric, how in self._metrics.items()}
-        about: dict[str, Any] = {
+        summaries = {
+            name: metrics.aggregate(items, name, how) for name, how in self._metrics.items()
+        }
+        about = {
             "shots": task.shots,
             "fidelity": task.fidelity,
             "prompt": task.prompt,
@@ -164,28 +165,25 @@ class Scorer:
         groups: dict[str, list[Item]] = {}
         for item in items if self._group_by else ():
             groups.setdefault(str(item[self._group_by]), []).append(item)
+        how = self._metrics[task.metric]
         about["groups"] = {
-            group: aggregate(part, task.metric, self._metrics[task.metric]) | {"items": len(part)}
+            group: metrics.aggregate(part, task.metric, how) | {"items": len(part)}
             for group, part in sorted(groups.items())
         }
         own = [item["chance"] for item in items if "chance" in item]
         return {
             "metric": task.metric,
-            **metrics[task.metric],
+            **summaries[task.metric],
             "items": len(items),
             "chance": math.fsum(own) / len(own) if own else task.chance,
-            "metrics": metrics,
+            "metrics": summaries,
         } | {key: value for key, value in about.items() if value}
 
 
 def suite_means(
     tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Average the scores of each suite's tasks.
-
-    Args:
-        tasks: The tasks.
-        entries: Their entries in scores.json, by name.
+    """Average the scores of each suite's tasks, given their entries in scores.json by name.
 
     Returns:
         By suite (with its variant) and metric, over the tasks that have the metric: mean (every
@@ -201,6 +199,32 @@ def suite_means(
         for metric, value in (values | {"primary": entry["value"]}).items():
             suite.setdefault(metric, []).append((value, entry["items"]))
     return {
-        suite: {metric: _mean(pairs) for metric, pairs in metrics.items()}
-        for suite, metrics in found.items()
+        suite: {metric: _mean(pairs) for metric, pairs in scores.items()}
+        for suite, scores in found.items()
     }
+
+
+def write_records(path: Path, items: Sequence[Item]) -> None:
+    """Write records atomically, one a line, to a file that is called `.jsonl.gz` by habit."""
+    lines = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items)
+    # No time stamp: equal records must give equal bytes.
+    write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
+
+
+def read_records(path: Path) -> list[Item]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+        if not content:
+            raise EOFError("it is empty")
+        text = gzip.decompress(content).decode()
+        # Not splitlines: a text may hold line ends that only Unicode knows.
+        return [json.loads(line) for line in text.split("\n") if line]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; evaluate the model first") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}); evaluate the model again") from None
