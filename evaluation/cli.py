@@ -8,14 +8,14 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.cli import add_values
+from common.cli import add_values, command_parser
 from common.errors import UserError
 from common.files import existing_above, write_json
 from evaluation.own_data import add_all, own_tasks
 from evaluation.own_tasks import read_tasks
-from evaluation.suites import check_items, load_suites, select
+from evaluation.suites import check_items, load_suites, names, select
 from evaluation.summary import summary
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DATA = Path("results/evaluation/data")
 OUT = Path("results/evaluation/scores")
+_PARALLEL = ("tensor_parallel", "data_parallel")
 COMMANDS = {
     "gate": "evaluation.gate",
     "data": "evaluation.data.cli",
@@ -51,23 +52,19 @@ NAME.manifest.json (inputs, versions), which is written last.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation",
-        description="Score models on suites of tasks with lm-eval, offline, from local JSON "
-        "lines. Several models are served by one process, which saves its start-up.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "evaluation",
+        "Score models on suites of tasks with lm-eval, offline, from local JSON lines. Several "
+        "models are served by one process, which saves its start-up.",
+        _EPILOG,
     )
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--list", action="store_true", help="show suites and tasks and stop")
-    add_values(
-        parser,
-        "--model",
-        metavar="[NAME=]DIR",
-        help="Hugging Face model folders; NAME defaults to the folder's",
-    )
-    parser.add_argument(
-        "--suites", metavar="A,B", help="suites, or single tasks as suite/task, by commas"
-    )
+    about = "Hugging Face model folders; NAME defaults to the folder's"
+    add_values(parser, "--model", metavar="[NAME=]DIR", help=about)
+    about = "suites, or single tasks as suite/task, by commas"
+    parser.add_argument("--suites", metavar="A,B", help=about)
     parser.add_argument(
         "--tasks",
         type=Path,
@@ -81,68 +78,35 @@ def _parser() -> argparse.ArgumentParser:
         help="as the published harness scored, or as one would today; default: the suite's first",
     )
     parser.add_argument("--prompt", metavar="VERSION", help="default: the suite's first")
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="items a task, after the published shuffle"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        metavar="DIR",
-        help=f"folder with SPLIT/SUITE/TASK.jsonl, databases/ ({DATA})",
-    )
+    parser.add_argument("--limit", **number, help="items a task, after the published shuffle")
+    about = f"folder with SPLIT/SUITE/TASK.jsonl, databases/ ({DATA})"
+    parser.add_argument("--data", default=DATA, **folder, help=about)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="FILE", help="scores of the one model")
-    where.add_argument(
-        "--out-dir", type=Path, metavar="DIR", help=f"scores go to DIR/NAME.json ({OUT})"
-    )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="keep finished tasks here and take them from here: a run cut short resumes",
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: each model's own")
-    parser.add_argument(
-        "--backend", choices=("hf", "vllm"), default="hf", help="hf: transformers (default)"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("sqlite", "postgres"),
-        default="sqlite",
-        help="what runs the SQL of sql_eval (sqlite)",
-    )
-    parser.add_argument(
-        "--postgres",
-        type=Path,
-        metavar="DIR",
-        help="a server started by `python -m evaluation postgres start`; default: one for the run",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="prompts a pass")
+    where.add_argument("--out-dir", **folder, help=f"scores go to DIR/NAME.json ({OUT})")
+    about = "keep finished tasks here and take them from here: a run cut short resumes"
+    parser.add_argument("--store", **folder, help=about)
+    parser.add_argument("--tokenizer", **folder, help="default: each model's own")
+    about = "hf: transformers (default)"
+    parser.add_argument("--backend", choices=("hf", "vllm"), default="hf", help=about)
+    about = "what runs the SQL of sql_eval (sqlite)"
+    parser.add_argument("--engine", choices=("sqlite", "postgres"), default="sqlite", help=about)
+    about = "a server started by `python -m evaluation postgres start`; default: one for the run"
+    parser.add_argument("--postgres", **folder, help=about)
+    parser.add_argument("--batch-size", default=64, **number, help="prompts a pass")
     parser.add_argument(
         "--max-length",
-        type=int,
-        metavar="N",
+        **number,
         help="tokens a model reads at once; longer prompts lose their beginning (what its "
         "config.json says)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--tensor-parallel",
-        type=int,
-        default=1,
-        metavar="N",
-        help="vllm: GPUs over which a model is divided (1)",
-    )
-    parser.add_argument(
-        "--data-parallel",
-        type=int,
-        default=1,
-        metavar="N",
-        help="vllm: engines that share the prompts, on separate GPUs (1)",
-    )
+    about = "vllm: GPUs over which a model is divided (1)"
+    parser.add_argument("--tensor-parallel", default=1, **number, help=about)
+    about = "vllm: engines that share the prompts, on separate GPUs (1)"
+    parser.add_argument("--data-parallel", default=1, **number, help=about)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser
@@ -183,12 +147,11 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
     if arguments.out and len(models) > 1:
         raise UserError("--out takes the scores of one model; give --out-dir DIR for several")
-    parallel = ("tensor_parallel", "data_parallel")
-    for name in ("batch_size", "limit", "max_length", "threads", *parallel):
+    for name in ("batch_size", "limit", "max_length", "threads", *_PARALLEL):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
-        if name in parallel and value > 1 and arguments.backend != "vllm":
+        if name in _PARALLEL and value > 1 and arguments.backend != "vllm":
             raise UserError(f"--{name.replace('_', '-')} {value} is for --backend vllm alone")
     _check_outputs(arguments, models)
     return models, _suites(arguments)
@@ -196,24 +159,16 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
 
 def _suites(arguments: argparse.Namespace) -> list[str]:
     """Find what is evaluated, and refuse tasks without items."""
-    own = []
-    if arguments.tasks:
-        entries = read_tasks(arguments.tasks)
-        own = add_all(entries, arguments.data)
-    names = ",".join(own) if arguments.suites is None else arguments.suites
-    suites = [name.strip() for name in names.split(",") if name.strip()]
-    known = own_tasks(arguments.data)
-    check_items(
-        arguments.data,
-        arguments.split,
-        select(suites, arguments.fidelity, arguments.prompt, known),
-    )
+    own = add_all(read_tasks(arguments.tasks), arguments.data) if arguments.tasks else []
+    suites = own if arguments.suites is None else names(arguments.suites)
+    tasks = select(suites, arguments.fidelity, arguments.prompt, own_tasks(arguments.data))
+    check_items(arguments.data, arguments.split, tasks)
     return suites
 
 
-def _check_outputs(arguments: argparse.Namespace, names: Iterable[str]) -> None:
+def _check_outputs(arguments: argparse.Namespace, models: Iterable[str]) -> None:
     """Refuse places that nothing can be written to, before hours of answers are lost."""
-    outs = [arguments.out] if arguments.out else [_out(arguments, name) for name in names]
+    outs = [arguments.out] if arguments.out else [_out(arguments, name) for name in models]
     for out in outs:
         if out.is_dir():
             raise UserError(f"{out} is a folder; give a file (--out FILE) or --out-dir {out}")
@@ -231,33 +186,18 @@ def _out(arguments: argparse.Namespace, name: str) -> Path:
 
 def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) -> Harness:
     from evaluation.harness import Harness
+    from evaluation.store import Store
 
-    store = None
-    if arguments.store:
-        from evaluation.store import Store
-
-        store = Store(arguments.store)
+    same = ["batch_size", "seed", "fidelity", "prompt", "limit", "max_length", "backend"]
+    same += ["dtype", "device", "engine", "postgres"]
     return Harness(
         arguments.data,
         suites,
         arguments.split,
         tokenizer,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        fidelity=arguments.fidelity,
-        prompt=arguments.prompt,
-        limit=arguments.limit,
-        max_length=arguments.max_length,
-        backend=arguments.backend,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        parallel={
-            "tensor_parallel": arguments.tensor_parallel,
-            "data_parallel": arguments.data_parallel,
-        },
-        engine=arguments.engine,
-        postgres=arguments.postgres,
-        store=store,
+        parallel={name: getattr(arguments, name) for name in _PARALLEL},
+        store=Store(arguments.store) if arguments.store else None,
+        **{name: getattr(arguments, name) for name in same},
     )
 
 

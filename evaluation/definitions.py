@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,24 +14,20 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
+from evaluation.metrics import AGGREGATES
 from evaluation.suites import Task
 
-# Scored by the records' own values, these are means; the others are of the confusion table.
-_AGGREGATIONS = ("balanced_acc", "macro_f1", "mcc")
-
 # Keys of lm-eval's YAML that say where rows come from.
-_SOURCES = {
-    *("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "test_split"),
-    *("validation_split", "fewshot_split", "tag"),
-}
+_SOURCES = {"dataset_path", "dataset_name", "dataset_kwargs", "training_split", "test_split"}
+_SOURCES |= {"validation_split", "fewshot_split", "tag"}
 
 
 @functools.cache
 def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # the path of a .py file has both
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader(f"own_task_{path.stem}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
     return module
 
 
@@ -78,8 +74,9 @@ def _read(path: Path, task: Task) -> dict[str, Any]:
 
 def _plain(task: Task) -> dict[str, Any]:
     """Write the definition of a task whose rows hold prompt and answer under their usual names."""
-    metric = {"metric": task.metric, "higher_is_better": True}
-    metric["aggregation"] = task.metric if task.metric in _AGGREGATIONS else "mean"
+    metric: dict[str, Any] = {"metric": task.metric, "higher_is_better": True}
+    # Some metrics are of the table of gold and predicted choices, the others means over the items.
+    metric["aggregation"] = task.metric if task.metric in AGGREGATES else "mean"
     definition: dict[str, Any] = {
         "test_split": "items",
         "doc_to_text": "prompt",
@@ -126,10 +123,8 @@ def load_definition(task: Task) -> dict[str, Any]:
         about = {"columns": ["id"]} if task.definition.is_file() else {}
         definition["metadata"] = about | definition.get("metadata", {})
     if task.fidelity is not None or task.prompt is not None:
-        functions = _functions(task)
-        assert functions is not None  # suites with variants have functions.py
-        changes = functions.definition(task.id, task.prompt, task.fidelity)
-        definition = _merge(definition, changes)
+        module = importlib.import_module(f"evaluation.tasks.{task.suite}.functions")
+        definition = _merge(definition, module.definition(task.id, task.prompt, task.fidelity))
     return definition | {"task": task.lm_eval_name}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import add_values
+from common.cli import add_values, command_parser
 from common.errors import UserError, nearest
 from common.files import read_json, write_json
 
@@ -27,11 +27,11 @@ def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file of scores in it")
     scores = read_json(path)
-    tasks = scores.get("tasks") if isinstance(scores, dict) else None
-    whole = isinstance(tasks, dict) and {"model", "split"} <= scores.keys()
-    if not whole or not all(
-        isinstance(about, dict) and {"value", "stderr"} <= about.keys()
-        for about in scores["tasks"].values()
+    keys = {"model", "split", "tasks"}
+    complete = isinstance(scores, dict) and keys <= scores.keys()
+    tasks = scores["tasks"] if complete else None
+    if not isinstance(tasks, dict) or not all(
+        isinstance(about, dict) and {"value", "stderr"} <= about.keys() for about in tasks.values()
     ):
         raise UserError(
             f"{path}: not a model's scores; give the file that python -m evaluation --out wrote"
@@ -121,31 +121,19 @@ def check(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation gate",
-        description="Check that every expert clearly beats its base (by two standard errors "
-        "unless said otherwise) on the average of its domain's tasks, and note which it learned.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "evaluation gate",
+        "Check that every expert clearly beats its base (by two standard errors unless said "
+        "otherwise) on the average of its domain's tasks, and note which task it learned.",
+        _EPILOG,
     )
     parser.add_argument("--base", type=Path, required=True, metavar="FILE", help="its scores")
-    add_values(
-        parser,
-        "--expert",
-        required=True,
-        metavar="NAME=FILE:TASK,TASK",
-        help="experts' scores and their domains' tasks as suite/task",
-    )
-    parser.add_argument(
-        "--standard-errors",
-        type=float,
-        default=2.0,
-        metavar="X",
-        help="by how many standard errors an expert must lead (2)",
-    )
-    parser.add_argument(
-        "--go-on", action="store_true", help="only note what was learned; never an error"
-    )
+    about = "experts' scores and their domains' tasks as suite/task"
+    add_values(parser, "--expert", required=True, metavar="NAME=FILE:TASK,TASK", help=about)
+    about = f"by how many standard errors an expert must lead ({CLEARLY:g})"
+    parser.add_argument("--standard-errors", type=float, default=CLEARLY, metavar="X", help=about)
+    about = "only note what was learned; never an error"
+    parser.add_argument("--go-on", action="store_true", help=about)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser
 

@@ -52,12 +52,11 @@ def _hash(folder: Path | str, names: Sequence[str]) -> str:
     return sha256_json({path.name: sha256_file(path) for path in paths if path.is_file()})
 
 
-def _describe(task: Task) -> list[Any]:
+def _describe(task: Task, folder: Path) -> list[Any]:
     """Say what a user's own task asks and how it is scored."""
-    assert task.folder is not None  # only such tasks come here
-    files = [path for path in sorted(task.folder.iterdir()) if path.name != NAME]
+    files = [path.name for path in sorted(folder.iterdir()) if path.name != NAME]
     about = [task.kind, task.metric, task.shots, task.max_tokens, task.delimiter]
-    return [*about, _hash(task.folder, [path.name for path in files])]
+    return [*about, _hash(folder, files)]
 
 
 def tokenizer_hash(folder: Path | str) -> str:
@@ -259,13 +258,15 @@ class Harness:
         torch.manual_seed(self.seed)
         counted: dict[str, int] = {}
         entries, items = {}, []
-        lm: Backend | None = None
+        served: Backend | None = None
         for task in self.tasks:
             key = {} if store is None else self._key(task, model, weights)
             done = None if store is None else store.get(key)
             if done is None:
-                lm = lm or self._serve(model, name)
-                done = self._run(lm, task)
+                # Loading may take minutes, and the store may have every task.
+                if served is None:
+                    served = self._serve(model, name)
+                done = self._run(task, served)
                 if store is not None:
                     store.put(key, done)
             for kind, amount in done["counted"].items():
@@ -279,7 +280,7 @@ class Harness:
             "weights": weights,
             "split": self.split,
             "backend": self.backend,
-            "dtype": lm.dtype if lm else self._settings["dtype"],
+            "dtype": served.dtype if served else self._settings["dtype"],
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
             "tasks": entries,
@@ -304,10 +305,9 @@ class Harness:
             name=name,
             **self._parallel,
         )
-
         return self._lm
 
-    def _run(self, lm: Backend, task: Task) -> dict[str, Any]:
+    def _run(self, task: Task, lm: Backend) -> dict[str, Any]:
         """Ask the model one task's items."""
         lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
         lm.set_rule(Rule(task.how, task.bos))
@@ -337,7 +337,7 @@ class Harness:
             # Some rows of the databases are relative to the day on which they are loaded.
             day = datetime.datetime.now(datetime.UTC).date().isoformat()
         # An own task's definition is no code of this project.
-        own = {} if task.folder is None else {"own": _describe(task)}
+        own = {} if task.folder is None else {"own": _describe(task, task.folder)}
         return self._settings | {
             "weights": weights,
             "configuration": _hash(folder, _CONFIGURATION_FILES),

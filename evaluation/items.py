@@ -156,7 +156,7 @@ class Scorer:
         summaries = {
             name: metrics.aggregate(items, name, how) for name, how in self._metrics.items()
         }
-        about = {
+        about: dict[str, Any] = {
             "shots": task.shots,
             "fidelity": task.fidelity,
             "prompt": task.prompt,

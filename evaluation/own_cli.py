@@ -28,13 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     parser.add_argument("file", metavar="FILE", help="a YAML with `tasks`; - reads standard input")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path("results/evaluation/data"),
-        metavar="DIR",
-        help="(%(default)s)",
-    )
+    data = Path("results/evaluation/data")
+    parser.add_argument("--data", type=Path, default=data, metavar="DIR", help="(%(default)s)")
     return parser
 
 

@@ -16,6 +16,7 @@ import yaml
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
+from evaluation.metrics import AGGREGATES
 from evaluation.own_tasks import FewShot, OwnTask, parse
 from evaluation.rows import COLUMNS, METRICS, row_fault
 from evaluation.suites import Task, items_file, pool_file
@@ -23,7 +24,6 @@ from evaluation.suites import Task, items_file, pool_file
 FOLDER = "tasks"  # below a data folder: SUITE/TASK/manifest.json of each own task
 Row = dict[str, Any]
 _UNSUPPORTED = ("include", "group", "process_docs", "filter_list", "custom_dataset")
-_AGGREGATIONS = ("mean", "bootstrap_median", "balanced_acc", "macro_f1", "mcc")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,14 @@ def _functions_in(value: Any) -> set[str]:
     return set().union(*map(_functions_in, value)) if isinstance(value, list) else set()
 
 
-def _definition(path: Path) -> dict[str, Any]:
+def _existing(name: str | None) -> Path:
+    path = Path(name or "")
     if not path.is_file():
         raise UserError(f"no such file {path} (looked for from {Path.cwd()}); correct the path")
+    return path
+
+
+def _definition(path: Path) -> dict[str, Any]:
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), _Names)
     except yaml.YAMLError as error:
@@ -83,7 +88,7 @@ def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTa
     if "items" not in named:
         raise UserError(f"{path}: no items; give 'items' in the entry, or data_files in the YAML")
     kinds = {"multiple_choice": "multiple_choice", "generate_until": "generation"}
-    kind = kinds.get(found.get("output_type"))
+    kind = kinds.get(found.get("output_type", ""))
     if kind is None:
         raise UserError(f"{path}: output_type must be multiple_choice or generate_until")
     shots, pool = found.get("num_fewshot", 0), sources.get(found.get("fewshot_split"))
@@ -99,8 +104,8 @@ def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTa
         if "process_results" not in found and name not in METRICS[kind]:
             valid = ", ".join(METRICS[kind])
             raise UserError(f"{path}: metric {name!r} needs process_results (without: {valid})")
-        if about.get("aggregation", "mean") not in _AGGREGATIONS:
-            raise UserError(f"{path}: aggregation of {name} must be of {', '.join(_AGGREGATIONS)}")
+        if about.get("aggregation", "mean") not in AGGREGATES:
+            raise UserError(f"{path}: aggregation of {name} must be of {', '.join(AGGREGATES)}")
     few_shot = FewShot(pool=pool, count=shots) if shots else None
     changes = {"kind": kind, "metric": metric, "few_shot": few_shot} | named
     target = found.get("doc_to_target")
@@ -121,11 +126,11 @@ def _renamed(row: Row, entry: OwnTask) -> Row:
 
 
 def _fault(row: Any, renamed: Row, entry: OwnTask) -> str | None:
-    for name in ("target",) if entry.lm_eval else COLUMNS[entry.kind]:
+    for name in ("target",) if entry.lm_eval else COLUMNS[entry.asked]:
         own = entry.columns.get(name, name)
         if name not in renamed and (own != name or entry.lm_eval is None):
             return f"no {own!r} (its {name}); add it, or name another column under 'columns'"
-    if entry.lm_eval is None and (fault := row_fault(renamed, entry.kind)):
+    if entry.lm_eval is None and (fault := row_fault(renamed, entry.asked)):
         if "gold" in fault:
             fault = f"{renamed['gold']!r} names no choice; give its text, or its number from 0"
         return fault
@@ -133,15 +138,13 @@ def _fault(row: Any, renamed: Row, entry: OwnTask) -> str | None:
 
 
 def _read(path: Path, entry: OwnTask) -> list[Row]:
-    if not path.is_file():
-        raise UserError(f"no such file {path} (looked for from {Path.cwd()}); correct the path")
     try:
         read_rows = read_jsonl(path)
     except UserError as error:
         wanted = "write one JSON object a line (JSON lines)"
         raise UserError(str(error).replace("make the file again", wanted)) from None
     rows: list[Row] = []
-    lines: dict[str, int] = {}
+    lines: dict[str, int] = {}  # of the ids, which keep an item once
     for number, row in enumerate(read_rows, 1):
         where = f"{path}, line {number}"
         if not isinstance(row, dict):
@@ -192,8 +195,8 @@ def _named(name: str, entry: OwnTask, chance: float) -> Task:
         suite,
         id,
         label=entry.label or id,
-        metric=entry.metric or METRICS.get(entry.kind, ("acc",))[0],
-        kind=entry.kind or "multiple_choice",
+        metric=entry.metric or METRICS[entry.asked][0],
+        kind=entry.asked,
         chance=chance,
         shots=entry.few_shot.count if entry.few_shot else 0,
         maker="own",
@@ -212,15 +215,15 @@ def read(name: str, entry: OwnTask) -> Contents:
     try:
         modules = []
         if entry.lm_eval:
-            path = Path(entry.lm_eval)
+            path = _existing(entry.lm_eval)
             found = _definition(path)
             entry = _from_lm_eval(entry, found, path)
             modules = [path.with_name(f"{module}.py") for module in sorted(_functions_in(found))]
             if lacking := [module for module in modules if not module.is_file()]:
                 raise UserError(f"{path} names functions of {lacking[0]}, which does not exist")
-        files = {"test": Path(entry.items)}
-        files |= {"dev": Path(entry.dev_items)} if entry.dev_items else {}
-        files |= {"fewshot": Path(entry.few_shot.pool)} if entry.few_shot else {}
+        files = {"test": _existing(entry.items)}
+        files |= {"dev": _existing(entry.dev_items)} if entry.dev_items else {}
+        files |= {"fewshot": _existing(entry.few_shot.pool)} if entry.few_shot else {}
         rows = _read_splits(entry, files)
     except UserError as error:
         raise UserError(f"tasks.{name}: {error}") from None
@@ -257,10 +260,10 @@ def known(tasks: Mapping[str, Any], with_rows: bool = True) -> dict[str, Task]:
     }
 
 
-def _copy_databases(name: str, entry: OwnTask, contents: Contents, data: Path) -> None:
+def _copy_databases(name: str, folder: Path, contents: Contents, data: Path) -> None:
     """Copy the databases that the rows name, under names that no other task has."""
     for row in (row for rows in contents.rows.values() for row in rows):
-        source = Path(entry.databases) / row["database"]
+        source = folder / row["database"]
         if not source.is_file():
             raise UserError(f"tasks.{name}: item {row['id']}: no such database {source}")
         row["database"] = f"{contents.task.lm_eval_name}_{row['database']}".replace("/", "_")
@@ -279,7 +282,7 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
     if folder.exists():
         shutil.rmtree(folder)
     if entry.databases:
-        _copy_databases(name, entry, contents, data)
+        _copy_databases(name, Path(entry.databases), contents, data)
     written = {split: items_file(data, split, task) for split in ("test", "dev")}
     for split, path in written.items():
         write_jsonl(path, contents.rows[split])

@@ -52,6 +52,11 @@ class OwnTask(BaseModel):
     )
     lm_eval: str | None = Field(None, description="a task's YAML of lm-eval, instead of `kind`")
 
+    @property
+    def asked(self) -> Literal["multiple_choice", "generation", "sql"]:
+        """The kind; a task of lm-eval whose YAML is not read yet counts as multiple choice."""
+        return self.kind or "multiple_choice"
+
     @model_validator(mode="after")
     def _is_one_task(self) -> OwnTask:
         if (self.kind is None) == (self.lm_eval is None):
@@ -77,14 +82,12 @@ class OwnTask(BaseModel):
 def _fault(name: str, error: ValidationError) -> str:
     """Say the first fault of an entry in one line."""
     first = error.errors()[0]
-    above = ["tasks", name, *map(str, first["loc"])]
-    key = above.pop()
-    where = ".".join(above)
+    place = ["tasks", name, *map(str, first["loc"])]
     if first["type"] == "extra_forbidden":
-        fields = (FewShot if "few_shot" in above else OwnTask).model_fields
-        return f"unknown key {key!r} at {where}{nearest(key, fields)}"
-    where = ".".join((*above, key))
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        key = place.pop()
+        fields = (FewShot if "few_shot" in place else OwnTask).model_fields
+        return f"unknown key {key!r} at {'.'.join(place)}{nearest(key, fields)}"
+    return f"{'.'.join(place)}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def parse(tasks: Any) -> dict[str, OwnTask]:

@@ -116,6 +116,11 @@ class Suite:
     content: Mapping[str, Any]
 
 
+def names(text: str) -> list[str]:
+    """Read names that commas separate."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def items_file(data: Path, split: str, task: Task) -> Path:
     """Return the file of a task's items."""
     return data / split / task.suite / f"{task.id}.jsonl"

@@ -66,6 +66,7 @@ def open_backend(
     Raises:
         UserError: There is no such backend, vLLM is not installed, or the folder is not a model.
     """
+    # Imported here: each takes seconds, and vLLM may not be installed.
     if backend == "hf":
         from evaluation.backends.hf import HFBackend
 

@@ -243,6 +243,7 @@ class Backend(abc.ABC):
         self.counted["requests"] += len(requests)
         pairs: list[Pair] = []
         owners: list[int] = []
+        # A text longer than the window is scored in parts, whose log-likelihoods are summed.
         for owner, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 token_list=self._encoder.encode(request.args[0]),

@@ -102,11 +102,11 @@ def _work(pipe: Connection, arguments: dict[str, Any], devices: str, parent: int
     prepare()
     from vllm import LLM
 
-    engine: Any = None  # vLLM's types are not known here
+    engine: Any = None
     try:
         while True:
             problem = ""
-            answers: list[Any] = []
+            answers: list[RequestOutput] = []
             order, given = pipe.recv()
             try:
                 if order == "generate":

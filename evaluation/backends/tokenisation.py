@@ -59,13 +59,13 @@ class Encoder:
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._start = [begin] if rule.bos and begin is not None else []
         preferred = (begin, end) if rule.bos else (end, begin)
-        prefix: int | None = next((token for token in preferred if token is not None), None)
-        if prefix is None:
+        known = [token for token in preferred if token is not None]
+        if not known:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path}: it names no bos_token and no eos_token, "
                 "and prompts need one; add one to its tokenizer_config.json"
             )
-        self.prefix = prefix
+        self.prefix: int = known[0]
         self.encode = functools.lru_cache(_REMEMBERED)(self._encode)
 
     def _encode(self, text: str) -> list[int]:

@@ -120,20 +120,19 @@ class _Tree:
 def _batch(trees: Sequence[_Tree]) -> Batch:
     length = max(len(tree.tokens) for tree in trees)
     # Padding is numbered below every token and sees only itself: a softmax needs something.
-    filled = torch.zeros(2, len(trees), length, dtype=torch.int32)
+    tokens, depths = torch.zeros(2, len(trees), length, dtype=torch.int32)
     walks = torch.arange(-length, 0, dtype=torch.int32).repeat(2, len(trees), 1)
     scored = []
     for row, tree in enumerate(trees):
         start = length - len(tree.tokens)
-        filled[0, row, start:] = torch.tensor(tree.tokens, dtype=torch.int32)
-        filled[1, row, start:] = torch.tensor(tree.depths, dtype=torch.int32)
+        tokens[row, start:] = torch.tensor(tree.tokens, dtype=torch.int32)
+        depths[row, start:] = torch.tensor(tree.depths, dtype=torch.int32)
         walks[:, row, start:] = torch.tensor(tree.walk(), dtype=torch.int32)
         scored += [(row, start + node, target, owner) for node, target, owner in tree.scored]
     rows, columns, targets, owners = torch.tensor(scored).T.contiguous()
     kept, columns = columns.unique(return_inverse=True)
     count = sum(len(tree.tokens) for tree in trees)
-    tokens, depths, first, last = *filled, *walks
-    return Batch(tokens, depths, first, last, kept, rows, columns, targets, owners, count)
+    return Batch(tokens, depths, walks[0], walks[1], kept, rows, columns, targets, owners, count)
 
 
 def plan(pairs: Sequence[Pair], batch_size: int, vocabulary: int) -> list[Batch]:

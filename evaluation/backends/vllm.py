@@ -105,7 +105,7 @@ class VLLMBackend(Backend, VLLM):
                 "vLLM's CPU build cannot start in a process that has loaded numba; "
                 "start the evaluation in a separate process"
             )
-        self.model: Any  # vLLM's engine; None after `close`
+        self.model: Any
         self._checkpoint = Checkpoint(model)
         visible = _check_gpus(tensor_parallel, data_parallel)
         with _starting(model):

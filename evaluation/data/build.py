@@ -161,7 +161,7 @@ def convert_local(sources: Sequence[Source], folder: Path) -> list[Converted]:
     _check_copies(sources, folder)
     converted = []
     for source in sources:
-        one = convert(source, functools.partial(find_local, source, folder=folder))
+        one = convert(source, functools.partial(find_local, source, folder))
         # A local copy does not say which revision it is; its hash does, where that is known.
         proved = set(one.origin["files"]) <= set(source.sha256) and not one.origin["stand_in"]
         one.origin.update(host="local copy", revision=source.revision if proved else None)
@@ -234,7 +234,7 @@ def _write_manifest(
 
 def write_copies(out: Path, one: Converted) -> Path:
     """Write files that are copied unchanged, with their manifest; see `write_suite`."""
-    folder = out / one.source.copies_to
+    folder = out / str(one.source.copies_to)
     with staged_directory(folder) as aside:
         for name, content in one.copies.items():
             write_bytes(aside / name, content)
@@ -267,8 +267,7 @@ def _with_dev(one: Converted, count: int) -> Converted:
     """Take a task's dev items from its training split."""
     from evaluation.data.dev import choose_dev
 
-    role = one.source.dev
-    assert role is not None  # `check_dev` has refused the others
+    role = str(one.source.dev)
     if role not in one.rows:
         raise UserError(
             f"{one.source.name}: its dev items are taken from {one.source.files[role].path}, which "

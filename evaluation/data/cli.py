@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from common.cli import command_parser
 from common.errors import UserError
 from evaluation.data.sources import load_sources, select_sources, with_stand_ins
+from evaluation.suites import names
+
+if TYPE_CHECKING:
+    from evaluation.data.build import Converted
 
 OUT = Path("results/evaluation/data")
 
@@ -26,23 +32,17 @@ that are not named again stay. sql_eval's dumps go to OUT/databases/sql_eval.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation data",
-        description="Convert the published benchmarks to the JSON lines that the suites read: from "
-        "pinned revisions on the hub, or from local copies. Runs no code of a data set.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "evaluation data",
+        "Convert the published benchmarks to the JSON lines that the suites read: from pinned "
+        "revisions on the hub, or from local copies. Runs no code of a data set.",
+        _EPILOG,
     )
     parser.add_argument("--list", action="store_true", help="show the sources and stop")
-    parser.add_argument(
-        "--suite", metavar="A,B", help="suites, or single tasks as suite/task, by commas"
-    )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        metavar="DIR",
-        help="local copies; nothing is downloaded then. --list shows the names looked for",
-    )
+    about = "suites, or single tasks as suite/task, by commas"
+    parser.add_argument("--suite", metavar="A,B", help=about)
+    about = "local copies; nothing is downloaded then. --list shows the names looked for"
+    parser.add_argument("--source", type=Path, metavar="DIR", help=about)
     parser.add_argument(
         "--stand-ins",
         type=Path,
@@ -57,12 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         help="tasks that also get dev items for searches, as suite/task: rows of their training "
         "split that are no test item and no example of one",
     )
-    parser.add_argument(
-        "--dev-items", type=int, default=60, metavar="N", help="dev items of each such task (60)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="DIR", help=f"the data folder ({OUT})"
-    )
+    about = "dev items of each such task (60)"
+    parser.add_argument("--dev-items", type=int, default=60, metavar="N", help=about)
+    about = f"the data folder ({OUT})"
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=about)
     return parser
 
 
@@ -82,6 +80,22 @@ def _list() -> None:
             print(f"  {role:<8} {count:>6}  {file.path}" + "".join(f"  | {n}" for n in names))
 
 
+def _counts(one: Converted, dev_items: int) -> str:
+    """Write a converted task's line: its rows, and what its files are not."""
+    rows = one.origin["rows"]
+    line = ", ".join(f"{count} {role}" for role, count in rows.items())
+    if one.copies:
+        line = f"{len(one.copies)} files, {sum(rows.values())} rows"
+    line += f", {dev_items} dev items" if dev_items else ""
+    line += "".join(
+        f"; {role} is a stand-in: {why}" for role, why in one.origin["stand_in"].items()
+    )
+    # A local copy has no revision where its hash is not known.
+    if one.source.revision is None and one.origin["revision"] is not None:
+        line += f"; revision {one.origin['revision']} (not pinned)"
+    return f"{one.source.name:<22} {line}"
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return the exit code."""
     arguments = _parser().parse_args(argv)
@@ -90,15 +104,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if arguments.suite is None:
         raise UserError("--suite is missing; python -m evaluation data --help shows examples")
-    names, dev = (
-        [name.strip() for name in text.split(",") if name.strip()]
-        for text in (arguments.suite, arguments.dev)
-    )
+    dev = names(arguments.dev)
     if arguments.dev_items < 1:
         raise UserError("--dev-items: give 1 or more")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is no folder; give one")
-    sources = select_sources(names)
+    sources = select_sources(names(arguments.suite))
     if arguments.stand_ins:
         if arguments.source is None:
             raise UserError("--stand-ins names files below --source DIR; give that too")
@@ -107,15 +118,6 @@ def main(argv: Sequence[str]) -> int:
     from evaluation.data.build import build
 
     for one in build(sources, arguments.source, arguments.out, dev, arguments.dev_items):
-        counts = ", ".join(f"{count} {role}" for role, count in one.origin["rows"].items())
-        if one.copies:
-            counts = f"{len(one.copies)} files, {sum(one.origin['rows'].values())} rows"
-        lacking = "".join(
-            f"; {role} is a stand-in: {why}" for role, why in one.origin["stand_in"].items()
-        )
-        unpinned = one.source.revision is None and one.origin["revision"] is not None
-        newest = f"; revision {one.origin['revision']} (not pinned)" if unpinned else ""
-        counts += f", {arguments.dev_items} dev items" if one.source.name in dev else ""
-        print(f"{one.source.name:<22} {counts}{lacking}{newest}")
+        print(_counts(one, arguments.dev_items if one.source.name in dev else 0))
     print(f"written below {arguments.out}")
     return 0

@@ -191,7 +191,7 @@ def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
     ]
 
 
-def find_local(source: Source, role: str, folder: Path) -> tuple[Path, File] | None:
+def find_local(source: Source, folder: Path, role: str) -> tuple[Path, File] | None:
     """Find a role's file below a folder of local copies.
 
     Args:

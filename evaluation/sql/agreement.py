@@ -76,14 +76,11 @@ def disagreements(
     found: dict[str, list[str]] = {}
     for row in rows:
         differing = found.setdefault(row["query_category"], [])
-        first, second = (
-            _plain(
-                engine.execute(
-                    row["db_name"], gold.corrected(dialect_of(row, engine.name)["query"])[0]
-                )
-            )
-            for engine in engines
-        )
+        results = []
+        for engine in engines:
+            query = gold.corrected(dialect_of(row, engine.name)["query"])[0]
+            results.append(_plain(engine.execute(row["db_name"], query)))
+        first, second = results
         match = comparison_corrected.compare(Compared(first, second, "", "", "", ""))
         if not match.exact:
             differing.append(str(row["id"]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from common.cli import command_parser
 
 _EPILOG = """\
 examples:
@@ -22,12 +23,8 @@ with `--postgres DIR` loads the databases there; without, it starts and stops a 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 1 where `status` finds no server, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation postgres",
-        description="Start and stop a private PostgreSQL server for SQL-Eval.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Start and stop a private PostgreSQL server for SQL-Eval."
+    parser = command_parser("evaluation postgres", about, _EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("start", "make a cluster and start it"),
@@ -47,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(agreement.report(arguments.data, arguments.split))
         return 0
 
+    # psycopg is not needed to show help.
     from evaluation.sql import server
 
     if arguments.command == "start":

@@ -122,7 +122,7 @@ def order_keys(query: str, columns: int, dialect: str) -> list[int] | None:
     """
     everything = list(range(columns))
     try:
-        tree = sqlglot.parse_one(query, read=dialect)
+        tree: Any = sqlglot.parse_one(query, read=dialect)
     except sqlglot.errors.SqlglotError:
         return everything if re.search(r"\border\s+by\b", query, re.IGNORECASE) else None
     order = tree.args.get("order")

@@ -30,11 +30,6 @@ _UNITS = {
     "WEEK": datetime.timedelta(weeks=1),
 }
 
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July"),
-    *("August", "September", "October", "November", "December"),
-)
-
 
 @dataclass
 class Table:
@@ -101,21 +96,16 @@ def _truncate(value: Any, unit: str) -> datetime.datetime:
 def _text_of_time(time: datetime.datetime, format: str) -> str:
     """Write a time in one of the two formats of the dumps."""
     if format == "Month":  # PostgreSQL pads the name, which SQLite's gold queries do not expect
-        return _MONTHS[time.month - 1]
+        return calendar.month_name[time.month]
     if format.startswith("%Y%m"):
         # PostgreSQL reads this one as noise; the column's comment asks for yyyyMMdd HH:mm:ss.
         return time.strftime("%Y%m%d %H:%M:%S")
     raise ValueError(f"a time in the format {format!r}")
 
 
-def _unit(node: exp.TimestampTrunc | exp.Interval) -> str:
-    if node.unit is None:
-        raise ValueError(f"no unit in {node.sql(dialect='postgres')!r}")
-    return node.unit.name.upper()
-
-
-def _value(node: exp.Expression, now: datetime.datetime) -> Any:
+def _value(node: Any, now: datetime.datetime) -> Any:
     """Compute a value of a dump."""
+    # Only what the dumps contain is read; anything else is refused at the end.
     if isinstance(node, exp.Literal):
         if node.is_string:
             return node.this
@@ -153,7 +143,7 @@ def _value(node: exp.Expression, now: datetime.datetime) -> Any:
     raise ValueError(f"cannot read {node.sql(dialect='postgres')!r}")
 
 
-def _stored(value: Any, kind: exp.DataType) -> Any:
+def _stored(value: Any, kind: Any) -> Any:
     """Convert a value as PostgreSQL does on insertion, into what SQLite stores."""
     if value is None:
         return None
@@ -174,14 +164,8 @@ def _stored(value: Any, kind: exp.DataType) -> Any:
     return str(value)
 
 
-def _kind(column: exp.ColumnDef) -> exp.DataType:
-    if column.kind is None:
-        raise ValueError(f"column {column.name} has no type")
-    return column.kind
-
-
-def _default(column: exp.ColumnDef, number: int, now: datetime.datetime) -> Any:
-    if _kind(column).this in _SERIAL:
+def _default(column: Any, number: int, now: datetime.datetime) -> Any:
+    if column.kind.this in _SERIAL:
         return number
     default = column.find(exp.DefaultColumnConstraint)
     return None if default is None else _value(default.this, now)
@@ -199,7 +183,8 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
     tables: dict[str, Table] = {}
     definitions: dict[str, dict[str, exp.ColumnDef]] = {}
     try:
-        for statement in sqlglot.parse(path.read_text(encoding="utf-8"), read="postgres"):
+        statements: list[Any] = sqlglot.parse(path.read_text(encoding="utf-8"), read="postgres")
+        for statement in statements:
             if isinstance(statement, exp.Create) and statement.kind == "TABLE":
                 name = statement.this.this.name
                 columns = {column.name: column for column in statement.find_all(exp.ColumnDef)}
@@ -219,7 +204,7 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
     return list(tables.values())
 
 
-def _sqlite_type(kind: exp.DataType) -> str:
+def _sqlite_type(kind: Any) -> str:
     return "INTEGER" if kind.this in _SERIAL else kind.sql(dialect="sqlite")
 
 

@@ -82,9 +82,8 @@ END $$
 """
 
 
-def _connect(server: Server, role: str, database: str, **options: str) -> psycopg.Connection:
-    known: dict[str, Any] = server.address(role, database) | options
-    address = psycopg.conninfo.make_conninfo(**known)
+def _connect(server: Server, role: str, database: str, **options: Any) -> psycopg.Connection:
+    address = server.address(role, database)
     end = time.monotonic() + _RESTART_SECONDS
     while True:
         try:
@@ -222,7 +221,7 @@ def fingerprint(server: Server, database: str) -> str:
         queries.append("SELECT count(*)::text FROM pg_class")
         queries.append("SELECT md5(string_agg(s::text, ',')) FROM pg_sequences s")
         for query in queries:
-            parts += [str(value) for (value,) in owner.execute(query)]
+            parts += [str(value) for value in owner.execute(query).fetchone() or ()]
     return "\n".join([*(table for (table,) in tables), *parts])
 
 

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_text
@@ -62,7 +62,7 @@ class Server:
     port: int
     passwords: dict[str, str]
 
-    def address(self, role: str, database: str) -> dict[str, str | int]:
+    def address(self, role: str, database: str) -> dict[str, Any]:
         """Return what psycopg needs to connect as OWNER, READER or WATCHDOG."""
         return {
             "host": "127.0.0.1",
@@ -98,13 +98,7 @@ def _programs() -> Path:
     return folder
 
 
-class _Identity(TypedDict, total=False):
-    user: int
-    group: int
-    extra_groups: list[str | int]
-
-
-def _identity() -> _Identity:
+def _identity() -> dict[str, Any]:
     """Return the arguments of subprocess.run that give up root's rights."""
     if os.geteuid() != 0:
         return {}

@@ -24,7 +24,7 @@ _WHY = "hand-made rows in the published columns"
 def _copy(source: Source, folder: Path, out: Path) -> None:
     """Copy a source's real files under the names that they have."""
     for role in source.files:
-        if found := find_local(source, role, folder):
+        if found := find_local(source, folder, role):
             target = out / found[0].relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found[0], target)

@@ -76,14 +76,14 @@ def test_a_copy_of_the_repository_comes_before_the_alternatives(tmp_path):
     source = load_sources()["kobest/boolq"]
     (tmp_path / "kobest/BoolQ").mkdir(parents=True)
     (tmp_path / "kobest/BoolQ/test.tsv").write_text("x")
-    assert find_local(source, "items", tmp_path)[0] == tmp_path / "kobest/BoolQ/test.tsv"
+    assert find_local(source, tmp_path, "items")[0] == tmp_path / "kobest/BoolQ/test.tsv"
     (tmp_path / "skt/kobest_v1/boolq").mkdir(parents=True)
     (tmp_path / "skt/kobest_v1/boolq/test.jsonl").write_text("x")
-    found = find_local(source, "items", tmp_path)[0]
+    found = find_local(source, tmp_path, "items")[0]
     assert found == tmp_path / "skt/kobest_v1/boolq/test.jsonl"
-    assert find_local(source, "fewshot", tmp_path) is None  # optional here
+    assert find_local(source, tmp_path, "fewshot") is None  # optional here
     with pytest.raises(UserError, match=r"mkshing/xlsum_ja/data/test\.csv; put the file there"):
-        find_local(load_sources()["ja8/xlsum_ja"], "items", tmp_path)
+        find_local(load_sources()["ja8/xlsum_ja"], tmp_path, "items")
 
 
 def test_quotes_in_a_plain_table_are_text(tmp_path):
