@@ -115,7 +115,6 @@ def load_definition(task: Task) -> dict[str, Any]:
     Raises:
         UserError: The file is not valid YAML or names an unknown function.
     """
-    definition: dict[str, Any]
     definition = _read(task.definition, task) if task.definition.is_file() else _plain(task)
     if task.folder is not None:
         # Rows of any columns; where they come from was decided when they were read.

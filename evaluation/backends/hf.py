@@ -154,9 +154,8 @@ class HFBackend(Backend, HFLM):
 
     def _score(self, arranged: Any, count: int) -> list[tuple[float, bool]]:
         if self._grows_trees():
-            return self._run(cast("list[trees.Batch]", arranged), count)
-        pairs = cast("list[Pair]", arranged)
-        requests = [(None, pair.before, pair.after) for pair in pairs]
+            return self._run(arranged, count)
+        requests = [(None, pair.before, pair.after) for pair in arranged]
         self.counted["tokens"] += sum(len(b) + len(a) - 1 for _, b, a in requests)
         answers = self._loglikelihood_tokens(requests, disable_tqdm=True)
         self.on_progress(count)

@@ -126,7 +126,7 @@ def order_keys(query: str, columns: int, dialect: str) -> list[int] | None:
     except sqlglot.errors.SqlglotError:
         return everything if re.search(r"\border\s+by\b", query, re.IGNORECASE) else None
     order = tree.args.get("order")
-    if order is None or not isinstance(tree, exp.Query):
+    if order is None:
         return None
     selected = tree.selects
     if len(selected) != columns:  # a star

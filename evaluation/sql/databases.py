@@ -103,6 +103,12 @@ def _text_of_time(time: datetime.datetime, format: str) -> str:
     raise ValueError(f"a time in the format {format!r}")
 
 
+def _unit(node: Any) -> str:
+    if node.unit is None:
+        raise ValueError(f"no unit in {node.sql(dialect='postgres')!r}")
+    return node.unit.name.upper()
+
+
 def _value(node: Any, now: datetime.datetime) -> Any:
     """Compute a value of a dump."""
     # Only what the dumps contain is read; anything else is refused at the end.
@@ -188,10 +194,10 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
             if isinstance(statement, exp.Create) and statement.kind == "TABLE":
                 name = statement.this.this.name
                 columns = {column.name: column for column in statement.find_all(exp.ColumnDef)}
-                types = {n: _sqlite_type(_kind(column)) for n, column in columns.items()}
+                types = {n: _sqlite_type(column.kind) for n, column in columns.items()}
                 tables[name], definitions[name] = Table(name, types, []), columns
             elif isinstance(statement, exp.Insert):
-                name = next(statement.find_all(exp.Table)).name
+                name = statement.this.find(exp.Table).name
                 given = [column.name for column in statement.this.expressions]
                 _insert(tables[name], definitions[name], given, statement.expression, now)
             elif statement is not None and not isinstance(statement, exp.Create):
@@ -224,7 +230,7 @@ def _insert(
                 value = _default(column, len(table.rows) + 1, now)
             else:
                 value = _value(row.expressions[position], now)
-            stored.append(_stored(value, _kind(column)))
+            stored.append(_stored(value, column.kind))
         table.rows.append(tuple(stored))
 
 

@@ -87,7 +87,7 @@ def _connect(server: Server, role: str, database: str, **options: Any) -> psycop
     end = time.monotonic() + _RESTART_SECONDS
     while True:
         try:
-            return psycopg.connect(address, autocommit=True)
+            return psycopg.connect(**address, autocommit=True, **options)
         except psycopg.OperationalError as error:
             problem = " ".join(str(error).split())
             # A session that died, by the kernel's hand for one, makes the server start again.
