@@ -62,7 +62,12 @@ class Recipe:
 
 def recipe_of(role: str, **given: float | None) -> Recipe:
     """Complete given fields of a recipe by the usual ones of a base or of an expert."""
-    usual = {"steps": 600, "learning_rate": 2e-3, "prompt_weight": 0.03, "weight_decay": 0.0}
+    usual: dict[str, Any] = {
+        "steps": 600,
+        "learning_rate": 2e-3,
+        "prompt_weight": 0.03,
+        "weight_decay": 0.0,
+    }
     if role == BASE:
         usual = {"steps": 1100, "learning_rate": 3e-3, "prompt_weight": 0.3, "weight_decay": 0.01}
     chosen: dict[str, Any] = usual | {

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "models are served by one process, which saves its start-up.",
         _EPILOG,
     )
+    # What several options have in common.
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--list", action="store_true", help="show suites and tasks and stop")

@@ -108,6 +108,7 @@ def check(
                 f"of {base['split']!r}; evaluate both on one split"
             )
         result[name] = _compare(base, scores, domain, clearly)
+    # After all comparisons, so that a missing score is reported before a weak expert.
     for name, judged in result.items():
         gain = judged["expert"] - judged["base"]
         if stop and not gain > clearly * judged["stderr"]:

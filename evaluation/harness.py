@@ -151,6 +151,7 @@ class Harness:
         self._data_hashes: dict[str, list[str]] = {}
         self._lm_tasks: dict[str, LocalTask] = {}
         self._scorers: dict[str, Scorer] = {}
+        # Wrong rows are refused here, before a model is loaded.
         for task in self.tasks:
             context = Context(task, self._tokenizer, self.data, engine, postgres, self._resources)
             self._prepare(task, context, limit)

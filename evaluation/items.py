@@ -162,6 +162,7 @@ class Scorer:
             "prompt": task.prompt,
             "scale": None if task.scale == 1 else task.scale,
         }
+        # Such as SQL-Eval's categories, of which its publication has a score each.
         groups: dict[str, list[Item]] = {}
         for item in items if self._group_by else ():
             groups.setdefault(str(item[self._group_by]), []).append(item)

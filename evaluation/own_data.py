@@ -79,6 +79,7 @@ def _definition(path: Path) -> dict[str, Any]:
 def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTask:
     """Complete an entry from its YAML of lm-eval."""
     sources = found.get("dataset_kwargs", {}).get("data_files", {})
+    # lm-eval tests on `validation_split` where a task has no `test_split`.
     splits = {
         "items": found.get("test_split") or found.get("validation_split"),
         "dev_items": found.get("validation_split") if found.get("test_split") else None,
@@ -279,6 +280,7 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
     """
     contents = read(name, entry)
     task, folder = contents.task, data / FOLDER / name
+    # First, so that a task that is half replaced is not found.
     if folder.exists():
         shutil.rmtree(folder)
     if entry.databases:

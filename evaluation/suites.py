@@ -255,6 +255,7 @@ def select(
         if base not in suites:
             raise UserError(f"no suite named {base!r}{nearest(base, suites)}")
         suite = suites[base]
+        # What a name says itself goes before the two arguments.
         asked = {"fidelity": fidelity, "prompt": prompt}
         said: set[str] = set()
         for qualifier in qualifiers:

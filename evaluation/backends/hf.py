@@ -242,6 +242,7 @@ class HFBackend(Backend, HFLM):
         device, length = self.device, max(len(prompt.tokens) for prompt in prompts)
         tokens = torch.zeros(len(prompts), length, dtype=torch.int64)
         mask = torch.zeros_like(tokens)
+        # Padding comes first, so that every row's next token is in the last column.
         for row, prompt in enumerate(prompts):
             tokens[row, length - len(prompt.tokens) :] = torch.from_numpy(prompt.tokens)
             mask[row, length - len(prompt.tokens) :] = 1

@@ -119,7 +119,7 @@ def _work(pipe: Connection, arguments: dict[str, Any], devices: str, parent: int
                         engine.llm_engine.engine_core.shutdown()
                     arguments["model"] = given[0]
                     engine = LLM(**arguments)
-            except Exception as error:
+            except Exception as error:  # the first process says it and decides what follows
                 problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             pipe.send((problem, answers))
     except EOFError:

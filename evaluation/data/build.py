@@ -118,6 +118,7 @@ def convert(source: Source, locate: Callable[[str], tuple[Path, File] | None]) -
     rows: dict[str, Rows] = {}
     copies: dict[str, bytes] = {}
     hashes = {role: sha256_file(path) for role, (path, _) in present.items()}
+    # Before conversion: of a wrong file, its hash says more than its rows.
     _check_hashes(source, present, hashes)
     if source.copies_to:
         copies = {role: path.read_bytes() for role, (path, _) in present.items()}
@@ -302,6 +303,7 @@ def build(
         UserError: A file is missing or damaged, or a task has no dev items, or not so many.
     """
     check_dev(sources, dev)
+    # Everything is read first, so that a damaged file leaves the old data complete.
     converted = convert_local(sources, folder) if folder else convert_remote(sources)
     chosen = [_with_dev(one, dev_items) for one in converted if one.source.name in dev]
     for suite in dict.fromkeys(source.suite for source in sources):

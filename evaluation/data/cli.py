@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "revisions on the hub, or from local copies. Runs no code of a data set.",
         _EPILOG,
     )
+    # --suite is checked in main: argparse would ask for it with --list too.
     parser.add_argument("--list", action="store_true", help="show the sources and stop")
     about = "suites, or single tasks as suite/task, by commas"
     parser.add_argument("--suite", metavar="A,B", help=about)

@@ -68,6 +68,7 @@ def choose_dev(
         UserError: There are not so many.
     """
     taken = {content_hash(row) for row in (*items, *drawn(task, items, pool))}
+    # Training splits repeat rows; the first of equal ones counts.
     free: dict[str, dict[str, Any]] = {}
     for row in pool:
         free.setdefault(content_hash(row), row)

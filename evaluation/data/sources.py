@@ -167,6 +167,7 @@ def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         problem = " ".join(str(error).split())
         raise UserError(f"{table}: not a table of stand-ins ({problem}); correct it") from None
+    # Rows that are not the benchmark's must say so in every table: `stand_in` is required.
     known = load_sources()
     for name, roles in given.items():
         if name not in known:

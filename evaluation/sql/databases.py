@@ -198,6 +198,7 @@ def read_dump(path: Path, now: datetime.datetime | None = None) -> list[Table]:
                 tables[name], definitions[name] = Table(name, types, []), columns
             elif isinstance(statement, exp.Insert):
                 name = statement.this.find(exp.Table).name
+                # Without a list of columns the values have the table's order.
                 given = [column.name for column in statement.this.expressions]
                 _insert(tables[name], definitions[name], given, statement.expression, now)
             elif statement is not None and not isinstance(statement, exp.Create):

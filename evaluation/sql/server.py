@@ -281,6 +281,7 @@ def temporary() -> Iterator[Server]:
     guard = None
     try:
         server = start(folder)
+        # A shell that outlives this process even if it is killed, and then cleans up.
         guard = subprocess.Popen(
             [
                 *("/bin/sh", "-c"),
