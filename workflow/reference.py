@@ -47,7 +47,9 @@ studies: null
 ```
 
 Mappings are merged key by key, and new keys come after those of the extended file. Lists and other
-values are replaced. A file can extend one that extends another. The file works with every command
+values are replaced. With a new `name` the results are in a new folder and every step runs; without
+one the experiment writes into the folder of the extended file and reuses its finished steps. A file
+can extend one that extends another. The file works with every command
 that takes `--config`, and with `snakemake --configfile my.yaml`.
 """
 
