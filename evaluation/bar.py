@@ -9,23 +9,14 @@ from common.progress import Progress
 
 
 class Bar:
-    """Shows how many of a task's requests the model has answered.
-
-    Args:
-        model: What the model is called.
-    """
+    """Shows how many of a task's requests the model of this name has answered."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._shown: Any = None
 
     def start(self, task: str, requests: int) -> None:
-        """Begin a task.
-
-        Args:
-            task: Its name.
-            requests: How many requests it has.
-        """
+        """Begin a task with this number of requests."""
         self.close()
         what = f"{self._model}: {task}"
         if sys.stderr.isatty():
