@@ -52,21 +52,13 @@ MOST_MEMORY = 0.4  # of the published peak
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Random models and their data.
+    """Random models and their data."""
 
-    Attributes:
-        size: Of `SIZES`.
-        experts: How many.
-        mean: Tokens of a sample in the mean.
-        dtype: Of the weights.
-        rows: Training rows; the first is not measured.
-    """
-
-    size: str = "27M"
+    size: str = "27M"  # of `SIZES`
     experts: int = 3
-    mean: int = 291
-    dtype: str = "bfloat16"
-    rows: int = 4
+    mean: int = 291  # tokens of a sample in the mean
+    dtype: str = "bfloat16"  # of the weights
+    rows: int = 4  # training rows; the first is not measured
 
 
 def start(world: World, work: Path, variant: str, gradients: Path | None = None) -> dict[str, Any]:

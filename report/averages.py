@@ -11,31 +11,19 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Score:
-    """A score in [0, 1], of one task or of a mean over tasks.
-
-    Attributes:
-        value: The score.
-        stderr: Its standard error over items.
-        items: Number of test items behind it.
-        chance: Expected score of a uniform random choice.
-    """
+    """A score in [0, 1], of one task or of a mean over tasks."""
 
     value: float
-    stderr: float
-    items: int
-    chance: float = 0.0
+    stderr: float  # its standard error over items
+    items: int  # number of test items behind it
+    chance: float = 0.0  # expected score of a uniform random choice
 
 
 def mean(scores: Sequence[Score | None]) -> Score | None:
-    """Average the scores of independent tasks (or of columns that share no task).
+    """Average the scores of independent tasks, or of columns that share no task, unweighted.
 
-    Args:
-        scores: At least one score; None stands for one that is missing.
-
-    Returns:
-        Their unweighted mean, with the standard error sqrt(sum of squared errors) / k, all items,
-        and the mean chance level; None where any is missing, because a mean over fewer tasks
-        would not compare with the other rows'.
+    The standard error is sqrt(sum of squared errors) / k. The mean is None where any score is
+    missing, because a mean over fewer tasks would not compare with the other rows'.
     """
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
@@ -52,28 +40,15 @@ def mean(scores: Sequence[Score | None]) -> Score | None:
 @final
 @dataclass(frozen=True)
 class Spread:
-    """The mean of one quantity over runs that differ in their seed.
-
-    Attributes:
-        mean: Mean over the runs.
-        deviation: Sample standard deviation (divisor n - 1), None for a single run.
-        runs: Number of runs, n.
-    """
+    """The mean of one quantity over runs that differ in their seed."""
 
     mean: float
-    deviation: float | None
-    runs: int
+    deviation: float | None  # sample standard deviation (divisor n - 1), None for a single run
+    runs: int  # number of runs, n
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Summarise runs over seeds.
-
-    Args:
-        values: One value a run; None stands for a run without a score.
-
-    Returns:
-        Mean and sample standard deviation over the runs that have a value; None without any.
-    """
+    """Summarise one quantity over seeds by the runs that have a value; None where none has one."""
     present = [value for value in values if value is not None]
     return spread_of(present) if present else None
 

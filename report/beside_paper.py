@@ -28,15 +28,7 @@ def _score(case: Case, model: Model, column: str) -> Score | None:
 
 
 def values_grid(experiment: Experiment, published: Published) -> Grid:
-    """Lay out every value that the paper states with the scores of our rows for it.
-
-    Args:
-        experiment: The experiment.
-        published: The paper's values.
-
-    Returns:
-        One row per stated value and row of ours.
-    """
+    """Lay out every value that the paper states next to the score of each of our rows for it."""
     rows = []
     for case in experiment.cases:
         table = published.tables.get(case.table)

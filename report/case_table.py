@@ -21,14 +21,10 @@ def _rows(case: Case) -> list[Model]:
 
 
 def case_csv(case: Case) -> str:
-    """Write a case's table for programs.
+    """Write a case's table for programs: one row per model.
 
-    Args:
-        case: The case.
-
-    Returns:
-        CSV: one row per model; value, standard error and items per column, then the average,
-        then the columns outside it, then counted amounts. Nothing measured is in it.
+    Value, standard error and items per column, then the average, then the columns outside it, then
+    counted amounts. Nothing measured is in it, so that equal runs give equal bytes.
     """
     about = ("id", "label", "kind", "status", "best_of", "data", "embeddings_and_norms", "seed")
     counted = fields.counted_names(case.models)
@@ -50,15 +46,7 @@ def case_csv(case: Case) -> str:
 
 
 def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
-    """Find the models with the highest score among the merges that take part in the marks.
-
-    Args:
-        models: The rows.
-        scores: Their scores in one column.
-
-    Returns:
-        Ids of the winners, several where they are equal.
-    """
+    """Return the ids of the merges with the highest score; several where they are equal."""
     values = {
         model.id: score.value
         for model, score in zip(models, scores, strict=True)
@@ -101,14 +89,14 @@ def _marks(case: Case, tasks: Sequence[str]) -> str:
 
 def _stand_ins(case: Case) -> list[str]:
     """Name the tasks whose rows are not their benchmark's, with the reason."""
-    told: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for task, roles in case.stand_ins().items():
         for role, why in sorted(roles.items(), key=lambda entry: entry[0] != "items"):
-            told.setdefault((role, why), []).append(case.task_label(task))
+            found.setdefault((role, why), []).append(case.task_label(task))
     return [
         f"Not the benchmark's own {'examples' if role == 'fewshot' else role}, but "
         f"{why}: {', '.join(labels)}."
-        for (role, why), labels in told.items()
+        for (role, why), labels in found.items()
     ]
 
 
@@ -197,15 +185,7 @@ def _columns(case: Case) -> list[tuple[str, list]]:
 
 
 def case_grid(case: Case, seed: int) -> Grid:
-    """Lay out Table 1 or Table 2 for people.
-
-    Args:
-        case: The case.
-        seed: The experiment's seed.
-
-    Returns:
-        The table: random choice, base, experts, merges; averaged columns, Avg, other columns.
-    """
+    """Lay out Table 1 or Table 2 for people: random choice, base, experts, merges."""
     caption = (
         f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the "
         f"{len(case.averaged)} "

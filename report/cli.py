@@ -24,10 +24,10 @@ def _tables(given: argparse.Namespace) -> None:
     experiment = load.load(given.config, given.results)
     written = tables.write(experiment, given.out)
     found = cost.costs(experiment)
-    beside = given.cost or given.out.parent / "cost.csv"
+    path = given.cost or given.out.parent / "cost.csv"
     if found:
-        write_text(beside, cost.cost_csv(found))
-    measured = f"; measured costs: {beside}" if found else ""
+        write_text(path, cost.cost_csv(found))
+    measured = f"; measured costs: {path}" if found else ""
     print(f"{len(written)} files of tables: {given.out}{measured}")
 
 

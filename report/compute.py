@@ -14,31 +14,16 @@ CONFIDENCE = 1.96  # standard errors of a normal variable on each side of a 95 %
 
 @dataclass(frozen=True)
 class Point:
-    """A merge's place in the figure.
-
-    Attributes:
-        model: The merge.
-        score: Its test average.
-        flops: FLOPs of making it, its search and the teachers that it learned from included.
-        cpu_s: CPU seconds of the same.
-    """
+    """A merge's place in the figure."""
 
     model: Model
     score: Score
-    flops: float
-    cpu_s: float
+    flops: float  # FLOPs of making it, its search and the teachers that it learned from included
+    cpu_s: float  # CPU seconds of the same
 
 
 def points(case: Case, found: Sequence[Cost]) -> list[Point]:
-    """Collect the merges of a case's main table that have a score and a cost.
-
-    Args:
-        case: The case.
-        found: The costs of all steps.
-
-    Returns:
-        One point per merge, in the table's order. The training of base and experts is in none.
-    """
+    """Collect the merges of a case's main table that have a score and a cost, in its order."""
     made = []
     for model in case.models:
         steps = [
@@ -47,6 +32,7 @@ def points(case: Case, found: Sequence[Cost]) -> list[Point]:
             if (cost.case, cost.id) == (case.id, model.id) and cost.stage != "evaluation"
         ]
         score = case.average(model)
+        # The training of base and experts is in no merge's cost: all share it.
         if model.kind == "merge" and steps and score is not None:
             steps += teachers_of(case.id, model, found)
             flops, cpu_s = (
@@ -58,10 +44,6 @@ def points(case: Case, found: Sequence[Cost]) -> list[Point]:
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Find what nothing beats: no other is both as cheap and as good, and better in one of them.
-
-    Args:
-        costs: The less the better.
-        values: The more the better; as many.
 
     Returns:
         Places in the sequences, by rising cost; the first of equals stands for all of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from report import palette
@@ -37,6 +37,20 @@ def _front(axes: Axes, costs: Sequence[float], values: Sequence[float]) -> None:
     axes.step(x, y, where="post", color="#666666", linewidth=1.0, linestyle="--", zorder=1)
 
 
+def _places(x: float, y: float, size: Bbox, reach: float) -> Iterator[tuple[float, Bbox]]:
+    """Yield boxes for a label with their distance from (x, y) in `reach`, near ones first."""
+    from matplotlib.transforms import Bbox
+
+    for radius in (1.6, *range(3, 40)):
+        # Right and left first, where a label is read with its point most easily.
+        for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12):
+            angle = math.pi * turn / 8
+            left = x + radius * reach * math.cos(angle) * 1.4
+            left -= size.width * (1 - math.cos(angle)) / 2
+            middle = y + radius * reach * math.sin(angle)
+            yield radius, Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height)
+
+
 def place_labels(
     axes: Axes, costs: Sequence[float], values: Sequence[float], texts: Sequence[str]
 ) -> list[Bbox]:
@@ -60,43 +74,34 @@ def place_labels(
 
     # Without a white outline the Pareto line would strike through the text.
     outlined: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground="white")]
-    figure = axes.figure
-    assert isinstance(figure.canvas, FigureCanvasAgg)  # `compute_figure` makes it so
-    renderer = figure.canvas.get_renderer()
-    pixel = figure.dpi / 72
+    assert isinstance(axes.figure.canvas, FigureCanvasAgg)  # `compute_figure` makes it so
+    renderer = axes.figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
+    to_data = axes.transData.inverted()
     dots = [tuple(axes.transData.transform(point)) for point in zip(costs, values, strict=True)]
-    reach = _DOT * pixel
+    reach = _DOT * axes.figure.dpi / 72
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in dots]
     boxes = []
+
+    def free(box: Bbox) -> bool:
+        within = inside.x0 <= box.x0 and box.x1 <= inside.x1
+        within = within and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        return within and not any(box.overlaps(other) for other in taken)
+
     # From the top, so that the labels of a crowd keep the order of their points.
     for place in sorted(range(len(texts)), key=lambda i: (-dots[i][1], dots[i][0])):
         x, y = dots[place]
         text = axes.text(0, 0, texts[place], fontsize=6.5, va="center", ha="left", zorder=5)
         text.set_path_effects(outlined)
         size = text.get_window_extent(renderer)
-        for radius in (1.6, *range(3, 40)):
-            best = None
-            for turn in (0, 8, 1, 15, 7, 9, 2, 14, 6, 10, 3, 13, 5, 11, 4, 12):
-                angle = math.pi * turn / 8
-                at_x = x + radius * reach * math.cos(angle) * 1.4
-                at_y = y + radius * reach * math.sin(angle)
-                left = at_x - size.width * (1 - math.cos(angle)) / 2
-                box = Bbox.from_bounds(left, at_y - size.height / 2, size.width, size.height)
-                within = inside.x0 <= box.x0 and box.x1 <= inside.x1
-                within = within and inside.y0 <= box.y0 and box.y1 <= inside.y1
-                if within and not any(box.overlaps(other) for other in taken):
-                    best = box
-                    break
-            if best is not None:
-                break
-        else:
-            best = Bbox.from_bounds(x + reach, y, size.width, size.height)
-        at_x, at_y = axes.transData.inverted().transform((best.x0, (best.y0 + best.y1) / 2))
+        fallback = math.inf, Bbox.from_bounds(x + reach, y, size.width, size.height)
+        found = (pair for pair in _places(x, y, size, reach) if free(pair[1]))
+        radius, best = next(found, fallback)
+        at_x, at_y = to_data.transform((best.x0, (best.y0 + best.y1) / 2))
         text.set_position((at_x, at_y))
         if radius > 3:
             end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
-            path = axes.transData.inverted().transform([(x, y), end])
+            path = to_data.transform([(x, y), end])
             axes.plot(path[:, 0], path[:, 1], color="#AAAAAA", linewidth=0.5, zorder=1)
         taken.append(best)
         boxes.append(best)
@@ -149,14 +154,7 @@ def _panel(
 def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
     """Draw a case's merges over their FLOPs and over their CPU seconds, with Pareto lines.
 
-    Args:
-        case: The case.
-        found: The costs of all steps.
-        config: The resolved configuration, which separates methods from their variants.
-
-    Returns:
-        The figure; squares are rows that take no part in the marks for the best merge, nor in
-        the Pareto line.
+    Squares are rows that take no part in the marks for the best merge, nor in the Pareto line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -180,6 +178,7 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
         Line2D([], [], color="#666666", linestyle="--", label="Pareto line"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    # The layout must be final before labels are placed: they are placed in pixels.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, costs, values in placed:

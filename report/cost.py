@@ -27,34 +27,20 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one step.
+    """The cost of one step."""
 
-    Attributes:
-        stage: One of STAGES.
-        case: The case study, or ``ablation``.
-        id: Model, row or run.
-        split: For an evaluation, the split of the items; else empty.
-        wall_s: Wall time in seconds.
-        cpu_s: CPU time in seconds, user and system.
-        gpu_s: Wall seconds times the GPUs that were held.
-        peak_rss_mb: Peak resident memory in MB (10^6 bytes) of the process.
-        peak_gpu_mb: Peak memory on a GPU in MB.
-        bytes_read: Asked for by the process, from the page cache or not.
-        bytes_written: The same for writing.
-        counted: Amounts by name, as the step reported them.
-    """
-
-    stage: str
-    case: str
-    id: str
-    split: str
-    wall_s: float
-    cpu_s: float
-    peak_rss_mb: float
-    gpu_s: float = 0.0
-    peak_gpu_mb: float = 0.0
-    bytes_read: float = 0.0
-    bytes_written: float = 0.0
+    stage: str  # one of STAGES
+    case: str  # the case study, or ``ablation``
+    id: str  # model, row or run
+    split: str  # for an evaluation, the split of the items; else empty
+    wall_s: float  # wall time in seconds
+    cpu_s: float  # CPU time in seconds, user and system
+    peak_rss_mb: float  # peak resident memory in MB (10^6 bytes) of the process
+    gpu_s: float = 0.0  # wall seconds times the GPUs that were held
+    peak_gpu_mb: float = 0.0  # peak memory on a GPU in MB
+    bytes_read: float = 0.0  # asked for by the process, from the page cache or not
+    bytes_written: float = 0.0  # the same for writing
+    # Amounts by name, as the step reported them
     counted: Mapping[str, float] = field(default_factory=dict)
 
     def _sum(self, *names: str) -> float:
@@ -88,8 +74,8 @@ DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
 def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
     """Yield the cost in a step's cost.json, nothing where there is none.
 
-    A resumed search has the time of its earlier runs among its counts. It is added, for as many
-    GPUs as the last run held.
+    A resumed search counts the time of its earlier runs. It is added, for as many GPUs as the last
+    run held.
     """
     if path.exists():
         content: dict[str, Any] = read_json(path)
@@ -114,14 +100,7 @@ def teachers_of(case: str, model: Model, found: Sequence[Cost]) -> list[Cost]:
 
 
 def costs(experiment: Experiment) -> list[Cost]:
-    """Read the cost of every step that has one, in the order of the work.
-
-    Args:
-        experiment: The experiment.
-
-    Returns:
-        Costs of data, models, teachers, merges, evaluations and the ablation's runs.
-    """
+    """Read the cost of every step that has one, in the order of the work."""
     found: list[Cost] = []
     results, methods = experiment.results, experiment.config["methods"]
     for case in experiment.cases:
@@ -148,6 +127,7 @@ def costs(experiment: Experiment) -> list[Cost]:
             found += read_cost(
                 folder / "scores.cost.json", "evaluation", "ablation", run.id, "test"
             )
+    # A stable sort: within a stage, steps keep the order of the tables.
     return sorted(found, key=lambda cost: list(STAGES).index(cost.stage))
 
 

@@ -20,57 +20,37 @@ def searched(row: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the mean over its tasks.
-
-    Attributes:
-        label: Its title.
-        tasks: Full task names (suite/task).
-        in_average: False for a column that is shown but not averaged.
-    """
+    """A column of a table: the mean over its tasks."""
 
     label: str
-    tasks: tuple[str, ...]
-    in_average: bool
+    tasks: tuple[str, ...]  # full task names (suite/task)
+    in_average: bool  # False for a column that is shown but not averaged
 
 
 @dataclass(frozen=True)
 class Model:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        id: Name of its score file and folder.
-        label: Its title.
-        kind: base, expert or merge.
-        method: The merge method, empty for base and experts.
-        data: What data the merge saw.
-        embeddings_and_norms: Where these weights come from: own, base, merged; ``of ja`` where a
-            path through layers has that expert's embedding and final norm; ``as published``.
-        best_of: Whether the row takes part in the marks for the best merge.
-        status: ``ok``, ``not run``, or ``failed: REASON``.
-        seed: Seed of its evaluation and merge, None without scores.
-        tasks: Test scores by full task name.
-        counted: Deterministic amounts of making it: tokens, FLOPs, evaluations.
-        manifest: Its manifest, empty where there is none.
-        smoke: What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it
-            has not run.
-        backend: What evaluated it, empty where that is not recorded.
-        stand_ins: By task and role (items, fewshot), what its rows are instead of the benchmark's.
-    """
-
-    id: str
+    id: str  # name of its score file and folder
     label: str
-    kind: str
-    method: str = ""
-    data: str = ""
+    kind: str  # base, expert or merge
+    method: str = ""  # the merge method, empty for base and experts
+    data: str = ""  # what data the merge saw
+    # Where these weights come from: own, base, merged; ``of ja`` where a path through layers has
+    # that expert's embedding and final norm; ``as published``
     embeddings_and_norms: str = "own"
-    best_of: bool = False
-    status: str = "ok"
-    seed: int | None = None
-    tasks: Mapping[str, Score] = field(default_factory=dict)
+    best_of: bool = False  # whether the row takes part in the marks for the best merge
+    status: str = "ok"  # ``ok``, ``not run``, or ``failed: REASON``
+    seed: int | None = None  # seed of its evaluation and merge, None without scores
+    tasks: Mapping[str, Score] = field(default_factory=dict)  # test scores by full task name
+    # Deterministic amounts of making it: tokens, FLOPs, evaluations
     counted: Mapping[str, float] = field(default_factory=dict)
+    # Its manifest, empty where there is none
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    # What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it has not run
     smoke: Mapping[str, Any] = field(default_factory=dict)
-    backend: str = ""
+    backend: str = ""  # what evaluated it, empty where that is not recorded
+    # By task and role (items, fewshot), what its rows are instead of the benchmark's
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def column(self, column: Column) -> Score | None:
@@ -80,29 +60,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Case:
-    """A case study: what Table 1 or Table 2 shows.
+    """A case study: what Table 1 or Table 2 shows."""
 
-    Attributes:
-        id: Its name in the configuration and its folder.
-        table: Name of its table.
-        title: Its title.
-        columns: The averaged columns, then the others.
-        models: Base, experts, merges, in the configuration's order.
-        experts: By expert: label and domain, from the configuration.
-        gate: What the gate found on dev data; empty where it has not run.
-        notes: Sentences of the configuration that are printed under its tables.
-        more: Merges beyond the paper's, which have a separate table.
-    """
-
-    id: str
-    table: str
+    id: str  # its name in the configuration and its folder
+    table: str  # name of its table
     title: str
-    columns: tuple[Column, ...]
-    models: tuple[Model, ...]
-    experts: Mapping[str, Mapping[str, Any]]
+    columns: tuple[Column, ...]  # the averaged columns, then the others
+    models: tuple[Model, ...]  # base, experts, merges, in the configuration's order
+    experts: Mapping[str, Mapping[str, Any]]  # by expert: label and domain, from the configuration
+    # What the gate found on dev data; empty where it has not run
     gate: Mapping[str, Mapping[str, Any]]
-    notes: tuple[str, ...] = ()
-    more: tuple[Model, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences of the configuration that are printed under its tables
+    more: tuple[Model, ...] = ()  # merges beyond the paper's, which have a separate table
 
     @property
     def all_models(self) -> tuple[Model, ...]:
@@ -165,52 +134,30 @@ class Case:
 
 @dataclass(frozen=True)
 class Objective:
-    """A row of Table 3.
+    """A row of Table 3."""
 
-    Attributes:
-        id: Its name in the configuration and its folder.
-        label: Its title.
-        runs: One model a seed, in the order of the seeds.
-        extra: Whether the paper's table has no such row.
-    """
-
-    id: str
+    id: str  # its name in the configuration and its folder
     label: str
-    runs: tuple[Model, ...]
-    extra: bool = False
+    runs: tuple[Model, ...]  # one model a seed, in the order of the seeds
+    extra: bool = False  # whether the paper's table has no such row
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The objective's ablation, what Table 3 shows.
+    """The objective's ablation, what Table 3 shows."""
 
-    Attributes:
-        case: The case study whose models and columns it uses.
-        seeds: Seeds of the runs.
-        objectives: The rows.
-    """
-
-    case: Case
-    seeds: tuple[int, ...]
+    case: Case  # the case study whose models and columns it uses
+    seeds: tuple[int, ...]  # seeds of the runs
     objectives: tuple[Objective, ...]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that the report shows.
-
-    Attributes:
-        name: The experiment's name.
-        seed: Its seed.
-        results: The results folder.
-        cases: Case studies in the configuration's order.
-        ablation: The objective's ablation, None where there is none.
-        config: The resolved configuration.
-    """
+    """Everything that the report shows."""
 
     name: str
     seed: int
     results: Path
-    cases: tuple[Case, ...]
-    ablation: Ablation | None
-    config: Mapping[str, Any]
+    cases: tuple[Case, ...]  # case studies in the configuration's order
+    ablation: Ablation | None  # the objective's ablation, None where there is none
+    config: Mapping[str, Any]  # the resolved configuration

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PANELS_ACROSS = 4
 _LINE = 36  # characters of a title over a panel of half a figure
 _BAR_IN = 0.175  # height of one bar's place in inches: an 8-point label fits
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 9,
@@ -78,12 +78,7 @@ def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) 
 def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     """Draw every task of a case as a panel of bars, one bar a merge, and the average.
 
-    Args:
-        case: The case.
-        config: The resolved configuration, which separates methods from their variants.
-
-    Returns:
-        The figure; dotted lines mark the base, dashed ones the best expert.
+    Dotted lines mark the base, dashed ones the best expert.
     """
     from matplotlib.figure import Figure
 
@@ -93,7 +88,6 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     panels: list[tuple[str, Callable[[Model], Score | None]]] = [("Average", case.average)]
     for task in case.tasks:
         marks = ("†" if task in missed else "") + ("‡" if task in held_out else "")
-        # A task outside the average may share a title with none of the others.
         panels.append((case.task_label(task) + marks, functools.partial(_of_task, task)))
     down = -(-len(panels) // _PANELS_ACROSS)
     figure = Figure(figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained")
@@ -148,42 +142,21 @@ def ablation_figure(ablation: Ablation) -> Figure:
     case = ablation.case
     figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(ablation.objectives)), layout="constrained")
     axes = figure.subplots()
+    diamond: dict[str, Any] = {"fmt": "D", "markersize": 5, "color": "#222222", "capsize": 3}
     for place, entry in enumerate(ablation.objectives):
         averages = [case.average(run) for run in entry.runs]
         values = [score.value for score in averages if score is not None]
         total = spread(values)
         if total is None:
-            axes.text(
-                0.01,
-                place,
-                entry.runs[0].status.split(":")[0],
-                va="center",
-                color="#777777",
-                transform=axes.get_yaxis_transform(),
-            )
+            status, across = entry.runs[0].status.split(":")[0], axes.get_yaxis_transform()
+            axes.text(0.01, place, status, va="center", color="#777777", transform=across)
             continue
         axes.scatter(values, [place + 0.2] * len(values), s=16, color="#56B4E9", zorder=3)
-        axes.errorbar(
-            *(total.mean, place - 0.08),
-            xerr=total.deviation,
-            fmt="D",
-            markersize=5,
-            color="#222222",
-            capsize=3,
-            linewidth=1.3,
-            zorder=4,
-        )
+        at = (total.mean, place - 0.08)
+        axes.errorbar(*at, xerr=total.deviation, linewidth=1.3, zorder=4, **diamond)
+    # Empty ones for the legend: a row's own may be missing.
     axes.scatter([], [], s=16, color="#56B4E9", label="one seed")
-    axes.errorbar(
-        [],
-        [],
-        xerr=[],
-        fmt="D",
-        markersize=5,
-        color="#222222",
-        capsize=3,
-        label="mean ± standard deviation over seeds",
-    )
+    axes.errorbar([], [], xerr=[], label="mean ± standard deviation over seeds", **diamond)
     labels = [entry.label for entry in ablation.objectives]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -207,11 +180,7 @@ def rendered(figure: Figure, form: str) -> bytes:
 
 
 def titles(experiment: Experiment) -> dict[str, str]:
-    """Name the figures of an experiment and describe each in a sentence.
-
-    Returns:
-        By file stem, a caption; in the order in which the report shows them.
-    """
+    """Describe each figure in words, by file stem, in the order in which the report shows them."""
     reading = (
         "Lines on the bars: one standard error over test items. Pale bars: nothing was chosen "
         "on dev items; full colour: tuned or searched."
@@ -238,17 +207,10 @@ def titles(experiment: Experiment) -> dict[str, str]:
 
 
 def write(experiment: Experiment, out: Path) -> list[Path]:
-    """Write all figures and, last, their manifest.
-
-    Args:
-        experiment: The experiment.
-        out: Folder of the figures; other files in it are left alone.
-
-    Returns:
-        The files, the manifest excepted.
-    """
+    """Write all figures and, last, their manifest; return the figures' paths."""
     import matplotlib
 
+    # No manifest while the figures change: it would vouch for files that it does not describe.
     (out / NAME).unlink(missing_ok=True)
     written = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):

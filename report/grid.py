@@ -11,53 +11,32 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.
+    """One cell."""
 
-    Attributes:
-        text: What it says.
-        error: Its uncertainty, shown small after a plus-minus sign; empty for none.
-        strong: Whether it is marked as the best.
-    """
-
-    text: str
-    error: str = ""
-    strong: bool = False
+    text: str  # what it says
+    error: str = ""  # its uncertainty, shown small after a plus-minus sign; empty for none
+    strong: bool = False  # whether it is marked as the best
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """One row."""
 
-    Attributes:
-        cells: As many as the header has.
-        group: Rows of different groups are set apart by a rule.
-    """
-
-    cells: tuple[Cell, ...]
-    group: str = ""
+    cells: tuple[Cell, ...]  # as many as the header has
+    group: str = ""  # rows of different groups are set apart by a rule
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table for people.
+    """A table for people."""
 
-    Attributes:
-        name: Name of its files.
-        title: Its number or name, such as ``Table 1``.
-        caption: Whole sentences.
-        header: Column titles.
-        rows: The rows.
-        notes: Footnotes, each with its mark.
-        texts: How many columns at the left hold text; the others hold numbers.
-    """
-
-    name: str
-    title: str
-    caption: str
-    header: tuple[str, ...]
+    name: str  # name of its files
+    title: str  # its number or name, such as ``Table 1``
+    caption: str  # whole sentences
+    header: tuple[str, ...]  # column titles
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    texts: int = 1
+    notes: tuple[str, ...] = ()  # footnotes, each with its mark
+    texts: int = 1  # how many columns at the left hold text; the others hold numbers
 
 
 def number(value: float | None) -> str:

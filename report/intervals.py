@@ -39,6 +39,7 @@ def difference(first: Sequence[Score], second: Sequence[Score]) -> tuple[float, 
             centre = mean(values)
             variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
             parts.append((variance / len(values), len(values) - 1))
+    # The items' part has infinite degrees of freedom, so it adds nothing to `uncertain`.
     variance = items + sum(part for part, _ in parts)
     uncertain = sum(part**2 / freedom for part, freedom in parts)
     freedom = variance**2 / uncertain if uncertain else math.inf

@@ -24,6 +24,7 @@ def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
         yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json"))
         yield from (f"{case}/{name}/cost.json" for name in ("data", "teachers"))
         for id in ("base", *about["experts"], *config["methods"]):
+            # Which of these exists separates a parent from a merge; the others are skipped.
             for made in ("models", "merges"):
                 for end in (".failed", "/manifest.json", "/cost.json"):
                     yield f"{case}/{made}/{id}{end}"
@@ -60,13 +61,7 @@ def _reduced(name: str, content: Any) -> Any:
 
 
 def keep(config: Path, results: Path, out: Path) -> None:
-    """Write what the tables need of a run.
-
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-        out: File of JSON lines: the name of a file and its reduced content on each.
-    """
+    """Write a run's files, reduced to what tables need, as JSON lines of name and content."""
     rows = [("config.json", read_json(config))]
     for name in _names(rows[0][1], results):
         path = results / name
@@ -80,14 +75,7 @@ def keep(config: Path, results: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def opened(kept: Path) -> Iterator[Experiment]:
-    """Lay a kept run out as a results folder for as long as the block lasts.
-
-    Args:
-        kept: A file that `keep` wrote.
-
-    Yields:
-        The experiment, with the folder as its `results`.
-    """
+    """Lay a run that `keep` wrote out as a results folder for as long as the block lasts."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in read_jsonl(kept):
             text = content if isinstance(content, str) else json.dumps(content)

@@ -21,13 +21,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
-    """Read one score file.
-
-    Args:
-        path: A scores.json as `python -m evaluation` writes it.
-
-    Returns:
-        Scores by full task name, and the seed.
+    """Read scores by full task name and the seed from a score file of `python -m evaluation`.
 
     Raises:
         UserError: The file is not a score file.
@@ -98,17 +92,17 @@ def _embeddings(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return "base" if whose == "base" else f"of {whose}"
 
 
-def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | None]:
-    """Read a model's scores, if they are its own, and its status.
+def _outcome(
+    folder: Path, scores: Path, smoke: Mapping[str, Any]
+) -> tuple[str, dict[str, Score], int | None]:
+    """Return a model's status, scores by task and seed; without scores unless it is ``ok``.
 
     A row's old scores must not pass for those of a merge that has failed or changed since.
 
     Args:
         folder: The model's folder; it may be missing where only scores were kept.
         scores: The file of its scores.
-
-    Returns:
-        The status, scores by task and the seed; no scores unless the status is ``ok``.
+        smoke: What the smoke check found of the model.
     """
     for failed in (folder.with_name(f"{folder.name}.failed"), scores.with_suffix(".failed")):
         if failed.exists():
@@ -128,6 +122,9 @@ def _outcome(folder: Path, scores: Path) -> tuple[str, dict[str, Score], int | N
         present = hashlib.sha256(f"model.safetensors {shard}\n".encode()).hexdigest()
         if scored != present:
             return STALE, {}, None
+    if bad := smoke.get("not_finite", 0):
+        status = f"failed: logits are NaN or infinite at {bad} positions of the smoke text"
+        return status, {}, seed
     return "ok", tasks, seed
 
 
@@ -142,21 +139,12 @@ def _smoke(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path}: not a smoke check ({error!r}); run it again") from None
 
 
-def _after_smoke(status: str, smoke: Mapping[str, Any]) -> str:
-    """Turn the status of a model whose logits are not finite into a failure."""
-    bad = smoke.get("not_finite", 0)
-    if status != "ok" or not bad:
-        return status
-    return f"failed: logits are NaN or infinite at {bad} positions of the smoke text"
-
-
 def _model(
     results: Path, case: str, id: str, folder: str, about: Mapping[str, Any], smoke: Mapping
 ) -> Model:
     scores = results / case / "scores" / "test" / f"{id}.json"
     made = results / case / folder / id
-    status, tasks, seed = _outcome(made, scores)
-    status = _after_smoke(status, smoke)
+    status, tasks, seed = _outcome(made, scores, smoke)
     manifest = _optional(made / "manifest.json")
     row = about.get("row")
     common = {
@@ -165,7 +153,7 @@ def _model(
         "kind": about["kind"],
         "status": status,
         "seed": seed,
-        "tasks": tasks if status == "ok" else {},
+        "tasks": tasks,
         "manifest": manifest,
         "smoke": smoke,
         **(_circumstances(scores) if status == "ok" else {}),
@@ -183,20 +171,12 @@ def _model(
 
 
 def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
-    """Read one case study.
-
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-        case: The case's name.
-
-    Returns:
-        The case with every row of the configuration, run or not.
-    """
+    """Read one case study, with every row of the configuration, run or not."""
     entry = config["cases"][case]
     base = entry.get("base", {}).get("label", "Base")
     smoke = _smoke(results / case / "smoke.json")
 
+    # A row without scores is shown too, so that no gap passes for a row that nobody wanted.
     def model(id: str, folder: str, **about: Any) -> Model:
         return _model(results, case, id, folder, about, smoke.get(id, {}))
 
@@ -234,12 +214,10 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
         runs = []
         for seed in entry["seeds"]:
             folder = results / "ablation" / id / f"seed{seed}"
-            scores = folder / "scores.json"
-            status, tasks, _ = _outcome(folder / "model", scores)
             # A run whose model is not kept was checked on its own.
             own = smoke if entry.get("keep_merges", True) else _smoke(folder / "smoke.json")
             checked = own.get(f"{id}/seed{seed}", {})
-            status = _after_smoke(status, checked)
+            status, tasks, _ = _outcome(folder / "model", folder / "scores.json", checked)
             runs.append(
                 Model(
                     f"{id}/seed{seed}",
@@ -247,7 +225,7 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
                     "merge",
                     status=status,
                     seed=seed,
-                    tasks=tasks if status == "ok" else {},
+                    tasks=tasks,
                     smoke=checked,
                     counted=_optional(folder / "model" / "cost.json").get("counted", {}),
                     manifest=_optional(folder / "model" / "manifest.json"),
@@ -268,29 +246,21 @@ def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str,
         wanted += [f"{case}/gate.json", f"{case}/smoke.json"]
         wanted += [f"{case}/scores/test/{id}.json" for id in models]
     ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
-    wanted += [
-        "ablation/smoke.json",
-        *(
-            f"ablation/{id}/seed{seed}/{name}.json"
-            for id in ablation["objectives"]
-            for seed in ablation["seeds"]
-            for name in ("scores", "smoke")
-        ),
-    ]
+    wanted.append("ablation/smoke.json")
+    for id in ablation["objectives"]:
+        for seed in ablation["seeds"]:
+            wanted += [f"ablation/{id}/seed{seed}/{name}.json" for name in ("scores", "smoke")]
     for name in wanted:
         if (results / name).exists():
             yield name, results / name
 
 
 def load(config_path: Path, results: Path) -> Experiment:
-    """Read an experiment.
+    """Read an experiment; models without scores are rows that say so.
 
     Args:
         config_path: The resolved configuration as JSON.
         results: The results folder.
-
-    Returns:
-        The experiment; models without scores are rows that say so.
 
     Raises:
         UserError: There is no score at all, or a file is damaged.
@@ -302,8 +272,8 @@ def load(config_path: Path, results: Path) -> Experiment:
                 f"{config_path}: not a resolved configuration (it lacks {key!r}); "
                 "give the config.json of the results folder"
             )
-    beside = ("gate.json", "smoke.json")
-    if all(name.endswith(beside) for name, _ in score_files(config, results)):
+    checks = ("gate.json", "smoke.json")
+    if all(name.endswith(checks) for name, _ in score_files(config, results)):
         raise UserError(
             f"no scores in {results}: run `make reproduce` first, or give a folder with "
             "<case>/scores/test/<model>.json"

@@ -83,9 +83,9 @@ def _provenance(experiment: Experiment) -> Markup:
         for name, path in score_files(experiment.config, experiment.results)
     ]
     caption = (
-        "Every score that this page shows, with the sha256 of its file. Beside each score file "
-        "stand the items behind it; each model's manifest.json names its method, resolved "
-        "parameters, seed, and the hashes of what it was made from."
+        "Every score that this page shows, with the sha256 of its file. The items behind it are "
+        "next to each score file; each model's manifest.json names its method, resolved "
+        "parameters, seed, and the hashes of its inputs."
     )
     grid = Grid("provenance", "Scores", caption, ("File", "sha256"), tuple(files), texts=2)
     merges = []
@@ -103,16 +103,13 @@ def _provenance(experiment: Experiment) -> Markup:
 
 
 def page(experiment: Experiment, figures: Path, published: Published, links: str = "") -> str:
-    """Build the page.
+    """Build the page: HTML with figures embedded, that refers to nothing outside itself.
 
     Args:
         experiment: The experiment.
         figures: Folder of the figures as PNG.
         published: The paper's values.
         links: HTML that links the tables' files.
-
-    Returns:
-        HTML with figures embedded; it refers to nothing outside itself.
 
     Raises:
         UserError: A figure is missing.

@@ -12,35 +12,23 @@ _CHUNK = 500  # resamples at a time: memory stays small
 
 @dataclass(frozen=True)
 class Stratum:
-    """One task's items.
+    """One task's items."""
 
-    Attributes:
-        differences: Score minus the reference's score, (comparisons, items), float64.
-        clusters: For each item, the number of its cluster, (items,), integers from 0. Items of one
-            cluster say the same thing, so they are drawn together.
-        weight: Of this task's mean in the average; a table's weights add up to 1.
-    """
-
-    differences: np.ndarray
+    differences: np.ndarray  # score minus the reference's score, (comparisons, items), float64
+    # For each item, the number of its cluster, (items,), integers from 0. Items of one cluster say
+    # the same thing, so they are drawn together.
     clusters: np.ndarray
-    weight: float
+    weight: float  # of this task's mean in the average; a table's weights add up to 1
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two averages.
-
-    Attributes:
-        value: The difference.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p: Two-sided p-value of no difference.
-    """
+    """A difference of two averages."""
 
     value: float
-    low: float
+    low: float  # ends of its 95 % interval: low and high
     high: float
-    p: float
+    p: float  # two-sided p-value of no difference
 
 
 def _sums(stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +47,9 @@ def compare(strata: Sequence[Stratum], resamples: int, seed: int) -> list[Differ
     average is at least as far from 0 as the observed one, which is counted among them.
 
     Args:
-        strata: The tasks, each with the same comparisons.
+        strata: The tasks, each with the same comparisons; one difference is returned for each.
         resamples: Draws of each kind.
         seed: Of the draws.
-
-    Returns:
-        One difference for each comparison.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 13 and 15.
     """
@@ -78,6 +63,7 @@ def compare(strata: Sequence[Stratum], resamples: int, seed: int) -> list[Differ
         for start in range(0, resamples, _CHUNK):
             part = slice(start, min(start + _CHUNK, resamples))
             rows = part.stop - start
+            # How often each cluster is drawn says as much as which, in an array of fixed shape.
             times = generator.multinomial(count, np.full(count, 1 / count), size=rows).astype(float)
             drawn[part] += stratum.weight * (times @ sums) / (times @ sizes)[:, None]
             signs = generator.choice((-1.0, 1.0), size=(rows, count))

@@ -17,68 +17,41 @@ PAPER = ROOT / "report" / "published" / "merging-in-a-bottle.yaml"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper that a reproduction can test.
+    """A claim of the paper that a reproduction can test."""
 
-    Attributes:
-        id: C1, C2 ...
-        sentence: The claim.
-        tables: The tables that bear on it.
-    """
-
-    id: str
+    id: str  # C1, C2 ...
     sentence: str
-    tables: tuple[str, ...]
+    tables: tuple[str, ...]  # the tables that bear on it
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a published table.
-
-    Attributes:
-        label: Its title.
-        ours: Ids of the configuration's rows that stand for it.
-        cells: Stated values by column; every other cell is unknown.
-    """
+    """A row of a published table."""
 
     label: str
-    ours: tuple[str, ...]
-    cells: Mapping[str, float]
+    ours: tuple[str, ...]  # ids of the configuration's rows that stand for it
+    cells: Mapping[str, float]  # stated values by column; every other cell is unknown
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """What the text states of one table.
-
-    Attributes:
-        title: Its title.
-        columns: Its columns.
-        rows: Its rows by name.
-        statements: What is said in words.
-    """
+    """What the text states of one table."""
 
     title: str
     columns: tuple[str, ...]
-    rows: Mapping[str, PublishedRow]
+    rows: Mapping[str, PublishedRow]  # its rows by name
     statements: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Published:
-    """A paper's results as data.
+    """A paper's results as data."""
 
-    Attributes:
-        paper: Title, authors, identifier, year.
-        scale: What kind of models its numbers are of.
-        tables: By name.
-        claims: In order.
-        unknown: What the paper leaves open.
-    """
-
-    paper: Mapping[str, Any]
-    scale: str
+    paper: Mapping[str, Any]  # title, authors, identifier, year
+    scale: str  # what kind of models its numbers are of
     tables: Mapping[str, PublishedTable]
     claims: tuple[Claim, ...]
-    unknown: tuple[str, ...]
+    unknown: tuple[str, ...]  # what the paper leaves open
 
 
 def _row(where: str, columns: tuple[str, ...], row: Mapping[str, Any]) -> PublishedRow:

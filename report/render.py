@@ -129,18 +129,14 @@ def plain(
     errors_in: tuple[str, ...] = ("Avg", "Mean"),
     leave_out: tuple[str, ...] = ("Data seen", "Embeddings, norms"),
 ) -> str:
-    """Render a table as aligned text for a terminal.
+    """Render a table as aligned text for a terminal, the best marked with an asterisk.
 
     Args:
         grid: The table.
         errors_in: Titles of the columns that show their uncertainty; the others leave it out
             so that a row fits a line.
         leave_out: Titles of columns that would make a row too wide.
-
-    Returns:
-        Header, rows and notes; the best marked with an asterisk.
     """
-
     kept = [place for place, title in enumerate(grid.header) if title not in leave_out]
     texts = sum(place < grid.texts for place in kept)
     starred = {place for row in grid.rows for place in kept if row.cells[place].strong}

@@ -28,10 +28,7 @@ def show(experiment: Experiment, out: Path) -> str:
 
     Args:
         experiment: The experiment.
-        out: Folder that holds the report; what is there is named at the end.
-
-    Returns:
-        The text. Standard errors are shown for averages only, to fit a line.
+        out: Folder that holds the report; the files in it are named at the end.
     """
     parts = []
     for case in experiment.cases:
@@ -41,6 +38,7 @@ def show(experiment: Experiment, out: Path) -> str:
         grid = ablation_grid(experiment.ablation)
         title = "Table 3. DAM's training objective: mean ± standard deviation over seeds"
         parts.append(_section(title, grid))
+    # After the paper's tables, which a reader looks for first.
     for case in experiment.cases:
         if case.more:
             grid = more_grid(case, experiment.seed)
@@ -49,8 +47,7 @@ def show(experiment: Experiment, out: Path) -> str:
         "\n* highest among the merges (Table 3: of all). Scores are of test items; ± after Avg "
         "is the standard error over items.\n"
     )
-    found = costs(experiment)
-    if found:
+    if found := costs(experiment):
         parts.append(_section("Where the time went", stages_grid(found)))
     places = [(out / name, what) for name, what in _PLACES.items() if (out / name).exists()]
     width = max((len(str(place)) for place, _ in places), default=0)

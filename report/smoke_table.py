@@ -20,17 +20,11 @@ def _number(value: float | None) -> str:
 
 
 def smoke_grid(cases: Sequence[Case]) -> Grid | None:
-    """Lay out what the smoke check found, None where it has not run for any model.
-
-    Args:
-        cases: The case studies.
-
-    Returns:
-        A row for each model that was checked.
-    """
+    """Lay out what the smoke check found, None where it has not run for any model."""
     rows = []
     for case in cases:
         parents = [_perplexity(model) for model in case.models if model.kind != "merge"]
+        # A merge is compared with its best parent, the strictest reference.
         best = min((value for value in parents if value is not None), default=None)
         for model in case.all_models:
             if not model.smoke:

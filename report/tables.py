@@ -8,14 +8,7 @@ from common.files import write_text
 from common.manifest import NAME, write_manifest
 from report import render
 from report.ablation_table import ablation_csv, ablation_grid
-from report.case_table import (
-    case_csv,
-    case_grid,
-    has_groups,
-    more_grid,
-    tasks_csv,
-    tasks_grid,
-)
+from report.case_table import case_csv, case_grid, has_groups, more_grid, tasks_csv, tasks_grid
 from report.experiment import Experiment
 from report.expert_table import experts_csv, experts_grid
 from report.grid import Grid
@@ -36,15 +29,8 @@ def grids(experiment: Experiment) -> list[Grid]:
 
 
 def write(experiment: Experiment, out: Path) -> list[Path]:
-    """Write all tables and, last, their manifest.
-
-    Args:
-        experiment: The experiment.
-        out: Folder of the tables; other files in it are left alone.
-
-    Returns:
-        The files, the manifest excepted.
-    """
+    """Write all tables and, last, their manifest; return the tables' paths."""
+    # No manifest while the tables change: it would vouch for files that it does not describe.
     (out / NAME).unlink(missing_ok=True)
     texts = {f"{case.table}.csv": case_csv(case) for case in experiment.cases}
     for case in experiment.cases:

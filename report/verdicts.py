@@ -19,8 +19,8 @@ LITTLE = 0.02  # "near" and "changes little" are read as two points of the avera
 _DRAWS = 4000  # of the scores, for the interval of a spread
 
 
-def _told(gap: float, width: float) -> str:
-    return f"{gap:+.3f} ± {width:.3f}"
+def _gap(value: float, width: float) -> str:
+    return f"{value:+.3f} ± {width:.3f}"
 
 
 def _judged(holds: bool, fails: bool) -> str:
@@ -50,7 +50,7 @@ def _dam_leads(case: Case, published: Published) -> str:
     (dam, ours), (rival, theirs) = _best(case, own), _best(case, others)
     gap, width = difference([ours], [theirs])
     verdict = _judged(gap - width > 0, gap + width < 0)
-    return f"C1 {verdict}: {dam.label} less {rival.label}: {_told(gap, width)}."
+    return f"C1 {verdict}: {dam.label} less {rival.label}: {_gap(gap, width)}."
 
 
 def _dam_against_search(case: Case, published: Published, found: Sequence[Cost]) -> str:
@@ -64,7 +64,7 @@ def _dam_against_search(case: Case, published: Published, found: Sequence[Cost])
     search, theirs = _best(case, searches[-1:])
     gap, width = difference([ours], [theirs])
     price, other = spent.get(dam.id), spent.get(search.id)
-    line = f"{dam.label} less {search.label}: {_told(gap, width)}"
+    line = f"{dam.label} less {search.label}: {_gap(gap, width)}"
     if not price or not other:
         return f"C2 stays open here, costs are missing: {line}."
     verdict = _judged(gap + width >= 0 and MUCH_LOWER * price <= other, True)
@@ -96,24 +96,22 @@ def _ablation(experiment: Experiment) -> dict[str, str]:
         gaps = {"MSE": difference(kl, mse), "entropy": difference(kl, entropy)}
         holds = all(gap - width > 0 for gap, width in gaps.values())
         fails = any(gap + width < 0 for gap, width in gaps.values())
-        told = "; ".join(f"less {name}: {_told(*gap)}" for name, gap in gaps.items())
-        found["C7"] = f"C7 {_judged(holds, fails)}: KL {told}."
+        leads = "; ".join(f"less {name}: {_gap(*gap)}" for name, gap in gaps.items())
+        found["C7"] = f"C7 {_judged(holds, fails)}: KL {leads}."
     if kl and cosine:
         gap, width = difference(cosine, kl)
         verdict = _judged(gap - width <= 0, True)
-        found["C8"] = f"C8 {verdict}: KL + cosine less KL: {_told(gap, width)}."
+        found["C8"] = f"C8 {verdict}: KL + cosine less KL: {_gap(gap, width)}."
     if kl and entropy:
         gap, width = difference(entropy, kl)
         verdict = _judged(gap - width >= -LITTLE, gap + width < -LITTLE)
-        found["C9"] = (
-            f"C9 {verdict}: entropy less KL: {_told(gap, width)}, near meaning {LITTLE:g}."
-        )
+        found["C9"] = f"C9 {verdict}: entropy less KL: {_gap(gap, width)}, near meaning {LITTLE:g}."
     if kl and norms:
         gap, width = difference(norms, kl)
         fails = gap - width > LITTLE or gap + width < -LITTLE
         verdict = _judged(abs(gap) + width <= LITTLE, fails)
         found["C12"] = (
-            f"C12 {verdict}: KL + L1/L2 less KL: {_told(gap, width)}, little meaning {LITTLE:g}."
+            f"C12 {verdict}: KL + L1/L2 less KL: {_gap(gap, width)}, little meaning {LITTLE:g}."
         )
     return found
 
@@ -123,13 +121,9 @@ def spread_difference(
 ) -> tuple[float, float, float]:
     """Compare how much two rows' scores differ between columns.
 
-    Args:
-        first: A row's scores, one a column.
-        second: Another's.
-
     Returns:
-        The difference of their standard deviations over columns (divisor n), and the ends of its
-        95 % interval: quantiles over draws of every score from a normal distribution with its
+        The first's standard deviation over columns (divisor n) less the second's, and the ends of
+        its 95 % interval: quantiles over draws of every score from a normal distribution with its
         standard error.
     """
 
@@ -153,7 +147,7 @@ def _balance(case: Case, published: Published) -> str:
     soups, others = _rows(case, rows["soup"].ours), _rows(case, rows["dare_ties"].ours)
     if not soups or not others:
         return ""
-    told = []
+    found = []
     for other in others:
         first, second = (
             [score for column in case.averaged if (score := model.column(column))]
@@ -161,32 +155,28 @@ def _balance(case: Case, published: Published) -> str:
         )
         gap, low, high = spread_difference(first, second)
         verdict = _judged(high < 0, low > 0)
-        told.append(f"against {other.label} {verdict}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return f"C13, deviation over the columns of {soups[0].label}, {'; '.join(told)}."
+        found.append(f"against {other.label} {verdict}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return f"C13, deviation over the columns of {soups[0].label}, {'; '.join(found)}."
 
 
 def verdicts(experiment: Experiment, published: Published) -> dict[str, str]:
     """Judge the claims that the tables can judge.
 
-    Args:
-        experiment: The experiment.
-        published: The paper's values and claims.
-
     Returns:
         By the claim's id, a line: whether it holds here, the difference that decides and its
         95 % interval over items, and over seeds where there are several. A claim is open
-        if the interval contains the border. Claims without scores for it are not in it.
+        if the interval contains the border. Claims without scores are left out.
     """
     lines: dict[str, list[str]] = {}
     found = costs(experiment)
     for case in experiment.cases:
         if case.table not in published.tables:
             continue
-        told = {"C13": _balance(case, published)}
+        judged = {"C13": _balance(case, published)}
         if case.table == "table1":
-            told["C1"] = _dam_leads(case, published)
-            told["C2"] = _dam_against_search(case, published, found)
-        for id, line in told.items():
+            judged["C1"] = _dam_leads(case, published)
+            judged["C2"] = _dam_against_search(case, published, found)
+        for id, line in judged.items():
             if line:
                 lines.setdefault(id, []).append(f"{table_title(case.table)}: {line}")
     if experiment.ablation:
