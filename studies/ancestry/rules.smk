@@ -42,7 +42,7 @@ use rule bottle_base as study_ancestry_ancestor with:
         case=ancestry.WORLD,
     params:
         train=options(
-            ANCESTRY_CASE.base.train.given() | {"stop_after": ANCESTRY.steps(ANCESTRY_CASE)}
+            ANCESTRY_CASE.base.train.model_dump() | {"stop_after": ANCESTRY.steps(ANCESTRY_CASE)}
         ),
 
 

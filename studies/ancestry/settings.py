@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from studies.study import Study
 from workflow.config.cases import Case, World
 from workflow.config.entry import Distinct, Name, known
@@ -48,15 +48,10 @@ class Ancestry(Study):
         known(self.case, experiment.cases, f"{where}.case", "case")
         case, rows = experiment.cases[self.case], experiment.rows_of(self.case)
         columns = [column.label for column in [*case.columns, *case.beside]]
-        for key, wanted, valid in (
-            ("expert", self.expert, list(case.experts)),
-            ("column", self.column, columns),
-            *(("leaders", row, rows) for row in self.leaders),
-            *(("others", row, rows) for row in self.others),
-        ):
-            if wanted not in valid:
-                raise UserError(
-                    f"{where}.{key}: {self.case} has no {wanted!r}{nearest(wanted, valid)}"
-                )
+        known(self.expert, case.experts, f"{where}.expert", "expert", self.case)
+        known(self.column, columns, f"{where}.column", "column", self.case)
+        for key, named in (("leaders", self.leaders), ("others", self.others)):
+            for row in named:
+                known(row, rows, f"{where}.{key}", "row", self.case)
         if both := {*self.leaders} & {*self.others}:
             raise UserError(f"{where}: {sorted(both)[0]!r} is among leaders and others; keep one")

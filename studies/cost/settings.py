@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from studies.study import Study
 from workflow.config.entry import Count, Distinct, Name, Seed, known
 from workflow.config.experiment import Experiment
@@ -65,9 +65,6 @@ class Cost(Study):
             if row.greedy:
                 raise UserError(f"{where}.rows: {name} is a greedy soup, which no seed changes")
         for key, name in (("dam", self.dam), ("search", self.search)):
-            if name not in self.rows:
-                raise UserError(
-                    f"{where}.{key}: {name!r} is not among {where}.rows{nearest(name, self.rows)}"
-                )
+            known(name, self.rows, f"{where}.{key}", "row", f"{where}.rows")
         if experiment.methods[self.search].evolve is None:
             raise UserError(f"{where}.search: {self.search} is no evolutionary search")

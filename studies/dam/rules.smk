@@ -90,7 +90,7 @@ use rule bottle_expert as study_dam_expert with:
     params:
         world=STUDY_CASE.world,
         train=lambda wildcards: options(
-            STUDY_CASE.experts[wildcards.expert].train.given()
+            STUDY_CASE.experts[wildcards.expert].train.model_dump()
             | {"embedding_learning_rate": STUDY.embedding_learning_rate}
         ),
         code=code("bottle/training.py", f"bottle/{STUDY_CASE.world}.py"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from merges.engine import registry
 from studies.study import Study
 from workflow.config.cases import World
@@ -129,10 +129,7 @@ class Dam(Study):
         for name, comparison in self.comparisons.items():
             where = f"studies.dam.comparisons.{name}"
             for setting in (comparison.reference, *comparison.settings):
-                if setting not in self.settings:
-                    raise UserError(
-                        f"{where}: no setting {setting!r}{nearest(setting, self.settings)}"
-                    )
+                known(setting, self.settings, where, "setting")
             if comparison.reference in comparison.settings:
                 raise UserError(
                     f"{where}: the reference {comparison.reference!r} is compared with itself; "
@@ -144,10 +141,7 @@ class Dam(Study):
         known(entry.method, registry.describe(), where, "method")
         experts = experiment.cases[self.case].experts
         for expert in entry.experts or ():
-            if expert not in experts:
-                raise UserError(
-                    f"{where}: {self.case} has no expert {expert!r}{nearest(expert, experts)}"
-                )
+            known(expert, experts, where, "expert", self.case)
         candidates, shared = self.candidates_of(name), len(self.learning_rates)
         if len(candidates) not in (1, shared):
             raise UserError(

@@ -58,7 +58,7 @@ def test_the_japanese_data_are_the_release_that_the_authors_name():
     [
         (
             lambda c: c["cases"]["case1"]["base"].update(hub="mistral_7c"),
-            "no reference 'mistral_7c' (did you mean 'mistral_7b'?)",
+            "unknown reference 'mistral_7c' of paper/hub.tsv (did you mean 'mistral_7b'?)",
         ),
         (
             lambda c: c["cases"]["case1"]["base"].update(hub="ichikara"),
@@ -88,9 +88,9 @@ def test_the_japanese_data_are_the_release_that_the_authors_name():
             lambda c: c["methods"]["evollm"].update(method="linear"),
             "methods.evollm needs either a method or",
         ),
-        (lambda c: c["cases"]["case1"].update(vocabulary="crop"), "'crop' is not one of"),
+        (lambda c: c["cases"]["case1"].update(vocabulary="crop"), "'crop' should be 'refuse', 'base'"),
         (lambda c: c.update(hub={"stand_ins": "x.yaml"}), "below hub.benchmarks, which is not"),
-        (lambda c: c["methods"]["soup"].update(backend="vlm"), "'vlm' is not one of"),
+        (lambda c: c["methods"]["soup"].update(backend="vlm"), "'vlm' should be 'hf' or 'vllm'"),
         (
             lambda c: c["evaluation"].update(interpreters={"vllm": "nowhere/python"}),
             "nowhere/python is not there; install that environment",
@@ -138,7 +138,7 @@ def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
         tuned(config)
         config["cases"]["case1"]["dev_tasks"].append("ja8/jnly")
 
-    with pytest.raises(UserError, match=r"dev_tasks: ja8/jnly .*did you mean 'ja8/jnli'"):
+    with pytest.raises(UserError, match=r"dev_tasks: unknown task 'ja8/jnly' .*did you mean 'ja8/jnli'"):
         configuration.resolve(changed(misspelt), "paper.yaml")
 
 

@@ -25,8 +25,8 @@ def test_the_ancestor_is_taken_within_the_base_s_training(default):
     study, case = resolved.studies.ancestry, resolved.cases["case2"]
     assert study.steps(case) == 540  # 60 % of 900
     (world,) = Studies(ancestry=study).worlds(resolved).values()
-    assert (world.of, world.seed) == ("case2", resolved.seed) and world.given() == (
-        case.given() | {"of": "case2", "seed": resolved.seed}
+    assert (world.of, world.seed) == ("case2", resolved.seed) and world.model_dump() == (
+        case.model_dump() | {"of": "case2", "seed": resolved.seed}
     )
 
 
@@ -34,11 +34,11 @@ def test_the_ancestor_is_taken_within_the_base_s_training(default):
     ("changes", "message"),
     [
         ({"case": "case3"}, "studies.ancestry.case: unknown case 'case3'"),
-        ({"expert": "kor"}, "studies.ancestry.expert: case2 has no 'kor' (did you mean 'ko'?)"),
-        ({"column": "KoBEST"}, "studies.ancestry.column: case2 has no 'KoBEST'"),
+        ({"expert": "kor"}, "studies.ancestry.expert: unknown expert 'kor' of case2 (did you mean 'ko'?)"),
+        ({"column": "KoBEST"}, "studies.ancestry.column: unknown column 'KoBEST' of case2"),
         (
             {"others": ["slerp_ja_math_a"]},
-            "studies.ancestry.others: case2 has no 'slerp_ja_math_a'",
+            "studies.ancestry.others: unknown row 'slerp_ja_math_a' of case2",
         ),
         ({"others": ["dare_ties"]}, "'dare_ties' is among leaders and others"),
         ({"ancestor": 1.0}, "studies.ancestry.ancestor"),

@@ -39,7 +39,7 @@ def test_a_search_is_looked_at_until_its_budget_and_other_rows_once(config):
         ("cases", ["cas1"], r"studies\.cost\.cases: unknown case 'cas1' \(did you mean 'case1'"),
         ("rows", ["evolutionary", "dam_tund"], r"unknown row 'dam_tund' \(did you mean"),
         ("rows", ["greedy_soup", "dam_tuned"], "which no seed changes"),
-        ("dam", "soup", r"studies\.cost\.dam: 'soup' is not among studies\.cost\.rows"),
+        ("dam", "soup", r"studies\.cost\.dam: unknown row 'soup' of studies\.cost\.rows"),
         ("search", "dam_paper", "dam_paper is no evolutionary search"),
         ("seed", [0], r"unknown key 'seed' at studies\.cost \(did you mean 'seeds'"),
     ],

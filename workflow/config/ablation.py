@@ -38,28 +38,14 @@ class Ablation(Entry):
     )
 
     def settings(self, row: Parameters, objective: str) -> dict[str, Any]:
-        """Return the parameters of a run: the row's `set`, with the ablation's over it.
-
-        Args:
-            row: The `set` of the row.
-            objective: A key of `objectives`.
-        """
+        """Return the parameters of a run: the `set` of its row, with the ablation's over it."""
         entry = self.objectives[objective]
         return {**row, **self.set, **entry.set, "objective": entry.objective}
 
     def check(
         self, cases: Collection[str], rows: Mapping[str, Row], resolve: Callable[..., object]
     ) -> None:
-        """Refuse a case, row or parameter that does not exist.
-
-        Args:
-            cases: The experiment's cases.
-            rows: Its method rows.
-            resolve: `workflow.config.experiment.Experiment.resolve`.
-
-        Raises:
-            UserError: One line with the place and the nearest valid name.
-        """
+        """Refuse a case, row or parameter that the experiment does not have; see `hub.check`."""
         known(self.case, cases, "ablation.case", "case")
         known(self.row, rows, "ablation.row", "row")
         row = rows[self.row]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from evaluation.suites import Task, load_suites, select
 from workflow.config.entry import (
     Backend,
@@ -20,6 +20,7 @@ from workflow.config.entry import (
     Seed,
     Some,
     TaskName,
+    known,
 )
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -81,10 +82,9 @@ class CalibrationData(Entry):
 
     def options(self) -> dict[str, str]:
         """Return the options of `python -m paper calibration`, without that for `eos`."""
-        options = {"answer": ",".join(self.answer)}
-        if self.prompt:
-            options["prompt"] = ",".join(self.prompt)
-        return options | {"joiner": self.joiner, "template": self.template}
+        options = {"answer": ",".join(self.answer), "prompt": ",".join(self.prompt)}
+        options |= {"joiner": self.joiner, "template": self.template}
+        return {name: value for name, value in options.items() if value or name != "prompt"}
 
 
 class Parent(Entry):
@@ -114,6 +114,11 @@ class Column(Entry):
 
     label: str = Field(description="Heading of the column.")
     tasks: Some[TaskName] = Field(description="Tasks, as suite/task.")
+
+
+def _tasks_of(columns: Sequence[Column]) -> list[str]:
+    """List the tasks of columns, each once."""
+    return list(dict.fromkeys(task for column in columns for task in column.tasks))
 
 
 class Case(Entry):
@@ -167,15 +172,11 @@ class Case(Entry):
     @property
     def tasks(self) -> list[str]:
         """All tasks (``suite/task``), in the order of the columns."""
-        columns = [*self.columns, *self.beside]
-        return list(dict.fromkeys(task for column in columns for task in column.tasks))
+        return _tasks_of([*self.columns, *self.beside])
 
     @property
     def suites(self) -> list[str]:
-        """What is evaluated, in the order of the columns.
-
-        Suites; single tasks of a suite of which the case does not have all, and the user's own.
-        """
+        """What is evaluated, in the order of the columns: suites, and tasks of incomplete ones."""
         found = []
         for suite in dict.fromkeys(task.split("/")[0] for task in self.tasks):
             own = [task for task in self.tasks if task.split("/")[0] == suite]
@@ -196,34 +197,25 @@ class Case(Entry):
     @property
     def searched_tasks(self) -> list[str]:
         """The tasks whose dev items guide searches, each once."""
-        named = self.dev_tasks or [task for column in self.columns for task in column.tasks]
-        return list(dict.fromkeys(named))
+        return self.dev_tasks or _tasks_of(self.columns)
 
     def _check_items(self, where: str, tasks: Sequence[Task]) -> None:
         """Refuse tasks of which the case's data hold no items."""
         for task in tasks:
-            lacking = f"{where}: {task.name} has no items here"
-            if task.maker == "own":
-                continue
-            if self.fetched:
-                if task.maker != "benchmark":
-                    raise UserError(
-                        f"{lacking}; a case of the hub has benchmarks and your own tasks"
-                    )
-            elif task.world != self.world:
+            has_items = task.maker == "benchmark" if self.fetched else task.world == self.world
+            if task.maker != "own" and not has_items:
+                there = "benchmarks" if self.fetched else f"the bottle's tasks of {self.world}"
                 raise UserError(
-                    f"{lacking}; name a task of the bottle's {self.world}, or one under 'tasks'"
+                    f"{where}: {task.name} has no items here; the case has {there} and your own "
+                    "under 'tasks'"
                 )
 
     def check(self, where: str, own: Mapping[str, Task]) -> None:
         """Refuse tasks that do not exist, have no items or are in no column.
 
         Args:
-            where: The place in the configuration, for messages.
+            where: The place in the configuration, for the message of a `UserError`.
             own: The user's own tasks, by name.
-
-        Raises:
-            UserError: One line with the place and the nearest valid name.
         """
         domains = [task for expert in self.experts.values() for task in expert.domain]
         try:
@@ -233,17 +225,10 @@ class Case(Entry):
         self._check_items(where, tasks)
         for expert, entry in self.experts.items():
             for task in entry.domain:
-                if task not in self.tasks:
-                    raise UserError(
-                        f"{where}.experts.{expert}: task {task} is not among the case's columns"
-                    )
-        averaged = [task for column in self.columns for task in column.tasks]
+                known(task, self.tasks, f"{where}.experts.{expert}", "task", "the case's columns")
+        averaged = _tasks_of(self.columns)
         for task in self.dev_tasks or ():
-            if task not in averaged:
-                raise UserError(
-                    f"{where}.dev_tasks: {task} is not among the case's columns"
-                    f"{nearest(task, averaged)}"
-                )
+            known(task, averaged, f"{where}.dev_tasks", "task", "the case's columns")
         if "base" in self.experts:
             raise UserError(f"{where}.experts: no expert can be called 'base'")
 

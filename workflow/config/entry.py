@@ -16,7 +16,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from common.errors import UserError, nearest
 
@@ -43,7 +43,10 @@ Parameters = dict[str, Any]  # of a merge method; its registry entry checks them
 
 
 class Entry(BaseModel):
-    """A mapping of a configuration: only known keys, each value of its type, none changed later."""
+    """A mapping of a configuration: only known keys, each value of its type, none changed later.
+
+    `model_dump` returns the keys that have a value, as the configuration's file could say them.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -60,12 +63,8 @@ class Entry(BaseModel):
     def _without_gaps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in handler(self).items() if value is not None}
 
-    def given(self) -> dict[str, Any]:
-        """Return the keys that have a value, as the configuration's file could say them."""
-        return self.model_dump()
 
-
-def known(name: str, valid: Iterable[str], where: str, what: str) -> None:
+def known(name: str, valid: Iterable[str], where: str, what: str, of: str = "") -> None:
     """Refuse a name that is not among the valid ones.
 
     Args:
@@ -73,51 +72,15 @@ def known(name: str, valid: Iterable[str], where: str, what: str) -> None:
         valid: The names that exist.
         where: The place in the configuration, for the message.
         what: What the name is of: ``case``, ``row`` ...
+        of: What has the valid names, if not the experiment.
 
     Raises:
         UserError: One line with the nearest valid name.
     """
     valid = list(valid)
     if name not in valid:
-        raise UserError(f"{where}: unknown {what} {name!r}{nearest(name, valid)}")
-
-
-_TYPES = {
-    "int_type": "integer",
-    "float_type": "number",
-    "string_type": "string",
-    "bool_type": "boolean",
-    "list_type": "array",
-    "dict_type": "mapping",
-    "model_type": "mapping",
-}
-_RANGES = {
-    "greater_than_equal": ("ge", "less than the minimum of"),
-    "less_than_equal": ("le", "greater than the maximum of"),
-    "greater_than": ("gt", "not greater than"),
-    "less_than": ("lt", "not less than"),
-}
-
-
-def _reason(error: ErrorDetails) -> str:
-    kind, value, context = error["type"], repr(error["input"])[:80], error.get("ctx", {})
-    if kind in _TYPES:
-        exponent = kind == "float_type" and isinstance(error["input"], str)
-        hint = "; YAML reads 1e-3 as text, 1.0e-3 as a number" if exponent else ""
-        return f"{value} is not of type {_TYPES[kind]!r}{hint}"
-    if kind in _RANGES:
-        name, words = _RANGES[kind]
-        return f"{value} is {words} {context[name]:g}"
-    if kind == "literal_error":
-        valid = re.findall(r"'([^']*)'", context["expected"])
-        if not valid:
-            return f"{context['expected']} was expected, not {value}"
-        return f"{value} is not one of the valid values{nearest(str(error['input']), valid)}"
-    if kind == "string_pattern_mismatch":
-        return f"{value} does not match {context['pattern']!r}"
-    if kind == "too_short":
-        return f"{value} is empty; give at least one"
-    return error["msg"]
+        owner = f" of {of}" if of else ""
+        raise UserError(f"{where}: unknown {what} {name!r}{owner}{nearest(name, valid)}")
 
 
 def explain(error: ValidationError) -> str:
@@ -130,10 +93,18 @@ def explain(error: ValidationError) -> str:
         The place, what is wrong there and, where there is one, the nearest valid name.
     """
     first = min(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-    *above, last = ["", *(str(part) for part in first["loc"] if part != "[key]")]
-    where, parent = (".".join(path[1:]) or "the top level" for path in ([*above, last], above))
-    if first["type"] == "unknown":
+    path = [str(part) for part in first["loc"] if part != "[key]"]
+    where, kind, given = ".".join(path) or "the top level", first["type"], first["input"]
+    if kind == "unknown":
         return f"unknown key {first['ctx']['key']!r} at {where}{first['ctx']['hint']}"
-    if first["type"] == "missing":
-        return f"{parent} lacks the key {last!r}"
-    return f"{where}: {_reason(first)}"
+    if kind == "missing":
+        return f"{'.'.join(path[:-1]) or 'the top level'} lacks the key {path[-1]!r}"
+    # Pydantic begins with a word for any value ("Input should be ..."); the value says more.
+    reason = re.sub(r"^\w+ should", f"{given!r:.80} should", first["msg"])
+    reason = re.sub("valid dictionary or .*", "mapping", reason)
+    if kind == "literal_error":
+        valid = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return f"{where}: {reason}{nearest(str(given), valid) if valid else ''}"
+    if kind == "float_type" and isinstance(given, str):
+        reason += "; YAML reads 1e-3 as text, 1.0e-3 as a number"
+    return f"{where}: {reason}"

@@ -68,7 +68,7 @@ class Evaluation(Entry):
         Raises:
             UserError: One line with the path and a remedy.
         """
-        for backend in self.interpreters.given():
+        for backend in self.interpreters.model_dump():
             python = self.interpreter(backend)
             if python and not os.access(python, os.X_OK):
                 raise UserError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from evaluation import own_data
 from evaluation.own_tasks import OwnTask, parse
 from merges.engine import registry
@@ -66,12 +66,7 @@ class Experiment(Entry):
         return {name: self.cases[name] for name in row.cases or self.cases}
 
     def backend_of(self, case: Case, model: str) -> Backend:
-        """Return the backend that evaluates a model: its own, else the experiment's.
-
-        Args:
-            case: The model's case.
-            model: base, an expert's name or a row's.
-        """
+        """Return the backend of a case's base, expert or row: its own, else the experiment's."""
         entries: Mapping[str, Any] = {**self.methods, **case.parents}
         return entries[model].backend or self.evaluation.backend
 
@@ -90,11 +85,7 @@ class Experiment(Entry):
     def dev_options(self, case: str) -> dict[str, Any]:
         """Return the options of `python -m evaluation data` for the dev items of a case's searches.
 
-        Args:
-            case: The case's name.
-
-        Returns:
-            Options by name; empty where no row of the case is searched.
+        They are empty where no row of the case is searched.
         """
         if not any(self.methods[row].search for row in self.rows_of(case)):
             return {}
@@ -115,18 +106,15 @@ class Experiment(Entry):
         }
 
     def resolve(self, method: str, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Check a method's parameters and fill in its defaults.
+        """Return a method's parameters with its defaults.
 
         Args:
             method: A method of the registry.
             given: The parameters that a configuration gives.
             where: The place in the configuration, for messages.
 
-        Returns:
-            Every parameter.
-
         Raises:
-            UserError: One line with the place; more rows are asked for than there are.
+            UserError: One is wrong, or asks for more rows than there are.
         """
         try:
             resolved = registry.validate(method, given)
@@ -172,10 +160,7 @@ class Experiment(Entry):
             if name in case.parents:
                 raise UserError(f"{where}: {name!r} is the name of a model of {id}; choose another")
             for expert in row.experts or ():
-                if expert not in case.experts:
-                    raise UserError(
-                        f"{where}: {id} has no expert {expert!r}{nearest(expert, case.experts)}"
-                    )
+                known(expert, case.experts, where, "expert", id)
         if row.tune and len(row.tune) != self.tuning.evaluations:
             raise UserError(
                 f"{where}: {len(row.tune)} candidates under 'tune', but tuning.evaluations gives "

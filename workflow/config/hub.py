@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from common.errors import UserError, nearest
+from common.errors import UserError
 from evaluation.data.sources import load_sources
 from evaluation.suites import load_suites, select
 from paper.hub.table import Reference, read_table
 from workflow.config.cases import Case
-from workflow.config.entry import Entry
+from workflow.config.entry import Entry, known
 from workflow.config.evaluation import ROOT
 from workflow.config.methods import Row
 
@@ -44,11 +44,7 @@ class Hub(Entry):
 
 
 def has_dev(task: str) -> bool:
-    """Say whether a published task has dev items: a training split whose rows no table shows.
-
-    Args:
-        task: suite/task, of a variant too.
-    """
+    """Say whether a published task has dev items: a training split whose rows no table shows."""
     plain = without_variant(task)
     if plain.partition("/")[0] not in load_suites():
         return True  # every task of a user's own has dev items
@@ -66,11 +62,6 @@ def without_variant(task: str) -> str:
 
 def check(hub: Hub, cases: Mapping[str, Case], rows: Mapping[str, Row]) -> None:
     """Refuse cases that are neither of the bottle nor of the hub, and unknown references.
-
-    Args:
-        hub: Where published models and data sets come from.
-        cases: The experiment's cases.
-        rows: Its method rows.
 
     Raises:
         UserError: One line with the place and, where there is one, the nearest valid name.
@@ -92,8 +83,7 @@ def check(hub: Hub, cases: Mapping[str, Case], rows: Mapping[str, Row]) -> None:
 
 
 def _referred(references: References, name: str, kind: str, where: str, table: str) -> None:
-    if name not in references:
-        raise UserError(f"{where}: {table} has no reference {name!r}{nearest(name, references)}")
+    known(name, references, where, "reference", table)
     if references[name].kind != kind:
         raise UserError(f"{where}: {name} is a {references[name].kind} in {table}, not a {kind}")
 

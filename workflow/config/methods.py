@@ -19,6 +19,7 @@ from workflow.config.entry import (
     Parameters,
     Positive,
     Some,
+    known,
 )
 
 SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
@@ -152,25 +153,14 @@ class Row(Entry):
         return list(self.experts or experts)
 
     def check(self, where: str) -> None:
-        """Refuse what does not fit together within the row.
-
-        Args:
-            where: The place in the configuration, for messages.
-
-        Raises:
-            UserError: One line with the place and the nearest valid name.
-        """
+        """Refuse what does not fit together within the row; see `hub.check`."""
         if (self.hub is None) == (self.method is None):
             raise UserError(
                 f"{where} needs either a method or, of a published merge, its hub reference"
             )
         if self.method is None:
             return
-        methods = registry.describe()
-        if self.method not in methods:
-            raise UserError(
-                f"{where}: unknown method {self.method!r}{nearest(self.method, methods)}"
-            )
+        known(self.method, registry.describe(), where, "method")
         searches = [kind for kind in SEARCHES if getattr(self, kind) is not None]
         if len(searches) > 1:
             raise UserError(f"{where} has both {searches[0]!r} and {searches[1]!r}; keep one")
@@ -190,10 +180,7 @@ def check_experts(method: str, resolved: Mapping[str, Any], experts: list[str], 
         method: A method of the registry.
         resolved: Its parameters.
         experts: The experts that it merges.
-        where: The place in the configuration, for messages.
-
-    Raises:
-        UserError: One line with the place and the nearest valid name.
+        where: The place in the configuration, for the message of a `UserError`.
     """
     about = registry.info(method)
     if about.experts is not None and len(experts) != about.experts:

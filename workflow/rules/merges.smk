@@ -90,7 +90,7 @@ def search_options(wildcards):
     row = row_of(wildcards)
     if row.greedy:
         return row.search
-    given = row.evolve.given() if row.evolve else {"candidates": json.dumps(row.tune)}
+    given = row.evolve.model_dump() if row.evolve else {"candidates": json.dumps(row.tune)}
     return f"{row.search} {options({'method': row.method} | given)}"
 
 

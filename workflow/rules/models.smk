@@ -2,12 +2,12 @@
 
 
 def model_options(wildcards):
-    return options(CASES[wildcards.case].model.given())
+    return options(CASES[wildcards.case].model.model_dump())
 
 
 def train_options(wildcards):
     parent = CASES[wildcards.case].parents[wildcards.get("expert", "base")]
-    return options(parent.train.given())
+    return options(parent.train.model_dump())
 
 
 def world_code(step, wildcards):

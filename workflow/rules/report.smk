@@ -5,7 +5,7 @@ import hashlib
 RESULTS = SCORES_FROM or OUT
 TEMPLATES = [f"report/templates/{name}" for name in ("page.html.j2", "parts.html.j2", "page.css")]
 # Commands read the configuration from the environment: Snakemake prints commands, not variables.
-os.environ["EXPERIMENT"] = json.dumps(CONFIG.given(), indent=1, ensure_ascii=False)
+os.environ["EXPERIMENT"] = json.dumps(CONFIG.model_dump(), indent=1, ensure_ascii=False)
 
 
 def scores_of(case):
