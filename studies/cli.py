@@ -9,7 +9,7 @@ from pathlib import Path
 from common.cli import command_parser
 from common.errors import UserError
 from common.files import read_json
-from studies import rooms
+from studies import NAMES, about
 
 _EXAMPLES = """examples (R stands for results/bottle):
   python -m studies dam --config R/config.json --results R --out R/studies/dam
@@ -25,9 +25,8 @@ def main(arguments: Sequence[str]) -> int:
         _EXAMPLES,
     )
     commands = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    for name in rooms.NAMES:
-        about = rooms.about(name)
-        made = commands.add_parser(name, help=about, description=about)
+    for name in NAMES:
+        made = commands.add_parser(name, help=about(name), description=about(name))
         made.add_argument(
             "--config", type=Path, required=True, help="the resolved configuration (config.json)"
         )

@@ -1,28 +1,21 @@
-"""The studies: one folder and one field of `Studies` each, of the same name."""
+"""What a configuration may say of studies: a key for each folder, with that folder's settings."""
 
 from __future__ import annotations
 
-from pydantic import Field
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from studies.ancestry.settings import Ancestry
-from studies.cost.settings import Cost
-from studies.dam.settings import Dam
+from pydantic import Field, create_model
+
+from studies import NAMES, about
 from studies.study import Study
 from workflow.config.cases import World
 from workflow.config.entry import Entry
 from workflow.config.experiment import Experiment
 
 
-class Studies(Entry):
+class Rooms(Entry):
     """Studies outside the default run: `python -m workflow study NAME`."""
-
-    dam: Dam | None = Field(None, description="What matters in DAM, over several worlds.")
-    cost: Cost | None = Field(
-        None, description="Quality against price, over search seeds (claim C2)."
-    )
-    ancestry: Ancestry | None = Field(
-        None, description="Experts that start from different parents (claim C11)."
-    )
 
     @property
     def present(self) -> dict[str, Study]:
@@ -42,9 +35,15 @@ class Studies(Entry):
             study.check(experiment)
 
 
-NAMES = tuple(Studies.model_fields)
+def _key(study: str) -> Any:
+    """Return a study's type and field; the class has the folder's name, `my_study` as MyStudy."""
+    module = importlib.import_module(f"studies.{study}.settings")
+    kind = getattr(module, study.title().replace("_", ""))
+    return kind | None, Field(None, description=about(study))
 
 
-def about(name: str) -> str:
-    """Say in a line what a study is about."""
-    return Studies.model_fields[name].description or ""
+if TYPE_CHECKING:
+    Studies = Rooms
+else:  # the folders are known when the program runs
+    fields = {study: _key(study) for study in NAMES}
+    Studies = create_model("Studies", __base__=Rooms, __doc__=Rooms.__doc__, **fields)

@@ -16,8 +16,7 @@ from pathlib import Path
 from common import machine
 from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
-from studies import rooms
-from workflow import configuration, reference
+from studies import NAMES, about
 from workflow.lock import take
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +81,8 @@ def reproduce(
     Raises:
         UserError: The configuration is wrong, or another run is at work in this folder.
     """
+    from workflow import configuration
+
     resolved = configuration.load(config)
     out = Path("results") / resolved.name
     if study and study not in resolved.studies.present:
@@ -148,19 +149,22 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, about in (
+    for name, summary in (
         ("reproduce", "run an experiment to its tables, figures and page"),
         ("study", "run one of the studies that the configuration describes"),
         ("check", "check a configuration"),
-        ("schema", "write the schema and the reference page of configurations"),
+        ("schema", "write the schema of configurations and the tables of docs"),
     ):
-        command = commands.add_parser(name, help=about, description=about)
+        command = commands.add_parser(name, help=summary, description=summary)
         if name == "study":
-            abouts = "; ".join(f"{study}: {rooms.about(study)}" for study in rooms.NAMES)
-            command.add_argument("study", choices=rooms.NAMES, help=abouts)
+            abouts = "; ".join(f"{study}: {about(study)}" for study in NAMES)
+            command.add_argument("study", choices=NAMES, help=abouts)
         command.add_argument("--config", type=Path, default=ROOT / "config.yaml")
         command.add_argument("--cores", type=int)
     given, extra = parser.parse_known_args(arguments)
+    # The configuration's models take longer to import than --help may.
+    from workflow import configuration, reference
+
     if given.command == "check":
         print(f"{given.config}: in order: {configuration.load(given.config).summary}")
         return 0

@@ -1,4 +1,6 @@
-"""The JSON schema for editors and the reference page, both made from the configuration's models."""
+"""The JSON schema for editors and the tables of docs, made from the configuration's models,
+the registry of methods and the suites.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text
-from workflow.config import doc_tables
+from evaluation.suites import load_suites
+from merges.engine import registry
 from workflow.configuration import EXTENDS, Configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "workflow/schemas/config.schema.json"
-PAGE = "docs/configuration.md"
+_BEGIN, _END = "<!-- table of python -m workflow schema -->\n", "<!-- end of table -->"
 _SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-
-_INTRODUCTION = """# Configuration
-
-This page is generated from the models in `workflow/config/` and `studies/*/settings.py` by
-`python -m workflow schema`. An experiment is one YAML file, by default `config.yaml`. Check yours:
-
-```
-python -m workflow check --config my.yaml
-```
-
-A mistake is reported in one line: the file, the place, what is wrong and the nearest valid name.
-The first line of `config.yaml` lets editors complete keys and show the texts below (in VS Code with
-the YAML extension).
-
-## Another experiment: `extends`
-
-A file that extends another one says only what differs:
-
-```yaml
-extends: config.yaml  # relative to this file
-name: more_seeds
-evaluation: {test_items: 100}
-cases: {case2: null}  # null removes a key
-methods:
-  slerp_de_ko: null
-  slerp_de_sql: null
-  slerp_ko_sql: null
-  ties: {set: {density: 0.3}}
-studies: null
-```
-
-Mappings are merged key by key, and new keys come after those of the extended file. Lists and other
-values are replaced. With a new `name` the results are in a new folder and every step runs; without
-one the experiment writes into the folder of the extended file and reuses its finished steps. A file
-can extend one that extends another. The file works with every command
-that takes `--config`, and with `snakemake --configfile my.yaml`.
-"""
+_KINDS = {"multiple_choice": "choice", "generation": "text", "sql": "query"}
 
 
 def json_schema() -> dict[str, Any]:
@@ -140,16 +107,54 @@ def _sections(
                 yield from _sections(shared, shared[below], where, seen)
 
 
-def page() -> str:
-    """Return the reference page: a table of keys for each mapping of a configuration."""
+def _source(paper: str) -> str:
+    number = paper.removeprefix("arXiv:")
+    if number != paper:
+        return f"[{paper}](https://arxiv.org/abs/{number})"
+    return f"[its author's page]({paper})" if paper.startswith("https://") else paper
+
+
+def _methods() -> list[str]:
+    """List the published methods; one that names no paper is its user's own."""
+    lines = ["| method | from | needs | acts on |", "|---|---|---|---|"]
+    for name, info in registry.describe().items():
+        experts = [f"{info.experts} experts"] if info.experts else []
+        needs = ", ".join([*sorted(info.needs), *experts]) or "-"
+        acts = "whole models" if info.whole_model else info.unit
+        if info.paper:
+            lines.append(f"| `{name}` | {info.title}, {_source(info.paper)} | {needs} | {acts} |")
+    return lines
+
+
+def _bottle_tasks() -> list[str]:
+    lines = ["| task | shaped like | answer | score | chance |", "|---|---|---|---|---|"]
+    tasks = [task for suite in load_suites().values() for task in suite.tasks.values()]
+    for task in tasks:
+        if task.maker == "bottle":
+            answer = _KINDS[task.kind]
+            answer += f", at most {task.max_tokens} tokens" if task.max_tokens else ""
+            lines.append(
+                f"| {task.name} | {task.like} | {answer} | {task.metric} | {task.chance:.2f} |"
+            )
+    return lines
+
+
+def _keys() -> list[str]:
+    """Make a table of keys for each mapping of a configuration."""
     schema = Configuration.model_json_schema()
-    return _INTRODUCTION + "".join(_sections(schema["$defs"], schema, "", set()))
+    return "".join(_sections(schema["$defs"], schema, "", set())).rstrip().splitlines()
 
 
 def contents() -> dict[str, str]:
-    """Return the generated files by path: the schema, its page and pages with a generated table."""
+    """Return the generated files by path: the schema, and pages with their tables made again."""
     schema = json.dumps(json_schema(), indent=1, ensure_ascii=False)
-    return {SCHEMA: f"{schema}\n", PAGE: page(), **doc_tables.contents()}
+    made = {SCHEMA: f"{schema}\n"}
+    tables = {"configuration": _keys(), "merging": _methods(), "evaluation": _bottle_tasks()}
+    for name, lines in tables.items():
+        path = f"docs/{name}.md"
+        before, rest = (ROOT / path).read_text(encoding="utf-8").split(_BEGIN, 1)
+        made[path] = "\n".join([before + _BEGIN.strip(), *lines, _END + rest.split(_END, 1)[1]])
+    return made
 
 
 def write() -> None:

@@ -1,1 +1,1 @@
-"""Quality against price over search seeds."""
+"""Quality against price, over search seeds (claim C2)."""

@@ -1,1 +1,1 @@
-"""What in DAM matters, over three worlds."""
+"""What matters in DAM, over several worlds."""

@@ -94,7 +94,11 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         ),
         (("seed",), -1, r"seed: -1 should be greater than or equal to 0"),
         (("cases", "case1", "base", "train", "learning_rte"), 1, r"did you mean 'learning_rate'"),
-        (("cases", "case1", "world"), "caze1", r"cases\.case1\.world: 'caze1' should be 'case1' or 'case2' \(did you mean 'case"),
+        (
+            ("cases", "case1", "world"),
+            "caze1",
+            r"cases\.case1\.world: 'caze1' should be 'case1' or 'case2' \(did you mean 'case",
+        ),
         (("cases", "case2", "table"), "table1", r"both write table1"),
         (("cases", "case1", "experts", "ja", "hub"), "abel_7b", "ja is of the hub and the base is"),
         (("methods", "slerp_ja_math_a", "experts"), ["ja"], r"merges 2 experts, not 1"),
@@ -107,8 +111,16 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "greedy_soup", "evolve"), {"budget": 3}, r"both 'evolve' and 'greedy'"),
         (("methods", "greedy_soup", "method"), "ties", r"greedy_soup: 'greedy' is a uniform soup"),
         (("methods", "greedy_soup", "set"), {"normalize": False}, r"nothing under 'set'"),
-        (("methods", "greedy_soup", "greedy"), 3, r"methods\.greedy_soup\.greedy: 3 should be True"),
-        (("methods", "sce", "table"), "mor", r"methods\.sce\.table: 'mor' should be 'main' or 'more' \(did you mean 'more'"),
+        (
+            ("methods", "greedy_soup", "greedy"),
+            3,
+            r"methods\.greedy_soup\.greedy: 3 should be True",
+        ),
+        (
+            ("methods", "sce", "table"),
+            "mor",
+            r"methods\.sce\.table: 'mor' should be 'main' or 'more' \(did you mean 'more'",
+        ),
         (("methods", "ties", "set", "density"), [0.2, 0.3], r"density has 2 numbers for 3 exp"),
         (("methods", "ties", "set", "density"), {"ja": 0.2}, r"ties in case1: density must name"),
         (("methods", "ties", "set", "density"), [0.2, 0.3, 2], r"parameter density: 2 is out of"),
@@ -244,7 +256,7 @@ def test_snakemake_s_configuration_is_extended_and_named_as_on_the_command_line(
 
 def test_the_schema_and_the_reference_page_are_up_to_date():
     for path, text in reference.contents().items():
-        assert (ROOT / path).read_text(encoding="utf-8") == text, "run python -m workflow schema"
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run make docs"
     for name in ("config.yaml", "paper.yaml"):
         first = (ROOT / name).read_text(encoding="utf-8").splitlines()[0]
         assert first == f"# yaml-language-server: $schema={reference.SCHEMA}"

@@ -88,7 +88,10 @@ def test_the_japanese_data_are_the_release_that_the_authors_name():
             lambda c: c["methods"]["evollm"].update(method="linear"),
             "methods.evollm needs either a method or",
         ),
-        (lambda c: c["cases"]["case1"].update(vocabulary="crop"), "'crop' should be 'refuse', 'base'"),
+        (
+            lambda c: c["cases"]["case1"].update(vocabulary="crop"),
+            "'crop' should be 'refuse', 'base'",
+        ),
         (lambda c: c.update(hub={"stand_ins": "x.yaml"}), "below hub.benchmarks, which is not"),
         (lambda c: c["methods"]["soup"].update(backend="vlm"), "'vlm' should be 'hf' or 'vllm'"),
         (
@@ -138,7 +141,9 @@ def test_a_search_is_guided_by_the_tasks_that_have_dev_items():
         tuned(config)
         config["cases"]["case1"]["dev_tasks"].append("ja8/jnly")
 
-    with pytest.raises(UserError, match=r"dev_tasks: unknown task 'ja8/jnly' .*did you mean 'ja8/jnli'"):
+    with pytest.raises(
+        UserError, match=r"dev_tasks: unknown task 'ja8/jnly' .*did you mean 'ja8/jnli'"
+    ):
         configuration.resolve(changed(misspelt), "paper.yaml")
 
 

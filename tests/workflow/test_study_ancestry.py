@@ -34,7 +34,10 @@ def test_the_ancestor_is_taken_within_the_base_s_training(default):
     ("changes", "message"),
     [
         ({"case": "case3"}, "studies.ancestry.case: unknown case 'case3'"),
-        ({"expert": "kor"}, "studies.ancestry.expert: unknown expert 'kor' of case2 (did you mean 'ko'?)"),
+        (
+            {"expert": "kor"},
+            "studies.ancestry.expert: unknown expert 'kor' of case2 (did you mean 'ko'?)",
+        ),
         ({"column": "KoBEST"}, "studies.ancestry.column: unknown column 'KoBEST' of case2"),
         (
             {"others": ["slerp_ja_math_a"]},

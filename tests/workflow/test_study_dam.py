@@ -67,7 +67,11 @@ def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
         (("settings", "row", "set"), {"granularty": "row"}, r"settings\.row: .*'granularity'"),
         (("settings", "row", "set"), {"granularity": "rows"}, r"settings\.row: .*granularity"),
         (("settings", "row", "method"), "dma", r"unknown method 'dma' \(did you mean 'dam'\?\)"),
-        (("settings", "row", "experts"), ["jo"], r"unknown expert 'jo' of case1 \(did you mean 'ja'\?\)"),
+        (
+            ("settings", "row", "experts"),
+            ["jo"],
+            r"unknown expert 'jo' of case1 \(did you mean 'ja'\?\)",
+        ),
         (("settings", "row", "learning_rates"), [0.1, 0.2], r"2 learning rates; give one, or 3"),
         (("set", "samples"), 2001, r"2001 samples .* only 2000"),
         (("comparisons", "data", "reference"), "referenc", r"did you mean 'reference'"),
