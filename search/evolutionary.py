@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cmaes import CMA
 
 from common.errors import UserError
 from search.space import Gene, reflect
@@ -76,6 +75,8 @@ class CmaEs(Strategy):
     def __init__(
         self, genes: Sequence[Gene], *, population: int | None, sigma: float, seed: int
     ) -> None:
+        from cmaes import CMA  # imports scipy.stats, which takes a second
+
         self._genes = list(genes)
         self._started = False
         self._asked: list[np.ndarray] = []

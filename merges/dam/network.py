@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from checkpoints.names import is_linear, kind
 from common.errors import UserError
@@ -23,7 +22,8 @@ from merges.dam.layers import (
 )
 from merges.dam.packing import ATTENTION, Packing, packed_attention
 
-AttentionInterface.register(ATTENTION, packed_attention)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
@@ -57,6 +57,10 @@ def skeleton(config: Mapping[str, Any], attention: str = ATTENTION) -> PreTraine
     Raises:
         UserError: transformers knows no such architecture.
     """
+    # Takes seconds, and checks of an order need only the rest of this file.
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    AttentionInterface.register(ATTENTION, packed_attention)
     settings = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = AutoConfig.for_model(config.get("model_type", ""), **settings)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from checkpoints.checking import check_finite
 from checkpoints.names import is_linear
@@ -118,6 +117,8 @@ def load_sources(
     )
     if _last is not None and _last[0] == key:
         return _last[1]
+    from transformers import AutoTokenizer  # takes a second, and not every command needs it
+
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     context = base.config.get("max_position_embeddings", 1 << 30)
     calibrations = [

@@ -11,8 +11,15 @@ import torch
 
 from common.errors import UserError
 from evaluation.backends import open_backend, trees
-from evaluation.backends.hf import HFBackend, load_model
 from evaluation.backends.tokenisation import CORRECTED, PUBLISHED, Encoder, Rule
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global HFBackend, load_model
+    from evaluation.backends.hf import HFBackend, load_model
+
 
 WINDOW = 96
 KINDS = ["mistral", "sliding", "mixed", "learned", "alibi"]

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluation.backends.hf import load_model
-from evaluation.harness import Harness
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Harness, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
+
 
 CHOICE_TASKS = ["bottle_ja8/jcomqa", "bottle_ja8/xwino"]
 TEXT_TASKS = ["bottle_ja8/jsquad", "bottle_ja8/xlsum", "bottle_ja8/mgsm"]

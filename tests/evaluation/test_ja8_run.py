@@ -10,13 +10,20 @@ import pytest
 import torch
 
 from evaluation import metrics
-from evaluation.backends.hf import load_model
 from evaluation.cli import main
-from evaluation.harness import Harness
 from evaluation.items import read_records
 from evaluation.metrics import rouge2
 from evaluation.suites import select
 from tests.evaluation.ja8_rows import ITEMS, built, write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Harness, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
+
 
 BOTH = ["ja8", "ja8:corrected"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from evaluation import japanese
 from evaluation.tasks.ja8 import functions
@@ -93,6 +92,8 @@ PAIRS = [
 
 @pytest.mark.parametrize("answer,summary", PAIRS)
 def test_summaries_are_scored_as_rouge_score_does_with_either_tokens(answer, summary):
+    from rouge_score.rouge_scorer import RougeScorer
+
     class Subwords:
         def tokenize(self, text: str) -> list[str]:
             return [text[i : i + 2] for i in range(0, len(text), 2)]

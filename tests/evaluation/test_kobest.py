@@ -13,10 +13,17 @@ import pytest
 from evaluation.data.build import convert_local
 from evaluation.data.sources import load_sources
 from evaluation.definitions import load_definition
-from evaluation.lm_task import LocalTask
 from evaluation.metrics import aggregate, choice_values
 from evaluation.suites import load_suites, select
 from evaluation.tasks.kobest.functions import subject_particle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global LocalTask
+    from evaluation.lm_task import LocalTask
+
 
 FOLDER = os.environ.get("BOTTLE_DATA")
 real_data = pytest.mark.skipif(

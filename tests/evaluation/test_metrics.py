@@ -7,10 +7,16 @@ import random
 
 import numpy as np
 import pytest
-import sklearn.metrics
-from rouge_score.scoring import BootstrapAggregator, Score
 
 from evaluation import metrics
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global BootstrapAggregator, Score, sklearn
+    import sklearn.metrics
+    from rouge_score.scoring import BootstrapAggregator, Score
 
 
 def choice(gold: int, *loglikelihoods: float) -> dict:

@@ -12,10 +12,16 @@ import pytest
 
 from evaluation.data.converters import converter_of
 from evaluation.definitions import load_definition
-from evaluation.lm_task import LocalTask
 from evaluation.suites import load_suites, select
 from evaluation.tasks.okapi_de import functions
 from evaluation.tasks.okapi_de.functions import arc_gold, arc_options, mc2, truthfulqa_choices
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global LocalTask
+    from evaluation.lm_task import LocalTask
 
 
 def options(*texts: str | None) -> dict:

@@ -12,11 +12,18 @@ from common.errors import UserError
 from common.files import read_jsonl
 from evaluation.cli import main
 from evaluation.definitions import load_definition
-from evaluation.harness import Harness
 from evaluation.own_data import add, own_tasks
 from evaluation.own_tasks import OwnTask, parse, read_tasks
 from evaluation.suites import select
 from tests.evaluation.conftest import write_rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Harness
+    from evaluation.harness import Harness
+
 
 COLUMNS = {"prompt": "question", "choices": "options", "gold": "answer"}
 

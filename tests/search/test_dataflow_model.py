@@ -1,10 +1,9 @@
 """A path's checkpoint in the stock classes against layers that are given scaled hidden states."""
 
+from __future__ import annotations
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import write_checkpoint
@@ -12,6 +11,16 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from search import dataflow_model
 from search.dataflow_model import Step, check_stackable, path_table, sources
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global AutoModelForCausalLM, LlamaRMSNorm, MistralRMSNorm
+    from transformers import AutoModelForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+
 
 PATH = [
     Step("a", 0, 1.0),

@@ -1,5 +1,7 @@
 """A search in data-flow space, from the command line to the checkpoint on disk."""
 
+from __future__ import annotations
+
 import csv
 import shutil
 
@@ -10,9 +12,16 @@ from checkpoints.reading import Checkpoint
 from checkpoints.smoke import smoke
 from common.errors import UserError
 from common.files import read_json, write_json, write_jsonl
-from evaluation.harness import Harness
 from search.cli import main
 from search.dataflow import DataFlowSpace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Harness
+    from evaluation.harness import Harness
+
 
 BUDGET = 14
 SETTINGS = ("--scales", "matrix", "--sigma", "0.6", "--max-depth", "5")

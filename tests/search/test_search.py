@@ -1,5 +1,7 @@
 """The search's parts: the strategy on a known optimum, genomes, averages, the record."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -11,12 +13,19 @@ from common.errors import UserError
 from merges.engine.layer_rules import LayerRules
 from search.evaluation import Evaluation
 from search.evolutionary import CmaEs, check_settings
-from search.loop import Budget, Search, spread
 from search.parameters import genome, groups
 from search.record import average_of, spearman, table
 from search.space import Gene, Space, reflect
 from search.state import StateFile
 from search.strategies import Listed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Budget, Search, spread
+    from search.loop import Budget, Search, spread
+
 
 NAMES = [
     "model.embed_tokens.weight",

@@ -1,5 +1,7 @@
 """Searches over models as they are published: bfloat16, and with tokens behind the base's."""
 
+from __future__ import annotations
+
 import csv
 
 import pytest
@@ -9,11 +11,18 @@ from safetensors.torch import load_file, save_file
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, write_json
-from evaluation.harness import Harness
 from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.run import merge_to_disk
 from search.cli import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Harness
+    from evaluation.harness import Harness
+
 
 TASK = "bottle_kobest/copa"
 

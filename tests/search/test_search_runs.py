@@ -1,5 +1,7 @@
 """Whole searches on tiny models: what is written is what was scored."""
 
+from __future__ import annotations
+
 import csv
 import itertools
 import json
@@ -16,15 +18,21 @@ import merges.engine.run
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_jsonl
-from evaluation.backends.hf import load_model
-from evaluation.harness import Harness
 from merges.engine.config import MergeConfig
 from merges.engine.layer_rules import LayerRules
 from merges.engine.run import merge_to_disk
 from search.cli import main
 from search.merged import ListedSpace
 from search.parameters import ParameterSpace
-from search.workbench import Allocated, Workbench
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import what takes seconds only when the tests run: collecting them stays quick."""
+    global Allocated, Harness, Workbench, load_model
+    from evaluation.backends.hf import load_model
+    from evaluation.harness import Harness
+    from search.workbench import Allocated, Workbench
 
 
 def history(folder):

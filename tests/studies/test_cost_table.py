@@ -7,7 +7,6 @@ import json
 import math
 
 import pytest
-from scipy import stats
 
 from common.cli import call
 from common.errors import UserError
@@ -118,6 +117,8 @@ def test_verdict_words(study, ours, word):
 
 
 def test_the_interval_is_welch_s_where_items_are_certain():
+    from scipy import stats
+
     first = [0.61, 0.64, 0.70]
     second = [0.50, 0.52, 0.51, 0.55]
     gap, width = difference(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,11 +147,28 @@ def tiny_config():
     return tiny(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
 
 
+def shared_folder(tmp_path_factory) -> Path:
+    """Return the folder that all workers of this run of pytest share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def reproduced(tiny_config, tmp_path_factory):
-    """A project whose tiny experiment has been run from nothing; tests must not spoil it."""
-    project = Project(tmp_path_factory.mktemp("project"), copy.deepcopy(tiny_config))
-    project.output = project.reproduce()
+    """A project whose tiny experiment has been run from nothing; tests must not spoil it.
+
+    The first worker that needs it makes it, the others wait and use the same.
+    """
+    folder = shared_folder(tmp_path_factory) / "reproduced"
+    output = folder.with_suffix(".log")
+    with FileLock(folder.with_suffix(".lock")):
+        if not output.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt left
+            made = Project(folder, copy.deepcopy(tiny_config)).reproduce()
+            output.write_text(made, encoding="utf-8")
+    project = Project.__new__(Project)
+    project.folder, project.config = folder, copy.deepcopy(tiny_config)
+    project.output = output.read_text(encoding="utf-8")
     return project
 
 

@@ -1,11 +1,12 @@
 """The configuration is checked whole, and a mistake is told in one line with its mend."""
 
+from __future__ import annotations
+
 import copy
 import re
 import shutil
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 
@@ -263,6 +264,8 @@ def test_the_schema_and_the_reference_page_are_up_to_date():
 
 
 def test_the_schema_accepts_what_is_valid_and_refuses_what_is_not(config):
+    import jsonschema
+
     schema = jsonschema.Draft202012Validator(reference.json_schema())
     schema.validate(config)
     schema.validate(PAPER)
