@@ -119,7 +119,7 @@ def test_integers_against_floats_and_unknown_types_are_refused() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--method", "slerp", "--experts", "a=ja"], "exactly 2 experts; 1 are given"),
+        (["--method", "slerp", "--experts", "a=ja"], "exactly 2 experts; 3 are given"),
         (["--set", "weights=[1,2,3]"], "3 numbers for 2 experts"),
         (["--donor", "mth"], r"donor: no model 'mth'"),
         (["--embeddings-and-norms", "bas"], "did you mean 'base'"),
