@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "report": {"common"},
     "workflow/config": {"common", "paper/hub", "merges", "evaluation", "search"},
     "studies": {"common", "merges", "report", "workflow/config"},
-    "workflow": {"common", "evaluation", "studies", "workflow/config"},
+    "workflow": {"common", "merges", "evaluation", "studies", "workflow/config"},
     "paper": {
         *("common", "paper/hub", "paper/calibration", "paper/rehearsal"),
         *("evaluation", "merges", "workflow", "workflow/config"),
