@@ -270,8 +270,8 @@ def _open(
     """Open the models; an adapter's folder among the experts is folded into the base."""
     from checkpoints.adapters import open_model
 
-    root = base and open_model(base, allow_pickle=pickles)
-    models = {}
+    root = None if base is None else open_model(base, allow_pickle=pickles)
+    models: dict[str, Model] = {}
     for name, path in experts.items():
         models[name] = open_model(path, root, allow_pickle=pickles)
         if name in adapters:

@@ -36,7 +36,7 @@ def combine(vectors: Sequence[Values], coefficients: Sequence[float | torch.Tens
     if isinstance(merged, np.ndarray):
         from merges.arithmetic import kernels
 
-        return kernels.combine(vectors, coefficients)
+        return kernels.combine(vectors, [float(coefficient) for coefficient in coefficients])
     for number, (vector, coefficient) in enumerate(zip(vectors, coefficients, strict=True)):
         if not isinstance(coefficient, float):
             coefficient = coefficient.to(vector.dtype)

@@ -12,7 +12,7 @@ so an error of 1e-16 in it is an error of that order in them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
     Raises:
         UserError: As `from_origin`.
     """
-    total = wide = None
+    total: Any = None
+    wide: Any = None
     for piece in pieces:
         vectors = from_origin(piece.base, piece.experts, origin)
         if isinstance(vectors[0], np.ndarray):

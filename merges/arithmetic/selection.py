@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,15 +64,15 @@ class Threshold:
         return both.reshape(values.shape)
 
 
-def _on_cpu(values: Values) -> np.ndarray:
+def _on_cpu(values: Any) -> np.ndarray:
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
-def _magnitudes(values: Values) -> np.ndarray:
+def _magnitudes(values: Any) -> np.ndarray:
     return _on_cpu(abs(values.reshape(-1)))
 
 
-def _count(truths: Values) -> int:
+def _count(truths: Any) -> int:
     return int(np.count_nonzero(truths) if isinstance(truths, np.ndarray) else truths.sum())
 
 
@@ -108,7 +108,6 @@ class _Search:
             value = self._sample[min(int(middle), size - 1)]
             self._margin += _MARGIN * size * _standard_error(runs, value, k / total)
         self._move(middle - self._margin, middle + self._margin)
-        self.threshold: Threshold | None = None
         self.split: tuple[int, int] | None = None
 
     def _move(self, first: float, last: float) -> None:
@@ -138,8 +137,8 @@ class _Search:
             self._values.append(_on_cpu(values))
             self._counts.append(len(values))
 
-    def finish(self) -> None:
-        """Find the threshold, or move the bounds to where it must be."""
+    def finish(self) -> Threshold | None:
+        """Return the threshold, or move the bounds to where it must be."""
         rank, inside = self._k - self._above, sum(self._counts)
         if rank < 1 or rank > inside:
             far = (1 - rank if rank < 1 else rank - inside) * self._part
@@ -149,23 +148,22 @@ class _Search:
                 self._move(self._last, self._last + step)
             else:
                 self._move(self._first - step, self._first)
-            return
+            return None
         value, ties, missing = self.low, self._counts, rank
         if self.low < self.high:
             values = np.concatenate(self._values)
             value = float(np.partition(values, len(values) - rank)[len(values) - rank])
-            ties = [np.count_nonzero(found == value) for found in self._values]
+            ties = [int(np.count_nonzero(found == value)) for found in self._values]
             missing = rank - int(np.count_nonzero(values > value))
-        if value == 0:  # a zero is the same kept or not
-            self.threshold = Threshold(0.0, 0)
-        elif missing == sum(ties):
-            self.threshold = Threshold(value, _END)
-        else:
-            upto = np.cumsum(ties)
-            number = int(np.searchsorted(upto, missing))
-            self.split = (self._places[number], missing - int(upto[number] - ties[number]))
-            self.threshold = Threshold(value, 0)
         self._values = []
+        if value == 0:  # a zero is the same kept or not
+            return Threshold(0.0, 0)
+        if missing == sum(ties):
+            return Threshold(value, _END)
+        upto = np.cumsum(ties)
+        number = int(np.searchsorted(upto, missing))
+        self.split = (self._places[number], missing - int(upto[number] - ties[number]))
+        return Threshold(value, 0)
 
 
 def thresholds(
@@ -191,11 +189,12 @@ def thresholds(
         A threshold for each series.
     """
     total = pieces.count
-    found: list[Threshold | None] = [
-        Threshold(math.inf, 0) if k == 0 else Threshold(0.0, 0) if k == total else None
-        for k in counts
-    ]
-    pending = [number for number, threshold in enumerate(found) if threshold is None]
+    found = {
+        number: Threshold(math.inf if k == 0 else 0.0, 0)
+        for number, k in enumerate(counts)
+        if k in (0, total)
+    }
+    pending = [number for number in range(len(counts)) if number not in found]
     runs: list[list[np.ndarray]] = [[] for _ in counts]
     if pending and total > _FEW:
         for piece in pieces.sample():
@@ -203,7 +202,7 @@ def thresholds(
                 run.append(_magnitudes(values))
     searches = {number: _Search(counts[number], runs[number], total) for number in pending}
     del runs  # a sample of every series
-    while pending := [n for n, search in searches.items() if search.threshold is None]:
+    while pending := [number for number in searches if number not in found]:
         for piece in pieces:
             series = values_of(piece)
             for number in pending:
@@ -212,12 +211,12 @@ def thresholds(
                 array = abs(values.reshape(-1)) if on_gpu else _magnitudes(values)
                 searches[number].add(array, piece.context.place)
         for number in pending:
-            searches[number].finish()
+            if (threshold := searches[number].finish()) is not None:
+                found[number] = threshold
     for number, search in searches.items():
-        found[number] = search.threshold
         if search.split is not None:
-            place, missing = search.split
+            (place, missing), value = search.split, found[number].value
             magnitude = _magnitudes(values_of(pieces.at(place))[number])
-            tie = int(np.flatnonzero(magnitude == search.threshold.value)[missing - 1])
-            found[number] = Threshold(search.threshold.value, place + tie + 1)
-    return found
+            tie = int(np.flatnonzero(magnitude == value)[missing - 1])
+            found[number] = Threshold(value, place + tie + 1)
+    return [found[number] for number in range(len(counts))]

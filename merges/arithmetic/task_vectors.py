@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from merges.engine.pieces import Pieces
     from merges.engine.requests import TensorContext, Values
 
-Thin = Callable[[list["torch.Tensor"], "TensorContext"], Sequence["torch.Tensor"]]
+Thin = Callable[[Sequence["torch.Tensor"], "TensorContext"], Sequence["torch.Tensor"]]
 
 _NEGLIGIBLE = 1e-7  # mergekit's bound: sums below it are not divided by
 
@@ -70,7 +70,7 @@ def l1_factors(pieces: Pieces, thin: Thin) -> list[float]:
 
     before, after = [0.0] * len(pieces.experts), [0.0] * len(pieces.experts)
     for piece in pieces:
-        deltas = [expert.sub_(piece.base) for expert in piece.experts]
+        deltas: Sequence[torch.Tensor] = [expert.sub_(piece.base) for expert in piece.experts]
         for sums in (before, after):
             for number, delta in enumerate(deltas):
                 sums[number] += float(delta.abs().sum(dtype=torch.float64))

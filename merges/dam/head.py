@@ -73,7 +73,7 @@ class OutputLoss(torch.autograd.Function):
                 inputs = hidden[chunk]
                 logits = (inputs @ weight.T).to(dtype)
                 teacher = None
-                if segment.hidden is not None:
+                if segment.hidden is not None and segment.head is not None:
                     own = segment.hidden[start - segment.start : chunk.stop - segment.start]
                     teacher = (own @ segment.head.T).to(dtype)
                 gradient = None
@@ -82,6 +82,7 @@ class OutputLoss(torch.autograd.Function):
                     values[index] += value / tokens
                     part.mul_(objective.weights[name] / tokens)
                     gradient = part if gradient is None else gradient.add_(part)
+                assert gradient is not None  # an objective has an output term
                 gradient = gradient.to(hidden.dtype)
                 torch.mm(gradient, weight, out=hidden_gradient[chunk])
                 if weight_gradient is not None:

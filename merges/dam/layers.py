@@ -167,10 +167,11 @@ class MergedLayer(nn.Module):
         coefficients: (M, ...), one per model and whatever they are learnt for; see `MergedWeight`.
     """
 
+    coefficients: Tensor
+
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.weights = tuple(weights)
-        self.coefficients: Tensor | None = None
 
     def merged_weight(self) -> Tensor:
         """Return W = sum_i c_i * W_i, in the shape of one model's weight."""
@@ -192,10 +193,11 @@ class MergedLinear(MergedLayer):
         bias_coefficients: (M, 1), one scalar per model, where the layer has a bias.
     """
 
+    bias_coefficients: Tensor
+
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> None:
         super().__init__(weights)
         self.biases = None if biases is None else torch.stack(tuple(biases))
-        self.bias_coefficients: Tensor | None = None
         self._stack = torch.stack(self.weights) if weights[0].numel() <= SMALL else None
 
     def merged_weight(self) -> Tensor:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 
 
-def _epsilon(norm: nn.Module) -> float:
+def _epsilon(norm: Any) -> float:
     if type(norm).__name__ not in _PLAIN_NORMS:
         raise UserError(
             f"DAM cannot merge norms of the class {type(norm).__name__}; leave them unmerged"
@@ -191,7 +191,7 @@ def merged_layers(
         Merged layers by module name, sorted.
     """
     classes = {"embedding": MergedEmbedding, "norm": MergedRMSNorm}
-    layers = {}
+    layers: dict[str, MergedLayer] = {}
     for name in sorted(models[0]):
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" or (name == head and is_linear(name) and not merge_head):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ class Objective:
         """Whether a term compares with the experts' logits."""
         return any(self.weights.get(name) for name in ("kl", "js", "mse"))
 
-    def output_term(self, name: str) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    def output_term(self, name: str) -> Callable[[Tensor, Any], tuple[Tensor, Tensor]]:
         """Return an output term as a function of logits.
 
         Args:
@@ -136,7 +137,7 @@ class Objective:
             "overlap": overlap,
         }
         return {
-            name: sum(functions[name](block) for block in columns)
+            name: sum((functions[name](block) for block in columns), torch.zeros(()))
             for name in PENALTIES
             if self.weights.get(name)
         }

@@ -55,7 +55,7 @@ class MofoAdamW(torch.optim.Optimizer):
         return moved
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
         """Do one update from the parameter's gradient.
 
         Args:

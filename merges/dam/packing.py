@@ -196,12 +196,14 @@ def packed_attention(
     samples = zip(
         *(row.split(list(packing.lengths), 2) for row in (query, key, value)), strict=True
     )
-    for length, sample in zip(packing.lengths, samples, strict=True):
+    for length, (own, keys, values) in zip(packing.lengths, samples, strict=True):
         window = None
         if sliding_window is not None and length > sliding_window:
             window = packing.visible(length, sliding_window, query.dtype)
         output = F.scaled_dot_product_attention(
-            *sample,
+            own,
+            keys,
+            values,
             attn_mask=window,
             is_causal=window is None,
             scale=scaling,

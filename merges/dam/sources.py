@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checkpoints.checking import check_finite
 from checkpoints.names import is_linear
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Model
 from common.errors import UserError
 from merges.dam.data import Calibration, read_calibration
 from merges.dam.network import Decoder, check_head, head_name
@@ -35,10 +35,12 @@ class Sources:
     experts: dict[str, dict[str, Tensor]]
     calibrations: list[Calibration]
     head: str
-    origin: Checkpoint | None = None
+    origin: Model | None = None
 
     def whole_base(self) -> dict[str, Tensor]:
         """Read the base's weights that are not held, and return all of them."""
+        if self.origin is None:  # all are held
+            return self.base
         return {
             name: self.origin.load(name).to(self.base[self.head].device)
             if tensor.is_meta
@@ -57,7 +59,7 @@ def _state(path: Path) -> tuple:
 _last: tuple[tuple, Sources] | None = None
 
 
-def _load(checkpoint: Checkpoint, device: str) -> dict[str, Tensor]:
+def _load(checkpoint: Model, device: str) -> dict[str, Tensor]:
     """Read weights one by one to where they are used, so that no second copy of all exists."""
     tensors = {}
     for name in checkpoint.names():
@@ -75,8 +77,8 @@ def _held(tensors: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 
 
 def load_sources(
-    base: Checkpoint,
-    experts: Mapping[str, Checkpoint],
+    base: Model,
+    experts: Mapping[str, Model],
     calibration: Mapping[str, Path],
     device: str = "cpu",
 ) -> Sources:

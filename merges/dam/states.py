@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Model
 from common.cost import count_mapped, measure
 from common.errors import UserError
 from common.files import staged_directory
@@ -70,8 +70,8 @@ def compute_states(decoder: Decoder, data: Calibration, progress: Progress | Non
 
 
 def write_teachers(
-    base: Checkpoint,
-    experts: Mapping[str, Checkpoint],
+    base: Model,
+    experts: Mapping[str, Model],
     calibration: Mapping[str, Path],
     out: Path,
     device: str = "cpu",
@@ -128,7 +128,7 @@ def write_teachers(
 
 
 def read_teachers(
-    folder: Path, experts: Mapping[str, Checkpoint], calibrations: Sequence[Calibration]
+    folder: Path, experts: Mapping[str, Model], calibrations: Sequence[Calibration]
 ) -> list[Tensor]:
     """Read the cached signal of all experts, refusing that of other experts or data.
 

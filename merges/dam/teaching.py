@@ -49,10 +49,11 @@ def unmerged_parameters(
     experts = list(sources.experts.values())
     result = {}
     for name in names:
-        total = sum(
+        wide = (
             expert[name].to(torch.promote_types(expert[name].dtype, torch.float32))
             for expert in experts
         )
+        total = sum(wide, torch.zeros(()))
         if unmerged == "policy":
             total = total / len(experts)
         else:

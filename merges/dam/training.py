@@ -94,12 +94,13 @@ class Trainer:
             weight_decay=parameters.weight_decay,
         )
         self.log: list[dict[str, Any]] = []
-        self.counted = {"forward_tokens": 0, "backward_tokens": 0, "flops": 0, "steps": 0}
+        amounts = ("forward_tokens", "backward_tokens", "flops", "steps")
+        self.counted: dict[str, float] = dict.fromkeys(amounts, 0)
         self._resuming = request.resuming
         if self._resuming is not None:
             self._key = training_key(request, parameters, sources)
-            if self._saved():
-                self._resume(self._resuming.path)
+            if saved := self._saved():
+                self._resume(saved)
 
     def _coefficients(self, seed: int, kinds: Mapping[str, bool]) -> Coefficients:
         parameters, config = self.parameters, self.sources.config
@@ -151,7 +152,7 @@ class Trainer:
         segments = []
         for index, (start, stop) in enumerate(batch.segments):
             count = None if counts is None else counts[index]
-            signal = (None, None)
+            signal: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.teachers:
                 signal = self.teachers.states(index, batch, rows[index]), self.teachers.heads[index]
             segments.append(Segment(start, stop, *signal, count))
@@ -203,19 +204,21 @@ class Trainer:
         if self.parameters.clip:
             norm = torch.nn.utils.clip_grad_norm_([flat], self.parameters.clip, foreach=False)
         else:
+            assert flat.grad is not None  # `_gradient` has just left it
             norm = flat.grad.norm()
         names = [*(name for name in sums if name != "loss"), "loss", "gradient_norm"]
         sums["gradient_norm"] = norm
         values = dict(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = f"; {self._resuming.path} keeps the last good state" if self._saved() else ""
+                saved = self._saved()
+                kept = f"; {saved} keeps the last good state" if saved else ""
                 raise UserError(
                     f"{self.parameters.title}: {name} became {value} at step {step + 1} of "
                     f"{self.steps}; lower the learning rate or the term's weight{kept}"
                 )
         if self._resuming is not None and step and step % self._resuming.every == 0:
-            self._record(counted, flops)
+            self._record(self._resuming.path, counted, flops)
         rate = self.learning_rate(step)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
@@ -232,13 +235,14 @@ class Trainer:
         self.counted["steps"] += 1
         return values["loss"]
 
-    def _saved(self) -> bool:
-        return self._resuming is not None and self._resuming.path.exists()
+    def _saved(self) -> Path | None:
+        path = None if self._resuming is None else self._resuming.path
+        return path if path is not None and path.exists() else None
 
-    def _record(self, counted: Mapping[str, int], teacher_flops: int) -> None:
+    def _record(self, path: Path, counted: Mapping[str, float], teacher_flops: int) -> None:
         """Record the state before the step whose terms have just been seen to be finite."""
         write_state(
-            self._resuming.path,
+            path,
             self._key,
             {
                 "flat": self.coefficients.flat.detach(),
@@ -284,8 +288,8 @@ class Trainer:
             self.coefficients.assign()
             for name, layer in self.layers.items():
                 tensors[f"{name}.weight"] = layer.merged_weight()
-                if isinstance(layer, MergedLinear) and layer.biases is not None:
-                    tensors[f"{name}.bias"] = layer.merged_bias()
+                if isinstance(layer, MergedLinear) and (bias := layer.merged_bias()) is not None:
+                    tensors[f"{name}.bias"] = bias
         for name, tensor in tensors.items():
             tensors[name] = tensor.to("cpu", self.sources.base[name].dtype)
         counted = dict(self.counted)

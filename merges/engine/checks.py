@@ -16,7 +16,7 @@ from merges.engine.requests import EmbeddingsAndNorms, WholeModelResult
 if TYPE_CHECKING:
     import torch
 
-    from checkpoints.reading import Checkpoint, Model
+    from checkpoints.reading import Model
     from merges.engine.config import MergeConfig
 
 _OTHER_FILES = 64  # libraries, logs, the hashes' cache
@@ -137,7 +137,7 @@ def _check_data(config: MergeConfig) -> None:
             raise UserError(f"{path}: no such file or folder; make it first, or correct the path")
 
 
-def check_result(base: Checkpoint, result: WholeModelResult, method: str) -> None:
+def check_result(base: Model, result: WholeModelResult, method: str) -> None:
     """Refuse a whole-model method's result that is not a finite model of the base's shapes.
 
     Raises:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from merges.engine.config import MergeConfig
+    from merges.engine.requests import TensorContext
 
 
 def _overflow(name: str, stored: str) -> UserError:
@@ -118,8 +119,8 @@ class Merger:
             and (self._parameters["origin"] == "base" or config.parameters_for is not None)
         )
         self._function = registry.load(config.method)
-        self._prepare = registry.load_prepare(config.method)
-        self._whole = self._parameters.get("scope") == "model" and self._prepare is not None
+        self._prepare = registry.load_prepare(config.method) or (lambda pieces: None)
+        self._whole = self._parameters.get("scope") == "model" and self._info.prepare is not None
         self._places: dict[str, int] = {}
         self._prepared: Any = None
         self._prepared_double = False
@@ -215,9 +216,8 @@ class Merger:
         parameters = self.parameters_of(name)
         # What was prepared over the whole model holds for values of the same type alone.
         pieces = self._pieces([part], double or self._prepared_double)
-        prepared, offset = self._prepared, self._places.get(name, 0)
-        if self._prepare is not None and not self._whole:
-            prepared = self._run_prepare(pieces, parameters)
+        prepared = self._prepared if self._whole else self._run_prepare(pieces, parameters)
+        offset = self._places.get(name, 0)
         for piece in pieces:
             start = piece.context.start
             context = piece.context.at(start, start + offset, prepared)
@@ -227,9 +227,7 @@ class Merger:
             else:
                 yield start, rounded(merged, torch_type(stored), name)
 
-    def _call(
-        self, piece: Piece, context: Any, parameters: Mapping[str, Any]
-    ) -> torch.Tensor | np.ndarray:
+    def _call(self, piece: Piece, context: TensorContext, parameters: Mapping[str, Any]) -> Any:
         shape = piece.experts[0].shape
         with np.errstate(all="ignore"):
             merged = self._function(piece.base, piece.experts, context, **parameters)

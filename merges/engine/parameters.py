@@ -111,7 +111,7 @@ class PerExpert(Kind):
             "or a mapping by expert name"
         )
 
-    def check(self, value: Any) -> list[float] | dict[str, float]:
+    def check(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(name): self.number.check(number) for name, number in value.items()}
         if isinstance(value, Sequence) and not isinstance(value, str):
@@ -126,7 +126,7 @@ class OneOrPerExpert(PerExpert):
     def describe(self) -> str:
         return f"{self.number.describe()}, or {super().describe()}"
 
-    def check(self, value: Any) -> float | list[float] | dict[str, float]:
+    def check(self, value: Any) -> Any:
         if isinstance(value, Mapping | list | tuple):
             return super().check(value)
         return self.number.check(value)
@@ -168,24 +168,23 @@ class Optional(Kind):
         return None if value is None else self.kind.check(value)
 
 
+# Methods receive a list, in the order of the experts. A signature's default may be one number for
+# all of them, which no type of lists allows.
+_Numbers = Any
 Density = Annotated[float, Number(0, 1, low_included=False)]
-Densities = Annotated[
-    float | list[float] | dict[str, float], OneOrPerExpert(Number(0, 1, low_included=False))
-]
+Densities = Annotated[_Numbers, OneOrPerExpert(Number(0, 1, low_included=False))]
 Fraction = Annotated[float, Number(0, 1)]
-Fractions = Annotated[float | list[float] | dict[str, float], OneOrPerExpert(Number(0, 1))]
+Fractions = Annotated[_Numbers, OneOrPerExpert(Number(0, 1))]
 Scale = Annotated[float, Number()]
 NonNegative = Annotated[float, Number(0)]
-NonNegatives = Annotated[float | list[float] | dict[str, float], OneOrPerExpert(Number(0))]
+NonNegatives = Annotated[_Numbers, OneOrPerExpert(Number(0))]
 Positive = Annotated[float, Number(0, low_included=False)]
 LearningRate = Annotated[float, Number(0, low_included=False)]
 Count = Annotated[int, Number(0, integer=True)]
 PositiveCount = Annotated[int, Number(1, integer=True)]
 Flag = Annotated[bool, Boolean()]
-Weights = Annotated[list[float] | dict[str, float] | None, Optional(PerExpert(Number()))]
-NonNegativeWeights = Annotated[
-    list[float] | dict[str, float] | None, Optional(PerExpert(Number(0)))
-]
+Weights = Annotated[list[float] | None, Optional(PerExpert(Number()))]
+NonNegativeWeights = Annotated[list[float] | None, Optional(PerExpert(Number(0)))]
 Coefficients = Annotated[dict[str, float], Terms()]
 
 _ALIASES: dict[str, Kind] = {

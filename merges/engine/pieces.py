@@ -62,6 +62,11 @@ class Part:
     sources: Sequence[str] = ()
 
     @property
+    def readers(self) -> list[Reader]:
+        """The experts' readers, then the base's, if any."""
+        return [*self.experts, *([] if self.base is None else [self.base])]
+
+    @property
     def count(self) -> int:
         """The parameter's number of values."""
         return math.prod(self.context.shape)
@@ -128,9 +133,8 @@ class Pieces:
     def _values(
         self, part: Part, number: int, start: int, stop: int, shape: tuple[int, ...]
     ) -> Any:
-        """Read an expert's values, or the base's for the number behind the last expert."""
-        reader = part.base if number == len(part.experts) else part.experts[number]
-        values, finite = self._convert(reader(start, stop))
+        """Read a model's values: an expert's by its number, or with the next number the base's."""
+        values, finite = self._convert(part.readers[number](start, stop))
         if not finite:
             source = part.sources[number] if part.sources else f"model {number + 1}"
             check_finite(values, part.context.tensor, source)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -203,12 +203,15 @@ def _info(
     )
 
 
-def _is_method(decorator: ast.expr) -> bool:
-    return (
-        isinstance(decorator, ast.Call)
-        and isinstance(decorator.func, ast.Name)
-        and decorator.func.id == "method"
-    )
+def _registered(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, ast.Call]]:
+    """Yield the methods of a file with their decorators."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            match decorator:
+                case ast.Call(func=ast.Name(id="method")):
+                    yield node, decorator
 
 
 @functools.cache
@@ -229,21 +232,17 @@ def describe() -> dict[str, MethodInfo]:
         try:
             tree = ast.parse(source)
         except SyntaxError as error:
-            raise UserError(f"{path}: {error}; mend the file") from None
-        for node in tree.body:
-            for decorator in getattr(node, "decorator_list", []):
-                if not _is_method(decorator):
-                    continue
-                try:
-                    info = _info(node, decorator, path, _constants(tree))
-                except (UserError, ValueError) as error:
-                    raise UserError(f"{path}, method {node.name}: {error}") from None
-                if info.name in found:
-                    raise UserError(
-                        f"{path}: {found[info.name].path} has a method {info.name} already; "
-                        "rename one"
-                    )
-                found[info.name] = info
+            raise UserError(f"{path}: {error}; correct the file") from None
+        for function, decorator in _registered(tree):
+            try:
+                info = _info(function, decorator, path, _constants(tree))
+            except (UserError, ValueError) as error:
+                raise UserError(f"{path}, method {function.name}: {error}") from None
+            if info.name in found:
+                raise UserError(
+                    f"{path}: {found[info.name].path} has a method {info.name} already; rename one"
+                )
+            found[info.name] = info
     return dict(sorted(found.items()))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Model
 
 EmbeddingsAndNorms = Literal["merged", "base"]
 Values = TypeVar("Values", "torch.Tensor", np.ndarray)  # what a method is given is all of one kind
@@ -114,8 +114,8 @@ class WholeModelRequest:
         resuming: Where to record how far it is; None for nowhere.
     """
 
-    base: Checkpoint
-    experts: dict[str, Checkpoint]
+    base: Model
+    experts: dict[str, Model]
     calibration: dict[str, Path]
     teachers: Path | None
     seed: int

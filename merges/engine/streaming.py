@@ -7,9 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoints.checking import check_finite
 from checkpoints.dtypes import FLOATS, stored_type, torch_type
@@ -74,7 +72,7 @@ class InMemory(Model):
 class Sink(Protocol):
     """Where merged values go, in any order."""
 
-    def write(self, name: str, start: int, values: torch.Tensor | np.ndarray) -> None: ...
+    def write(self, name: str, start: int, values: Any) -> None: ...
     def done(self, name: str) -> None: ...
 
 
@@ -89,7 +87,7 @@ class Collected:
             for name, spec in specs.items()
         }
 
-    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+    def write(self, name: str, start: int, values: Any) -> None:
         values = values.flatten()
         self.tensors[name].view(-1)[start : start + len(values)] = values
 
@@ -154,12 +152,12 @@ class Merge:
             self._sources,
         )
 
-    def _read(self, model: Model, name: str, start: int, stop: int) -> torch.Tensor | np.ndarray:
+    def _read(self, model: Model, name: str, start: int, stop: int) -> Any:
         if self._stopped:  # a large parameter would keep a failed merge waiting
             raise RuntimeError("the merge has been stopped")
         return (model.read_array if self._arrays else model.read)(name, start, stop)
 
-    def _copy(self, name: str) -> Iterator[tuple[int, torch.Tensor | np.ndarray]]:
+    def _copy(self, name: str) -> Iterator[tuple[int, Any]]:
         """Copy a parameter of the base. The experts' must be sound, and integers equal."""
         count, floating = math.prod(self.specs[name].shape), self._reference.dtype(name) in FLOATS
         for start in range(0, count, _COPIED_AT_ONCE):
@@ -176,10 +174,10 @@ class Merge:
                     )
             yield start, self._rounded(values, name) if floating else values
 
-    def _wide(self, values: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+    def _wide(self, values: Any) -> Any:
         return ArrayPieces.widened(values)[0] if self._arrays else values
 
-    def _rounded(self, values: torch.Tensor | np.ndarray, name: str) -> torch.Tensor | np.ndarray:
+    def _rounded(self, values: Any, name: str) -> Any:
         stored = self.specs[name].dtype
         if self._arrays:
             return rounded_array(self._wide(values), stored, name)

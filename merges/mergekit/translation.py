@@ -170,7 +170,7 @@ def _slices(content: Mapping[str, Any]) -> list[Slice]:
     for item in _list(content["slices"], "slices"):
         item = _mapping(item, "a slice", ("sources", "parameters"), "give its sources")
         entries = _entries(item.get("sources"), "sources", ("model", "layer_range", "parameters"))
-        ranges = [entry.get("layer_range") for entry in entries.values()]
+        ranges: list[Any] = [entry.get("layer_range") for entry in entries.values()]
         for limits in ranges:
             if not isinstance(limits, list) or [type(n) for n in limits] != [int, int]:
                 raise UserError(f"{SOURCE}: layer_range {limits!r}: give [first, last + 1]")

@@ -81,7 +81,7 @@ def keep_bands(
     """
     kept = []
     for delta, band, share, top in zip(deltas, bands, density, gamma, strict=True):
-        if band.reached is None:
+        if band.reached is None or band.dropped is None:
             first, last = ranks(share, top, delta.shape[-1])
             order = order_by_magnitude(delta)[:, first:last]
             part = torch.zeros_like(delta).scatter_(-1, order, delta.gather(-1, order))
@@ -120,7 +120,7 @@ def find_bands(
             lambda piece: [delta for delta in deltas_of(piece) for _ in range(2)],
             [k for pair in zip(density, gamma, strict=True) for k in ranks(*pair, pieces.count)],
         )
-        bands = [Band(*found[2 * n : 2 * n + 2], 1.0) for n in range(count)]
+        bands = [Band(found[2 * n], found[2 * n + 1], 1.0) for n in range(count)]
     if rescale == "none":
         return bands
     factors = l1_factors(pieces, lambda d, context: keep_bands(d, context, bands, density, gamma))

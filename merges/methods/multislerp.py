@@ -106,6 +106,6 @@ def multislerp(
         mergekit's `multislerp`, described on its author's page.
     """
     merged = combine(from_origin(base, experts, origin), context.prepared)
-    if origin == "base":
+    if base is not None and origin == "base":
         merged += base
     return merged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ def _wraps(context: TensorContext, rows: int, device: torch.device) -> torch.Ten
 
 def _column_products(pieces: Pieces, origin: Origin) -> torch.Tensor:
     """Sum products along the first dimension: float64 [period, columns, 2, 2]."""
-    total = None
+    total: Any = None
     for piece in pieces:
         one, two = (v.double() for v in from_origin(piece.base, piece.experts, origin))
         if total is None:
@@ -134,4 +134,4 @@ def nuslerp(
         wraps = _wraps(context, len(vectors[0]), vectors[0].device)
         factors = [factor[wraps] for factor in factors]
     merged = combine(vectors, factors)
-    return merged if origin == "zero" else merged.add_(base)
+    return merged if base is None or origin == "zero" else merged.add_(base)

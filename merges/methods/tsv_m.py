@@ -60,7 +60,7 @@ def tsv_m(
         parameters but CLIP's text projection; the rest averaged).
     """
     deltas = [expert.sub_(base) for expert in experts]
-    for delta, weight in zip(deltas, weights or (), strict=weights is not None):
+    for delta, weight in zip(deltas, weights or [], strict=weights is not None):
         delta.mul_(weight)
     if not is_matrix(context.tensor, base):
         return sum_of(deltas).mul_(scale / len(deltas)).add_(base)

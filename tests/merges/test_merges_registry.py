@@ -192,7 +192,7 @@ def test_a_new_file_is_a_new_method(house: Path) -> None:
         ("part: Density = 0.5", "part: Density = max(1, 0)", "must be a literal"),
         ('needs={"base"}', 'needs={"bass"}', r"unknown need 'bass' \(did you mean 'base'\?\)"),
         ("(base, experts, context,", "(base, context,", r"must be \(base, experts, context\)"),
-        ("def halfway(", "def halfway(:", "mend the file"),
+        ("def halfway(", "def halfway(:", "correct the file"),
     ],
 )
 def test_a_malformed_method_is_told_by_file(house: Path, old: str, new: str, message: str) -> None:
