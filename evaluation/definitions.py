@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
-from evaluation.metrics import AGGREGATES
+from evaluation.rows import AGGREGATIONS
 from evaluation.suites import Task
 
 # Keys of lm-eval's YAML that say where rows come from.
@@ -76,7 +76,7 @@ def _plain(task: Task) -> dict[str, Any]:
     """Write the definition of a task whose rows hold prompt and answer under their usual names."""
     metric: dict[str, Any] = {"metric": task.metric, "higher_is_better": True}
     # Some metrics are of the table of gold and predicted choices, the others means over the items.
-    metric["aggregation"] = task.metric if task.metric in AGGREGATES else "mean"
+    metric["aggregation"] = task.metric if task.metric in AGGREGATIONS else "mean"
     definition: dict[str, Any] = {
         "test_split": "items",
         "doc_to_text": "prompt",

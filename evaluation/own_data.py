@@ -16,9 +16,8 @@ import yaml
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
-from evaluation.metrics import AGGREGATES
 from evaluation.own_tasks import FewShot, OwnTask, parse
-from evaluation.rows import COLUMNS, METRICS, row_fault
+from evaluation.rows import AGGREGATIONS, COLUMNS, METRICS, row_fault
 from evaluation.suites import Task, items_file, pool_file
 
 FOLDER = "tasks"  # below a data folder: SUITE/TASK/manifest.json of each own task
@@ -105,8 +104,8 @@ def _from_lm_eval(entry: OwnTask, found: Mapping[str, Any], path: Path) -> OwnTa
         if "process_results" not in found and name not in METRICS[kind]:
             valid = ", ".join(METRICS[kind])
             raise UserError(f"{path}: metric {name!r} needs process_results (without: {valid})")
-        if about.get("aggregation", "mean") not in AGGREGATES:
-            raise UserError(f"{path}: aggregation of {name} must be of {', '.join(AGGREGATES)}")
+        if about.get("aggregation", "mean") not in AGGREGATIONS:
+            raise UserError(f"{path}: aggregation of {name} must be of {', '.join(AGGREGATIONS)}")
     few_shot = FewShot(pool=pool, count=shots) if shots else None
     changes = {"kind": kind, "metric": metric, "few_shot": few_shot} | named
     target = found.get("doc_to_target")

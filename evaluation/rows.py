@@ -18,6 +18,9 @@ METRICS = {
     "generation": ("exact_match", "last_integer", "rouge2"),
     "sql": ("execution",),
 }
+# How items' scores become a task's, as `evaluation.metrics.AGGREGATES` has them; named here because
+# a task's definition and its data must not depend on how scores are computed.
+AGGREGATIONS = ("mean", "bootstrap_median", "balanced_acc", "macro_f1", "mcc")
 
 
 def row_fault(row: Any, kind: str, columns: Sequence[str] = ()) -> str | None:

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from evaluation import metrics
+from evaluation import metrics, rows
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -160,3 +160,7 @@ def test_the_bootstrap_median_is_rouge_scores():
     mean = metrics.aggregate(items, "rouge2")
     assert found["stderr"] == pytest.approx(mean["stderr"], rel=0.1)
     assert abs(found["value"] - mean["value"]) < mean["stderr"]
+
+
+def test_definitions_may_name_every_aggregate_and_no_other():
+    assert tuple(metrics.AGGREGATES) == rows.AGGREGATIONS
