@@ -261,11 +261,11 @@ def test_a_run_cut_short_goes_on_with_the_task_it_was_at(ja8, tmp_path, capsys, 
     command += [f"--out={tmp_path / 'scores.json'}"]
     run, asked = Harness._run, []
 
-    def dies(self, task):
+    def dies(self, task, backend):
         asked.append(task.id)
         if asked == ["jnli", "jsquad"]:
             raise MemoryError
-        return run(self, task)
+        return run(self, task, backend)
 
     monkeypatch.setattr(Harness, "_run", dies)
     with pytest.raises(MemoryError):
@@ -306,7 +306,7 @@ def test_nothing_is_served_for_another_model_tokenizer_or_setting(ja8, tmp_path,
     def asked(folder: Path, *more: str) -> int:
         counts = []
         run = Harness._run
-        monkeypatch.setattr(Harness, "_run", lambda self, task: counts.append(1) or run(self, task))
+        monkeypatch.setattr(Harness, "_run", lambda *given: counts.append(1) or run(*given))
         command = [f"--model=m={folder}", f"--data={ja8 / 'data'}", "--suites=ja8/xwinograd_ja"]
         command += [f"--store={tmp_path / 'store'}", f"--out={tmp_path / 'scores.json'}"]
         main([*command, *more])
