@@ -155,9 +155,6 @@ def breadcrumbs(
     large ones are dropped.
 
     Args:
-        base: Values of b, the common ancestor, [rows, columns].
-        experts: Values of x_i, shaped alike.
-        context: Position and bands.
         density: Share of the values that is kept; mergekit takes one for each expert. The defaults
             of density, gamma and lambda are where the authors' code begins its search.
         gamma: Share of largest values that is dropped; mergekit takes one for each expert, 0.01 by
@@ -171,9 +168,6 @@ def breadcrumbs(
         scope: What the shares are of: each ``tensor`` as in the paper (by layer) and mergekit, the
             whole ``model``, or each ``row`` along the last dimension as in the authors' code. Rows
             are sorted, which takes n log n.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: The weights to be normalised sum to zero.
@@ -213,9 +207,6 @@ def breadcrumbs_ties(
     mergekit put the two together; no paper describes it.
 
     Args:
-        base: Values of b, the common ancestor, [rows, columns].
-        experts: Values of x_i, shaped alike.
-        context: Position and bands.
         density: As for `breadcrumbs`.
         gamma: As for `breadcrumbs`.
         scale: lambda.
@@ -223,9 +214,6 @@ def breadcrumbs_ties(
         rescale: As for `breadcrumbs`.
         merge: ``sum`` is mergekit's (normalize: false); ``mean`` is TIES' disjoint mean.
         scope: As for `breadcrumbs`.
-
-    Returns:
-        The merged values.
 
     Source:
         Davari and Belilovsky, Model Breadcrumbs, 2023, with Yadav et al.,

@@ -55,9 +55,6 @@ def consensus_ta(
     number of experts everything: one expert alone needs k <= 1.
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Position and, for ``ties``, thresholds.
         scale: alpha. The paper tunes it on validation data; 0.4 as for `task_arithmetic`
             (MergeBench's default is 1).
         mask_lambda: lambda_i, one for all experts or one for each. The paper tunes it for each
@@ -72,9 +69,6 @@ def consensus_ta(
         density: For ``ties``, the share of each d_i that survives the trim.
         scope: For ``ties``, what the density is a share of; the paper's code trims the whole
             ``model``.
-
-    Returns:
-        The merged values.
 
     Source:
         Wang et al., Localizing task information for improved model merging and compression, 2024,

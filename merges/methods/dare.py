@@ -105,9 +105,6 @@ def dare_ties(
     one, of 20 %).
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Names, position and the seed.
         density: Probability that an entry is kept; mergekit takes one for each expert. The paper
             tries drop rates from 0.1 to 0.9 and has no default; 0.5 is that of mergekit's
             published example.
@@ -118,9 +115,6 @@ def dare_ties(
             since 0.1.0: each tensor keeps its sum of magnitudes; ``none`` is its `rescale: false`.
         merge: ``sum`` is mergekit's `dare_ties` (normalize: false); ``mean`` is the disjoint mean
             of the TIES paper, on which the DARE paper builds.
-
-    Returns:
-        The merged values.
 
     Source:
         Yu et al., Language models are super Mario, 2023, equation 1, with TIES.
@@ -154,18 +148,12 @@ def dare_linear(
     are those of `dare_ties`.
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Names, position and the seed.
         density: As for `dare_ties`.
         scale: lambda.
         weights: w_i; None for 1 each.
         rescale: As for `dare_ties`; MergeBench's "DARE" has ``density`` too.
         normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
             which is false by default).
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: The weights to be normalised sum to zero.

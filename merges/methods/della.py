@@ -162,9 +162,6 @@ def della(
     Sorting the rows takes n log n, several times what DARE takes; ``l1`` sorts them twice.
 
     Args:
-        base: Values of b, the common ancestor, [rows, columns].
-        experts: Values of x_i, shaped alike.
-        context: Names, position and the seed.
         density: Mean probability that an entry is kept; 1 keeps all. mergekit takes one for each
             expert. 0.7 with epsilon 0.07 is the example of the authors' repository.
         epsilon: Half the range of the probabilities: half of the authors' `window_size`; mergekit's
@@ -175,9 +172,6 @@ def della(
             `della`: each tensor keeps its sum of magnitudes; ``none`` is `rescale: false` of both.
         merge: ``mean`` divides as the authors' and mergekit's `della` do (normalize: true); ``sum``
             does not.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: A probability is outside (0, 1].
@@ -213,9 +207,6 @@ def della_linear(
     Sorting the rows takes n log n, several times what DARE takes; ``l1`` sorts them twice.
 
     Args:
-        base: Values of b, the common ancestor, [rows, columns].
-        experts: Values of x_i, shaped alike.
-        context: Names, position and the seed.
         density: Mean probability that an entry is kept; 1 keeps all. The defaults are `della`'s.
         epsilon: Half the range of the probabilities.
         scale: lambda.
@@ -223,9 +214,6 @@ def della_linear(
         rescale: As for `della`; ``l1`` is mergekit's `della_linear`.
         normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
             which is false by default).
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: A probability is outside (0, 1], or the weights to be normalised sum to zero.

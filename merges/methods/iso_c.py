@@ -33,17 +33,11 @@ def iso_c(
     authors' code gives them, in arbitrary vectors, the mean too.
 
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Name.
         scale: alpha. The paper tunes it on validation data; 1 is fusion_bench's default.
         combine: ``sum`` as in the paper and fusion_bench; ``mean`` divides by the number of
             experts, as the version in the code of TSV-Merge does.
         svd: As for `tsv_m`. ``gram`` takes about 4mn^2 + 11n^3 operations with m >= n, however
             many the experts: 1.3 s for 4096 x 1536 on one core, 1.8 s ``exact``.
-
-    Returns:
-        The merged tensor.
 
     Source:
         Marczak et al., No task left behind: isotropic model merging with common and task-specific

@@ -51,16 +51,10 @@ def iso_cts(
     With `common` = 1, or one expert, it is Iso-C.
 
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Name.
         scale: alpha. The paper tunes it on validation data; 1 is fusion_bench's default.
         common: Share of the directions that are common; 0.8 in the paper and the authors' code.
         svd: As for `tsv_m`; about (T + 1) * (2mn^2 + 9n^3) + 4Tmn^2 + 8mn^2 + 26n^3 operations
             with m >= n: 7 s for three experts of 4096 x 1536 on one core, 10 s ``exact``.
-
-    Returns:
-        The merged tensor.
 
     Source:
         Marczak et al., No task left behind: isotropic model merging with common and task-specific

@@ -103,15 +103,9 @@ def karcher(
     so that tensors in hundreds of steps cost no more than in one.
 
     Args:
-        base: Not used (in mergekit a base model, if named, is one more expert).
-        experts: Values of x_i, shaped alike.
-        context: The coefficients.
         weights: w_i >= 0 before the division; None for 1 each, as mergekit always has.
         max_iterations: How often to repeat at most; mergekit's max_iter.
         tolerance: mergekit's tol.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: All weights are zero.

@@ -27,15 +27,9 @@ def linear(
     The rounding is that of `merges.arithmetic.combination.combine`.
 
     Args:
-        base: Not used.
-        experts: Values of x_i, shaped alike.
-        context: Not used.
         weights: w_i; None for 1 each.
         normalize: Whether to divide by the sum of the weights, as mergekit's `linear` does by
             default; without it, uniform weights give the experts' sum.
-
-    Returns:
-        The combination.
 
     Raises:
         UserError: The weights to be normalised sum to zero.

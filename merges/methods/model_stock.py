@@ -86,18 +86,12 @@ def model_stock(
     float64. Rows cost N + 1 products per value more than the whole tensor.
 
     Args:
-        base: Values of b, the common ancestor, [rows, columns].
-        experts: Values of at least two x_i, [rows, columns].
-        context: The coefficient.
         along: What has an angle: the whole ``tensor`` (the paper's layers; fusion_bench, mergekit)
             or each of its ``rows`` (mergekit's filter_wise: true).
         average: What is averaged over pairs of more than two experts: ``angles`` as the paper's
             authors say and fusion_bench does, or ``cosines`` as mergekit does.
         floor: Least product of two norms that an inner product is divided by. The paper has none;
             mergekit's is 1e-6, which counts for task vectors shorter than 1e-3.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: There is one expert only.

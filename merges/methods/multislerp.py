@@ -87,16 +87,10 @@ def multislerp(
     float64.
 
     Args:
-        base: Values of the base; None without one.
-        experts: Values of x_i, shaped alike.
-        context: The coefficients.
         weights: w_i; None for 1 each.
         normalize: Whether to divide the weights by their sum.
         origin: o: ``zero`` is mergekit's `multislerp` without a base model, ``base`` with one.
         epsilon: e.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: The weights to be normalised sum to zero, or the origin is the base and none is

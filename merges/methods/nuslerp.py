@@ -108,17 +108,11 @@ def nuslerp(
     Rows cost about three times as much arithmetic as the whole tensor, columns five times.
 
     Args:
-        base: Values of the base, [rows, columns]; None without one.
-        experts: Values of x_0 and x_1, [rows, columns].
-        context: Position and coefficients.
         weights: w_0 and w_1; None for the middle. A negative one goes on beyond an end.
         origin: o: ``zero`` is mergekit's `nuslerp` without a base model, ``base`` with one.
         along: What is one vector: the whole ``tensor`` (mergekit's default), each of its ``rows``
             along the last dimension (nuslerp_flatten: false), or each of its ``columns`` along the
             first (nuslerp_flatten: false, nuslerp_row_wise: true).
-
-    Returns:
-        The interpolated values.
 
     Raises:
         UserError: The origin is the base and none is given.

@@ -240,9 +240,6 @@ def pcb(
     entry; an expert whose scores are all equal, such as one equal to the base, has no shares.
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Position and `balance`.
         density: Share of each expert's entries that is kept, the paper's mask ratio r. The
             authors' function has 0.1, their scripts try 0.05, 0.1 and 0.2.
         scale: lambda. The authors' scripts use 1.0, 1.2 or tune it between 0.8 and 2.2.
@@ -261,9 +258,6 @@ def pcb(
             takes the clipped values too, the inter-balance does not.
         scope: What Norm and density look at: the whole ``model`` as in the paper, or each
             ``tensor``.
-
-    Returns:
-        The merged values.
 
     Source:
         Du et al., Parameter competition balancing for model merging, 2024, intra-balancing,

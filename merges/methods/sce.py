@@ -124,9 +124,6 @@ def sce(
     It looks through the parameter up to four times.
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Position and coefficients.
         density: Share of the varying positions that is selected; mergekit's and the authors'
             `select_topk`. 0.1 is FuseChat's; mergekit's default 1 selects all, varying or not.
         scale: lambda; neither the paper nor mergekit has it.
@@ -135,9 +132,6 @@ def sce(
             code, which merges whole task vectors.
         negligible: Bound below which the sum of mean squares is taken as zero (equal weights) and
             to which smaller divisors are raised; 1e-6 in mergekit, 0 in the authors' code.
-
-    Returns:
-        The merged values.
 
     Source:
         Wan et al., FuseChat, 2024: SCE (select, calculate, erase).

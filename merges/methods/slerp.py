@@ -57,14 +57,8 @@ def slerp(
     The rounding is that of `merges.arithmetic.combination.combine`; angles are computed in float64.
 
     Args:
-        base: Not used.
-        experts: Values of x_0 and x_1, shaped alike.
-        context: The coefficients.
         t: Position between the first expert (0) and the second (1). mergekit has no default;
             0.5 is the middle.
-
-    Returns:
-        The interpolated values.
 
     Source:
         Shoemake, Animating rotation with quaternion curves, 1985; for weights: mergekit's `slerp`.

@@ -36,17 +36,11 @@ def task_arithmetic(
     the base, the result is the base exactly.
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Not used.
         scale: lambda. It is meant to be tuned; 0.4 is what the TIES paper recommends for task
             arithmetic where nothing can be tuned (arXiv:2306.01708, section 5).
         weights: w_i; None for 1 each (the paper has no other).
         normalize: Whether to divide the weights by their sum, so that lambda 1 adds the average
             task vector; an option of mergekit, off there too by default.
-
-    Returns:
-        The merged values.
 
     Raises:
         UserError: The weights to be normalised sum to zero.

@@ -102,9 +102,6 @@ def ties(
     sum_i w_i [sign d_i = S].
 
     Args:
-        base: Values of b, the common ancestor.
-        experts: Values of x_i, shaped alike.
-        context: Position and thresholds.
         density: Share of the entries that survives the trim; mergekit takes one for each expert.
         scale: lambda.
         weights: w_i >= 0, as in mergekit; None for 1 each, as in the paper.
@@ -113,9 +110,6 @@ def ties(
         scope: What the density is a share of: each ``tensor`` as in mergekit, or the whole
             ``model``'s task vector as in the paper, fusion_bench and MergeBench (which keep all
             of equal entries at the threshold).
-
-    Returns:
-        The merged values.
 
     Source:
         Yadav et al., TIES-Merging, 2023, algorithm 1; 20 % and lambda = 1 are its defaults where

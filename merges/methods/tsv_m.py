@@ -37,9 +37,6 @@ def tsv_m(
     one expert alone is itself.
 
     Args:
-        base: Tensor b, the common ancestor.
-        experts: Tensors x_i of the same shape.
-        context: Name.
         scale: alpha; 1 in the authors' code and fusion_bench: the method does without tuning.
         weights: w_i, as in fusion_bench; None for 1 each, as in the paper.
         rank_share: k / r; None for 1/T as in the paper (at least one component). 1 is the
@@ -50,9 +47,6 @@ def tsv_m(
             against 1e-6 to 2e-5) and the faster. With m >= n it takes about T * (2mn^2 + 9n^3)
             + 8mn^2 + 26n^3 operations and as much memory again as the task matrices: 6.5 s for
             three experts of 4096 x 1536 on one core, 7.4 s ``exact``.
-
-    Returns:
-        The merged tensor.
 
     Source:
         Gargiulo et al., Task singular vectors: reducing task interference in model merging, 2024,
