@@ -13,8 +13,7 @@ class Study(Entry):
     def worlds(self, experiment: Experiment) -> dict[str, World]:
         """Return the worlds that the study needs in addition to the experiment's cases.
 
-        Returns:
-            By id, which is also the world's folder in the results.
+        The key is the world's id, which is also its folder in the results.
         """
         return {}
 

@@ -21,27 +21,16 @@ COUNTS = ("gpu", "gpu_mem_mb", "mem_mb", "runtime")  # resources that a step nam
 
 @dataclass(frozen=True)
 class Ask:
-    """What one step asks for.
+    """What one step asks for."""
 
-    Attributes:
-        rule: The name of its rule.
-        gpu: Number of GPUs.
-        gpu_mem_mb: Memory on each, MB.
-        mem_mb: Memory of the node, MB.
-        runtime: Minutes.
-        threads: CPU cores.
-        partition: Slurm's, None for the cluster's default.
-        account: Slurm's, None for the user's default.
-    """
-
-    rule: str
-    gpu: int = 0
-    gpu_mem_mb: int = 0
-    mem_mb: int = 0
-    runtime: int = 0
-    threads: int = 1
-    partition: str | None = None
-    account: str | None = None
+    rule: str  # the name of its rule
+    gpu: int = 0  # number of GPUs
+    gpu_mem_mb: int = 0  # memory on each, MB
+    mem_mb: int = 0  # memory of the node, MB
+    runtime: int = 0  # minutes
+    threads: int = 1  # CPU cores
+    partition: str | None = None  # slurm's, None for the cluster's default
+    account: str | None = None  # slurm's, None for the user's default
 
 
 def gpus() -> list[int]:
@@ -77,9 +66,6 @@ def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None
         asks: What the steps ask for.
         limit: GPUs that Snakemake may give away at a time, None for any number.
         torch: Version of the installed PyTorch; None looks it up.
-
-    Raises:
-        UserError: One line with the first thing that is missing and how to fix it.
     """
     on_gpu = [ask for ask in asks if ask.gpu]
     if not on_gpu:
@@ -121,15 +107,7 @@ def check_local(asks: Iterable[Ask], limit: int | None, torch: str | None = None
 
 
 def check_evaluators(vllm: bool, postgres: bool) -> None:
-    """Refuse evaluations whose engine or SQL server is not installed on this machine.
-
-    Args:
-        vllm: Whether one runs by vLLM in this environment.
-        postgres: Whether one runs SQL on PostgreSQL.
-
-    Raises:
-        UserError: One line with the missing thing and how to fix it.
-    """
+    """Refuse evaluations by vLLM or on PostgreSQL where this machine lacks the one they need."""
     if vllm and importlib.util.find_spec("vllm") is None:
         raise UserError(
             f"models are evaluated by vLLM, which {sys.executable} lacks; install "
@@ -159,11 +137,8 @@ def _told_by(*command: str) -> str:
 def check_slurm(asks: Iterable[Ask]) -> None:
     """Have Slurm itself say, before anything is submitted, whether every step could run.
 
-    Args:
-        asks: What the steps ask for.
-
     Raises:
-        UserError: One line: an unknown partition, or the step that no node can hold.
+        UserError: An unknown partition, or the step that no node can hold.
     """
     limits = {}
     for line in _told_by("sinfo", "--noheader", "--format=%R %l").splitlines():

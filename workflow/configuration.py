@@ -56,14 +56,9 @@ class Configuration(Experiment):
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Put one configuration over another.
+    """Put one configuration over another and return the result, the base's keys first.
 
-    Args:
-        base: What is extended.
-        own: What differs: mappings are merged key by key, null removes a key, all else replaces.
-
-    Returns:
-        A new mapping, the base's keys first.
+    Mappings are merged key by key, null removes a key, all else replaces.
     """
     merged = dict(base)
     for key, value in own.items():
@@ -122,9 +117,6 @@ def resolve(config: Mapping[str, Any], source: str = "config.yaml") -> Configura
         config: The configuration as read.
         source: The file that it came from, for messages.
 
-    Returns:
-        The configuration with every default filled in.
-
     Raises:
         UserError: Something is unknown, missing or out of range; one line with the place and,
             where there is one, the nearest valid name.
@@ -145,18 +137,13 @@ def load(path: Path | str) -> Configuration:
 
 
 def from_snakemake(config: Mapping[str, Any], files: Sequence[Path]) -> Configuration:
-    """Check what Snakemake read, with what the files extend below it.
+    """Check what Snakemake read, with the files that its files extend.
+
+    A message names the file as on the command line; see `resolve`.
 
     Args:
         config: Snakemake's configuration: its files, later ones over earlier ones, and --config.
         files: The files that were given with --configfile, absolute; none for config.yaml.
-
-    Returns:
-        The configuration with every default filled in.
-
-    Raises:
-        UserError: Something is unknown, missing or out of range; the file is named as on the
-            command line.
     """
     merged: dict[str, Any] = {}
     for path in files:

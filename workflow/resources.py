@@ -14,21 +14,13 @@ _START = 30  # minutes that the smallest step may take on a busy node, imports i
 
 @dataclass(frozen=True)
 class Work:
-    """What a kind of work holds and how long it lasts, per model of the case's size.
+    """What a kind of work holds and how long it lasts, per model of the case's size."""
 
-    Attributes:
-        memory: Models held in a node's memory.
-        per_expert: Further models there for each expert.
-        gpu_memory: Models' worth of memory on the GPU, None for work on the CPU.
-        gpu_per_expert: Further models there for each expert.
-        minutes: For each GB of a model's weights.
-    """
-
-    memory: float = 0.0
-    per_expert: float = 0.0
-    gpu_memory: float | None = None
-    gpu_per_expert: float = 0.0
-    minutes: float = 0.0
+    memory: float = 0.0  # models held in a node's memory
+    per_expert: float = 0.0  # further models there for each expert
+    gpu_memory: float | None = None  # models' worth of memory on the GPU, None for work on the CPU
+    gpu_per_expert: float = 0.0  # further models there for each expert
+    minutes: float = 0.0  # for each GB of a model's weights
 
 
 # Upper bounds: a scheduler kills what goes beyond. Counted, not measured, but for the bottle's.

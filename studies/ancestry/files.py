@@ -20,13 +20,7 @@ _FORMS = {"md": render.markdown, "tex": render.latex}
 def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     """Write the table of the case with the ancestor, the claim's and, last, their manifest.
 
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-        out: Folder of the tables.
-
-    Returns:
-        The files, the manifest excepted.
+    Args as `studies.dam.files.write`.
     """
     case = table.load(config, results)
     found = table.leads(config, case, results)

@@ -23,21 +23,13 @@ _RESAMPLES = 10_000  # p to about .001
 
 @dataclass(frozen=True)
 class Lead:
-    """How far one row is ahead of another on the column.
+    """How far one row is ahead of another on the column."""
 
-    Attributes:
-        leader: Label of the row whose lead is explained.
-        other: Label of the row it is compared with.
-        before: In the case itself, where all experts start from the base.
-        after: In the case with the ancestor.
-        change: `after` minus `before`, item by item.
-    """
-
-    leader: str
-    other: str
-    before: Difference
-    after: Difference
-    change: Difference
+    leader: str  # label of the row whose lead is explained
+    other: str  # label of the row it is compared with
+    before: Difference  # in the case itself, where all experts start from the base
+    after: Difference  # in the case with the ancestor
+    change: Difference  # `after` minus `before`, item by item
 
     def verdict(self) -> str:
         """Judge the claim by the lead, at intervals of 95 %."""
@@ -51,15 +43,7 @@ class Lead:
 
 
 def load(config: Mapping[str, Any], results: Path) -> Case:
-    """Read the case with the ancestor and the rows that are compared.
-
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-
-    Returns:
-        The case.
-    """
+    """Read the case with the ancestor and the rows that are compared, from the results folder."""
     entry = config["studies"]["ancestry"]
     of = config["cases"][entry["case"]]
     expert = of["experts"][entry["expert"]]["label"]
@@ -79,11 +63,6 @@ def load(config: Mapping[str, Any], results: Path) -> Case:
 
 def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
     """Compare every leader with every other row, item by item, in both cases.
-
-    Args:
-        config: The resolved configuration.
-        case: The case with the ancestor.
-        results: The results folder.
 
     Returns:
         A lead for each pair of rows that have scores in both cases.

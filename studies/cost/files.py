@@ -58,13 +58,8 @@ def _point(axes: Axes, group: Sequence[Look], axis: str, mark: str, paint: Any) 
 def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
     """Draw each case's test average over evaluations and over FLOPs.
 
-    Args:
-        looks: The study's runs.
-        config: The resolved configuration.
-
-    Returns:
-        The figure. Searches are lines with a band of one sample standard deviation over the
-        seeds, dotted for the dev average that chose; other rows are points with the same.
+    Searches are lines with a band of one sample standard deviation over the seeds, dotted for the
+    dev average that chose; other rows are points with the same.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -108,16 +103,7 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
 def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     """Write the study's table (CSV, Markdown), its figure (PNG, PDF) and, last, its manifest.
 
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-        out: Folder of the files; others in it are left alone.
-
-    Returns:
-        The files, the manifest excepted.
-
-    Raises:
-        UserError: Nothing of the study has been scored.
+    Args as `studies.dam.files.write`.
     """
     import matplotlib
 

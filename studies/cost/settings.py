@@ -28,12 +28,8 @@ class Cost(Study):
     def evaluations_of(self, row: Row) -> list[int]:
         """List after how many dev evaluations a row is scored.
 
-        Args:
-            row: One of the study's rows.
-
-        Returns:
-            Of a search the study's numbers below its budget, then its budget; of another row one
-            number: its candidates, 0 where nothing is chosen.
+        Of a search, the study's numbers below its budget, then its budget; of another row one
+        number: its candidates, 0 where nothing is chosen.
         """
         if row.evolve is None:
             return [len(row.tune or [])]

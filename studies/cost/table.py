@@ -25,29 +25,17 @@ FOLDER = "studies/cost"
 
 @dataclass(frozen=True)
 class Look:
-    """One row with one seed after a number of dev evaluations.
+    """One row with one seed after a number of dev evaluations."""
 
-    Attributes:
-        case: Its case study.
-        row: Id of its row.
-        label: The row's title.
-        seed: Seed of its search and data draw.
-        evaluations: Dev evaluations spent.
-        dev: Best dev average until then; None where nothing was chosen.
-        test: Test average of that model.
-        flops: FLOPs spent until then, the teachers that it learned from included.
-        cpu_s: CPU seconds of the same. Of a search in proportion to its evaluations.
-    """
-
-    case: str
-    row: str
-    label: str
-    seed: int
-    evaluations: int
-    dev: float | None
-    test: Score
-    flops: float
-    cpu_s: float
+    case: str  # its case study
+    row: str  # id of its row
+    label: str  # the row's title
+    seed: int  # seed of its search and data draw
+    evaluations: int  # dev evaluations spent
+    dev: float | None  # best dev average until then; None where nothing was chosen
+    test: Score  # test average of that model
+    flops: float  # FLOPs spent until then, the teachers that it learned from included
+    cpu_s: float  # CPU seconds of the same. Of a search in proportion to its evaluations
 
 
 def _best_dev(path: Path, evaluations: int) -> float | None:
@@ -89,10 +77,6 @@ def _looks(results: Path, case: Case, row: str, label: str, seed: int) -> Iterat
 
 def load_looks(config: Mapping[str, Any], results: Path) -> list[Look]:
     """Read the study's runs, as far as they have been scored.
-
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
 
     Returns:
         In the order of cases, rows, seeds and evaluations.

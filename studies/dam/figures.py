@@ -42,14 +42,10 @@ def _finish(study: Study, axes: Axes, title: str) -> None:
 
 
 def curve(study: Study, name: str) -> Figure:
-    """Draw scores against the number of rows per expert.
+    """Draw a comparison's scores against the number of rows per expert.
 
-    Args:
-        study: The study.
-        name: The comparison; settings without a number of rows are left out.
-
-    Returns:
-        The figure: a line through the means over worlds, a dot for each world.
+    A line goes through the means over worlds, a dot is a world; settings without a number of rows
+    are left out.
     """
     from matplotlib.figure import Figure
 
@@ -81,15 +77,7 @@ def curve(study: Study, name: str) -> Figure:
 
 
 def bars(study: Study, name: str) -> Figure:
-    """Draw scores of a comparison's settings side by side.
-
-    Args:
-        study: The study.
-        name: The comparison.
-
-    Returns:
-        The figure: a bar up to the mean over worlds, a dot for each world.
-    """
+    """Draw scores of a comparison's settings: a bar up to the mean over worlds, a dot for each."""
     from matplotlib.figure import Figure
 
     comparison = study.config["comparisons"][name]

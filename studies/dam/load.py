@@ -22,16 +22,11 @@ from studies.dam.settings import world_of
 
 @dataclass(frozen=True)
 class Run:
-    """One setting in one world.
+    """One setting in one world."""
 
-    Attributes:
-        items: Scores of the test items, by task and item.
-        dev: Its dev average, None where it was not recorded.
-        candidate: What was chosen on dev, such as the learning rate; empty where nothing was.
-    """
-
-    items: Mapping[str, Mapping[str, float]]
-    dev: float | None = None
+    items: Mapping[str, Mapping[str, float]]  # scores of the test items, by task and item
+    dev: float | None = None  # its dev average, None where it was not recorded
+    # What was chosen on dev, such as the learning rate; empty where nothing was
     candidate: Mapping[str, Any] = field(default_factory=dict)
 
     def mean(self, task: str) -> float:
@@ -50,26 +45,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs of the study.
+    """All runs of the study."""
 
-    Attributes:
-        config: The block ``studies.dam`` of the resolved configuration.
-        title: The case study's title.
-        columns: The averaged columns, then the others.
-        held_out: Labels of the columns with a task that is in no expert's domain.
-        runs: By setting and seed; one that is lacking has not been run or has failed.
-        contents: By seed, task and item: what the item says, which is the same in all worlds that
-            ask it.
-        files: The score files that were read, by a name.
-    """
-
-    config: Mapping[str, Any]
-    title: str
-    columns: tuple[Column, ...]
-    held_out: tuple[str, ...]
+    config: Mapping[str, Any]  # the block ``studies.dam`` of the resolved configuration
+    title: str  # the case study's title
+    columns: tuple[Column, ...]  # the averaged columns, then the others
+    held_out: tuple[str, ...]  # labels of the columns with a task that is in no expert's domain
+    # By setting and seed; one that is lacking has not been run or has failed
     runs: Mapping[str, Mapping[int, Run]]
+    # By seed, task and item: what the item says, which is the same in all worlds that ask it
     contents: Mapping[int, Mapping[str, Mapping[str, str]]]
-    files: Mapping[str, Path]
+    files: Mapping[str, Path]  # the score files that were read, by a name
 
     @property
     def averaged(self) -> list[Column]:
@@ -141,14 +127,7 @@ def _contents(data: Path, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def load(config: Mapping[str, Any], results: Path) -> Study:
-    """Read the study's runs.
-
-    Args:
-        config: The resolved configuration.
-        results: The results folder.
-
-    Returns:
-        The study; settings that have not been run are missing from its runs.
+    """Read the study's runs, as far as they have been scored.
 
     Raises:
         UserError: Nothing has been run, or a file is damaged.

@@ -18,9 +18,6 @@ Differences = Mapping[tuple[str, str], Difference]
 def differences(study: Study) -> dict[tuple[str, str], Difference]:
     """Compare every setting with the reference of its comparisons.
 
-    Args:
-        study: The study.
-
     Returns:
         By setting and reference, the difference of their averages; only pairs of which both have
         been run in every world.
@@ -109,15 +106,12 @@ def _row(study: Study, name: str, setting: str, found: Differences) -> Row:
 
 
 def grid(study: Study, name: str, found: Differences) -> Grid:
-    """Lay out one comparison.
+    """Lay out one comparison: the reference, then the settings in the order of the configuration.
 
     Args:
         study: The study.
         name: The comparison.
         found: What `differences` returned.
-
-    Returns:
-        The table: the reference, then the settings in the order of the configuration.
     """
     comparison = study.config["comparisons"][name]
     settings = [comparison["reference"], *comparison["settings"]]

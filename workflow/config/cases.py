@@ -234,15 +234,10 @@ class Case(Entry):
 
 
 class World(Case):
-    """A case as it is run: with the seed from which its data, base and experts are made.
+    """A case as it is run: with the seed from which its data, base and experts are made."""
 
-    Attributes:
-        of: Name of the case in the configuration; a study repeats it under another name.
-        seed: The seed of everything that is drawn.
-    """
-
-    of: str
-    seed: Seed
+    of: str  # name of the case in the configuration; a study repeats it under another name
+    seed: Seed  # the seed of everything that is drawn
 
     @classmethod
     def repeat(cls, case: Case, of: str, seed: int) -> World:

@@ -86,11 +86,7 @@ def known(name: str, valid: Iterable[str], where: str, what: str, of: str = "") 
 def explain(error: ValidationError) -> str:
     """Put the first problem of a configuration, the least deep one, into one line.
 
-    Args:
-        error: What the models refused.
-
-    Returns:
-        The place, what is wrong there and, where there is one, the nearest valid name.
+    It has the place, what is wrong there and, where there is one, the nearest valid name.
     """
     first = min(error.errors(include_url=False), key=lambda each: len(each["loc"]))
     path = [str(part) for part in first["loc"] if part != "[key]"]
