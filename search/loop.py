@@ -95,9 +95,6 @@ class Search:
     def run(self) -> list[Evaluation]:
         """Search.
 
-        Returns:
-            Every evaluation in the order of the search.
-
         Raises:
             UserError: The disk is full; the state written before stands.
         """

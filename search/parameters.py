@@ -151,9 +151,6 @@ def genome(
         experts: The experts' names.
         where: The groups.
 
-    Returns:
-        The genes.
-
     Raises:
         UserError: The method has no searchable parameters.
     """

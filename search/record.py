@@ -24,9 +24,6 @@ def average_of(tasks: Mapping[str, float], groups: Sequence[Sequence[str]]) -> f
         tasks: Scores by task.
         groups: The columns of the table, each a list of tasks.
 
-    Returns:
-        The average.
-
     Raises:
         UserError: A group names a task that was not scored.
     """

@@ -90,9 +90,6 @@ def replay(given: argparse.Namespace) -> str:
     Args:
         given: The command line: `of`, `evaluations`, `base`, `experts`, `out`.
 
-    Returns:
-        What to tell the user.
-
     Raises:
         UserError: The folder is not a search's result, the models are others, or there are fewer
             evaluations.

@@ -150,9 +150,6 @@ def search(given: argparse.Namespace) -> str:
     Args:
         given: The command line, as `search.cli` has checked it.
 
-    Returns:
-        What to tell the user.
-
     Raises:
         UserError: Bad input, every candidate failed, or the disk is full; a state that was written
             before stands.

@@ -98,9 +98,6 @@ class Allocated:
             space: The candidate's space.
             recipe: The candidate.
 
-        Returns:
-            Amounts for the cost, as the space counts them.
-
         Raises:
             UserError: The candidate cannot be made; the next one can.
         """
@@ -175,9 +172,6 @@ class Workbench:
         Args:
             index: Its number in the order of the search.
             genome: Its genome.
-
-        Returns:
-            The evaluation.
         """
         evaluation = Evaluation(index, self.space.named(genome), genome=list(genome))
         try:
@@ -206,9 +200,6 @@ class Workbench:
 
         Args:
             evaluations: Candidates that were scored on some of the items.
-
-        Returns:
-            Amounts for the cost.
         """
         harness = self._all()
         counted: dict[str, float] = {"rescored": len(evaluations)}

@@ -28,9 +28,6 @@ def combine(vectors: Sequence[Values], coefficients: Sequence[float | torch.Tens
         vectors: v_i of one shape; the first is overwritten with the result.
         coefficients: c_i, each a number or, of tensors, a float64 tensor that broadcasts to the
             shape.
-
-    Returns:
-        The combination.
     """
     merged = vectors[0]
     if isinstance(merged, np.ndarray):

@@ -199,9 +199,6 @@ def trim(values: np.ndarray, first: float, rest: float, split: int) -> np.ndarra
         first: The limit of the values before position `split`.
         rest: The limit of the others.
         split: A position; it may lie outside.
-
-    Returns:
-        The values.
     """
     _trim(values, np.float32(first), np.float32(rest), split)
     return values

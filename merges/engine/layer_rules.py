@@ -248,9 +248,6 @@ def read_rules(method: str, path: Path) -> LayerRules:
         method: Name of the method whose parameters the rules set.
         path: A list of rules as `LayerRules` takes them.
 
-    Returns:
-        The rules.
-
     Raises:
         UserError: The file is missing or malformed.
     """

@@ -234,9 +234,6 @@ def resolve(annotation: str) -> Kind:
         annotation: As written in the method's signature: ``Density``, ``Literal["mean", "sum"]``,
             ``Count | None``, ``dict[Literal["kl", "mse"], float]``.
 
-    Returns:
-        The kind of value.
-
     Raises:
         UserError: The annotation is none of the known forms.
     """

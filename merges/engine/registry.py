@@ -218,9 +218,6 @@ def _registered(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, ast.Call]]:
 def describe() -> dict[str, MethodInfo]:
     """Describe every method, without importing any.
 
-    Returns:
-        The methods by name, sorted.
-
     Raises:
         UserError: A method's file does not follow the rules of `method`.
     """

@@ -207,9 +207,6 @@ def merge_to_disk(
         config: The merge.
         note: Is called with each note of the preflight: what should be known but stops nothing.
 
-    Returns:
-        The folder.
-
     Raises:
         UserError: As for `merge_checkpoints`; also a full disk, or an output folder that holds
             anything else than an earlier model.

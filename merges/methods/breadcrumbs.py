@@ -108,9 +108,6 @@ def find_bands(
         gamma: As there, of each expert.
         rescale: ``l1``: the factor restores the sum of magnitudes of what `pieces` holds.
         scope: As for `breadcrumbs`.
-
-    Returns:
-        A band for each expert.
     """
     count = len(pieces.experts)
     bands = [Band(None, None, 1.0)] * count

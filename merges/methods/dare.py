@@ -29,9 +29,6 @@ def rescale_factors(
         density: For each expert, the probability with which its mask keeps an entry.
         rescale: ``density``: 1/density; ``l1``: what restores the parameter's own sum of
             magnitudes; ``none``: 1.
-
-    Returns:
-        A factor for each expert.
     """
     if rescale != "l1":
         return [1.0 / share if rescale == "density" else 1.0 for share in density]

@@ -62,9 +62,6 @@ def drop_by_rank(
         density: As there, of each; 1 keeps all.
         epsilon: As there, of each.
         rescale: ``probability`` divides what is kept by its probability.
-
-    Returns:
-        The task vectors.
     """
     for name, delta, mean, spread in zip(context.experts, deltas, density, epsilon, strict=True):
         if mean >= 1:
@@ -87,9 +84,6 @@ def rescale_factors(
         density: As for `keep_probabilities`, of each expert.
         epsilon: As there, of each expert.
         rescale: ``l1``: what restores the parameter's own sum of magnitudes; else 1.
-
-    Returns:
-        A factor for each expert.
 
     Raises:
         UserError: density - epsilon is not above 0, or density + epsilon above 1.
@@ -122,9 +116,6 @@ def drop_and_rescale(
         density: As for `keep_probabilities`, of each.
         epsilon: As there, of each.
         rescale: As for `della`.
-
-    Returns:
-        The task vectors.
     """
     deltas = [expert.sub_(base) for expert in experts]
     dropped = drop_by_rank(deltas, context, density, epsilon, rescale)

@@ -75,9 +75,6 @@ def coefficients(pieces: Pieces, *, density: float, negligible: float) -> Coeffi
         pieces: The parameter.
         density: As for `sce`.
         negligible: As for `sce`.
-
-    Returns:
-        Threshold and weights.
     """
     selected = None
     if density < 1:
