@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole, and refused by any other training."""
+"""The state of a training on disk: written atomically, and refused by any other training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from merges.engine.requests import WholeModelRequest
 
 
+# Raise it whenever `Trainer` records other values, or gives them another meaning: an
+# unfinished training of another version is then refused instead of resumed.
+_FORMAT = 2
+
+
 def training_key(request: WholeModelRequest, parameters: Parameters, sources: Sources) -> str:
     """Return a hash of all that determines a training: models, data, settings and seed."""
     return sha256_json(
         {
+            "format": _FORMAT,
             "base": request.base.fingerprint,
             "experts": {name: expert.fingerprint for name, expert in request.experts.items()},
             "data": [data.sha256 for data in sources.calibrations],
@@ -34,7 +40,7 @@ def training_key(request: WholeModelRequest, parameters: Parameters, sources: So
 
 
 def write_state(path: Path, key: str, state: dict[str, Any]) -> None:
-    """Write a training's state, whole or not at all.
+    """Write a training's state atomically.
 
     Args:
         path: Where.
@@ -54,10 +60,7 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        key: The training's that is to go on.
-
-    Returns:
-        The state.
+        key: Of the training to resume.
 
     Raises:
         UserError: The file is damaged, or another training's.
@@ -65,13 +68,16 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         other = state.pop("key") != key
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError):
+    except (
+        *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
+        *(KeyError, AttributeError, TypeError, ValueError),
+    ):
         raise UserError(
             f"{path}: no state of a training, or a damaged one; remove it to start anew"
         ) from None
     if other:
         raise UserError(
-            f"{path}: the state of a training with other models, data or settings; "
-            "remove it to start anew"
+            f"{path}: the state of a training with other models, data or settings, or of another "
+            "version of this program; remove it to start anew"
         )
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import torch
 
 from common.errors import UserError
 from merges.cli import main
+from merges.dam import resuming
 from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
@@ -128,11 +130,25 @@ def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path,
     ):
         with pytest.raises(UserError, match="state of a training with other models, data or set"):
             train(changed, parameters)
-    for damaged in (content[: len(content) // 2], b"", b"not a state"):
+    a_list = io.BytesIO()
+    torch.save(["key"], a_list)
+    for damaged in (content[: len(content) // 2], b"", b"not a state", a_list.getvalue()):
         state.write_bytes(damaged)
         with pytest.raises(UserError, match="remove it to start anew"):
             train(world, LONG)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_state_of_another_version_is_refused(world, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    world = recording(world, state, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "_FORMAT", resuming._FORMAT - 1)
+        killed_training(world, LONG, monkeypatch, 3)
+    content = state.read_bytes()
+    with pytest.raises(UserError, match=r"or of another version .*; remove it") as refused:
+        train(world, LONG)
+    assert "\n" not in str(refused.value) and state.read_bytes() == content
 
 
 def command(world, out, *more):
