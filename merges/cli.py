@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the models and tell what the merge will take; write nothing",
+        help="check the models and estimate what the merge needs; write nothing",
     )
     parser.add_argument(
         "--vocabulary",
@@ -116,12 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-pickle", action="store_true", help="read pytorch_model.bin too, weights only"
     )
+    # Rarely needed options come in groups, behind the others in --help.
     kit = parser.add_argument_group("instead of a method")
     kit.add_argument(
         "--from-mergekit",
         type=Path,
         metavar="FILE",
-        help="run a mergekit configuration; what it asks for that is not supported is named",
+        help="run a mergekit configuration; an unsupported part is refused by name",
     )
     add_values(
         kit,
@@ -149,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--state",
         type=Path,
         metavar="FILE",
-        help="record the training's state here now and then, and go on from it after a kill",
+        help="record the training's state here every K steps, and resume from it after a kill",
     )
     long.add_argument(
         "--save-every", type=_count, default=100, metavar="K", help="steps between records (100)"
@@ -199,9 +200,6 @@ def read_settings(items: Sequence[str]) -> dict[str, Any]:
     Args:
         items: ``name=value`` texts.
 
-    Returns:
-        Values by parameter name.
-
     Raises:
         UserError: An item has no ``=``, or a parameter is set twice.
     """
@@ -222,14 +220,8 @@ def read_settings(items: Sequence[str]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
-    Args:
-        argv: The arguments after the program's name.
-
-    Returns:
-        The exit code, 0.
-
     Raises:
-        UserError: What the user can mend.
+        UserError: What the user can fix.
     """
     if argv and argv[0] == "teachers":
         return importlib.import_module("merges.dam.teachers").main(list(argv[1:]))
@@ -243,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     for option in ("method", "experts", "out"):
         if not getattr(arguments, option):
             raise UserError(f"--{option} is missing; see python -m merges --help")
-    # All that needs no tensor is checked before torch is imported: mistakes are told at once.
+    # All that needs no tensor is checked before torch is imported: mistakes are reported at once.
     settings = registry.validate(arguments.method, read_settings(arguments.set))
     experts = pairs(arguments.experts, "--experts")
     calibration = pairs(arguments.calibration, "--calibration")
@@ -324,7 +316,7 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
     for option in ("method", "base", "experts", "set", "set_layers", "calibration", "teachers"):
         if getattr(arguments, option):
             raise UserError(
-                f"--{option.replace('_', '-')} stands in the mergekit configuration; leave it out"
+                f"--{option.replace('_', '-')} is in the mergekit configuration; leave it out"
             )
     if not arguments.out:
         raise UserError("--out is missing; see python -m merges --help")

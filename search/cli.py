@@ -16,8 +16,8 @@ Choose a merge by its average on the dev items and write the best one as a model
 tries a list of candidates; `evolve` searches with CMA-ES, over a method's weights and densities in
 each group of layers or over paths through the experts' layers; `greedy` averages the best expert
 with each next one that does not make it worse. Candidates are merged and scored in memory;
-search.csv in the result lists them all. A search that was killed goes on where it was if the same
-command is given again. `replay` writes the model that a finished search would have chosen after
+search.csv in the result lists them all. The same command given again resumes a search that was
+killed. `replay` writes the model that a finished search would have chosen after
 fewer evaluations.
 """
 
@@ -37,7 +37,7 @@ examples:
   python -m search replay --of merges/evolutionary --evaluations 24 --base models/base \\
       --experts ja=models/ja math=models/math --out merges/evolutionary_24
 
-docs/evolutionary.md tells more.
+docs/evolutionary.md explains more.
 """
 
 
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["refuse", "crop-to-base"],
         help="where an expert's tokenizer has more tokens behind the base's (refuse)",
     )
+    # One parser for all commands: `_check_options` refuses options of another command.
     group = parser.add_argument_group("what is merged (tune, evolve)")
     group.add_argument(
         "--method",
@@ -183,7 +184,7 @@ def _check_options(given: argparse.Namespace) -> None:
 
 
 def _check_method(given: argparse.Namespace) -> None:
-    """Tell mistakes in the method and its parameters before torch is imported."""
+    """Report mistakes in the method and its parameters before torch is imported."""
     stacks = given.command == "evolve" and given.space == "data-flow"
     if given.command == "greedy" or stacks:
         if given.method not in (None, "linear") or given.set:
@@ -209,14 +210,8 @@ def _check_method(given: argparse.Namespace) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m search --help`.
 
-    Args:
-        arguments: The arguments after the program's name.
-
-    Returns:
-        The exit code, 0.
-
     Raises:
-        UserError: What the user can mend.
+        UserError: What the user can fix.
     """
     given = build_parser().parse_args(arguments)
     _check_options(given)

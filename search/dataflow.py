@@ -1,8 +1,8 @@
 """Data-flow space: paths through the experts' layers, with scaled inputs.
 
-The layers of all experts are laid out one expert after another, and the whole row r times: M
-layers make T = M r slots. A genome says which slots the hidden state passes, in their order, and by
-what it is multiplied between any two layers. The layers' weights stay as they are.
+The layers of all experts form one row, expert after expert, which is repeated r times: M layers
+make T = M r slots. A genome says which slots the hidden state passes, in their order, and the
+factors between any two layers. The layers' weights stay as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ START = 0.5
 # Positive, as a norm keeps a sign, and within [1/2, 2]: over ten steps already a factor of 1000.
 LIMIT = 2.0
 HIDDEN = 4
-WEIGHT = (-2.0, 2.0)  # of the network: its inputs lie in [-1, 1], tanh is nearly flat beyond
+WEIGHT = (-2.0, 2.0)  # of the network: its inputs are in [-1, 1], tanh is nearly flat beyond
 _INPUTS = ("from", "to", "slot", "bias")
 
 
@@ -84,6 +84,7 @@ class DataFlowSpace(Space):
             raise UserError(f"--scales: no kind {scales!r}{nearest(scales, SCALES)}")
         if repeats < 1:
             raise UserError(f"--repeats is {repeats}; give 1 or more")
+        # The search starts from all layers of one expert, a model that works.
         first = next(iter(experts)) if outside == BASE else outside
         self._max_depth = len(row) if max_depth is None else max_depth
         if self._max_depth < depth(experts[first]):

@@ -77,7 +77,7 @@ def depth(model: Model) -> int:
 
 
 def check_stackable(models: Mapping[str, Model]) -> None:
-    """Refuse models whose layers cannot stand in one model; how many each has does not matter.
+    """Refuse models whose layers cannot be in one model; their numbers of layers may differ.
 
     Args:
         models: The models by name, at least one.
@@ -97,7 +97,7 @@ def check_stackable(models: Mapping[str, Model]) -> None:
                 f"give models of type {' or '.join(ARCHITECTURES)}"
             )
         check_full_precision(model, f"expert {name} ({model.path})")
-        # The class knows the defaults of what a configuration leaves out, and older keys.
+        # The class knows the defaults of keys that a configuration leaves out, and older keys.
         configs[name] = AutoConfig.for_model(**model.config).to_dict()
         shapes[name] = {_layer_of(tensor): model.shape(tensor) for tensor in model.names()}
     first = next(iter(models))
@@ -121,7 +121,7 @@ def check_stackable(models: Mapping[str, Model]) -> None:
 
 
 def _layer_of(tensor: str) -> tuple[int | None, str]:
-    """Return a parameter's layer and the name within; None and the whole name outside layers."""
+    """Return a parameter's layer and the name within; None and all of the name outside layers."""
     found = _LAYER.fullmatch(tensor)
     return (None, tensor) if found is None else (int(found["number"]), found["after"])
 
@@ -171,6 +171,7 @@ def sources(path: Sequence[Step], outside: str, models: Mapping[str, Model]) -> 
         elif int(match["number"]) == 0:
             before = match["before"]
             within[match["after"]] = models[outside].stored(name)
+    # A scale is folded into the weights, see the top of this file.
     cumulative = 1.0
     for number, step in enumerate(path):
         cumulative *= step.scale

@@ -1,9 +1,9 @@
 """CMA-ES over a space's genes.
 
-The strategy comes from the package `cmaes`: small, pure numpy, seedable, with an ask-and-tell
-interface that keeps the evaluation of candidates apart from the search, and with a state of plain
-numbers that can be written down and taken up again. (`pycma`, the larger package, has restarts and
-more variants; its state is kept as a pickle, which can run code when it is loaded.)
+The strategy comes from the package `cmaes`: small, pure numpy, seedable, with methods `ask` and
+`tell` that keep the evaluation of candidates apart from the search, and with a state of plain
+numbers that can be saved and restored. (`pycma` is larger; its state is a pickle, which can run
+code when it is loaded.)
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ FAILED = 1.0  # the loss of a failed candidate; losses of others are -average, i
 def check_settings(
     genes: Sequence[Gene], budget: int | None, population: int | None, sigma: float
 ) -> None:
-    """Refuse settings with which there is nothing to search.
-
-    Args:
-        genes: The genome.
-        budget: Number of evaluations in all, None for no limit.
-        population: Candidates in a generation; None for the usual number.
-        sigma: Initial step size.
+    """Refuse settings of `CmaEs`, or a budget of evaluations, with which there is no search.
 
     Raises:
         UserError: A setting is out of its range, or a gene starts outside its bounds.
@@ -133,9 +127,9 @@ class CmaEs(Strategy):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from a result of `state`."""
         self._started = state["started"]
-        # A decomposition of the covariance may stand there or not.
+        # The state may or may not hold a decomposition of the covariance.
         vars(self._cma).update(state["numbers"])
         vars(self._cma).update({name: np.array(v) for name, v in state["arrays"].items()})
         key = np.array(state["draws"]["state"]["key"], dtype=np.uint32)

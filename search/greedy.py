@@ -29,7 +29,7 @@ class Greedy(Strategy):
         self._told: list[Average] = []
 
     def _walk(self) -> tuple[list[int], list[int]]:
-        """Return the soup after what was told, and the experts that have not been tried yet."""
+        """Return the soup after all averages so far, and the experts not tried yet."""
         alone, tries = self._told[: self._count], self._told[self._count :]
         scored = {expert: average for expert, average in enumerate(alone) if average is not None}
         order = sorted(scored, key=lambda expert: -scored[expert])
@@ -60,9 +60,9 @@ class Greedy(Strategy):
         self._told += averages
 
     def state(self) -> dict[str, Any]:
-        """Return what was told."""
+        """Return all averages so far."""
         return {"told": list(self._told)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from a result of `state`."""
         self._told = list(state["told"])

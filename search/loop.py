@@ -1,4 +1,4 @@
-"""The search itself: ask, have scored, write down, tell."""
+"""The search loop: ask for candidates, score them, save the state, report the averages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Budget:
 
     Attributes:
         evaluations: Number of candidates that are scored; None for no limit.
-        seconds: Wall time, over all runs of a search that is taken up again, after which no
+        seconds: Wall time, over all runs of a resumed search, after which no
             candidate is begun (but for the first); None for no limit.
     """
 
@@ -96,16 +96,16 @@ class Search:
         """Search.
 
         Raises:
-            UserError: The disk is full; the state written before stands.
+            UserError: The disk is full; the earlier state is kept.
         """
         state, budget = self._state, self._budget.evaluations
         progress = Progress(budget, self._what)
         if state.evaluations:
-            progress.step(len(state.evaluations), note="taken up again")
-        while budget is None or state.told < budget:
+            progress.step(len(state.evaluations), note="resumed")
+        while budget is None or state.reported < budget:
             state.strategy = self._strategy.state()
-            generation = list(enumerate(self._strategy.ask(), start=state.told))
-            asked = generation if budget is None else generation[: budget - state.told]
+            generation = list(enumerate(self._strategy.ask(), start=state.reported))
+            asked = generation if budget is None else generation[: budget - state.reported]
             missing = [item for item in asked if item[0] not in state.evaluations]
             for index, genome in missing:
                 if self._spent():
@@ -118,7 +118,7 @@ class Search:
             if not generation or len(done) < len(generation):
                 break
             self._strategy.tell([evaluation.average for evaluation in done])
-            state.told += len(generation)
+            state.reported += len(generation)
         return self.history
 
     def _record(self, evaluation: Evaluation) -> None:
@@ -130,14 +130,9 @@ class Search:
 
 
 def spread(history: Sequence[Evaluation], count: int) -> list[Evaluation]:
-    """Choose candidates that are evenly spread over the ranks of their dev averages.
+    """Choose `count` candidates, evenly spread over the ranks of their dev averages.
 
-    Args:
-        history: All candidates; failed ones are left aside.
-        count: How many; all where there are fewer.
-
-    Returns:
-        The chosen ones, best first, the best and the worst among them.
+    Failed ones are left out. The result is best first, the best and the worst among them.
     """
     ranked = sorted(
         (item for item in history if item.average is not None),

@@ -32,6 +32,7 @@ def check_no_overlap(data: Path, suites: Sequence[str], tokenizer: Path) -> None
         return
     names = [task.name for task in tested]
     dev, test = (Harness(data, names, split, tokenizer).contents() for split in ("dev", "test"))
+    # Compared as the model sees them: two rows may differ in fields that no prompt shows.
     seen = {
         content_hash({"prompt": prompt, "answer": answer}): (task, id)
         for task, items in test.items()

@@ -89,6 +89,7 @@ def groups(
         rule = {"layers": [first, last]}
         inside = [n for n in names if (at := layer_of(n)) is not None and first <= at <= last]
         present = {_kind_in_layer(name) for name in inside}
+        # A group of which nothing is merged would only add genes without effect.
         if kinds == "together":
             found += [Group(title, rule)] if inside else []
         else:

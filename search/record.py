@@ -20,9 +20,7 @@ TABLE = "search.csv"
 def average_of(tasks: Mapping[str, float], groups: Sequence[Sequence[str]]) -> float:
     """Average scores as the tables do: the mean over groups of the mean over their tasks.
 
-    Args:
-        tasks: Scores by task.
-        groups: The columns of the table, each a list of tasks.
+    A group is a column of the table, a list of tasks.
 
     Raises:
         UserError: A group names a task that was not scored.
@@ -124,10 +122,6 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Compute Spearman's rank correlation, with mean ranks for equal values.
-
-    Args:
-        first: Numbers.
-        second: As many others.
 
     Returns:
         The correlation in [-1, 1]; None for fewer than two pairs or where all of one are equal.

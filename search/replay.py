@@ -108,6 +108,7 @@ def replay(given: argparse.Namespace) -> str:
     aligned = align(base, experts, vocabulary)
     space = _space(record, base, aligned.experts)
     history = []
+    # The genomes are in the table with all digits, so the model is the same to the bit.
     for row in rows[: given.evaluations]:
         genome = _genome(space, row)
         average = float(row["dev_average"]) if row["dev_average"] else None

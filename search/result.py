@@ -22,14 +22,7 @@ _DATA_FLOW = ("data-flow", "Layers along a path", "arXiv:2403.13187")
 
 
 def write_model(folder: Path, space: Space, recipe: Recipe, base: Model) -> None:
-    """Write a candidate as a model folder.
-
-    Args:
-        folder: Where; staged by the caller.
-        space: The candidate's space.
-        recipe: The candidate.
-        base: Configuration and tokenizer are its own, but for what the space says.
-    """
+    """Write a candidate of a space into a staged folder, with the base's tokenizer and settings."""
     tensors, changes = space.tensors(recipe)
     write_checkpoint(folder, tensors, base.path)
     if changes:
@@ -74,6 +67,7 @@ def write_record(
     title, paper = _DATA_FLOW[1:]
     if "method" in described:
         title, paper = (getattr(registry.info(described["method"]), k) for k in ("title", "paper"))
+    # The card names no path of this machine.
     names = {name: public_name(model.path) for name, model in models.items()}
     experts = [name for name in models if name != "base"]
     outputs = {

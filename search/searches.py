@@ -118,7 +118,7 @@ def _own_inputs(given: argparse.Namespace) -> dict[str, str]:
 def _configuration(
     given: argparse.Namespace, plan: Plan, parents: dict[str, Any], columns: list[list[str]]
 ) -> dict[str, Any]:
-    """Say what must be the same for a search to be taken up; its budget may grow."""
+    """Return what must be unchanged for a search to resume; its budget may grow."""
     return {
         "command": given.command,
         "space": plan.space.describe(),
@@ -151,8 +151,8 @@ def search(given: argparse.Namespace) -> str:
         given: The command line, as `search.cli` has checked it.
 
     Raises:
-        UserError: Bad input, every candidate failed, or the disk is full; a state that was written
-            before stands.
+        UserError: Bad input, every candidate failed, or the disk is full; an earlier state is
+            kept.
     """
     base = Checkpoint(given.base, mapped=True)
     experts = {

@@ -24,9 +24,6 @@ def search_files(
         tasks: What guides it.
         engine: sqlite or postgres, for the suites that run SQL on either.
         space: parameter or data-flow.
-
-    Returns:
-        The search, the method, and what scores the candidates.
     """
     own = {"search/searches.py"}
     own |= {"search/evolutionary.py"} if command == "evolve" else set()

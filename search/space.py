@@ -44,15 +44,8 @@ def reflect(value: float, low: float, high: float) -> float:
     """Fold the real line into [low, high], as a path between two mirrors.
 
     A strategy without bounds may then draw where it likes: no draw is repeated and none is moved
-    to an end, where a whole population would meet. Values within the bounds stay as they are.
+    to an end, where all of a population would meet. Values within the bounds stay as they are.
 
-    Args:
-        value: Any finite number.
-        low: The lower end.
-        high: The upper end, above it.
-
-    Returns:
-        The value within the bounds.
     """
     if low <= value <= high:
         return value
@@ -72,7 +65,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what it was made with, beside the models: plain values for the record."""
+        """Return its settings, without the models: plain values for the record."""
 
     @abc.abstractmethod
     def decode(self, values: Sequence[float]) -> Recipe:
@@ -90,10 +83,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def tensors(self, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Make a candidate's model.
-
-        Args:
-            recipe: As `decode` gives it.
+        """Make a candidate's model from its recipe.
 
         Returns:
             Every parameter by its name in the checkpoint, in the type in which it is stored; and
@@ -114,9 +104,6 @@ class Space(abc.ABC):
     def settings(self, recipe: Recipe) -> dict[str, Hashable] | None:
         """Say what determines each parameter, so that what two candidates share is kept.
 
-        Args:
-            recipe: As `decode` gives it.
-
         Returns:
             For every parameter of the candidate a value that is equal for two candidates only
             where their parameters are; None to have all overwritten.
@@ -129,12 +116,12 @@ class Space(abc.ABC):
         """Write a candidate's values into an allocated model.
 
         Args:
-            recipe: As `decode` gives it.
+            recipe: The candidate.
             parameters: The model's parameters by name, in the type of the evaluation.
             names: Those to overwrite; the others hold the candidate's values already.
 
         Returns:
-            Amounts for the cost, beside time and memory.
+            Amounts for the cost, without time and memory.
 
         Raises:
             UserError: As `tensors`.
@@ -145,14 +132,14 @@ class Space(abc.ABC):
         return {}
 
     def replaces(self, new: Evaluation, best: Evaluation) -> bool:
-        """Tell whether a candidate that was scored later takes the place of the best so far."""
+        """Return whether a candidate that was scored later replaces the best so far."""
         return new.rank > best.rank
 
     def keep(self, recipe: Recipe) -> None:  # noqa: B027
         """Take note that the candidate that was made last is the best so far."""
 
     def finish(self, folder: Path, recipe: Recipe) -> None:  # noqa: B027
-        """Write what belongs beside the winner's weights, into its folder."""
+        """Write files next to the winner's weights, into its folder."""
 
     def notes(self, recipe: Recipe) -> tuple[str, ...]:
         """Return what the winner's model card says besides its recipe, in Markdown."""

@@ -1,4 +1,4 @@
-"""An unfinished search on disk: written after every candidate, taken up after a kill."""
+"""An unfinished search on disk: written after every candidate, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class State:
 
     Attributes:
         strategy: The strategy's state before it was asked for the present generation.
-        told: Number of evaluations that the strategy has been told.
-        evaluations: All so far by index; those from `told` on are of the present generation.
+        reported: Number of evaluations whose averages the strategy has.
+        evaluations: All so far by index; those from `reported` on are of the present generation.
         wall_s: Seconds spent so far, in all runs of this search.
         cpu_s: CPU seconds likewise.
     """
 
     strategy: dict[str, Any] | None = None
-    told: int = 0
+    reported: int = 0
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
 
 class StateFile:
-    """A search's state in a folder beside its result; whole at any time.
+    """A search's state in a folder next to its result, written atomically.
 
     Args:
         out: The result's folder; the state's is named after it, with ``.search``.
-        configuration: What must be the same for a search to be taken up: plain values.
+        configuration: What must be unchanged for a search to resume: plain values.
     """
 
     def __init__(self, out: Path, configuration: Mapping[str, Any]) -> None:
@@ -56,13 +56,13 @@ class StateFile:
         if not self.path.is_file():
             return None
         content = read_json(self.path)
-        mend = f"remove {self.folder} to begin anew"
+        remedy = f"remove {self.folder} to begin anew"
         try:
             held = content.pop("configuration")
             evaluations = [Evaluation(**entry) for entry in content.pop("evaluations")]
             state = State(**content, evaluations={item.index: item for item in evaluations})
         except (AttributeError, KeyError, TypeError):
-            raise UserError(f"{self.path}: not the state of a search; {mend}") from None
+            raise UserError(f"{self.path}: not the state of a search; {remedy}") from None
         if held != self._configuration:
             keys = sorted(
                 key
@@ -71,7 +71,7 @@ class StateFile:
             )
             raise UserError(
                 f"{self.folder} holds an unfinished search with another {' and '.join(keys)}; "
-                f"give what it was begun with, or {mend}"
+                f"give what it was begun with, or {remedy}"
             )
         return state
 

@@ -1,4 +1,4 @@
-"""How candidates are proposed. A strategy asks and is told; it knows nothing of models."""
+"""How candidates are proposed. A strategy gets genomes' averages; it knows nothing of models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from a result of `state`."""
 
 
 class Listed(Strategy):
@@ -57,5 +57,5 @@ class Listed(Strategy):
         return {"told": self._told}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from a result of `state`."""
         self._told = state["told"]

@@ -92,11 +92,7 @@ class Allocated:
         return {name: parameters[name] for name in found.values()}
 
     def become(self, space: Space, recipe: Recipe) -> Mapping[str, float]:
-        """Make the model a candidate.
-
-        Args:
-            space: The candidate's space.
-            recipe: The candidate.
+        """Make the model a candidate of a space; return the amounts for the cost.
 
         Raises:
             UserError: The candidate cannot be made; the next one can.
@@ -167,12 +163,7 @@ class Workbench:
         self._harness.close()
 
     def evaluate(self, index: int, genome: Sequence[float]) -> Evaluation:
-        """Score one candidate; a failure is recorded, not raised, and scores worst.
-
-        Args:
-            index: Its number in the order of the search.
-            genome: Its genome.
-        """
+        """Score one candidate; a failure is recorded, not raised, and scores worst."""
         evaluation = Evaluation(index, self.space.named(genome), genome=list(genome))
         try:
             recipe = self.space.decode(genome)
@@ -196,11 +187,7 @@ class Workbench:
         evaluation.tasks, evaluation.average = tasks, average
 
     def rescore(self, evaluations: Sequence[Evaluation]) -> dict[str, float]:
-        """Score candidates on all dev items, and note the averages as `full` in each.
-
-        Args:
-            evaluations: Candidates that were scored on some of the items.
-        """
+        """Score candidates on all dev items, set their `full`; return the amounts for the cost."""
         harness = self._all()
         counted: dict[str, float] = {"rescored": len(evaluations)}
         with contextlib.closing(harness):

@@ -21,8 +21,8 @@ def combine(vectors: Sequence[Values], coefficients: Sequence[float | torch.Tens
     With u half the distance from 1 to the next number of the vectors' type (2^-24 in float32) and
     N vectors, the error is at most (N + 1) u sum_i |c_i v_i| to first order: one rounding of the
     coefficient, one of the product, N - 1 of sums. Stored in bfloat16 or float16 the result is
-    therefore the correctly rounded one but where the exact value lies that close to the middle
-    between two neighbours.
+    therefore correctly rounded, except where the exact value is that close to the middle between
+    two neighbours.
 
     Args:
         vectors: v_i of one shape; the first is overwritten with the result.
@@ -51,13 +51,13 @@ def ones_or(weights: Sequence[float] | None, count: int) -> list[float]:
     return [1.0] * count if weights is None else list(weights)
 
 
-def normalized(weights: Sequence[float], method: str, mend: str) -> list[float]:
+def normalized(weights: Sequence[float], method: str, remedy: str) -> list[float]:
     """Divide weights by their sum.
 
     Args:
         weights: One per expert.
         method: The method's name, for the message.
-        mend: What the user can do.
+        remedy: What the user can do.
 
     Raises:
         UserError: They sum to zero.
@@ -65,6 +65,6 @@ def normalized(weights: Sequence[float], method: str, mend: str) -> list[float]:
     total = sum(weights)
     if total == 0:
         raise UserError(
-            f"method {method}, parameter weights: they sum to 0 and cannot be normalised; {mend}"
+            f"method {method}, parameter weights: they sum to 0 and cannot be normalised; {remedy}"
         )
     return [weight / total for weight in weights]

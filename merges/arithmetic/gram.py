@@ -87,14 +87,7 @@ def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
 
 
 def row_grams(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Compute the inner products of N matrices' rows.
-
-    Args:
-        vectors: N tensors [rows, columns].
-
-    Returns:
-        Float64 [rows, N, N], products and sums in float64.
-    """
+    """Compute the inner products, float64 [rows, N, N], of N tensors' [rows, columns] rows."""
     wide = [vector.double() for vector in vectors]
     grams = wide[0].new_empty(len(wide[0]), len(wide), len(wide))
     for i, first in enumerate(wide):

@@ -4,7 +4,7 @@ Python's lock is free while these run, so that threads merge side by side. Every
 as torch's own does, products that are added up with one rounding together (fused multiply-add), so
 the results are torch's bit by bit. Nothing is reordered: they are the same on every processor.
 
-The first use on a machine compiles; the outcome is kept beside this file, or in the user's cache
+The first use on a machine compiles; the result is kept next to this file, or in the user's cache
 where this folder cannot be written.
 """
 
@@ -59,7 +59,7 @@ def _narrow(values, patterns):
     bits = values.view(np.uint32)
     for j in range(patterns.size):
         upper = bits[j] >> np.uint32(16)
-        # To the nearest, halves to the even one: a carry goes on into the exponent.
+        # To the nearest, halves to the even one: a carry continues into the exponent.
         half = np.uint32(0x7FFF) + np.uint32(upper & np.uint32(1))
         patterns[j] = np.uint16(np.uint32(bits[j] + half) >> np.uint32(16))
 
@@ -81,7 +81,7 @@ def _add_multiple(total, values, factor):
 
 @_compiled
 def _product(x, y):
-    # A sum of its own for each of 32 places: the compiler computes several at once without
+    # A separate sum for each of 32 places: the compiler computes several at once without
     # reordering any.
     places = np.zeros(32)
     whole = x.size - x.size % 32
@@ -176,14 +176,7 @@ def combine(vectors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.
 
 
 def gram(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """Compute the inner products of vectors.
-
-    Args:
-        vectors: N arrays of float32 [n].
-
-    Returns:
-        Float64 [N, N]; products are exact, sums in float64.
-    """
+    """Compute the inner products, float64 [N, N], of N arrays of float32 [n]; sums are float64."""
     products = np.empty((len(vectors), len(vectors)))
     for i, first in enumerate(vectors):
         for j, second in enumerate(vectors[: i + 1]):
@@ -192,13 +185,12 @@ def gram(vectors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def trim(values: np.ndarray, first: float, rest: float, split: int) -> np.ndarray:
-    """Zero, in place, what is not larger in magnitude than a limit.
+    """Zero, in place, values that are not larger in magnitude than a limit.
 
     Args:
         values: Float32 [n].
-        first: The limit of the values before position `split`.
-        rest: The limit of the others.
-        split: A position; it may lie outside.
+        first: The limit before position `split`, which may be outside.
+        rest: The limit from there on.
     """
     _trim(values, np.float32(first), np.float32(rest), split)
     return values
@@ -209,16 +201,7 @@ def merge_agreeing(
     weights: Sequence[float] | None,
     merge: Literal["mean", "sum"],
 ) -> np.ndarray:
-    """Elect a sign per entry and merge the values that have it; see `ties.merge_agreeing`.
-
-    Args:
-        vectors: Trimmed task vectors, float32 [n]; overwritten.
-        weights: One per vector, None for 1 each.
-        merge: ``mean`` divides by the sum of the weights that took part, ``sum`` does not.
-
-    Returns:
-        The merged task vector, float32 [n].
-    """
+    """Do what `merges.methods.ties.merge_agreeing` does, for float32 [n] arrays."""
     if weights is not None:
         for vector, weight in zip(vectors, weights, strict=True):
             vector *= np.float32(weight)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing but what they are for."""
+"""Random numbers that depend only on the seed, the expert, the tensor and the position."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def keep_array(stream: Stream, start: int, count: int, density: float) -> np.nda
         part = mask[low : low + _CHUNK]
         draws = _draws(key, start + low, len(part), "u1")
         np.less(draws, np.uint8(whole), out=part)
+        # A byte resolves 1/256: where it equals the integer part, finer hashed bits decide.
         if fraction:
             undecided = np.flatnonzero(draws == whole)
             bits = _hash((undecided + (start + low)).astype(np.uint64) ^ np.uint64(key >> 64))

@@ -95,7 +95,7 @@ def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> f
 
 
 class _Search:
-    """The search for one threshold: the k-th largest magnitude lies between `low` and `high`."""
+    """The search for one threshold: the k-th largest magnitude is between `low` and `high`."""
 
     def __init__(self, k: int, runs: Sequence[np.ndarray], total: int) -> None:
         self._k = k
@@ -111,7 +111,7 @@ class _Search:
         self.split: tuple[int, int] | None = None
 
     def _move(self, first: float, last: float) -> None:
-        """Place the bounds at these ranks of the sorted sample, or leave them open."""
+        """Set the bounds to the sample's values at two ranks; outside the sample they are open."""
         self._first, self._last = first, last
         self.low = float(self._sample[int(first)]) if first >= 0 else -1.0
         inside = last < len(self._sample) - 1
@@ -173,20 +173,18 @@ def thresholds(
 ) -> list[Threshold]:
     """Find, for several series of values at once, the threshold of the k largest magnitudes.
 
-    A sample brackets the threshold, one pass counts what lies above and gathers what lies
-    between, and a selection among these finds it. A bracket that misses costs another pass, two
-    at most, never exactness. Of equal magnitudes at the threshold those that come first
-    (row-major, for a whole model in the order of the parameters' names) belong to the k. Memory is
-    what lies between: a few per cent of a series in float32, unless much of it has few magnitudes.
+    A sample brackets the threshold, one pass counts the magnitudes above the bracket and gathers
+    those within, and a selection among the latter finds it. The result is always exact: if the
+    threshold is outside the bracket, one or two more passes find it. Of equal magnitudes at the
+    threshold those that come first (row-major, for a whole model in the order of the parameters'
+    names) belong to the k. Memory is that of the gathered values: a few per cent of a series in
+    float32, unless much of it has few magnitudes.
 
     Args:
         pieces: The parameters.
         values_of: Computes the series of a piece, of any shape, the same way at every call. For
             several thresholds of one series it returns it as often.
         counts: k of each series, from 0 to the number of values.
-
-    Returns:
-        A threshold for each series.
     """
     total = pieces.count
     found = {

@@ -9,7 +9,6 @@ zeros or two equal experts merge to would depend on the linear-algebra library.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,32 +23,13 @@ _GRAM_FLOOR = 1e-7  # of the largest; what a Gram matrix in float64 surely resol
 
 
 def is_matrix(name: str, tensor: torch.Tensor) -> bool:
-    """Tell whether a parameter is merged by its singular vectors.
-
-    Args:
-        name: The parameter's name.
-        tensor: Its values.
+    """Return whether a parameter is merged by its singular vectors.
 
     Returns:
         True for two-dimensional parameters other than embeddings: projections, the output head,
         routers. Embeddings, gains, biases and stacked experts are averaged instead.
     """
     return tensor.ndim == 2 and kind(name) != "embedding"
-
-
-def sum_of(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Add task vectors.
-
-    Args:
-        deltas: Tensors of one shape; they stay as they are.
-
-    Returns:
-        A new tensor.
-    """
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total += delta
-    return total
 
 
 @dataclass(frozen=True)

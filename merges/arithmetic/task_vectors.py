@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Thin = Callable[[Sequence["torch.Tensor"], "TensorContext"], Sequence["torch.Tensor"]]
 
-_NEGLIGIBLE = 1e-7  # mergekit's bound: sums below it are not divided by
+NEGLIGIBLE = 1e-7  # mergekit's bound: sums below it are not divided by
 
 
 def weighted_sum(
@@ -49,6 +49,14 @@ def weighted_sum(
     return combine(deltas, factors)
 
 
+def sum_of(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add task vectors of one shape, in the order given, into a new tensor."""
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total += delta
+    return total
+
+
 def from_base(delta: Values, scale: float, base: Values) -> Values:
     """Compute b + scale * d in place of the task vector d."""
     delta *= scale
@@ -76,16 +84,13 @@ def l1_factors(pieces: Pieces, thin: Thin) -> list[float]:
                 sums[number] += float(delta.abs().sum(dtype=torch.float64))
             if sums is before:
                 deltas = thin(deltas, piece.context)
-    return [1.0 if min(b, a) < _NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
+    return [1.0 if min(b, a) < NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
 def order_by_magnitude(rows: torch.Tensor) -> torch.Tensor:
     """Sort each row by magnitude, largest first; of equal ones the first comes first.
 
     It takes time n log n for rows of n values, about 10 ns a value on a CPU.
-
-    Args:
-        rows: Values [rows, columns], floating.
 
     Returns:
         Columns in this order, int64 [rows, columns].

@@ -31,14 +31,10 @@ class Form:
     """What is learnt, and how it becomes the factors of the models' weights.
 
     Attributes:
-        granularity: What a linear layer has a coefficient for, per model: each input ``column``
-            or output ``row``, each attention ``head`` (the rows of q, k and v, the columns of o;
-            one for a layer without heads), the whole ``layer``; ``model``: one for all
-            parameters; ``common_column``: each input column, the same for all models.
+        granularity: As for `merges.dam.method.dam`; a ``head`` has rows of q, k and v and columns
+            of o.
         transform: Maps the trained values to coefficients.
-        init: ``uniform``, 1/M for each of M models, or ``random``: the softmax over the models of
-            draws uniform in [0, 1). With ``sigmoid`` the coefficients start there, else the
-            trained values do, as in the authors' code.
+        init: As for `merges.dam.method.dam`, for M models.
         start: Initial value in place of 1/M, None for 1/M.
         task_vectors: Whether the models after the first have the coefficients, and the first,
             the base, what is left to 1: W = W_0 + sum_i c_i * (W_i - W_0).
@@ -57,7 +53,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a model's coefficients lie over a parameter.
+    """How a model's coefficients are laid out over a parameter.
 
     Attributes:
         count: How many there are.
@@ -105,8 +101,8 @@ class Coefficients:
     """The trainable coefficients of a set of merged layers.
 
     One flat tensor makes one optimiser update and one gradient norm. Parameters with equally many
-    coefficients lie side by side, so that a penalty is a few operations for all of them; those of
-    biases lie at the end and are not penalised.
+    coefficients are adjacent, so that a penalty is a few operations for all of them; those of
+    biases are at the end and are not penalised.
 
     Args:
         layers: The merged layers by module name; their order is the order in memory.

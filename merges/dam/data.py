@@ -58,9 +58,6 @@ class Calibration:
                 the ``answer`` (and its end-of-sequence token).
             last: Whether the last position counts too, which predicts what follows the row: the
                 teacher has a prediction there as everywhere, and the authors' code counts it.
-
-        Returns:
-            First position and one past the last.
         """
         first = max(self.answers[row] - 1, 0) if tokens == "answer" else 0
         return first, self.length(row) - (not last)
@@ -79,9 +76,6 @@ def read_calibration(
         path: JSON lines with ``prompt``, ``answer`` and ``eos``.
         tokenizer: A fast tokenizer of transformers.
         context: Most tokens that the model takes.
-
-    Returns:
-        The tokens.
 
     Raises:
         UserError: The file is missing or empty, a row lacks a key, has nothing to predict or is
@@ -168,7 +162,7 @@ class Batch:
 
     Attributes:
         ids: Token ids (tokens,).
-        packing: Where each sample lies.
+        packing: Where each sample is.
         loss: Indices of the loss positions in the packed row (loss tokens,), dataset by dataset.
         segments: For each dataset, where its loss tokens begin and end in `loss`.
         sources: For each dataset, the indices of its loss positions in `Calibration.ids`.
@@ -187,16 +181,7 @@ def count_loss_tokens(
     tokens: LossTokens,
     last: bool = False,
 ) -> list[int]:
-    """Count each dataset's loss tokens in a step.
-
-    Args:
-        calibrations: The datasets.
-        rows: For each dataset, the numbers of its rows in the step.
-        tokens: Which positions count in the loss; see `Calibration.loss_span`.
-        last: Whether each row's last position does.
-
-    Returns:
-        A positive number for each dataset.
+    """Count each dataset's loss tokens in a step; arguments as for `make_batch`.
 
     Raises:
         UserError: A dataset has no loss token in this step.
@@ -222,8 +207,7 @@ def split(
     gradients of the parts add up to the step's.
 
     Args:
-        calibrations: The datasets.
-        rows: For each dataset, the numbers of its rows in the step.
+        calibrations: The datasets; rows as for `make_batch`.
         limit: Most tokens of a part that has more than one sample; 0 for no limit.
 
     Returns:
@@ -257,13 +241,11 @@ def make_batch(
         tokens: Which positions count in the loss; see `Calibration.loss_span`.
         last: Whether each row's last position does.
         device: Where the batch is computed on; `Batch.sources` stay with the data.
-
-    Returns:
-        The batch.
     """
     pieces, lengths, loss, segments, sources = [], [], [], [], []
     offset = counted = 0
     for data, numbers in zip(calibrations, rows, strict=True):
+        # An empty start, because a part of a step may have no row of a dataset.
         own = [torch.arange(0)]
         for row in numbers:
             start, stop = data.starts[row], data.starts[row + 1]

@@ -20,15 +20,7 @@ def body_parameters(tensors: Mapping[str, Tensor], head: str) -> int:
 
 
 def attention_flops(config: Mapping[str, Any], lengths: Sequence[int]) -> int:
-    """Count scores and weighted sums of causal attention, the masked half left out.
-
-    Args:
-        config: The checkpoint's config.json.
-        lengths: Tokens of each sample.
-
-    Returns:
-        FLOPs of one forward.
-    """
+    """Count scores and weighted sums of causal attention, the masked half left out."""
     heads = config["num_attention_heads"]
     width = heads * (config.get("head_dim") or config["hidden_size"] // heads)
     visible = sum(length * (length + 1) // 2 for length in lengths)
@@ -45,9 +37,6 @@ def forward_flops(
         tensors: The checkpoint's weights.
         head: Name of the output head's parameter.
         lengths: Tokens of each sample.
-
-    Returns:
-        FLOPs.
     """
     linear = 2 * body_parameters(tensors, head) * sum(lengths)
     return linear + attention_flops(config, lengths)

@@ -1,4 +1,4 @@
-"""The output head and the output loss in one, without logits of the whole vocabulary at once."""
+"""The output head and the output loss in one, so that a batch's logits never exist at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Segment:
         hidden: The teacher's final hidden states at these tokens (tokens, hidden), or None where
             the objective has no need of a teacher.
         head: The teacher's output matrix (vocabulary, hidden), or None.
-        count: The dataset's loss tokens in the whole step, where these are a part of them; None
+        count: The dataset's loss tokens in the step, where these are a part of them; None
             where these are all.
     """
 
@@ -40,7 +40,7 @@ class OutputLoss(torch.autograd.Function):
     """Weighted output terms of the merged model as a function of hidden states and output matrix.
 
     The gradients are formed together with the logits, chunk by chunk, and only scaled in the
-    backward: logits, the largest tensors of a step, never exist for a whole batch.
+    backward: logits, the largest tensors of a step, never exist for all of a batch.
     """
 
     @staticmethod
@@ -50,7 +50,6 @@ class OutputLoss(torch.autograd.Function):
         """Compute the loss and, where asked for, its gradients.
 
         Args:
-            ctx: What autograd hands to the backward.
             hidden: The merged model's final hidden states (loss tokens, hidden).
             weight: The merged output matrix (vocabulary, hidden).
             segments: The datasets' shares of the loss tokens.

@@ -19,7 +19,7 @@ CPU_INTENSITY, DEVICE_INTENSITY = 5, 147
 
 
 def backward_by_model(models: int, tokens: int, outputs: int, device: str) -> bool:
-    """Tell which of two ways to the gradients of a merged linear layer moves and computes less.
+    """Choose the cheaper of two ways to the gradients of a merged linear layer.
 
     The ordinary way has two products, dL/dX and dL/dW, and reduces dL/dW against the models'
     weights, 14 M + 6 bytes a weight. By model there are M products G W_i, from which both
@@ -31,9 +31,6 @@ def backward_by_model(models: int, tokens: int, outputs: int, device: str) -> bo
         tokens: That pass through the layer at once.
         outputs: Its number of outputs.
         device: Type of the device.
-
-    Returns:
-        Whether to go by model.
     """
     intensity = CPU_INTENSITY if device == "cpu" else DEVICE_INTENSITY
     by_model = tokens * (2 * (models - 2) * outputs / intensity + 34 * models)
@@ -63,7 +60,7 @@ class MergedWeight(torch.autograd.Function):
     With one coefficient per input column this is W = sum_i W_i diag(c_i). Plain autograd would
     keep the M products. Here the graph keeps nothing but the models' own weights, and the
     gradient is reduced model by model: dL/dc_ij = sum_m (dL/dW)_mj (W_i)_mj. Both go by blocks of
-    rows, so that no model's weight is ever widened as a whole.
+    rows, so that no model's weight is ever widened at once.
 
     Source:
         Gauthier-Caron et al., arXiv:2410.08371, section 3.1.
@@ -74,7 +71,6 @@ class MergedWeight(torch.autograd.Function):
         """Build the merged weight, accumulated in the coefficients' type and rounded once.
 
         Args:
-            ctx: What autograd hands to the backward.
             coefficients: (M, ...), fp32 (fp64 for fp64 weights); each of the M broadcasts to a
                 weight's shape: (1, in_features), (out_features, 1), (1, 1).
             *weights: M tensors of one shape, the models' weights.
@@ -129,7 +125,6 @@ class MergedProduct(torch.autograd.Function):
         """Compute X W^T with W = sum_i W_i diag(c_i).
 
         Args:
-            ctx: What autograd hands to the backward.
             inputs: X, (tokens, in_features).
             coefficients: (M, 1, in_features) or (M, 1, 1), fp32 (fp64 for fp64 weights).
             *weights: M tensors (out_features, in_features).
@@ -178,7 +173,7 @@ class MergedLayer(nn.Module):
         return MergedWeight.apply(self.coefficients, *self.weights)
 
     def goes_by_model(self, tokens: int) -> bool:
-        """Tell whether the gradients of so many tokens are found by `MergedProduct`."""
+        """Return whether the gradients of so many tokens are found by `MergedProduct`."""
         return False
 
 
@@ -215,7 +210,7 @@ class MergedLinear(MergedLayer):
         return (self.bias_coefficients * self.biases).sum(0).to(self.biases.dtype)
 
     def goes_by_model(self, tokens: int) -> bool:
-        """Tell whether the gradients of so many tokens are found by `MergedProduct`."""
+        """Return whether the gradients of so many tokens are found by `MergedProduct`."""
         weight = self.weights[0]
         return (
             self._stack is None

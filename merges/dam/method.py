@@ -76,9 +76,6 @@ def training_parameters(
         title: See there.
         preset: As for `dam`.
         given: Others of its parameters; None for one that is left out.
-
-    Returns:
-        All parameters, those left out with the preset's value or the default.
     """
     values = registry.validate("dam", {"preset": preset})
     del values["preset"]
@@ -172,7 +169,7 @@ def dam(
             every step, because cached signals are the experts' own.
         granularity: What has a coefficient per model: each input ``column`` or output ``row`` of
             a linear layer, each attention ``head`` (and each layer without heads), each linear
-            ``layer``, or the whole ``model``; ``common_column`` gives a column one coefficient
+            ``layer``, or the ``model``; ``common_column`` gives a column one coefficient
             for all models: it rescales their average.
         transform: Function of the trained values that gives the coefficients.
         init: ``uniform``, 1/N (1/(N + 1) with ``base_source``), or ``random``, the
@@ -181,7 +178,7 @@ def dam(
         coefficient_dtype: ``bfloat16`` keeps the trained values and the optimiser's state in
             bf16, as the authors' code does: updates below half a unit in the last place are lost.
         task_vectors: Merge W_0 + sum_i (W_i - W_0) diag(c_i), with W_0 the base's weight.
-        base_source: Let the base take part as one more model, without data of its own; its
+        base_source: Let the base take part as one more model, without data; its
             coefficients come before the experts'.
         merge_lm_head: Whether an untied output head is a linear layer like the others; if not it
             is treated as embeddings and norms are. A tied one follows the embedding.

@@ -134,7 +134,7 @@ class Decoder:
 
         Args:
             ids: (tokens,), the samples end to end.
-            packing: Where each sample lies.
+            packing: Where each sample is.
 
         Returns:
             The final hidden states after the last norm, (tokens, hidden).
@@ -151,12 +151,7 @@ class Decoder:
 def head_name(config: Mapping[str, Any], names: Sequence[str]) -> str:
     """Name the parameter that maps final hidden states to logits.
 
-    Args:
-        config: The checkpoint's config.json.
-        names: The checkpoint's parameter names.
-
-    Returns:
-        ``lm_head.weight``, or the embedding's name where the two are tied.
+    It is ``lm_head.weight``, or the embedding's name where the two are tied.
 
     Raises:
         UserError: The checkpoint has neither.
@@ -194,6 +189,7 @@ def merged_layers(
     layers: dict[str, MergedLayer] = {}
     for name in sorted(models[0]):
         module, _, leaf = name.rpartition(".")
+        # A bias is merged with its weight, and a tied head through the embedding.
         if leaf != "weight" or (name == head and is_linear(name) and not merge_head):
             continue
         weights = [model[name] for model in models]

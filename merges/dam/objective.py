@@ -33,12 +33,8 @@ class Objective:
             ``overlap`` act on the coefficients.
         temperature: Divides the logits of ``kl``, ``js`` and ``entropy``, whose values are
             multiplied by its square.
-        kl_direction: ``teacher||merged`` (the authors' code) or ``merged||teacher`` (the paper's
-            equation).
-        formulas: Where ``code`` and ``paper`` differ otherwise. ``mse``: the code takes the mean
-            over the vocabulary and sums over the datasets, the paper sums over the vocabulary and
-            takes the mean over the datasets. ``cosine``: mean over the pairs of models, or sum.
-            ``l2``: Euclidean norm, or its square.
+        kl_direction: As for `merges.dam.method.dam`.
+        formulas: As there.
         datasets: Number of datasets, for the paper's ``mse``.
 
     Raises:
@@ -198,14 +194,7 @@ def jensen_shannon(logits: Tensor, teacher: Tensor, temperature: float) -> tuple
 
 
 def squared_error(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared difference of the logits, mean over the vocabulary.
-
-    Args:
-        logits: Merged logits (tokens, vocabulary).
-        teacher: Teacher's logits of the same shape.
-
-    Returns:
-        The sum over tokens and its gradient with respect to the merged logits.
+    """Squared difference of the logits, mean over the vocabulary. Arguments as `kl_teacher_merged`.
 
     Source:
         The authors' code (arcee-ai/DAM, `mse_loss`); the paper omits the vocabulary's mean.
@@ -219,13 +208,7 @@ def squared_error(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def entropy(logits: Tensor, _: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """T^2 H(p) of the merged model's own predictions; gradient -T p (log p + H).
 
-    Args:
-        logits: Merged logits (tokens, vocabulary).
-        _: The teacher's logits, of which entropy has no need.
-        temperature: T.
-
-    Returns:
-        The sum over tokens and its gradient with respect to the merged logits.
+    Arguments as `kl_teacher_merged`; the teacher's logits are not used.
 
     Source:
         The authors' code (arcee-ai/DAM, `entropy_loss`), after AdaMerging, arXiv:2310.02575.
@@ -277,13 +260,7 @@ def l1(coefficients: Tensor) -> Tensor:
 
 
 def l2(coefficients: Tensor) -> Tensor:
-    """Euclidean norm of each parameter's coefficients of each model, summed over both.
-
-    Args:
-        coefficients: (parameters, N, coefficients).
-
-    Returns:
-        A scalar.
+    """Euclidean norm of each parameter's coefficients of each model, summed as in `l1`.
 
     Source:
         The authors' code (`compute_mergers_L1_L2_reg`); the paper squares the norm.
@@ -301,13 +278,7 @@ def squared_l2(coefficients: Tensor) -> Tensor:
 
 
 def overlap(coefficients: Tensor) -> Tensor:
-    """Overlap sum_j min(|c_ij|, |c_kj|), mean over pairs of models, summed over parameters.
-
-    Args:
-        coefficients: (parameters, N, coefficients).
-
-    Returns:
-        A scalar; 0 for N = 1.
+    """Overlap sum_j min(|c_ij|, |c_kj|), mean over pairs of models, summed as in `cosine`.
 
     Source:
         The authors' code (`compute_weighted_overlap` with equal weights).

@@ -17,14 +17,14 @@ class MofoAdamW(torch.optim.Optimizer):
 
     With g the gradient, m and v its decayed mean and mean square, and F the indicator of the
     largest values of |m| within a vector: theta <- (1 - lr w) theta - lr F m' / (sqrt(v') + eps),
-    where m' and v' are m and v corrected for their start at 0. Momenta of what is not moved go on
-    accumulating; weight decay w shrinks everything, as in DAM's authors' code.
+    where m' and v' are m and v corrected for their start at 0. Momenta of values that do not
+    move still accumulate; weight decay w shrinks everything, as in DAM's authors' code.
 
     Args:
         parameter: The tensor to train.
         blocks: Cuts a tensor as long as `parameter` into views whose last dimension is a vector.
-        fraction: Share of a vector's parameters that move: the whole part of it times their
-            number, but at least one, and all that tie with the last of them.
+        fraction: Share of a vector's parameters that move: this times their number, rounded
+            down, but at least one, and all that tie with the last of them.
         lr: Learning rate.
         betas: Decay of the mean of gradients and of their squares.
         weight_decay: w.
@@ -56,11 +56,7 @@ class MofoAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
-        """Do one update from the parameter's gradient.
-
-        Args:
-            closure: Not used.
-        """
+        """Do one update from the parameter's gradient."""
         group = self.param_groups[0]
         (parameter,) = group["params"]
         state, gradient = self.state[parameter], parameter.grad
@@ -89,20 +85,7 @@ def make_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Make an optimiser of one tensor.
-
-    Args:
-        name: ``adamw`` or ``mofo``.
-        parameter: The tensor to train.
-        blocks: As for `MofoAdamW`.
-        fraction: As for `MofoAdamW`.
-        learning_rate: At first; the trainer changes it.
-        betas: Decay of the mean of gradients and of their squares.
-        weight_decay: Towards 0.
-
-    Returns:
-        The optimiser.
-    """
+    """Make an optimiser of one tensor; arguments as for `MofoAdamW`."""
     if name == "mofo":
         return MofoAdamW(parameter, blocks, fraction, learning_rate, betas, weight_decay)
     return torch.optim.AdamW(

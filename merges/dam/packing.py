@@ -19,7 +19,7 @@ SHORT = 64
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each sample lies in a packed row.
+    """Where each sample is in a packed row.
 
     Attributes:
         lengths: Tokens of each sample, in the row's order.
@@ -53,7 +53,7 @@ class Packing:
     def to_padded(self) -> Tensor:
         """Row index for each cell of the (samples, longest) rectangle, flattened.
 
-        A cell beyond its sample's end repeats the last token; no query sees it, for it lies in
+        A cell beyond its sample's end repeats the last token; no query sees it, for it is in
         the future of all, and what it computes itself is dropped.
         """
         lengths = torch.tensor(self.lengths)[:, None]
@@ -109,7 +109,6 @@ class ShortAttention(torch.autograd.Function):
         """Attend.
 
         Args:
-            ctx: What autograd hands to the backward.
             query: (1, heads, tokens, head_dim).
             key: (1, key_value_heads, tokens, head_dim).
             value: As key.
@@ -175,14 +174,10 @@ def packed_attention(
 
     Args:
         module: The attention module that calls.
-        query: (1, heads, tokens, head_dim).
-        key: (1, key_value_heads, tokens, head_dim).
-        value: As key.
-        attention_mask: None; the packing says all.
-        packing: The row's samples.
+        query: As for `ShortAttention`, as are key, value and packing.
+        attention_mask: None; the packing replaces it.
         scaling: Factor of the scores; 1 / sqrt(head_dim) where None.
-        sliding_window: Number of last positions, its own included, that a token sees; None for
-            all.
+        sliding_window: As for `Packing.visible`.
 
     Returns:
         The output (1, tokens, heads, head_dim), and None in place of attention weights.
@@ -197,6 +192,7 @@ def packed_attention(
         *(row.split(list(packing.lengths), 2) for row in (query, key, value)), strict=True
     )
     for length, (own, keys, values) in zip(packing.lengths, samples, strict=True):
+        # Without a mask the kernel takes its fast causal path.
         window = None
         if sliding_window is not None and length > sliding_window:
             window = packing.visible(length, sliding_window, query.dtype)

@@ -30,16 +30,7 @@ _TOKENS = 2048
 
 
 def expert_states(decoder: Decoder, data: Calibration, rows: Sequence[int]) -> Tensor:
-    """Compute an expert's final hidden states on rows of its data.
-
-    Args:
-        decoder: The expert's body.
-        data: Its data.
-        rows: Row numbers.
-
-    Returns:
-        (tokens, hidden), the rows end to end.
-    """
+    """Compute an expert's final hidden states on rows of its data, end to end: (tokens, hidden)."""
     ids = torch.cat([data.ids[data.starts[row] : data.starts[row + 1]] for row in rows])
     packing = Packing([data.length(row) for row in rows], decoder.device)
     with torch.no_grad():
@@ -47,16 +38,7 @@ def expert_states(decoder: Decoder, data: Calibration, rows: Sequence[int]) -> T
 
 
 def compute_states(decoder: Decoder, data: Calibration, progress: Progress | None = None) -> Tensor:
-    """Compute an expert's final hidden states on all of its data.
-
-    Args:
-        decoder: The expert's body.
-        data: Its data.
-        progress: Told the number of rows done.
-
-    Returns:
-        (tokens, hidden), parallel to `data.ids`.
-    """
+    """Compute an expert's final hidden states (tokens, hidden), parallel to `data.ids`."""
     parts, rows, tokens = [], [], 0
     for row in range(len(data)):
         rows.append(row)
@@ -101,6 +83,7 @@ def write_teachers(
                 path = folder / f"{data.expert}.safetensors"
                 save_file({"hidden": compute_states(decoder, data, progress)}, path)
                 outputs[path.name] = path
+                # `read_teachers` compares these with the experts and data of a merge.
                 signals[data.expert] = {
                     "fingerprint": experts[data.expert].fingerprint,
                     "data": data.sha256,
@@ -144,6 +127,7 @@ def read_teachers(
     Raises:
         UserError: The folder lacks an expert, or was made from another expert or other data.
     """
+    # Fingerprints, not paths: a folder may move, and an expert may be trained again in place.
     signals = read_manifest(folder).get("extra", {}).get("experts", {})
     remade = "make the cache again with python -m merges teachers"
     result = []

@@ -52,14 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
-    Args:
-        argv: The arguments after ``teachers``.
-
-    Returns:
-        The exit code, 0.
-
     Raises:
-        UserError: What the user can mend.
+        UserError: What the user can fix.
     """
     arguments = build_parser().parse_args(argv)
     experts = pairs(arguments.experts, "--experts")

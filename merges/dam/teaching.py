@@ -49,6 +49,7 @@ def unmerged_parameters(
     experts = list(sources.experts.values())
     result = {}
     for name in names:
+        # Summed in float32 and rounded once.
         wide = (
             expert[name].to(torch.promote_types(expert[name].dtype, torch.float32))
             for expert in experts

@@ -36,8 +36,8 @@ class Trainer:
     """One training of merge coefficients.
 
     Args:
-        request: What to merge, and where to record the training's state now and then; a state
-            that is there is gone on with.
+        request: What to merge, and where to record the training's state; an existing one
+            is resumed.
         parameters: How to train.
         sources: What was read from disk.
 
@@ -65,6 +65,7 @@ class Trainer:
             for kind, choice in (("embedding", parameters.embeddings), ("norm", parameters.norms))
             if choice != "frozen"
         }
+        # The base comes first, as its coefficients do, or what the experts' leave to 1.
         self.layers = merged_layers(
             [sources.whole_base(), *experts] if with_base else experts,
             sources.head,
@@ -147,6 +148,7 @@ class Trainer:
         Returns:
             The weighted sum, and each term unweighted and without graph, by name.
         """
+        # Penalties use the same tensors as the layers, so that one backward serves both.
         columns = self.coefficients.assign()
         hidden = self.decoder.hidden_states(batch.ids, batch.packing).index_select(0, batch.loss)
         segments = []

@@ -62,9 +62,6 @@ def numbers_by_expert(
         values: Checked values by parameter name.
         given: The experts' names in the order in which lists are meant.
 
-    Returns:
-        The same parameters; those of a number per expert have every expert's.
-
     Raises:
         UserError: Too many or too few numbers, or a name that is no expert's.
     """
@@ -75,6 +72,7 @@ def numbers_by_expert(
         where = f"method {info.name}, parameter {name}"
         if isinstance(value, int | float):
             value = dict.fromkeys(given, value)
+        # By name, because the engine may sort the experts in another order.
         if isinstance(value, list):
             if len(value) != len(given):
                 raise UserError(

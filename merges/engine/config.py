@@ -64,11 +64,7 @@ class MergeConfig:
 
     @functools.cached_property
     def info(self) -> registry.MethodInfo:
-        """The method's description.
-
-        Raises:
-            UserError: The method is unknown.
-        """
+        """The method's description; a UserError where the method is unknown."""
         return registry.info(self.method)
 
     @functools.cached_property

@@ -33,12 +33,7 @@ def position(layer: int, first: int, last: int) -> float:
 
 
 def interpolate(values: Sequence[float], place: float) -> float:
-    """Evaluate the piecewise linear function with evenly spaced values.
-
-    Args:
-        values: Its values from place 0 to place 1.
-        place: Where to evaluate it.
-    """
+    """Evaluate at a place of [0, 1] the piecewise linear function with evenly spaced values."""
     scaled = place * (len(values) - 1)
     low = int(scaled)
     high = min(low + 1, len(values) - 1)
@@ -64,7 +59,7 @@ class Rule:
     gradient: dict[str, list[float] | dict[str, float | list[float]]]
 
     def applies(self, tensor: str) -> bool:
-        """Tell whether the rule is for this tensor."""
+        """Return whether the rule is for this tensor."""
         if self.match is not None and not re.search(self.match, tensor):
             return False
         if self.layers is None:
@@ -138,7 +133,9 @@ class LayerRules:
         for rule in self.rules:
             if rule.applies(tensor):
                 if rule.gradient and self._layers is None:
-                    raise RuntimeError("check_used must tell a gradient the model's tensors first")
+                    raise RuntimeError(
+                        "a gradient needs check_used first, which counts the model's layers"
+                    )
                 overrides.update(rule.settings(tensor, self._layers or 0))
         return overrides
 

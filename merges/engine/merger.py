@@ -53,18 +53,10 @@ def rounded(values: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tenso
 
 
 def rounded_array(values: np.ndarray, stored: str, name: str) -> np.ndarray:
-    """Round a parameter's values to the type in which they are stored.
-
-    Args:
-        values: Float32, any shape.
-        stored: BF16, F16 or F32.
-        name: The parameter's name, for the message.
+    """Round float32 values as `rounded` does, to BF16, F16 or F32.
 
     Returns:
         The values, flat; bfloat16 as its patterns in uint16.
-
-    Raises:
-        UserError: One is too large for the type, or no number.
     """
     from merges.arithmetic import kernels
 

@@ -77,6 +77,7 @@ def write_record(
         key if key == "base" else f"experts.{key}": model.fingerprint
         for key, model in models.items()
     }
+    # The card names no path of this machine.
     names = {key: public_name(model.path) for key, model in models.items()}
     card = model_card(
         name=f"{info.title} of {', '.join(config.experts)}",

@@ -141,12 +141,12 @@ class Pieces:
         return values if shape == _FLAT else values.reshape(shape)
 
     def _convert(self, stored: Any) -> tuple[Any, bool]:
-        """Convert stored values to the working type, and tell whether all may be finite."""
+        """Convert stored values to the working type; return whether all may be finite too."""
         import torch
 
         # A copy even where type and device agree: the receiver may overwrite it.
         values = stored.to(self._device, self._dtype or torch.float32, copy=True)
-        # A sum with NaN or infinity is not finite; one that overflows is told apart in the check.
+        # A sum with NaN or infinity is not finite; the check accepts one that overflows.
         return values, math.isfinite(values.sum().item())
 
     def __iter__(self) -> Iterator[Piece]:
@@ -198,7 +198,7 @@ class ArrayPieces(Pieces):
 
     @staticmethod
     def widened(stored: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Convert stored values to float32, and tell whether all are finite."""
+        """Convert stored values to float32; return whether all are finite too."""
         from merges.arithmetic import kernels
 
         values = np.empty(stored.shape, dtype=np.float32)

@@ -82,12 +82,9 @@ def method(
             name, so that no rounding depends on the order given.
         experts: How many experts it takes, None for any number.
         unit: What it is given at a time: ``values`` (flat pieces), ``rows`` ([rows, columns])
-            or the whole ``tensor``.
+            or each ``tensor``.
         prepare: Name of the function of the same file that prepares its work.
         arrays: Whether it takes numpy arrays too.
-
-    Returns:
-        The decorator; it leaves the function as it is.
     """
     return lambda function: function
 
@@ -180,6 +177,7 @@ def _info(
     expected = _WHOLE_MODEL if whole_model else _PER_TENSOR
     if [argument.arg for argument in function.args.args] != expected:
         raise UserError(f"the positional arguments must be ({', '.join(expected)})")
+    # The positional arguments are the engine's, those after the * the configuration's.
     pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     found = [_parameter(argument, default, constants) for argument, default in pairs]
     module = ".".join(path.relative_to(path.parents[2]).with_suffix("").parts)
@@ -256,11 +254,7 @@ def info(name: str) -> MethodInfo:
 
 
 def load(name: str) -> Callable:
-    """Import a method's file and return its function.
-
-    Raises:
-        UserError: No method has this name.
-    """
+    """Import a method's file and return its function."""
     return getattr(importlib.import_module(info(name).module), name)
 
 
@@ -288,9 +282,6 @@ def check(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         name: The method.
         given: Values by parameter name.
-
-    Returns:
-        The same parameters with values in their proper types.
 
     Raises:
         UserError: The method or a parameter is unknown, or a value is out of its range.
@@ -337,9 +328,6 @@ def sources(name: str) -> tuple[str, ...]:
 
     They are the engine's and the method's file. A new method's file is in nobody else's list, so it
     leaves their results valid.
-
-    Raises:
-        UserError: No method has this name.
     """
     path = info(name).path
     engine = ("merges/engine/layer_rules.py", "merges/engine/run.py")

@@ -84,10 +84,10 @@ class TensorContext:
 
 @dataclass(frozen=True)
 class Resuming:
-    """Where a long method records how far it is, so that it goes on after it was killed.
+    """Where a long method records its state, so that it can resume after a kill.
 
     Attributes:
-        path: The file; what is there of the same order is gone on with, and in the end removed.
+        path: The file; a state of the same merge is resumed, and removed at the end.
         every: Steps between two records.
     """
 
@@ -106,12 +106,9 @@ class WholeModelRequest:
         calibration: Files of JSON lines by expert name, each drawn from that expert's own
             training distribution.
         teachers: Folder of precomputed teacher signals, None to compute what is needed.
-        seed: Seed of data draw, order and initial values.
         embeddings_and_norms: ``base``: the result has the base's; ``merged``: the average of the
             experts'.
-        threads: Number of CPU threads.
-        device: Torch device on which the method computes.
-        resuming: Where to record how far it is; None for nowhere.
+        seed: As for `merges.engine.config.MergeConfig`, as are threads, device and resuming.
     """
 
     base: Model

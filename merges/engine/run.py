@@ -73,6 +73,7 @@ def merge_tensors(
     if config.info.whole_model:
         raise UserError(f"method {method} merges whole models; use merge_checkpoints")
     check_config(config)
+    # Files are compared by `check_compatible`; tensors in memory have no configuration.
     reference = next(iter(experts.values())) if base is None else base
     check_names(reference, experts)
     merge = Merge(config)
@@ -116,9 +117,6 @@ def merge_checkpoints(config: MergeConfig) -> WholeModelResult:
     Args:
         config: The merge; its models have one vocabulary. What is about files alone, the donor and
             the size of shards, has no effect.
-
-    Returns:
-        The merged model; only whole-model methods give more than its tensors.
 
     Raises:
         UserError: As for `merge_tensors`; also missing or superfluous data.

@@ -1,4 +1,4 @@
-"""One merge, parameter by parameter, from where the models lie to where the result goes."""
+"""One merge, parameter by parameter, from the models to where the result goes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InMemory(Model):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: str) -> None:
         self.path, self.config = Path(name), {}
-        # Flattened once: of a transposed tensor every piece would copy the whole.
+        # Flattened once: every piece of a transposed tensor would copy all of it.
         self._tensors = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
         self._specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
 
@@ -208,6 +208,7 @@ class Merge:
         self._merger.prepare([self._part(name) for name in merged], any(map(self._double, merged)))
         counter = Progress(len(order), progress or "")
         threads = self._config.threads
+        # Each job prefetches the parameter that is `threads` places behind its own.
         upcoming = [*order[threads:], *[None] * min(threads, len(order))]
         jobs = zip(order, upcoming, strict=True)
         if threads == 1:

@@ -21,7 +21,7 @@ _BEFORE = re.compile(
 
 @dataclass(frozen=True)
 class Slice:
-    """A range of layers with parameters of its own.
+    """A range of layers with separate parameters.
 
     Attributes:
         first, last: Its layers, `last` included and None for the model's last one.
@@ -88,7 +88,7 @@ def _value(about: Word, setting: Any, tensor: str, place: float) -> Any:
 class Parameters:
     """Finds a method's parameters for each tensor.
 
-    Precedence is mergekit's: of a model (or a slice's source), of the slice, of the whole
+    Precedence is mergekit's: of a model (or a slice's source), of the slice, of the
     configuration, mergekit's default. Tensors before the layers take the first slice's
     parameters, those after them the last one's, both the first value of a gradient.
 
@@ -97,7 +97,7 @@ class Parameters:
         recipe: The method in our words.
         names: What the configuration calls the experts, by our names.
         slices: The slices in order; one of open end for a configuration of whole models.
-        shared: Parameters of the whole configuration.
+        shared: Parameters of the configuration.
         fixed: Ours that the configuration has no word for.
 
     Raises:
@@ -219,6 +219,7 @@ class Parameters:
             for name, value in first.items()
             if all(own[name] == value for own in values.values())
         }
+        # One rule for all tensors with equal values: a rule per tensor would fill the manifest.
         groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for tensor, own in values.items():
             differing = {name: value for name, value in own.items() if name not in common}

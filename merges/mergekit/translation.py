@@ -1,4 +1,4 @@
-"""Reads an ordinary mergekit configuration: its words in ours, and plainly what has none."""
+"""Reads a mergekit configuration, translates it, and refuses by name what is unsupported."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _TOP = (
     "tokenizer_source",
     "tokenizer",
 )
-_MENDS = {
+_REMEDIES = {
     "modules": "give models or slices",
     "chat_template": "that of the donor is copied; leave it out",
     "tokens": "only the tokenizer's source can be given",
     "pad_to_multiple_of": "only the tokenizer's source can be given",
     "residual_weight": "leave it out",
-    "base_model": "give it once for the whole configuration",
+    "base_model": "give it once, at the top level",
 }
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -53,7 +53,7 @@ class Translated:
         dtype: Type in which to store, None if the configuration leaves it to the inputs.
         vocabulary: ``base`` or ``union`` where the configuration asks for it.
         donor: The expert whose tokenizer is asked for.
-        notes: What stands in the configuration and has no effect, a line each.
+        notes: Parts of the configuration without effect, a line each.
     """
 
     method: str
@@ -109,18 +109,18 @@ def _promoted(models: Sequence[Model]) -> str | None:
     return str(found.pop()).removeprefix("torch.") if changes else None
 
 
-def _refuse(what: str, mend: str) -> UserError:
-    return UserError(f"{SOURCE}: {what} is not supported; {mend}")
+def _refuse(what: str, remedy: str) -> UserError:
+    return UserError(f"{SOURCE}: {what} is not supported; {remedy}")
 
 
-def _mapping(value: Any, what: str, keys: Sequence[str], mend: str) -> Mapping[str, Any]:
+def _mapping(value: Any, what: str, keys: Sequence[str], remedy: str) -> Mapping[str, Any]:
     """Check that something is a mapping with some of the keys."""
     if not isinstance(value, Mapping):
-        raise UserError(f"{SOURCE}: {what}: {value!r} is no mapping; {mend}")
+        raise UserError(f"{SOURCE}: {what}: {value!r} is no mapping; {remedy}")
     for key in value:
         if key not in keys:
-            if key in _MENDS:
-                raise _refuse(f"{str(key)!r} in {what}", _MENDS[key])
+            if key in _REMEDIES:
+                raise _refuse(f"{str(key)!r} in {what}", _REMEDIES[key])
             raise UserError(f"{SOURCE}: unknown key {key!r} in {what}{nearest(str(key), keys)}")
     return value
 
@@ -264,7 +264,7 @@ class _Places:
 
 
 def _short_names(models: Sequence[str]) -> dict[str, str]:
-    """Name models by the last part of what the configuration calls them."""
+    """Name models by the last part of their path in the configuration."""
     names: dict[str, str] = {}
     for text in models:
         short = re.sub(r"[^\w.-]", "_", Path(text).name)
@@ -280,9 +280,6 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
     Args:
         path: The YAML file.
         located: Folders of models by the names that the configuration gives them.
-
-    Returns:
-        The merge it orders.
 
     Raises:
         UserError: The file is no configuration, a model is not there, or it asks for what is not

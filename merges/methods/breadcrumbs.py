@@ -73,11 +73,7 @@ def keep_bands(
         deltas: d_i [rows, columns].
         context: Position.
         bands: One for each.
-        density: As for `ranks`, of each; for bands that each row has of its own.
-        gamma: As there, of each.
-
-    Returns:
-        New task vectors, multiplied by the bands' factors.
+        density: As for `ranks`, of each, as is gamma; used where each row has a separate band.
     """
     kept = []
     for delta, band, share, top in zip(deltas, bands, density, gamma, strict=True):
@@ -104,9 +100,8 @@ def find_bands(
 
     Args:
         pieces: A parameter, or all where the scope is the model.
-        density: As for `ranks`, of each expert.
-        gamma: As there, of each expert.
-        rescale: ``l1``: the factor restores the sum of magnitudes of what `pieces` holds.
+        density: As for `ranks`, of each expert, as is gamma.
+        rescale: ``l1``: the factor restores the sum of magnitudes of `pieces`.
         scope: As for `breadcrumbs`.
     """
     count = len(pieces.experts)
@@ -163,7 +158,7 @@ def breadcrumbs(
         normalize: Whether to divide by the sum of the weights (mergekit's parameter of that name,
             which is false by default).
         scope: What the shares are of: each ``tensor`` as in the paper (by layer) and mergekit, the
-            whole ``model``, or each ``row`` along the last dimension as in the authors' code. Rows
+            ``model``, or each ``row`` along the last dimension as in the authors' code. Rows
             are sorted, which takes n log n.
 
     Raises:

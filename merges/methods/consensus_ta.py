@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Count, Density, NonNegatives, Scale
 from merges.engine.registry import method
 from merges.methods.ties import merge_agreeing, trim_thresholds
@@ -65,9 +66,9 @@ def consensus_ta(
             paper's code, fusion_bench and MergeBench, ``kept`` if the comparison is >=, as far as
             is known that of the paper's equation.
         merge: How tau is made: ``sum`` is Consensus TA; ``ties`` the paper's Consensus TIES, whose
-            tau is the disjoint sum of the trimmed d_i (the masks compare it with the whole d_i).
+            tau is the disjoint sum of the trimmed d_i (masks compare it with untrimmed d_i).
         density: For ``ties``, the share of each d_i that survives the trim.
-        scope: For ``ties``, what the density is a share of; the paper's code trims the whole
+        scope: For ``ties``, what the density is a share of; the paper's code trims over the
             ``model``.
 
     Source:
@@ -79,9 +80,8 @@ def consensus_ta(
         kept = zip(context.prepared, deltas, strict=True)
         total = merge_agreeing([t.keep(delta, context.place) for t, delta in kept], None, "sum")
     else:
-        total = deltas[0].clone()
-        for delta in deltas[1:]:
-            total += delta
+        total = sum_of(deltas)
+    # Signs clamped to 0 and 1 in place of comparisons, which cost torch many times as much.
     votes = base.new_zeros(base.shape)
     for delta, factor in zip(deltas, mask_lambda, strict=True):
         distance = (total - delta).abs_().mul_(factor)

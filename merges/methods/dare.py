@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from merges.arithmetic.task_vectors import from_base, weighted_sum
+from merges.arithmetic.task_vectors import NEGLIGIBLE, from_base, weighted_sum
 from merges.engine.parameters import Densities, Flag, NonNegativeWeights, Scale, Weights
 from merges.engine.registry import method
 from merges.methods.ties import deltas_of, merge_agreeing
@@ -15,8 +15,6 @@ from merges.methods.ties import deltas_of, merge_agreeing
 if TYPE_CHECKING:
     from merges.engine.pieces import Pieces
     from merges.engine.requests import TensorContext, Values
-
-_NEGLIGIBLE = 1e-7  # mergekit's bound: norms below it are not divided by
 
 
 def rescale_factors(
@@ -39,7 +37,7 @@ def rescale_factors(
             before[number] += _sum(magnitude)
             magnitude *= piece.context.keep_mask(pieces.experts[number], delta, density[number])
             after[number] += _sum(magnitude)
-    return [1.0 if min(b, a) < _NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
+    return [1.0 if min(b, a) < NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
 def _sum(values: Values) -> float:

@@ -59,8 +59,7 @@ def drop_by_rank(
     Args:
         deltas: d_i [rows, columns]; overwritten.
         context: Names, position and the seed.
-        density: As there, of each; 1 keeps all.
-        epsilon: As there, of each.
+        density: As there, of each, as is epsilon; 1 keeps all.
         rescale: ``probability`` divides what is kept by its probability.
     """
     for name, delta, mean, spread in zip(context.experts, deltas, density, epsilon, strict=True):
@@ -81,8 +80,7 @@ def rescale_factors(
 
     Args:
         pieces: A parameter.
-        density: As for `keep_probabilities`, of each expert.
-        epsilon: As there, of each expert.
+        density: As for `keep_probabilities`, of each expert, as is epsilon.
         rescale: ``l1``: what restores the parameter's own sum of magnitudes; else 1.
 
     Raises:
@@ -113,8 +111,7 @@ def drop_and_rescale(
         base: Values of b [rows, columns].
         experts: Values of x_i, shaped alike; overwritten.
         context: Names, position, seed and `rescale_factors`.
-        density: As for `keep_probabilities`, of each.
-        epsilon: As there, of each.
+        density: As for `keep_probabilities`, of each, as is epsilon.
         rescale: As for `della`.
     """
     deltas = [expert.sub_(base) for expert in experts]
@@ -147,7 +144,7 @@ def della(
     first ranks highest), an entry is kept with p = density - epsilon + 2 epsilon r / (n - 1) and
     d_i = (x_i - b) / p, or 0 where dropped; then as in `ties`: with S the sign of sum_i w_i d_i,
     b + lambda * sum_i w_i d_i [sign d_i = S], divided for ``mean`` by sum_i w_i [sign d_i = S].
-    A row lies along the last dimension; a vector is one row. The draws depend on the seed, the
+    A row is along the last dimension; a vector is one row. The draws depend on the seed, the
     expert's name, the tensor's name and the position only.
 
     Sorting the rows takes n log n, several times what DARE takes; ``l1`` sorts them twice.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from merges.arithmetic.spectral import is_matrix, polar, sum_of
+from merges.arithmetic.spectral import is_matrix, polar
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Scale
 from merges.engine.registry import method
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.arithmetic.spectral import is_matrix, polar, sum_of, top
+from merges.arithmetic.spectral import is_matrix, polar, top
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Fraction, Scale
 from merges.engine.registry import method
 

@@ -83,10 +83,10 @@ def model_stock(
 
     It is computed as b + (t / N) sum_i (x_i - b), so that experts equal to the base give the base
     exactly; its rounding is that of `merges.arithmetic.combination.combine`, angles are computed in
-    float64. Rows cost N + 1 products per value more than the whole tensor.
+    float64. Rows cost N + 1 products per value more than the tensor at once.
 
     Args:
-        along: What has an angle: the whole ``tensor`` (the paper's layers; fusion_bench, mergekit)
+        along: What has an angle: the ``tensor`` (the paper's layers; fusion_bench, mergekit)
             or each of its ``rows`` (mergekit's filter_wise: true).
         average: What is averaged over pairs of more than two experts: ``angles`` as the paper's
             authors say and fusion_bench does, or ``cosines`` as mergekit does.

@@ -40,6 +40,7 @@ def coefficients(
     norms = np.sqrt(np.diag(products))
     padded = norms + epsilon
     to_unit = np.divide(1.0, padded, out=np.zeros_like(norms), where=padded > 0)
+    # From here on all is in coordinates of the unit vectors u_i.
     products *= np.outer(to_unit, to_unit)
 
     def norm(point: np.ndarray) -> float:
@@ -81,7 +82,7 @@ def multislerp(
     latter, and repeats it. One expert is returned as it is, whatever its weight. Where
     |sum_i w_i u_i| <= e (all vectors zero, or in balance) the result is o + sum_i w_i v_i; mergekit
     has this rule for two experts and refuses more. In float64 a sum below 1e-7 sum_i |w_i| cannot
-    be told from balance.
+    be distinguished from balance.
 
     The rounding is that of `merges.arithmetic.combination.combine`; directions are computed in
     float64.

@@ -105,12 +105,12 @@ def nuslerp(
     straight line. A vector shorter than 1e-7 counts as (nearly) perpendicular to the other.
 
     The rounding is that of `merges.arithmetic.combination.combine`; angles are computed in float64.
-    Rows cost about three times as much arithmetic as the whole tensor, columns five times.
+    Rows cost about three times as much arithmetic as the tensor at once, columns five times.
 
     Args:
-        weights: w_0 and w_1; None for the middle. A negative one goes on beyond an end.
+        weights: w_0 and w_1; None for the middle. A negative one extrapolates.
         origin: o: ``zero`` is mergekit's `nuslerp` without a base model, ``base`` with one.
-        along: What is one vector: the whole ``tensor`` (mergekit's default), each of its ``rows``
+        along: What is one vector: the ``tensor`` (mergekit's default), each of its ``rows``
             along the last dimension (nuslerp_flatten: false), or each of its ``columns`` along the
             first (nuslerp_flatten: false, nuslerp_row_wise: true).
 

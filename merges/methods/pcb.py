@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from merges.arithmetic.selection import Threshold, thresholds
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Density, Fraction, Scale, Weights
 from merges.engine.registry import method
 from merges.methods.ties import deltas_of
@@ -25,13 +26,6 @@ _TINY = 1e-12  # the authors' bound under the sum of the shares, by which the me
 def _scaled(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Map [low, high] to [0, 1] in place; a range without extent to 0."""
     return values.sub_(low).div_(high - low) if high > low else values.zero_()
-
-
-def _total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = tensors[0].clone()
-    for tensor in tensors[1:]:
-        total += tensor
-    return total
 
 
 @dataclass
@@ -58,7 +52,7 @@ class Released:
         pairs = zip(deltas, self.bounds, strict=True)
         sizes = [_scaled(delta.abs().clamp_(*bounds), *bounds) for delta, bounds in pairs]
         signed = zip(sizes, deltas, strict=True)
-        total = _total([s * delta.sign() for s, delta in signed] if self.vision else deltas)
+        total = sum_of([s * delta.sign() for s, delta in signed] if self.vision else deltas)
         return [
             size.square_().mul_(len(deltas)).exp_().mul_((delta * total).tanh_())
             for size, delta in zip(sizes, deltas, strict=True)
@@ -100,7 +94,7 @@ class Printed:
                 self.norm(deltas, i, j).exp_().div_(self.inter[min(i, j), max(i, j)])
                 for j in range(len(deltas))
             ]
-            scores.append(intra.mul_(_total(inter)))
+            scores.append(intra.mul_(sum_of(inter)))
         return scores
 
     def clipped(self, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -136,7 +130,7 @@ def _bounds(pieces: Pieces, clip: float) -> list[tuple[float, float]]:
 def _cuts(
     pieces: Pieces, scores: Callable[[Piece], list[torch.Tensor]], rank: int
 ) -> list[tuple[float, float]]:
-    """Find, of signed scores, each expert's value of a rank from the top, and its largest."""
+    """For each expert, return the score with a given rank from the top and its largest score."""
     experts = len(pieces.experts)
     least, most = [torch.inf] * experts, [-torch.inf] * experts
     above, below = [0] * experts, [0] * experts
@@ -256,7 +250,7 @@ def pcb(
             floor(n * clip) and floor(n * (1 - clip) - 1) of the sorted ones: 0.0001 in
             `pcb-merging.py`, 0.01 in the scripts for language models and for vision. The merge
             takes the clipped values too, the inter-balance does not.
-        scope: What Norm and density look at: the whole ``model`` as in the paper, or each
+        scope: What Norm and density look at: the ``model`` as in the paper, or each
             ``tensor``.
 
     Source:
@@ -266,7 +260,7 @@ def pcb(
     """
     deltas = [expert.sub_(base) for expert in experts]
     shares = context.prepared.shares(deltas, context.place)
-    total = _total(shares)
+    total = sum_of(shares)
     merged = torch.zeros_like(base)
     values = context.prepared.clipped(deltas)
     for share, value, weight in zip(shares, values, weights or [1.0] * len(values), strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from merges.arithmetic.selection import Threshold, thresholds
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Density, NonNegative, Scale
 from merges.engine.registry import method
 from merges.methods.ties import deltas_of
@@ -39,9 +40,6 @@ def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Args:
         deltas: d_i of one shape; left as they are.
-
-    Returns:
-        The variance, shaped alike.
     """
     apart = [delta - deltas[0] for delta in deltas[1:]]
     mean = torch.zeros_like(deltas[0])
@@ -137,9 +135,8 @@ def sce(
     deltas = [expert.sub_(base) for expert in experts]
     if select == "values":
         _select(deltas, prepared.selected, context)
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total += delta
+    total = sum_of(deltas)
+    # Unlike `sign`, this gives a sum of zero a sign too.
     sign = torch.ones_like(total).copysign_(total)
     merged, share = torch.zeros_like(total), torch.zeros_like(total)
     for delta, weight in zip(deltas, prepared.weights, strict=True):

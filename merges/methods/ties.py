@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from merges.arithmetic.selection import Threshold, kept, thresholds
-from merges.arithmetic.task_vectors import from_base
+from merges.arithmetic.task_vectors import from_base, sum_of
 from merges.engine.parameters import Densities, NonNegativeWeights, Scale
 from merges.engine.registry import method
 
@@ -44,9 +44,7 @@ def merge_agreeing(
     if weights is not None:
         for delta, weight in zip(deltas, weights, strict=True):
             delta.mul_(weight)
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total += delta
+    total = sum_of(deltas)
     # Arithmetic in place of comparisons and selections, which cost torch many times as much. The
     # smallest normal number gives a sum of zero the positive sign and leaves any other as it is.
     tiny = torch.finfo(total.dtype).tiny
@@ -107,7 +105,7 @@ def ties(
         weights: w_i >= 0, as in mergekit; None for 1 each, as in the paper.
         merge: ``mean`` is the paper's disjoint mean and mergekit's `ties` (normalize: true);
             ``sum`` is the default of fusion_bench and MergeBench.
-        scope: What the density is a share of: each ``tensor`` as in mergekit, or the whole
+        scope: What the density is a share of: each ``tensor`` as in mergekit, or the
             ``model``'s task vector as in the paper, fusion_bench and MergeBench (which keep all
             of equal entries at the threshold).
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.arithmetic.spectral import is_matrix, polar, sum_of, top
+from merges.arithmetic.spectral import is_matrix, polar, top
+from merges.arithmetic.task_vectors import sum_of
 from merges.engine.parameters import Density, Scale, Weights
 from merges.engine.registry import method
 
@@ -61,6 +62,7 @@ def tsv_m(
     size = min(base.shape)
     kept = size // len(deltas) if rank_share is None else int(size * rank_share)
     parts = [top(delta, max(1, kept), svd) for delta in deltas]
+    # Of all tasks at once: this removes the interference between them.
     left, _ = polar(torch.cat([part.left for part in parts], dim=1), svd)
     right, _ = polar(torch.cat([part.right for part in parts], dim=1), svd)
     values = torch.cat([part.values for part in parts])
