@@ -17,8 +17,10 @@ example:
   python -m evaluation gate --base scores/base.json \\
       --expert ja=scores/ja.json:bottle_ja8/jcomqa,bottle_ja8/jnli \\
       --expert math_a=scores/math_a.json:bottle_gsm_en/gsm_en --out gate.json
+  python -m evaluation gate --worlds case1/gate.json case1-seed2/gate.json --out gates.json
 """
 
+_REMEDY = "train it longer or with another learning rate"
 CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would pass by chance
 
 
@@ -93,7 +95,7 @@ def check(
 
     Returns:
         By expert under ``experts``: domain, base and expert averages, standard error of their
-        difference, and per task whether it was learned.
+        difference, and per task whether it was learned. Under ``failed``, the reasons by expert.
 
     Raises:
         UserError: An expert does not clearly beat the base, or a score is missing.
@@ -109,16 +111,37 @@ def check(
             )
         result[name] = _compare(base, scores, domain, clearly)
     # After all comparisons, so that a missing score is reported before a weak expert.
+    failed = {}
     for name, judged in result.items():
         gain = judged["expert"] - judged["base"]
-        if stop and not gain > clearly * judged["stderr"]:
-            raise UserError(
+        if not gain > clearly * judged["stderr"]:
+            failed[name] = (
                 f"expert {name} did not learn its domain: average {judged['expert']:.3f} against "
                 f"the base's {judged['base']:.3f}, a gain of {gain:+.3f} where more than "
-                f"{clearly * judged['stderr']:.3f} ({clearly:g} standard errors) is needed; "
-                "train it longer or with another learning rate"
+                f"{clearly * judged['stderr']:.3f} ({clearly:g} standard errors) is needed"
             )
-    return {"experts": result}
+    if stop and failed:
+        raise UserError(f"{next(iter(failed.values()))}; {_REMEDY}")
+    return {"experts": result, "failed": failed}
+
+
+def check_worlds(gates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Compare the gates of several worlds, of which one at least must have been passed.
+
+    Args:
+        gates: What `check` returned, by the world's name.
+
+    Returns:
+        The names of the worlds under ``passed`` and under ``failed``.
+
+    Raises:
+        UserError: No world passed.
+    """
+    failed = [name for name, gate in gates.items() if gate["failed"]]
+    if len(failed) == len(gates):
+        reasons = (f"{name}: {next(iter(gates[name]['failed'].values()))}" for name in failed)
+        raise UserError(f"no world passed the gate; {'; '.join(reasons)}; {_REMEDY}")
+    return {"passed": [name for name in gates if name not in failed], "failed": failed}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,20 +151,38 @@ def _parser() -> argparse.ArgumentParser:
         "otherwise) on the average of its domain's tasks, and note which task it learned.",
         _EPILOG,
     )
-    parser.add_argument("--base", type=Path, required=True, metavar="FILE", help="its scores")
+    parser.add_argument("--base", type=Path, metavar="FILE", help="its scores")
     about = "experts' scores and their domains' tasks as suite/task"
-    add_values(parser, "--expert", required=True, metavar="NAME=FILE:TASK,TASK", help=about)
+    add_values(parser, "--expert", metavar="NAME=FILE:TASK,TASK", help=about)
     about = f"by how many standard errors an expert must lead ({CLEARLY:g})"
     parser.add_argument("--standard-errors", type=float, default=CLEARLY, metavar="X", help=about)
     about = "only note what was learned; never an error"
     parser.add_argument("--go-on", action="store_true", help=about)
+    about = "in place of scores: the files that this command wrote for several worlds of a case; "
+    about += "an error only if no world passed"
+    add_values(parser, "--worlds", type=Path, metavar="FILE", help=about)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser
+
+
+def _of_worlds(arguments: argparse.Namespace) -> int:
+    gates = {path.parent.name: read_json(path) for path in arguments.worlds}
+    result = check_worlds(gates)
+    write_json(arguments.out, result)
+    for name in result["failed"]:
+        reason = next(iter(gates[name]["failed"].values()))
+        print(f"{name} is left out of the tables: {reason}")
+    print(f"{len(result['passed'])} of {len(gates)} worlds passed the gate")
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line of `python -m evaluation gate`; see `check`."""
     arguments = _parser().parse_args(argv)
+    if arguments.worlds:
+        return _of_worlds(arguments)
+    if not (arguments.base and arguments.expert):
+        raise UserError("give --base and --expert, or --worlds; see --help")
     experts = {}
     for argument in arguments.expert:
         name, equals, rest = argument.partition("=")

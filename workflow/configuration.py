@@ -30,11 +30,15 @@ class Configuration(Experiment):
 
     @property
     def worlds(self) -> dict[str, World]:
-        """The cases as they are run, then the further worlds of studies.
+        """The cases as they are run, one for each seed, then the further worlds of studies.
 
         The key is the world's folder in the results. A study's world has no table of the report.
         """
-        cases = {name: World.repeat(case, name, self.seed) for name, case in self.cases.items()}
+        cases = {
+            folder: World.repeat(case, name, seed)
+            for name, case in self.cases.items()
+            for folder, seed in self.worlds_of(name).items()
+        }
         return cases | self.studies.worlds(self)
 
     @property
@@ -44,9 +48,11 @@ class Configuration(Experiment):
         parents = sum(len(case.parents) for case in self.cases.values())
         runs = len(self.ablation.objectives) * len(self.ablation.seeds) if self.ablation else 0
         studies = ", ".join(self.studies.present) or "none"
+        worlds = len(self.world_seeds)
+        times = f" in each of {worlds} worlds" if worlds > 1 else ""
         return (
             f"{len(self.cases)} cases, {parents} bases and experts, {len(self.methods)} rows that "
-            f"make {merges} merges, {runs} runs of the ablation; studies: {studies}"
+            f"make {merges} merges{times}, {runs} runs of the ablation; studies: {studies}"
         )
 
     def check(self) -> None:
@@ -60,7 +66,9 @@ def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
     Mappings are merged key by key, null removes a key, all else replaces.
     """
-    merged = dict(base)
+    # Only the top level has both keys, and each stands for the other.
+    other = {"seed": "seeds", "seeds": "seed"}
+    merged = {key: value for key, value in base.items() if other.get(key) not in own}
     for key, value in own.items():
         if value is None:
             merged.pop(key, None)

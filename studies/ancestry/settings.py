@@ -40,7 +40,7 @@ class Ancestry(Study):
     def worlds(self, experiment: Experiment) -> dict[str, World]:
         """Return the case that is made again; see `Study.worlds`."""
         case = experiment.cases[self.case]
-        return {WORLD: World.repeat(case, self.case, experiment.seed)}
+        return {WORLD: World.repeat(case, self.case, experiment.world_seeds[0])}
 
     def check(self, experiment: Experiment) -> None:
         """Refuse an expert, column or row that the case does not have; see `Study.check`."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json, read_jsonl
+from common.worlds import seeds_of
 from report.experiment import Column
 from report.paired import Stratum
 from studies.dam.settings import world_of
@@ -153,7 +154,7 @@ def load(config: Mapping[str, Any], results: Path) -> Study:
         )
     contents = {}
     for seed in study["seeds"]:
-        world = world_of(study["case"], seed, config["seed"])
+        world = world_of(study["case"], seed, seeds_of(config))
         contents[seed] = _contents(results / world / "data", tasks)
     return Study(
         config=study,

@@ -13,7 +13,7 @@ wildcard_constraints:
 
 def study_world(wildcards):
     """A world's id: its data, base, experts with frozen embeddings and their teachers."""
-    return world_of(STUDY.case, int(wildcards.seed), CONFIG.seed)
+    return world_of(STUDY.case, int(wildcards.seed), CONFIG.world_seeds)
 
 
 def study_data(wildcards):
@@ -52,7 +52,7 @@ def study_inputs(wildcards):
     entry = STUDY.settings[wildcards.setting]
     models = study_models(wildcards, entry.expert_embeddings == "trained")
     inputs = {
-        "gate": ancient(f"{OUT}/{study_world(wildcards)}/gate.json"),
+        "gate": ancient(gate_before(study_world(wildcards))),
         "data": study_data(wildcards),
         "own": study_own(wildcards),
         "base": study_base(wildcards),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from common.errors import UserError
+from common.worlds import folder_of
 from merges.engine import registry
 from studies.study import Study
 from workflow.config.cases import World
@@ -26,9 +28,9 @@ from workflow.config.experiment import Experiment
 from workflow.config.methods import Row
 
 
-def world_of(case: str, seed: int, own: int) -> str:
-    """Name the world of a case that a seed makes; that of the experiment's own seed is the case."""
-    return case if seed == own else f"studies/dam/{case}_seed{seed}"
+def world_of(case: str, seed: int, own: Sequence[int]) -> str:
+    """Name the world of a case that a seed makes; the experiment's `own` seeds have theirs."""
+    return folder_of(case, seed, own) if seed in own else f"studies/dam/{case}_seed{seed}"
 
 
 class Setting(Entry):
@@ -86,11 +88,11 @@ class Dam(Study):
 
     def worlds(self, experiment: Experiment) -> dict[str, World]:
         """Return the case from the study's other seeds; see `Study.worlds`."""
-        case = experiment.cases[self.case]
+        case, own = experiment.cases[self.case], experiment.world_seeds
         return {
-            world_of(self.case, seed, experiment.seed): World.repeat(case, self.case, seed)
+            world_of(self.case, seed, own): World.repeat(case, self.case, seed)
             for seed in self.seeds
-            if seed != experiment.seed
+            if seed not in own
         }
 
     def candidates_of(self, setting: str) -> list[dict[str, Any]]:

@@ -88,6 +88,27 @@ def test_a_file_that_holds_no_scores_is_told_in_one_line(tmp_path, content):
         main(["gate", "--base", str(tmp_path), "--expert", f"ja={good}:s/a", *out])
 
 
+def test_worlds_go_on_as_long_as_one_passed(tmp_path, capsys):
+    files = []
+    for world, task in (("case1", "s/a"), ("case1-seed2", "s/c")):  # s/c was not learned
+        (tmp_path / world).mkdir()
+        files.append(tmp_path / world / "gate.json")
+        gate = check(BASE, {"ja": (EXPERT, [task])}, stop=False)
+        files[-1].write_text(json.dumps(gate))
+    out = tmp_path / "gates.json"
+    assert main(["gate", "--worlds", *map(str, files), "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"passed": ["case1"], "failed": ["case1-seed2"]}
+    told = capsys.readouterr().out
+    assert "case1-seed2 is left out of the tables: expert ja did not learn" in told
+    assert "1 of 2 worlds" in told
+    out.unlink()
+    with pytest.raises(UserError, match="no world passed the gate; case1-seed2: expert ja did"):
+        main(["gate", "--worlds", str(files[1]), "--out", str(out)])
+    assert not out.exists()
+    with pytest.raises(UserError, match="give --base and --expert, or --worlds"):
+        main(["gate", "--out", str(out)])
+
+
 def test_names_of_variants_hold_colons(tmp_path):
     task = "ja8:corrected:0.6/jnli"
     for name, value in (("base", 0.2), ("ja", 0.8)):

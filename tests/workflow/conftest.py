@@ -20,6 +20,8 @@ def tiny(config: dict) -> dict:
     """Shrink the default experiment until it takes seconds; its models learn nothing."""
     config = copy.deepcopy(config)
     config["name"] = "tiny"
+    config.pop("seeds", None)
+    config["seed"] = 1
     config["evaluation"] |= {"test_items": 8, "dev_items": 6}
     config["tuning"]["evaluations"] = 2
     config["calibration"]["rows"] = 24

@@ -76,7 +76,7 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "evolutionary", "evolve", "spac"), "x", "'spac'.*did you mean 'space'"),
         (("ablation", "set", "samples"), 9999, r"ablation\.objectives\.kl: 9999 samples"),
         (("ablation", "objectives", "kl_paper", "set", "kl_direcion"), "x", "'kl_direction'"),
-        (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seed'\?\)"),
+        (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seeds?'\?\)"),
         (("evaluation", "tst_items"), 1, r"'tst_items' at evaluation \(did you mean 'test_items'"),
         (("methods", "ties", "methd"), 1, r"'methd' at methods\.ties \(did you mean 'method'"),
         (("methods", "ties", "method"), "tise", r"unknown method 'tise' \(did you mean 'ties'\?\)"),
@@ -93,7 +93,7 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
             ["bottle_ja8/jcomq"],
             r"mean 'bottle_ja8/jcomqa'",
         ),
-        (("seed",), -1, r"seed: -1 should be greater than or equal to 0"),
+        (("seeds",), [-1], r"seeds\.0: -1 should be greater than or equal to 0"),
         (("cases", "case1", "base", "train", "learning_rte"), 1, r"did you mean 'learning_rate'"),
         (
             ("cases", "case1", "world"),
@@ -105,7 +105,8 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
         (("methods", "slerp_ja_math_a", "experts"), ["ja"], r"merges 2 experts, not 1"),
         (("methods", "soup", "set"), {"weights": [1, 2]}, r"2 numbers for 3 experts"),
         (("methods", "dam_paper", "set", "samples"), 3000, r"calibration\.rows makes only 2000"),
-        (("seed",), "zero", r"seed: 'zero' should be a valid integer"),
+        (("seeds",), ["zero"], r"seeds\.0: 'zero' should be a valid integer"),
+        (("seeds",), [1, 2, 1], r"seeds: \[1, 2, 1\] has non-unique elements"),
         (("ablation", "row"), "dam_papr", r"unknown row 'dam_papr' \(did you mean 'dam_paper'"),
         (("ablation", "row"), "greedy_soup", r"ablation\.row: greedy_soup is searched for"),
         (("methods", "greedy_soup", "tune"), [{}], r"methods\.greedy_soup\.tune\.0"),
@@ -211,7 +212,9 @@ def test_an_extending_file_says_only_what_differs(tmp_path):
     )
     default = configuration.load(ROOT / "config.yaml")
     own = configuration.load(tmp_path / "own.yaml")
-    assert (own.name, own.seed, own.evaluation.test_items) == ("own", default.seed, 7)
+    assert (own.name, own.world_seeds, own.evaluation.test_items) == (
+        *("own", default.world_seeds, 7),
+    )
     assert own.evaluation.batch_size == default.evaluation.batch_size
     assert own.methods["ties"].set == {"density": 0.3, "scale": 1.0}
     assert list(own.methods) == [*(row for row in default.methods if row != "karcher"), "mine"]
@@ -248,11 +251,42 @@ def test_snakemake_s_configuration_is_extended_and_named_as_on_the_command_line(
     path, text = tmp_path / "own.yaml", yaml.safe_load((tmp_path / "own.yaml").read_text())
     # As with --config seed=3, which Snakemake has already put over the files.
     found = configuration.from_snakemake(text | {"seed": 3}, [path])
-    assert found == configuration.load(path).model_copy(update={"seed": 3})
+    assert found == configuration.load(path).model_copy(update={"seed": 3, "seeds": None})
     for given, named in (("own.yaml", r"own\.yaml"), (f"--configfile={path}", str(path))):
         monkeypatch.setattr("sys.argv", ["snakemake", given])
         with pytest.raises(UserError, match=f"^{named}: unknown key 'sed'"):
             configuration.from_snakemake(text | {"sed": 3}, [path])
+
+
+def test_seeds_make_worlds_and_one_seed_is_one_world(tmp_path):
+    write(tmp_path, own=f"{{extends: {ROOT / 'config.yaml'}, seeds: [4, 7], studies: null}}")
+    write(tmp_path, one=f"{{extends: {tmp_path}/own.yaml, seed: 4}}")
+    several, one = (configuration.load(tmp_path / f"{name}.yaml") for name in ("own", "one"))
+    assert {name: (world.of, world.seed) for name, world in several.worlds.items()} == {
+        "case1": ("case1", 4),
+        "case1-seed7": ("case1", 7),
+        "case2": ("case2", 4),
+        "case2-seed7": ("case2", 7),
+    }
+    assert list(one.worlds) == ["case1", "case2"] and one.world_seeds == [4]
+    assert "in each of 2 worlds" in several.summary and "worlds" not in one.summary
+    text = configuration.read(tmp_path / "one.yaml")
+    for given, told in (
+        ({"seeds": [1]}, "seed and seeds: give one of"),
+        ({"seed": None}, r"lacks the key 'seeds': give one of seeds: \[1, 2, 3\] and seed: 1"),
+    ):
+        with pytest.raises(UserError, match=told):
+            configuration.resolve(text | given)
+    published = configuration.read(ROOT / "paper.yaml") | {"seed": None, "seeds": [1, 2]}
+    with pytest.raises(UserError, match="published checkpoints, which no seed makes anew"):
+        configuration.resolve(published)
+
+
+def test_the_study_of_dam_shares_the_experiment_s_worlds(config):
+    assert config["studies"]["dam"]["seeds"] == [1, 2, 3]
+    found = configuration.resolve(configuration.merge(config, {"seeds": [1, 3]})).worlds
+    assert [name for name in found if name.startswith("studies/dam")] == ["studies/dam/case1_seed2"]
+    assert found["case1-seed3"].seed == 3
 
 
 def test_the_schema_and_the_reference_page_are_up_to_date():

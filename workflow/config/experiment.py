@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from common.errors import UserError
+from common.worlds import folder_of, seeds_of
 from evaluation import own_data
 from evaluation.own_tasks import OwnTask, parse
 from merges.engine import registry
@@ -16,7 +17,7 @@ from paper.hub.lock import lock_of
 from workflow.config import hub
 from workflow.config.ablation import Ablation
 from workflow.config.cases import Case
-from workflow.config.entry import Backend, Entry, Name, Seed, TaskName, known
+from workflow.config.entry import Backend, Distinct, Entry, Name, Seed, TaskName, known
 from workflow.config.evaluation import ROOT, CalibrationRows, Evaluation, Gate, Tuning
 from workflow.config.hub import Hub
 from workflow.config.methods import Row, check_experts
@@ -32,9 +33,12 @@ class Experiment(Entry):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
         description="Outputs go to `results/NAME`."
     )
-    seed: Seed = Field(
-        description="Seed of generated data, initial weights, data order and random masks."
+    seeds: Distinct[Seed] | None = Field(
+        None,
+        description="Seeds of the worlds: each case is made once from every seed (data, base, "
+        "experts, merges, scores), and Tables 1 and 2 are means over them.",
     )
+    seed: Seed | None = Field(None, description="The seed of the only world, in place of `seeds`.")
     scores_from: str | None = Field(
         None,
         description="A results folder from whose scores tables and figures are made; nothing runs.",
@@ -56,6 +60,16 @@ class Experiment(Entry):
         description="The rows of the tables, by name, in the order of tables and figures."
     )
     ablation: Ablation | None = Field(None, description="The ablation of the objective.")
+
+    @property
+    def world_seeds(self) -> list[int]:
+        """The seeds of the worlds, of which there is at least one."""
+        return seeds_of({"seeds": self.seeds, "seed": self.seed})
+
+    def worlds_of(self, case: str) -> dict[str, int]:
+        """Return the worlds of a case: by folder, the seed."""
+        seeds = self.world_seeds
+        return {folder_of(case, seed, seeds): seed for seed in seeds}
 
     def rows_of(self, case: str) -> list[str]:
         """Return the method rows of a case, in the order of the configuration."""
@@ -133,6 +147,7 @@ class Experiment(Entry):
         Raises:
             UserError: One line with the place and, where there is one, the nearest valid name.
         """
+        self._check_seeds()
         own = own_data.known(self.tasks, with_rows=self.scores_from is None)
         for name, case in self.cases.items():
             for other, entry in self.cases.items():
@@ -148,6 +163,17 @@ class Experiment(Entry):
         if self.scores_from is None:
             self.evaluation.check()
         hub.check(self.hub, self.cases, self.methods)
+
+    def _check_seeds(self) -> None:
+        if (self.seeds is None) == (self.seed is None):
+            what = "the top level lacks the key 'seeds'" if self.seed is None else "seed and seeds"
+            raise UserError(f"{what}: give one of seeds: [1, 2, 3] and seed: 1")
+        for name, case in self.cases.items():
+            if case.fetched and len(self.world_seeds) > 1:
+                raise UserError(
+                    f"seeds: cases.{name} has published checkpoints, which no seed makes anew, so "
+                    "that there is one world; give one seed"
+                )
 
     def _check_row(self, name: str, row: Row, where: str) -> None:
         for chosen in row.cases or ():

@@ -164,10 +164,16 @@ def settings(values):
 
 
 def seed_of(wildcards):
-    """A step's seed: its own in a study, else that of its case's world, else the experiment's."""
+    """A step's seed: its own in a study, else that of its case's world."""
     if wildcards.get("seed"):
         return int(wildcards.seed)
     return CASES[wildcards.case].seed
+
+
+def worlds_beside(world):
+    """The worlds of a world's case, itself included; a study's own world has none."""
+    worlds = CONFIG.worlds_of(CASES[world].of)
+    return list(worlds) if world in worlds else [world]
 
 
 def pairs(paths):

@@ -32,6 +32,18 @@ def gate_options(wildcards):
     )
 
 
+def one_gate_stops(world):
+    """Whether the run ends with this world's gate; with several worlds, it does not."""
+    return CONFIG.gate.stop and len(worlds_beside(world)) == 1
+
+
+def gate_before(world):
+    """What merges wait for: their world's gate, or that of all worlds, where one may fail."""
+    if not CONFIG.gate.stop or one_gate_stops(world):
+        return f"{OUT}/{world}/gate.json"
+    return f"{OUT}/{CASES[world].of}/gates.json"
+
+
 def own_entry(wildcards):
     entry = CONFIG.tasks[wildcards.own].model_dump(exclude_none=True)
     return shlex.quote(json.dumps({"tasks": {wildcards.own: entry}}))
@@ -109,11 +121,29 @@ rule gate:
     params:
         parents=gate_options,
         standard_errors=CONFIG.gate.standard_errors,
-        go_on="" if CONFIG.gate.stop else "--go-on",
+        go_on=lambda wildcards: "" if one_gate_stops(wildcards.case) else "--go-on",
         code=code("evaluation/gate.py"),
     shell:
         "python -m evaluation gate {params.parents} --standard-errors {params.standard_errors}"
         " {params.go_on} --out {output} 2>&1 | tee {log}"
+
+
+rule gates:
+    """With several worlds, one must pass; tables leave out those that did not."""
+    input:
+        lambda wildcards: [f"{OUT}/{w}/gate.json" for w in worlds_beside(wildcards.case)],
+    output:
+        f"{OUT}/{{case}}/gates.json",
+    log:
+        f"{OUT}/logs/{{case}}/gates.log",
+    wildcard_constraints:
+        case=any_of(CONFIG.cases),
+    priority: 100
+    localrule: True
+    params:
+        code=code("evaluation/gate.py"),
+    shell:
+        "python -m evaluation gate --worlds {input} --out {output} 2>&1 | tee {log}"
 
 
 use rule evaluate as ablation_evaluate with:

@@ -37,7 +37,7 @@ def merge_inputs(wildcards):
         inputs["calibration"] = calibrations(case, experts)
     if case in MADE:
         # The gate comes first, but no number of a merge depends on what it wrote.
-        inputs["gate"] = ancient(f"{OUT}/{case}/gate.json")
+        inputs["gate"] = ancient(gate_before(case))
     if needs_teachers(row_of(wildcards)):
         inputs["teachers"] = f"{OUT}/{case}/teachers/manifest.json"
     return inputs

@@ -9,10 +9,14 @@ os.environ["EXPERIMENT"] = json.dumps(CONFIG.model_dump(), indent=1, ensure_asci
 
 
 def scores_of(case):
-    """Every score of a case's table."""
-    scores = [f"{OUT}/{case}/smoke.json"]
-    scores += [f"{OUT}/{case}/gate.json"] if case in MADE else []
-    return scores + [f"{OUT}/{case}/scores/test/{row}.json" for row in PARENTS[case] + ROWS[case]]
+    """Every score of a case's table, in all worlds."""
+    scores = []
+    for world in CONFIG.worlds_of(case):
+        scores += [f"{OUT}/{world}/smoke.json"]
+        scores += [f"{OUT}/{world}/gate.json"] if world in MADE else []
+        models = PARENTS[world] + ROWS[world]
+        scores += [f"{OUT}/{world}/scores/test/{model}.json" for model in models]
+    return scores
 
 
 def all_scores():
