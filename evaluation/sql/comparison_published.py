@@ -12,11 +12,12 @@ Source: SQL-Eval, https://github.com/defog-ai/sql-eval, commit b833324.
 from __future__ import annotations
 
 import re
-
-import pandas as pd
-from pandas.testing import assert_frame_equal, assert_series_equal
+from typing import TYPE_CHECKING
 
 from evaluation.sql.engines import Compared, Match, Result
+
+if TYPE_CHECKING:  # pandas takes almost a second, and most judges never compare by this rule
+    import pandas as pd
 
 _ASKS_FOR_ORDER = re.compile(r"\b(order|sort|arrange)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"ORDER BY[\s\S]*", re.IGNORECASE)
@@ -26,6 +27,8 @@ _NOT_COLUMNS = {"desc", "asc", "nulls", "last", "first", "limit"}
 
 def _frame(result: Result) -> pd.DataFrame:
     """Make a frame as pandas 2 read it: text in columns of objects, decimals as floats."""
+    import pandas as pd
+
     frame = pd.DataFrame.from_records(
         result.rows, columns=range(len(result.columns)), coerce_float=True
     )
@@ -81,6 +84,8 @@ def _exact(gold: pd.DataFrame, answer: pd.DataFrame, pair: Compared) -> bool:
 
 
 def _same_values(left: pd.Series, right: pd.Series) -> bool:
+    from pandas.testing import assert_series_equal
+
     try:
         assert_series_equal(
             left.sort_values().reset_index(drop=True),
@@ -94,6 +99,8 @@ def _same_values(left: pd.Series, right: pd.Series) -> bool:
 
 
 def _subset(gold: pd.DataFrame, answer: pd.DataFrame, pair: Compared) -> bool:
+    from pandas.testing import assert_frame_equal
+
     if gold.empty:
         return False
     left, matched = list(answer.columns), []

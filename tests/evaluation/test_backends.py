@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from common.errors import UserError
-from evaluation.backends import open_backend, trees
+from evaluation.backends import open_backend
 from evaluation.backends.tokenisation import CORRECTED, PUBLISHED, Encoder, Rule
 
 
 @pytest.fixture(scope="session", autouse=True)
 def libraries():
     """Import what takes seconds only when the tests run: collecting them stays quick."""
-    global HFBackend, load_model
+    global HFBackend, load_model, trees
+    from evaluation.backends import trees
     from evaluation.backends.hf import HFBackend, load_model
 
 

@@ -14,7 +14,6 @@ import torch
 
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
-from merges.arithmetic import kernels
 from merges.engine import pieces, registry
 from merges.engine import run as engine
 from merges.engine.config import MergeConfig
@@ -24,6 +23,13 @@ from merges.methods.ties import merge_agreeing
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("ja", "math", "sql")
 ON_ARRAYS = [name for name, info in registry.describe().items() if info.arrays]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries():
+    """Import numba only when the tests run: collecting them stays quick."""
+    global kernels
+    from merges.arithmetic import kernels
 
 
 def same_bits(array: np.ndarray, tensor: torch.Tensor) -> bool:

@@ -128,6 +128,13 @@ def test_every_package_is_a_command_that_starts_light():
         assert "examples" in done.stdout.lower(), f"{package} --help shows no example"
 
 
+def test_collecting_tests_loads_no_heavy_library_but_torch(loaded_by_collecting):
+    # Sixty files of tests compute with torch; it takes 3 of the 8 CPU s of collecting all tests.
+    heavy = (HEAVY | {"numba", "scipy", "sklearn", "snakemake"}) - {"torch"}
+    assert "pytest" in loaded_by_collecting
+    assert not heavy & loaded_by_collecting, "import it in the test or in a fixture"
+
+
 def test_environment_yml_installs_the_lock_and_only_that():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, packages = environment["dependencies"]
