@@ -22,7 +22,6 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=20
 IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist loadfile
-PACKAGES := bottle checkpoints common evaluation merges paper report search studies workflow
 SLOW := workflow or postgres or faults
 ELSEWHERE := vllm or slurm or gpu or rehearsal
 VLLM := .venv-vllm
@@ -78,7 +77,7 @@ format: $(INSTALLED)
 	$(BIN)/snakefmt Snakefile workflow studies
 
 types: $(INSTALLED)
-	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/mypy
 
 docs: $(INSTALLED)
 	$(BIN)/python -m workflow schema

@@ -44,7 +44,7 @@ class Answers(dict):
                 same = one == two
                 if isinstance(one, list):
                     same = max(abs(a - b) for a, b in zip(one, two, strict=True)) < TOLERANCE
-                if not same and isinstance(one, str) and tied(*key, at, one, two):
+                if not same and isinstance(one, str) and tied(key[0], key[1], at, one, two):
                     ties += 1
                 elif not same:
                     raise SystemExit(f"{key}: answer {one!r}, the other's {two!r}")

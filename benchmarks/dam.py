@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
     given = parser.parse_args()
     records = Records()
-    if given.budget:
+    if given.budget:  # counts shapes, so it needs no folder, models or repeats
         from benchmarks.dam_budget import budget
 
         budget(records)

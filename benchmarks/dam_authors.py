@@ -69,8 +69,10 @@ class Mofo:
         corrections = [1 - beta**self._steps for beta in BETAS]
         states = zip(self._parameters, self._means, self._squares, strict=True)
         for parameter, mean, square in states:
-            mean.mul_(BETAS[0]).add_(parameter.grad, alpha=1 - BETAS[0])
-            square.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
+            gradient = parameter.grad
+            assert gradient is not None
+            mean.mul_(BETAS[0]).add_(gradient, alpha=1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             kept = max(1, int(mean.numel() * FRACTION))
             moved = mean.abs() >= mean.abs().topk(kept).values[-1]
             step = mean / corrections[0] / ((square / corrections[1]).sqrt() + EPSILON)
@@ -78,7 +80,7 @@ class Mofo:
             parameter.sub_(LEARNING_RATE * step * moved)
 
 
-def load_models(folders: Sequence[Any]) -> list[nn.Module]:
+def load_models(folders: Sequence[Any]) -> list[Any]:
     """Load checkpoints as transformers does, frozen, in the types they are stored in."""
     return [
         AutoModelForCausalLM.from_pretrained(folder, dtype="auto").requires_grad_(False).eval()
@@ -94,7 +96,7 @@ class AuthorsTrainer:
         dtype: The coefficients' type; the authors' is bfloat16.
     """
 
-    def __init__(self, teachers: Sequence[nn.Module], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, teachers: Sequence[Any], dtype: torch.dtype = torch.float32) -> None:
         self.teachers = list(teachers)
         first = self.teachers[0]
         with torch.device("meta"):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -199,6 +199,7 @@ def our_step(
     device = samples[0].device
     experts = {f"e{number}": model.state_dict() for number, model in enumerate(models)}
     base = skeleton(config).state_dict()
+    # The trainer reads these from the base; its other tensors stay without storage.
     base |= {
         name: tensor
         for name, tensor in experts["e0"].items()
@@ -216,7 +217,7 @@ def our_step(
         for name, ids in zip(experts, samples, strict=True)
     ]
     request = WholeModelRequest(
-        base=None,
+        base=None,  # type: ignore[arg-type]  # the trainer reads the sources alone
         experts={},
         calibration={},
         teachers=None,
@@ -229,7 +230,7 @@ def our_step(
         samples=STEPS, optimizer="mofo", recompute_activations=recompute
     )
     trainer = Trainer(request, parameters, Sources(base, config, experts, data, HEAD))
-    trainer.teachers = _RandomStates([own[HEAD] for own in experts.values()])
+    trainer.teachers = cast(Any, _RandomStates([own[HEAD] for own in experts.values()]))
     return trainer.step
 
 
@@ -298,7 +299,7 @@ def budget(records: Records) -> None:
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return
-    for name in VARIANTS:
+    for name in VARIANTS:  # a process for each, so that its peak memory is its own
         done = subprocess.run(
             [sys.executable, __file__, name], capture_output=True, text=True, check=False
         )

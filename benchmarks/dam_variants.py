@@ -33,7 +33,7 @@ from benchmarks.dam_authors import (  # noqa: E402
     AuthorsTrainer,
     load_models,
 )
-from checkpoints.reading import Checkpoint  # noqa: E402
+from checkpoints.reading import Checkpoint, Model  # noqa: E402
 from checkpoints.writing import write_weights  # noqa: E402
 from merges.dam import layers, network, training  # noqa: E402
 from merges.dam.data import draw, read_calibration  # noqa: E402
@@ -181,19 +181,22 @@ class _PlainOutputLoss:
 _hidden_states = network.Decoder.hidden_states
 
 
+_PLAIN: dict[str, tuple[Any, str, Any]] = {
+    "packing": (network.Decoder, "hidden_states", _padded_states),
+    "own merged weight": (layers.MergedLayer, "merged_weight", _plain_merged_weight),
+    "own output loss": (training, "OutputLoss", _PlainOutputLoss),
+}
+
+
 def switch_off(measure: str) -> None:
     """Replace a part of ours, in this process, by its plain version; see `MEASURES`."""
-    if measure == "packing":
-        network.Decoder.hidden_states = _padded_states
-    elif measure == "own merged weight":
-        layers.MergedLayer.merged_weight = _plain_merged_weight
-    elif measure == "own output loss":
-        training.OutputLoss = _PlainOutputLoss
+    if measure in _PLAIN:
+        setattr(*_PLAIN[measure])
 
 
 def ours(world: World, work: Path, variant: str) -> tuple[Step, Gradients]:
     """Return the project's step, and its last gradients."""
-    models = {name: Checkpoint(path) for name, path in folders(world, work).items()}
+    models: dict[str, Model] = {k: Checkpoint(path) for k, path in folders(world, work).items()}
     without = variant.removeprefix("without ")
     request = WholeModelRequest(
         base=models.pop("base"),
@@ -256,7 +259,8 @@ def main(variant: str, folder: str, description: str, gradients: str | None = No
             losses.append(step(number))
             seconds.append(time.process_time() - start)
             if gradients and not number:
-                np.savez(gradients, **{name: own.numpy() for name, own in last().items()})
+                arrays: dict[str, Any] = {name: own.numpy() for name, own in last().items()}
+                np.savez(gradients, **arrays)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"losses": losses, "seconds": seconds, "peak": peak}))
 

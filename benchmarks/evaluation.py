@@ -58,8 +58,9 @@ KINDS = {"short": "short prompts", "shots": f"{SHOTS} examples in front"}
 def make_data(folder: Path, items: int) -> dict[str, Path]:
     """Write the items, plain and with solved examples in front; return both folders."""
     sizes = ["--test-items", str(items), "--dev-items", "40", "--train-rows", "2000"]
-    command = [sys.executable, "-m", "bottle", "data", "--case", "case1", "--out", folder / "short"]
-    subprocess.run([*command, *sizes], cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "bottle", "data", "--case", "case1", *sizes]
+    command += ["--out", str(folder / "short")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     draw = random.Random(0)
     for task in TASKS:
         solved = [
@@ -162,7 +163,7 @@ def run_ours(
     python: Path | str, backend: str, data: Path, models: list[Path], out: Path, device: str
 ) -> tuple[float, Answers]:
     """Score the models with `python -m evaluation`."""
-    command = [python, "-m", "evaluation", "--suites", ",".join(TASKS), "--data", data]
+    command: list[Any] = [python, "-m", "evaluation", "--suites", ",".join(TASKS), "--data", data]
     command += ["--backend", backend, "--batch-size", BATCH, "--device", device, "--out-dir", out]
     for model in models:
         command += ["--model", model]
@@ -173,10 +174,11 @@ def run_plain(tasks: Path, models: list[Path], out: Path, device: str) -> tuple[
     """Score the models with lm_eval's command, a run for each."""
     seconds, answers = 0.0, Answers()
     for model in models:
-        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", device]
+        command: list[Any] = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
         command += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", tasks]
         command += ["--tasks", ",".join(f"plain_{task}" for task in (*CHOICES, *WRITING))]
-        command += ["--batch_size", BATCH, "--output_path", out / model.name, "--log_samples"]
+        command += ["--device", device, "--batch_size", BATCH, "--log_samples"]
+        command += ["--output_path", out / model.name]
         seconds += run(command, out.parent, device)
         (found,) = (out / model.name).rglob("results_*.json")
         results = json.loads(found.read_text())
@@ -247,7 +249,7 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     from evaluation import harness as harnesses
     from evaluation.lm_task import LocalTask
 
-    module = importlib.import_module(f"evaluation.backends.{backend}")
+    module: Any = importlib.import_module(f"evaluation.backends.{backend}")
     kind = module.HFBackend if backend == "hf" else module.VLLMBackend
     spent["imports"] = clock() - begun
     parts = {"__init__": "reading models", "serve": "reading models"}
@@ -255,7 +257,8 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     parts |= {"_score": "passes that score", "_write": "passes that write"}
     for method, name in parts.items():
         setattr(kind, method, timed(name, getattr(kind, method)))
-    LocalTask.build_all_requests = timed("building requests", LocalTask.build_all_requests)
+    build = timed("building requests", LocalTask.build_all_requests)
+    LocalTask.build_all_requests = build  # type: ignore[method-assign]  # measured from outside
     folders = list(map(Path, models.split(",")))
     harness = timed("items and definitions", harnesses.Harness)(
         Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device, backend=backend
@@ -301,13 +304,15 @@ def main() -> None:
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
-        {"plain": inside_plain, "where": inside_where}[given.inside[0]](*given.inside[1:])
+        inside: Any = {"plain": inside_plain, "where": inside_where}
+        inside[given.inside[0]](*given.inside[1:])
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     unit = "CPU seconds" if given.device == "cpu" else "seconds"
     rate = f"items per {unit.removesuffix('s')}"
     records = []
 
+    # These functions are inside because they share the folder, the models and the records.
     def record(name: str, figure: str, ours: float, other: float, goal: float | None) -> None:
         better = ours / other if figure == rate else other / ours
         values = {"ours": round(ours, 3), "other": round(other, 3), "ratio": round(better, 2)}
@@ -324,8 +329,9 @@ def main() -> None:
         for part, seconds in sorted(found["spent"].items(), key=lambda pair: -pair[1]):
             record(f"{backend}, {KINDS[kind]}: {part} (other: all)", unit, seconds, total, None)
         label = f"{backend}, {KINDS[kind]}: scoring one model (other: every choice alone)"
-        record(label, "tokens read", *found["together"]["tokens"], None)
-        record(label, unit, *found["together"]["seconds"], None)
+        for figure, kept in (("tokens read", "tokens"), (unit, "seconds")):
+            together, alone = found["together"][kept]
+            record(label, figure, together, alone, None)
 
     def tied(rows: Path, model: str, task: str, at: int, one: str, two: str) -> bool:
         """Return whether rounding decides between two answers to an item."""

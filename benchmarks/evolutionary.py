@@ -151,8 +151,9 @@ def compare(
                     parameters_for=LayerRules(method, recipe["set_layers"]),
                 ),
             )
-            command = [sys.executable, "-m", "evaluation", "--model", folder, "--suites", suites]
-            command += ["--data", case / "data", "--split", "dev", "--out", scores]
+            command = [sys.executable, "-m", "evaluation", "--model", str(folder)]
+            command += ["--suites", suites, "--data", str(case / "data")]
+            command += ["--split", "dev", "--out", str(scores)]
             subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
             on_disk += time.process_time() + _children() - began
             found = json.loads(scores.read_text())["tasks"]

@@ -72,7 +72,7 @@ def measure(command: Sequence[str | Path], environment: dict[str, str] | None = 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    message = process.stderr.read()
+    message = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(map(str, command))}\n{message.decode()[-2000:]}")
@@ -145,7 +145,7 @@ def make_models(work: Path, size: str, experts: int = 3, shards: int = 2) -> dic
         for index, (tensor, shape) in enumerate(wanted.items()):
             generator = torch.Generator().manual_seed(index)
             values = torch.empty(shape).normal_(0, 0.02, generator=generator).bfloat16()
-            if number:
+            if number:  # experts are near the base: a tenth of its spread
                 generator.manual_seed(index + 1000 * number)
                 values = (values + torch.empty(shape).normal_(0, 0.002, generator=generator)).to(
                     torch.bfloat16
@@ -169,22 +169,23 @@ def make_models(work: Path, size: str, experts: int = 3, shards: int = 2) -> dic
     return folders
 
 
-def models_apart(work: Path, *how: Any) -> dict[str, Path]:
+def models_apart(work: Path, size: str, experts: int = 3, shards: int = 2) -> dict[str, Path]:
     """Make models in a separate process, because a child's peak begins at its parent's."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(make_models, work, *how).result()
+        return pool.submit(make_models, work, size, experts, shards).result()
 
 
 def settings(method: str, experts: int) -> dict[str, Any]:
     """Return our parameters of a method; mergekit's are the same in its own words."""
     weights = list((WEIGHTS * 3)[:experts])
-    return {
+    all_settings: dict[str, dict[str, Any]] = {
         "slerp": {"t": 0.4},
         "linear": {"weights": weights},
         "task_arithmetic": {"weights": weights, "scale": 1.0},
         "ties": {"weights": weights, "density": DENSITY},
         "dare_ties": {"weights": weights, "density": DENSITY},
-    }[method]
+    }
+    return all_settings[method]
 
 
 def our_command(method: str, models: dict[str, Path], out: Path, threads: int = 1) -> list[Any]:
@@ -282,17 +283,17 @@ def table(
             ours.append(run(our_command(method, models, out), out, cache))
             if program and not (method == "ties" and number):
                 theirs.append(run(peer_command(program, method, models, out), out, cache))
-        mine, other = least(ours), least(theirs) if theirs else None
-        records.add(method, "CPU s", mine.cpu, other and other.cpu, METHODS[method])
+        mine, other = least(ours), vars(least(theirs)) if theirs else {}
+        records.add(method, "CPU s", mine.cpu, other.get("cpu"), METHODS[method])
         less = f"{method}, less the output's hash"
-        records.add(less, "CPU s", mine.cpu - own.cpu, other and other.cpu, METHODS[method])
-        records.add(method, "wall s", mine.wall, other and other.wall)
-        records.add(method, "peak MB", mine.rss, other and other.rss)
+        records.add(less, "CPU s", mine.cpu - own.cpu, other.get("cpu"), METHODS[method])
+        records.add(method, "wall s", mine.wall, other.get("wall"))
+        records.add(method, "peak MB", mine.rss, other.get("rss"))
         records.add(f"{method} (other: goal)", "peak MB", mine.rss, MOST_MB, 1.0)
     for method in [name for name in ("linear", "task_arithmetic") if name in methods]:
         # Of the base, linear reads nothing but the header.
         read = [path for name, path in models.items() if name != "base" or method != "linear"]
-        command = [sys.executable, __file__, "--work", work, "--floor", *read]
+        command = [sys.executable, __file__, "--work", str(work), "--floor", *map(str, read)]
         floors, both = [], []
         for _ in range(repeats):
             floors.append(measure(command))

@@ -52,6 +52,7 @@ def ablation_grid(ablation: Ablation) -> Grid:
     case = ablation.case
     table = [[case.average(run) for run in entry.runs] for entry in ablation.objectives]
     totals = [spread([score and score.value for score in scores]) for scores in table]
+    # Rows beyond the paper's table are not in the comparison, so they cannot be its best.
     compared = [
         total for entry, total in zip(ablation.objectives, totals, strict=True) if not entry.extra
     ]

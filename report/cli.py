@@ -100,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"
     )
     command("show", "print the tables", _show, "folder with report.html, tables and figures")
+    # No `command`: it has defaults for everything, so that `make docs` needs no finished run.
     about = "write docs/results/NAME.md, their index and README's numbers"
     made = commands.add_parser("results", help=about, description=about)
     made.set_defaults(run=_results)

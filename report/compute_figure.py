@@ -112,7 +112,7 @@ def _panel(
     axes: Axes, found: Sequence[Point], axis: str, config: Mapping[str, Any]
 ) -> tuple[list[float], list[float]]:
     given = [getattr(point, axis) for point in found]
-    none = _decade_below(given)
+    none = _decade_below(given)  # a logarithmic axis has no zero
     costs = [max(value, none) for value in given]
     values = [point.score.value for point in found]
     for point, cost in zip(found, costs, strict=True):

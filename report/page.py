@@ -123,6 +123,7 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
             raise UserError(f"{path}: no such figure; run `python -m report figures` first")
         return render.part("image", captions[name], base64.b64encode(path.read_bytes()).decode())
 
+    # The order in which sections are entered is their order on the page.
     sections = {"Summary": render.part("listed", _headline(experiment)) + image("averages")}
     for case in experiment.cases:
         content = render.html(case_grid(case, seed))

@@ -103,6 +103,7 @@ def load(path: Path = PAPER) -> Published:
             f"{path}: not a file of published values ({' '.join(str(error).split())}); "
             "compare it with report/published/merging-in-a-bottle.yaml"
         ) from None
+    # A claim is cited by its number, so a gap or a second C2 would cite another sentence.
     for number, claim in enumerate(claims, 1):
         if claim.id != f"C{number}":
             raise UserError(f"{path}: claim {claim.id!r} is in the place of C{number}")

@@ -100,6 +100,7 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
             np.array([values[world, leader] - values[world, other] for leader, other in pairs])
             for world in (entry["case"], WORLD)
         )
+        # One array, so that a resample draws the same items for both worlds.
         differences = np.concatenate([before, after, after - before])
         strata.append(Stratum(differences, np.arange(len(items)), 1 / len(column.tasks)))
     found = compare(strata, _RESAMPLES, config["seed"])

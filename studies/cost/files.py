@@ -75,7 +75,7 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
             for place, row in enumerate(rows):
                 own = [group for key, group in groups.items() if key[:2] == (case, row)]
                 if "evolve" in config["methods"][row]:
-                    paint = next(searches)
+                    paint = next(searches)  # before the scores exist, so that it never changes
                     if own:
                         _curve(axes, own, axis, paint)
                 elif own and (axis == "flops" or own[0][0].evaluations):

@@ -145,7 +145,7 @@ def load(config: Mapping[str, Any], results: Path) -> Study:
         for seed in study["seeds"]:
             folder = results / "studies/dam" / setting / f"seed{seed}"
             run = _run(folder, tasks)
-            if run is not None:
+            if run is not None:  # the study can be read before all runs are finished
                 runs.setdefault(setting, {})[seed] = run
                 files[f"{setting}/seed{seed}"] = folder / "test.json"
     if not runs:

@@ -174,6 +174,31 @@ def test_no_file_is_long_or_speaks_of_a_machine():
                 assert text.count("\n") <= 420, f"{path} has {text.count(chr(10))} lines"
 
 
+def long_without_a_reason(source):
+    """The functions of over 30 lines, docstring aside, that no comment explains."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            own = lines[node.lineno - 1 : node.end_lineno]
+            documented = (ast.get_docstring(node, clean=False) or "").count("\n") + 1
+            if len(own) - documented > 30 and not any(re.search(r"(^|\s)# ", ln) for ln in own):
+                yield node.name
+
+
+def test_a_long_function_is_found():
+    body = "    x = 1\n" * 30
+    assert list(long_without_a_reason(f"def f():\n{body}    return x\n")) == ["f"]
+    assert not list(long_without_a_reason(f"def f():\n{body}"))
+    assert not list(long_without_a_reason(f"def f():\n    # why\n{body}    return x\n"))
+
+
+def test_a_long_function_has_a_comment():
+    for path in tracked():
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests":
+            found = list(long_without_a_reason(path.read_text(encoding="utf-8")))
+            assert not found, f"{path}: {found}: say why in a comment, or make it shorter"
+
+
 def test_no_tracked_file_is_large():
     for path in tracked():
         assert path.stat().st_size < 2_000_000, path
