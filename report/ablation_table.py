@@ -77,9 +77,9 @@ def ablation_grid(ablation: Ablation) -> Grid:
     seeds = ", ".join(map(str, ablation.seeds))
     caption = (
         f"DAM's training objectives compared by the average over {len(case.averaged)} columns. "
-        f"{case.title}. {what_is_shown(case)} Mean ± sample standard deviation over the seeds "
-        f"{seeds}, which change DAM's data draw and order while the experts stay. "
-        "The standard error over test items of one run's "
+        f"{case.title}, in one world. {what_is_shown(case)} Mean ± sample standard "
+        f"deviation over the seeds {seeds}, which change DAM's data draw and order while the "
+        "experts stay. The standard error over test items of one run's "
         f"average is about {items}; it is not in the deviation, because all runs answer the same "
         "items. Bold: the highest mean."
     )

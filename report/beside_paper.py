@@ -20,6 +20,15 @@ _STAND_INS = (
 )
 
 
+_INTERVALS = {
+    False: "They are over items and, in Table 3, seeds; rows count as independent although they "
+    "answer the same items, so that the intervals are too wide rather than too narrow.",
+    True: "They are over worlds, in which differences are paired; in Table 3, of one world, over "
+    "items and seeds, with rows as independent, so that the intervals are too wide rather than "
+    "too narrow.",
+}
+
+
 def _score(case: Case, model: Model, column: str) -> Score | None:
     if column == "Avg":
         return case.average(model)
@@ -60,10 +69,9 @@ def claims_grid(experiment: Experiment, published: Published) -> Grid:
         rows.append(Row(tuple(map(Cell, cells))))
     caption = (
         "What a reproduction can test; the tables named are this page's. Verdicts are for this "
-        "experiment, with differences of averages and their 95 % intervals, over items and, in "
-        "Table 3, seeds; rows count as independent although they answer the same items, so that "
-        "the intervals are too wide rather than too narrow. A claim is open where the interval "
-        "contains the border; a dash: these tables cannot decide."
+        "experiment, with differences of averages and their 95 % intervals. "
+        f"{_INTERVALS[any(case.worlds for case in experiment.cases)]} A claim is open where the "
+        "interval contains the border; a dash: these tables cannot decide."
     )
     header = ("Claim", "Sentence", "Look at", "Here")
     return Grid("claims", "Claims", caption, header, tuple(rows), texts=4)

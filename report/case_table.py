@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from report import fields
 from report.averages import Score
 from report.experiment import Case, Model
 from report.grid import Cell, Grid, Row, number, score_cell
+from report.worlds import gaps, groups
+
+_Column = tuple[str, Callable[[Model], Score | None]]  # its title, and a row's score in it
 
 
 def table_title(name: str) -> str:
     """Turn the file name ``table1`` into the title ``Table 1``."""
     return f"Table {name[5:]}" if name.startswith("table") and name[5:].isdigit() else name
+
+
+def _of_task(task: str, model: Model) -> Score | None:
+    return model.tasks.get(task)
 
 
 def _rows(case: Case) -> list[Model]:
@@ -24,25 +34,36 @@ def case_csv(case: Case) -> str:
     """Write a case's table for programs: one row per model.
 
     Value, standard error and items per column, then the average, then the columns outside it, then
-    counted amounts. Nothing measured is in it, so that equal runs give equal bytes.
+    counted amounts, then, of several worlds, each one's value with its error over items. Nothing
+    measured is in it, so that equal runs give equal bytes.
     """
-    about = ("id", "label", "kind", "status", "best_of", "data", "embeddings_and_norms", "seed")
+    about = ("id", "label", "kind", "status", "best_of", "data", "embeddings_and_norms")
     counted = fields.counted_names(case.models)
-    beside = [column for column in case.columns if not column.in_average]
-    header = [*about]
-    for label in [*(c.label for c in case.averaged), "Avg", *(c.label for c in beside)]:
+    columns = _columns(case)
+    header = [*about, "seed"]
+    for label, _ in columns:
         header += fields.score_titles(label)
-    rows = [[*header, *(f"counted {name}" for name in counted)]]
+    header += [f"counted {name}" for name in counted]
+    for seed in case.worlds:
+        for label, _ in columns:
+            header += [f"{label} seed {seed}", f"{label} seed {seed} stderr"]
+    rows = [header]
     for model in _rows(case):
-        row = [str("" if (v := getattr(model, key)) is None else v) for key in about]
-        scores = [model.column(column) for column in case.averaged]
-        scores += [case.average(model), *(model.column(column) for column in beside)]
-        for score in scores:
-            row += fields.score_fields(score)
-        rows.append(
-            row + [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted]
-        )
+        row = [str(getattr(model, key)) for key in about] + [seeds_text(model)]
+        for _, of in columns:
+            row += fields.score_fields(of(model))
+        row += [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted]
+        for seed in case.worlds:
+            world = model.worlds.get(seed)
+            for _, of in columns:
+                row += fields.score_fields(of(world) if world else None)[:2]
+        rows.append(row)
     return fields.text(rows)
+
+
+def seeds_text(model: Model) -> str:
+    """Write the seeds of the worlds behind a row's scores."""
+    return " ".join(map(str, model.worlds or [] if model.seed is None else [model.seed]))
 
 
 def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
@@ -57,11 +78,57 @@ def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
     return {id for id, value in values.items() if top > 0 and value >= top - 1e-12}
 
 
+def _best_or_tied(case: Case, of: Callable[[Model], Score | None]) -> set[str]:
+    """Return the ids of the highest merges and, of several worlds, of those that tie with them."""
+    won = best(case.models, [of(model) for model in case.models])
+    rivals = [model for model in case.models if model.kind == "merge" and model.best_of]
+    if not case.worlds or not won:
+        return won
+    first = next(model for model in rivals if model.id in won)
+    apart = gaps([model for model in rivals if of(model)], first, of)
+    return won | {id for id, (gap, width) in apart.items() if gap <= width}
+
+
 def _items(case: Case) -> str:
-    counts = sorted({score.items for m in case.models for score in m.tasks.values()})
+    world = next(iter(case.each.values()))
+    counts = sorted({score.items for m in world.models for score in m.tasks.values()})
     if not counts:
         return "no items"
     return f"{counts[0]} items" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} items"
+
+
+def where_from(case: Case, seed: int) -> str:
+    """Say from which seeds a table's scores are."""
+    if not case.worlds:
+        return f"Seed {seed}."
+    count, seeds = len(case.worlds), ", ".join(map(str, case.worlds))
+    of = f"of the {len(case.each)} " if case.left_out else ""
+    return (
+        f"Mean over {count} {of}worlds, of the seeds {seeds}: data, base, experts and merges are "
+        "made anew in each."
+    )
+
+
+def _errors(case: Case) -> str:
+    """Say what the errors of the scores are."""
+    if not case.worlds:
+        return (
+            "± is the standard error over test items only; one world, so that what another "
+            "training would change is not in it. A mean of k independent scores has √(Σ SE²)/k."
+        )
+    return (
+        "± is the standard error of the mean between worlds and items together (docs/evaluation.md "
+        "says how)."
+    )
+
+
+def _bold(case: Case, whose: str) -> str:
+    if not case.worlds:
+        return f"Bold: the highest among {whose} merges"
+    return (
+        f"Bold: the highest among {whose} merges, and those that the 95 % interval of the "
+        "difference, paired within worlds, does not separate from it"
+    )
 
 
 def has_own_tasks(case: Case) -> bool:
@@ -115,7 +182,8 @@ def _backends(case: Case) -> list[str]:
 
 def footnotes(case: Case) -> list[str]:
     """Explain the marks of a case's tables, and the rows without scores."""
-    notes = []
+    notes = [f"Errors are over {case.errors}."]
+    notes += [f"Seed {s} is left out: {why}." for s, (_, why) in case.left_out.items()]
     if missed := case.not_learned():
         named = "; ".join(
             f"{case.task_label(task)} ({', '.join(experts)})" for task, experts in missed.items()
@@ -141,13 +209,14 @@ def footnotes(case: Case) -> list[str]:
 
 def _soups(case: Case) -> list[str]:
     """Say which experts a greedy soup took; one alone is that expert and no merge at all."""
-    notes = []
-    for model in case.models:
+    found: dict[str, list[str]] = {}
+    for seed, model in ((s, m) for m in case.models for s, m in m.each.items()):
         search = model.manifest.get("parameters", {}).get("search", {})
         if joined := [case.experts[id]["label"] for id in search.get("joined", ())]:
             what = f"the average of {', '.join(joined)}" if joined[1:] else f"{joined[0]}, alone"
-            notes.append(f"{model.label}: {what}.")
-    return notes
+            where = [] if seed is None else [str(seed)]
+            found.setdefault(f"{model.label}: {what}", []).extend(where)
+    return [f"{what}{f' (seed {chr(44).join(s)})' if s else ''}." for what, s in found.items()]
 
 
 def _label(model: Model) -> str:
@@ -156,45 +225,63 @@ def _label(model: Model) -> str:
 
 
 def _scores_grid(
-    case: Case, name: str, title: str, caption: str, columns: Sequence[tuple[str, list]]
+    case: Case, name: str, title: str, caption: str, columns: Sequence[_Column]
 ) -> Grid:
-    winners = [best(_rows(case), scores) for _, scores in columns]
+    winners = [_best_or_tied(case, of) for _, of in columns]
     rows = []
-    for place, model in enumerate(_rows(case)):
+    for model in _rows(case):
         cells = [Cell(_label(model)), Cell(model.data), Cell(model.embeddings_and_norms)]
-        for (_, scores), won in zip(columns, winners, strict=True):
-            score = scores[place]
-            plain = model.kind == "chance" and score is not None
+        for (_, of), won in zip(columns, winners, strict=True):
+            score = of(model)
+            plain = Cell(number(score and score.value))
             strong = model.id in won
-            cells.append(Cell(number(score.value)) if plain else score_cell(score, strong))
+            cells.append(plain if model.kind == "chance" else score_cell(score, strong))
         group = "merge" if model.kind == "merge" else "reference"
         rows.append(Row(tuple(cells), group))
     header = ("Model", "Data seen", "Embeddings, norms", *(label for label, _ in columns))
     return Grid(name, title, caption, header, tuple(rows), tuple(footnotes(case)), texts=3)
 
 
-def _columns(case: Case) -> list[tuple[str, list]]:
+def _columns(case: Case, marked: bool = False) -> list[_Column]:
     """Return titles and scores: averaged columns, Avg, other columns."""
-    models = _rows(case)
-    columns = [
-        (column.label + _marks(case, column.tasks), [model.column(column) for model in models])
+    columns: list[_Column] = [
+        (
+            column.label + (_marks(case, column.tasks) if marked else ""),
+            operator.methodcaller("column", column),
+        )
         for column in case.columns
     ]
-    columns.insert(len(case.averaged), ("Avg", [case.average(model) for model in models]))
+    columns.insert(len(case.averaged), ("Avg", case.average))
     return columns
+
+
+def _groups(case: Case) -> list[str]:
+    """Say which rows of several worlds are told apart by their averages."""
+    merges = [model for model in case.models if model.kind == "merge" and model.best_of]
+    if not case.worlds or not merges:
+        return []
+    named = "; ".join(
+        f"({place}) {', '.join(f'{model.label} {number(score.value)}' for model, score in group)}"
+        for place, group in enumerate(groups(merges, case.average), 1)
+    )
+    return [
+        f"Groups by Avg: {named}. The 95 % interval of the difference, paired within worlds, "
+        "separates the first row of a group from that of the group before; the others of a "
+        "group it does not separate from their first."
+    ]
 
 
 def case_grid(case: Case, seed: int) -> Grid:
     """Lay out Table 1 or Table 2 for people: random choice, base, experts, merges."""
     caption = (
-        f"{case.title}. {what_is_shown(case)} Seed {seed}. Avg is the mean of the "
-        f"{len(case.averaged)} "
-        "columns before it; a column of several tasks is their mean. ± is the "
-        "standard error over test items; a mean of k independent scores has √(Σ SE²)/k. "
-        "It does not cover what another seed would change. Bold: the highest among the "
-        "merges; the smaller a lead is beside the standard errors, the less it means."
+        f"{case.title}. {what_is_shown(case)} {where_from(case, seed)} Avg is the mean of the "
+        f"{len(case.averaged)} columns before it; a column of several tasks is their mean. "
+        f"{_errors(case)} {_bold(case, 'the')}; the smaller a lead is beside the standard errors, "
+        "the less it means."
     )
-    return _scores_grid(case, case.table, table_title(case.table), caption, _columns(case))
+    columns = _columns(case, marked=True)
+    grid = _scores_grid(case, case.table, table_title(case.table), caption, columns)
+    return dataclasses.replace(grid, notes=(*grid.notes, *_groups(case)))
 
 
 def more_grid(case: Case, seed: int) -> Grid:
@@ -202,14 +289,13 @@ def more_grid(case: Case, seed: int) -> Grid:
     table = table_title(case.table)
     caption = (
         f"{case.title}. Methods beyond those of {table}, in its columns. {what_is_shown(case)} "
-        f"Seed {seed}. Untuned: where the data seen are none, each has its method's default "
-        f"parameters, so that a row compares with the untuned ones of {table}, and tuning can "
-        "change the order. ± is the standard error over test items. Bold: the highest among "
-        "these merges."
+        f"{where_from(case, seed)} Untuned: where the data seen are none, each has its method's "
+        f"default parameters, so that a row compares with the untuned ones of {table}, and tuning "
+        f"can change the order. {_errors(case)} {_bold(case, 'these')}."
     )
     beyond = case.beyond()
     name, title = f"{case.table}_more", f"{table}, other methods"
-    return _scores_grid(beyond, name, title, caption, _columns(beyond))
+    return _scores_grid(beyond, name, title, caption, _columns(beyond, marked=True))
 
 
 def has_groups(case: Case) -> bool:
@@ -219,27 +305,28 @@ def has_groups(case: Case) -> bool:
 
 def tasks_grid(case: Case, seed: int) -> Grid:
     """Lay out a case's scores task by task, where its columns are means over tasks."""
-    columns = [
-        (case.task_label(task) + _marks(case, [task]), [m.tasks.get(task) for m in _rows(case)])
+    columns: list[_Column] = [
+        (case.task_label(task) + _marks(case, [task]), functools.partial(_of_task, task))
         for task in case.tasks
     ]
     title = f"{table_title(case.table)}, task by task"
-    caption = (
-        f"{case.title}. {what_is_shown(case)} Seed {seed}. ± is the standard error over test items."
-    )
+    caption = f"{case.title}. {what_is_shown(case)} {where_from(case, seed)} {_errors(case)}"
     return _scores_grid(case, f"{case.table}_tasks", title, caption, columns)
 
 
 def tasks_csv(case: Case) -> str:
-    """Write every task's score for programs: one row per model and task."""
+    """Write every task's score for programs: one row per model and task.
+
+    Of several worlds, the mean over them is followed by the score in each.
+    """
     rows: list[list[Any]]
     rows = [["id", "label", "kind", "seed", "column", "task", "value", "stderr", "items", "chance"]]
-    for model in case.models:
+    shown = [each for model in case.models for each in (model, *model.worlds.values())]
+    for model in shown:
         for column in case.columns:
             for task in column.tasks:
                 score = model.tasks.get(task)
                 chance = "" if score is None else fields.decimals(score.chance)
-                seed = "" if model.seed is None else model.seed
-                start = [model.id, model.label, model.kind, seed, column.label, task]
+                start = [model.id, model.label, model.kind, seeds_text(model), column.label, task]
                 rows.append([*start, *fields.score_fields(score), chance])
     return fields.text(rows)

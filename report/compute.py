@@ -23,20 +23,26 @@ class Point:
 
 
 def points(case: Case, found: Sequence[Cost]) -> list[Point]:
-    """Collect the merges of a case's main table that have a score and a cost, in its order."""
+    """Collect the merges of a case's main table that have a score and a cost, in its order.
+
+    Of several worlds, both are means over them.
+    """
+    worlds = {world.id for world in (case.worlds or case.each).values()}
     made = []
     for model in case.models:
         steps = [
             cost
             for cost in found
-            if (cost.case, cost.id) == (case.id, model.id) and cost.stage != "evaluation"
+            if cost.case in worlds and cost.id == model.id and cost.stage != "evaluation"
         ]
         score = case.average(model)
         # The training of base and experts is in no merge's cost: all share it.
         if model.kind == "merge" and steps and score is not None:
-            steps += teachers_of(case.id, model, found)
+            paid = {step.case for step in steps}
+            steps += [step for world in sorted(paid) for step in teachers_of(world, model, found)]
             flops, cpu_s = (
-                sum(getattr(step, name) for step in steps) for name in ("flops", "cpu_s")
+                sum(getattr(step, name) for step in steps) / len(paid)
+                for name in ("flops", "cpu_s")
             )
             made.append(Point(model, score, flops, cpu_s))
     return made

@@ -10,7 +10,7 @@ from typing import Any
 from common.files import read_json
 from report import fields
 from report.case_table import table_title
-from report.experiment import Experiment, Model, searched
+from report.experiment import Experiment, Model, searched, worlds_of
 from report.grid import MISSING, Cell, Grid, Row
 
 STAGES = {
@@ -103,7 +103,7 @@ def costs(experiment: Experiment) -> list[Cost]:
     """Read the cost of every step that has one, in the order of the work."""
     found: list[Cost] = []
     results, methods = experiment.results, experiment.config["methods"]
-    for case in experiment.cases:
+    for _, case in worlds_of(experiment.cases):
         folder = results / case.id
         found += read_cost(folder / "data" / "cost.json", "data", case.id, "data")
         found += read_cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
@@ -189,14 +189,14 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
     """Lay out what each model of the cases cost to make and to evaluate."""
     rows = []
     for case in experiment.cases:
-        table = table_title(case.table)
+        table, worlds = table_title(case.table), {world.id for world in case.each.values()}
         for model in case.all_models:
-            steps = [cost for cost in found if (cost.case, cost.id) == (case.id, model.id)]
+            steps = [cost for cost in found if cost.case in worlds and cost.id == model.id]
             if steps:
                 making = [cost for cost in steps if cost.stage != "evaluation"]
                 tests = [cost for cost in steps if cost.split == "test"]
                 rows.append(_model_row(table, model.label, making, tests, case.id))
-        if taught := [cost for cost in found if (cost.stage, cost.case) == ("teachers", case.id)]:
+        if taught := [cost for cost in found if cost.stage == "teachers" and cost.case in worlds]:
             rows.append(_model_row(table, STAGES["teachers"], taught, [], case.id))
     caption = (
         "Cost of making each model (training, merging, and its own search or tuning on dev "
@@ -204,8 +204,8 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
         "for, from the page cache or not) are measured and vary; tokens are counted, a search's "
         "dev evaluations included, and FLOPs derived from them; a dash: none. A plain merge runs "
         "no model, and the arithmetic on its weights is not counted. DAM's rows share their "
-        "teachers' signal, which has a separate row and is not in theirs. cost.csv has every "
-        "step."
+        "teachers' signal, which has a separate row and is not in theirs. Of several worlds, a "
+        "cost is the mean of those that have it. cost.csv has every step."
     )
     header = (
         *("Table", "Model", "Making, CPU s", "Making, wall s", "GPU s", "Test, CPU s", "Peak MB"),
@@ -219,7 +219,8 @@ def _model_row(
     table: str, label: str, making: Sequence[Cost], tests: Sequence[Cost], group: str
 ) -> Row:
     def total(steps: Sequence[Cost], name: str) -> float:
-        return sum(getattr(cost, name) for cost in steps)
+        worlds = {cost.case for cost in steps}
+        return sum(getattr(cost, name) for cost in steps) / max(len(worlds), 1)
 
     cells = [
         *(table, label),

@@ -99,7 +99,8 @@ def page(experiment: Experiment, discussion: str) -> str:
         f"| | |\n|---|---|\n{facts}\n",
         _image(experiment, "averages", "../figures", "Average of every model, by case study"),
         "Scores are shares of right answers on test items (XLSum: ROUGE-2). `*` marks the highest "
-        "among the merges.\n`±` after an average is its standard error over items.\n",
+        f"among the merges.\n`±` after an average is its standard error over "
+        f"{experiment.cases[0].errors}.\n",
     ]
     if discussion:
         parts.append(f"## What the tables say\n\n{discussion.strip()}\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,28 @@ class Model:
     # By task and role (items, fewshot), what its rows are instead of the benchmark's
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    # Of several worlds: the row in each world that has it, by seed; empty where there is one world
+    worlds: Mapping[int, Model] = field(default_factory=dict)
+    # Then its means over them, by the columns that are averaged
+    means: Mapping[tuple[Column, ...], Score] = field(default_factory=dict)
+
+    @property
+    def each(self) -> dict[int | None, Model]:
+        """The row in each world that has it, by seed; itself where there is one world."""
+        found: dict[int | None, Model] = dict(self.worlds.items())
+        return found or {None: self}
+
     def column(self, column: Column) -> Score | None:
         """Return the score of a column, None where a task of it has none."""
+        if self.worlds:
+            return self.means.get((column,))
         return mean([self.tasks.get(task) for task in column.tasks])
+
+    def average(self, columns: Sequence[Column]) -> Score | None:
+        """Return the mean over columns, None where one is missing."""
+        if self.worlds:
+            return self.means.get(tuple(columns))
+        return mean([self.column(column) for column in columns])
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,23 @@ class Case:
     gate: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()  # sentences of the configuration that are printed under its tables
     more: tuple[Model, ...] = ()  # merges beyond the paper's, which have a separate table
+    failed: Mapping[str, str] = field(default_factory=dict)  # by expert, why the gate failed
+    # Of several worlds: the case in each, by seed; the models above are then means over them
+    worlds: Mapping[int, Case] = field(default_factory=dict)
+    # The worlds that take no part in the means, each with the reason
+    left_out: Mapping[int, tuple[Case, str]] = field(default_factory=dict)
+
+    @property
+    def each(self) -> dict[int | None, Case]:
+        """The case in each of its worlds, by seed; itself where there is one."""
+        found: dict[int | None, Case] = dict(self.worlds.items())
+        found |= {seed: world for seed, (world, _) in self.left_out.items()}
+        return found or {None: self}
+
+    @property
+    def errors(self) -> str:
+        """What the standard errors of the case's scores are over."""
+        return "worlds and test items together" if self.worlds else "test items only; one world"
 
     @property
     def all_models(self) -> tuple[Model, ...]:
@@ -90,7 +126,7 @@ class Case:
 
     def average(self, model: Model) -> Score | None:
         """Return a model's average over the averaged columns, None where one is missing."""
-        return mean([model.column(column) for column in self.averaged])
+        return model.average(self.averaged)
 
     @property
     def tasks(self) -> list[str]:
@@ -107,11 +143,23 @@ class Case:
     def not_learned(self) -> dict[str, list[str]]:
         """Return, by task, the labels of experts that did not learn it although they should."""
         missed: dict[str, list[str]] = {}
+        if self.worlds:
+            return self._not_learned_in_worlds()
         for expert, judged in self.gate.items():
             for task, result in judged["tasks"].items():
                 if not result["learned"]:
                     label = self.experts.get(expert, {}).get("label", expert)
                     missed.setdefault(task, []).append(label)
+        return missed
+
+    def _not_learned_in_worlds(self) -> dict[str, list[str]]:
+        found = [world.not_learned() for world in self.worlds.values()]
+        pairs = [(task, label) for each in found for task in each for label in each[task]]
+        missed: dict[str, list[str]] = {}
+        for task, label in dict.fromkeys(pairs):
+            count = pairs.count((task, label))
+            where = f" in {count} of {len(found)} worlds" if count < len(found) else ""
+            missed.setdefault(task, []).append(label + where)
         return missed
 
     def held_out(self) -> list[str]:
@@ -130,6 +178,11 @@ class Case:
             for task, score in model.tasks.items():
                 known.setdefault(task, Score(score.chance, 0.0, score.items, score.chance))
         return Model("chance", "Random choice", "chance", tasks=known, embeddings_and_norms="")
+
+
+def worlds_of(cases: Sequence[Case]) -> list[tuple[int | None, Case]]:
+    """List every world of cases with its seed; a case of one world as it is, without a seed."""
+    return [pair for case in cases for pair in case.each.items()]
 
 
 @dataclass(frozen=True)
@@ -156,7 +209,7 @@ class Experiment:
     """Everything that the report shows."""
 
     name: str
-    seed: int
+    seed: int  # of the first world
     results: Path
     cases: tuple[Case, ...]  # case studies in the configuration's order
     ablation: Ablation | None  # the objective's ablation, None where there is none

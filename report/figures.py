@@ -131,7 +131,8 @@ def averages_figure(experiment: Experiment) -> Figure:
         axes.set_yticks(range(len(case.models)), [model.label for model in case.models])
         title = textwrap.fill(f"{table_title(case.table)}. {case.title}", _LINE)
         axes.set_title(title, loc="left")
-        axes.set_xlabel(f"mean over {len(case.averaged)} columns,\nwith standard error over items")
+        error = "between worlds and items" if case.worlds else "over items"
+        axes.set_xlabel(f"mean over {len(case.averaged)} columns,\nwith standard error {error}")
     return figure
 
 
@@ -182,8 +183,8 @@ def rendered(figure: Figure, form: str) -> bytes:
 def titles(experiment: Experiment) -> dict[str, str]:
     """Describe each figure in words, by file stem, in the order in which the report shows them."""
     reading = (
-        "Lines on the bars: one standard error over test items. Pale bars: nothing was chosen "
-        "on dev items; full colour: tuned or searched."
+        f"Lines on the bars: one standard error over {experiment.cases[0].errors}. "
+        "Pale bars: nothing was chosen on dev items; full colour: tuned or searched."
     )
     names = {"averages": f"Averages of all models. {reading}"}
     for case in experiment.cases:
@@ -194,9 +195,10 @@ def titles(experiment: Experiment) -> dict[str, str]:
         names[f"{case.table}_compute"] = (
             f"{case.title}: quality against compute. Over FLOPs, derived from counted tokens (0 "
             "for a merge that runs no model), and over measured CPU seconds, which vary from run "
-            "to run. Each row pays for its own search on dev items, and one that learns from the "
-            "experts' cached predictions for all of these; training base and experts is in none. "
-            "Bars: 95 % intervals over test items. Dashed: the Pareto line; no cheaper "
+            "to run, both of one world. Each row pays for its own search on dev items, and one "
+            "that learns from the experts' cached predictions for all of these; training base and "
+            "experts is in none. "
+            f"Bars: 1.96 standard errors over {case.errors}. Dashed: the Pareto line; no cheaper "
             "merge is above it."
         )
     if experiment.ablation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from common import machine
 from common.files import read_json, read_jsonl, write_text
+from common.worlds import folder_of, seeds_of
 from report.experiment import Experiment
 from report.load import load
 
@@ -20,7 +22,9 @@ _SCORE = ("value", "stderr", "items", "chance", "stand_in", "undefined")
 def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
     """Yield every file that tables, costs and verdicts read, by its name below the results."""
     yield machine.NAME
-    for case, about in config["cases"].items():
+    seeds = seeds_of(config)
+    for name, seed in itertools.product(config["cases"], seeds):
+        case, about = folder_of(name, seed, seeds), config["cases"][name]
         yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json"))
         yield from (f"{case}/{name}/cost.json" for name in ("data", "teachers"))
         for id in ("base", *about["experts"], *config["methods"]):

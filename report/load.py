@@ -9,8 +9,11 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
+from common.worlds import folder_of, seeds_of
+from report import same_world
 from report.averages import Score
 from report.experiment import Ablation, Case, Column, Experiment, Model, Objective, searched
+from report.worlds import pooled
 
 NOT_RUN = "not run"
 STALE = "changed since it was evaluated"
@@ -140,11 +143,13 @@ def _smoke(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _model(
-    results: Path, case: str, id: str, folder: str, about: Mapping[str, Any], smoke: Mapping
+    world: Path, id: str, folder: str, about: Mapping[str, Any], smoke: Mapping, wanted: int | None
 ) -> Model:
-    scores = results / case / "scores" / "test" / f"{id}.json"
-    made = results / case / folder / id
+    scores = world / "scores" / "test" / f"{id}.json"
+    made = world / folder / id
     status, tasks, seed = _outcome(made, scores, smoke)
+    if wanted is not None and seed is not None and seed != wanted:
+        status, tasks = f"of another world (seed {seed}, not {wanted})", {}
     manifest = _optional(made / "manifest.json")
     row = about.get("row")
     common = {
@@ -170,15 +175,26 @@ def _model(
     )
 
 
-def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
-    """Read one case study, with every row of the configuration, run or not."""
-    entry = config["cases"][case]
+def load_case(
+    config: Mapping[str, Any], results: Path, case: str, folder: str = "", seed: int | None = None
+) -> Case:
+    """Read one case study in one world, with every row of the configuration, run or not.
+
+    Args:
+        config: The resolved configuration.
+        results: The results folder.
+        case: The case's name in the configuration.
+        folder: The world's folder; the case's own name if empty.
+        seed: The world's seed, whose scores alone are read; None for those of any seed.
+    """
+    entry, world = config["cases"][case], results / (folder or case)
     base = entry.get("base", {}).get("label", "Base")
-    smoke = _smoke(results / case / "smoke.json")
+    smoke = _smoke(world / "smoke.json")
+    gate = _optional(world / "gate.json")
 
     # A row without scores is shown too, so that no gap passes for a row that nobody wanted.
     def model(id: str, folder: str, **about: Any) -> Model:
-        return _model(results, case, id, folder, about, smoke.get(id, {}))
+        return _model(world, id, folder, about, smoke.get(id, {}), seed)
 
     models = [model("base", "models", label=base, kind="base")]
     for id, expert in entry["experts"].items():
@@ -191,16 +207,26 @@ def load_case(config: Mapping[str, Any], results: Path, case: str) -> Case:
     columns = [Column(c["label"], tuple(c["tasks"]), True) for c in entry["columns"]]
     columns += [Column(c["label"], tuple(c["tasks"]), False) for c in entry.get("beside", [])]
     return Case(
-        id=case,
+        id=folder or case,
         table=entry["table"],
         title=entry["title"],
         columns=tuple(columns),
         models=tuple(models),
         experts=entry["experts"],
-        gate=_optional(results / case / "gate.json").get("experts", {}),
+        gate=gate.get("experts", {}),
+        failed=gate.get("failed", {}),
         notes=tuple(entry.get("notes", ())),
         more=tuple(more),
     )
+
+
+def load_worlds(config: Mapping[str, Any], results: Path, case: str) -> Case:
+    """Read one case study in all its worlds; see `report.worlds.pooled`."""
+    seeds = seeds_of(config)
+    found = {s: load_case(config, results, case, folder_of(case, s, seeds), s) for s in seeds}
+    if len(seeds) == 1:
+        return found[seeds[0]]
+    return pooled(found, case, stop=config.get("gate", {}).get("stop", True))
 
 
 def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
@@ -232,19 +258,20 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
                 )
             )
         objectives.append(Objective(id, about["label"], tuple(runs), about.get("extra", False)))
-    return Ablation(
-        load_case(config, results, entry["case"]), tuple(entry["seeds"]), tuple(objectives)
-    )
+    case = load_case(config, results, entry["case"], seed=seeds_of(config)[0])
+    return Ablation(case, tuple(entry["seeds"]), tuple(objectives))
 
 
 def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str, Path]]:
     """Yield every file of scores, gate or smoke check that the report reads, with its path."""
     wanted = []
+    seeds = seeds_of(config)
     for case, entry in config["cases"].items():
         models = ["base", *entry["experts"]]
         models += [id for id, row in config["methods"].items() if case in row.get("cases", [case])]
-        wanted += [f"{case}/gate.json", f"{case}/smoke.json"]
-        wanted += [f"{case}/scores/test/{id}.json" for id in models]
+        for world in (folder_of(case, seed, seeds) for seed in seeds):
+            wanted += [f"{world}/gate.json", f"{world}/smoke.json"]
+            wanted += [f"{world}/scores/test/{id}.json" for id in models]
     ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
     wanted.append("ablation/smoke.json")
     for id in ablation["objectives"]:
@@ -263,7 +290,7 @@ def load(config_path: Path, results: Path) -> Experiment:
         results: The results folder.
 
     Raises:
-        UserError: There is no score at all, or a file is damaged.
+        UserError: There is no score at all, a file is damaged, or the models are of another world.
     """
     config = read_json(config_path)
     for key in ("name", "cases", "methods"):
@@ -272,6 +299,7 @@ def load(config_path: Path, results: Path) -> Experiment:
                 f"{config_path}: not a resolved configuration (it lacks {key!r}); "
                 "give the config.json of the results folder"
             )
+    same_world.check(config, results)
     checks = ("gate.json", "smoke.json")
     if all(name.endswith(checks) for name, _ in score_files(config, results)):
         raise UserError(
@@ -280,9 +308,9 @@ def load(config_path: Path, results: Path) -> Experiment:
         )
     return Experiment(
         name=config["name"],
-        seed=config.get("seed", 0),
+        seed=seeds_of(config)[0],
         results=results,
-        cases=tuple(load_case(config, results, case) for case in config["cases"]),
+        cases=tuple(load_worlds(config, results, case) for case in config["cases"]),
         ablation=load_ablation(config, results),
         config=config,
     )

@@ -16,7 +16,7 @@ from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
 from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
 from report.cost import costs, rows_grid, stages_grid
-from report.experiment import Case, Experiment, Model
+from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
 from report.figures import titles
 from report.grid import Cell, Grid, Row
@@ -89,11 +89,12 @@ def _provenance(experiment: Experiment) -> Markup:
     )
     grid = Grid("provenance", "Scores", caption, ("File", "sha256"), tuple(files), texts=2)
     merges = []
-    for case in experiment.cases:
+    for seed, case in worlds_of(experiment.cases):
+        title = table_title(case.table) + (f", seed {seed}" if seed is not None else "")
         for model in case.all_models:
             if model.kind == "merge" and model.manifest:
                 code = str(model.manifest.get("code", ""))
-                cells = (table_title(case.table), model.label, _settings(model), code)
+                cells = (title, model.label, _settings(model), code)
                 merges.append(Row(tuple(map(Cell, cells)), case.id))
     caption = "Resolved parameters of the merges, and the hash of the code that made them."
     header = ("Table", "Merge", "Parameters", "Code")

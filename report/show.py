@@ -44,8 +44,9 @@ def show(experiment: Experiment, out: Path) -> str:
             grid = more_grid(case, experiment.seed)
             parts.append(_section(f"{grid.title}, untuned. {case.title}", grid))
     parts.append(
-        "\n* highest among the merges (Table 3: of all). Scores are of test items; ± after Avg "
-        "is the standard error over items.\n"
+        "\n* highest among the merges (Table 3: of all)"
+        f"{', or not separated from it' if experiment.cases[0].worlds else ''}. Scores are of "
+        f"test items; ± after Avg is the standard error over {experiment.cases[0].errors}.\n"
     )
     if found := costs(experiment):
         parts.append(_section("Where the time went", stages_grid(found)))

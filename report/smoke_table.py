@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from report.case_table import table_title
-from report.experiment import Case, Model
+from report.experiment import Case, Model, worlds_of
 from report.grid import MISSING, Cell, Grid, Row
 
 
@@ -22,8 +22,9 @@ def _number(value: float | None) -> str:
 def smoke_grid(cases: Sequence[Case]) -> Grid | None:
     """Lay out what the smoke check found, None where it has not run for any model."""
     rows = []
-    for case in cases:
+    for seed, case in worlds_of(cases):
         parents = [_perplexity(model) for model in case.models if model.kind != "merge"]
+        title = table_title(case.table) + (f", seed {seed}" if seed is not None else "")
         # A merge is compared with its best parent, the strictest reference.
         best = min((value for value in parents if value is not None), default=None)
         for model in case.all_models:
@@ -31,7 +32,7 @@ def smoke_grid(cases: Sequence[Case]) -> Grid | None:
                 continue
             own = _perplexity(model)
             cells = (
-                *(table_title(case.table), model.label, _number(own)),
+                *(title, model.label, _number(own)),
                 _number(own / best if own is not None and best is not None else None),
                 _number(model.smoke.get("bits_per_byte")),
             )

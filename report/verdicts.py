@@ -13,6 +13,7 @@ from report.cost import Cost, amount, costs
 from report.experiment import Case, Experiment, Model
 from report.intervals import difference, mean
 from report.published import Published
+from report.worlds import Gap, gaps
 
 MUCH_LOWER = 2.0  # claim C2's "much lower compute cost" is read as at most half
 LITTLE = 0.02  # "near" and "changes little" are read as two points of the average
@@ -31,9 +32,18 @@ def _rows(case: Case, ids: Sequence[str]) -> list[Model]:
     return [m for m in case.models if m.id in ids and case.average(m) is not None]
 
 
-def _best(case: Case, models: Sequence[Model]) -> tuple[Model, Score]:
+def _best(case: Case, models: Sequence[Model]) -> Model:
     found = [(model, score) for model in models if (score := case.average(model))]
-    return max(found, key=lambda entry: entry[1].value)
+    return max(found, key=lambda entry: entry[1].value)[0]
+
+
+def _difference(case: Case, first: Model, second: Model) -> Gap:
+    """Compare the averages of two rows; of several worlds, paired within these."""
+    if case.worlds:
+        merges = [model for model in case.models if model.kind == "merge"]
+        return gaps(merges, first, case.average)[second.id]
+    one, other = ([score] for model in (first, second) if (score := case.average(model)))
+    return difference(one, other)
 
 
 def _dam_leads(case: Case, published: Published) -> str:
@@ -47,22 +57,21 @@ def _dam_leads(case: Case, published: Published) -> str:
     others = [model for model in others if case.average(model) is not None]
     if not own or not others:
         return ""
-    (dam, ours), (rival, theirs) = _best(case, own), _best(case, others)
-    gap, width = difference([ours], [theirs])
+    dam, rival = _best(case, own), _best(case, others)
+    gap, width = _difference(case, dam, rival)
     verdict = _judged(gap - width > 0, gap + width < 0)
     return f"C1 {verdict}: {dam.label} less {rival.label}: {_gap(gap, width)}."
 
 
 def _dam_against_search(case: Case, published: Published, found: Sequence[Cost]) -> str:
-    """C2 for one seed; the cost study has several."""
+    """C2 for one seed of the search; the cost study has several."""
     rows = published.tables[case.table].rows
     own, searches = _rows(case, rows["dam"].ours), _rows(case, rows["evolutionary"].ours)
     spent = {point.model.id: point.flops for point in points(case, found)}
     if not own or not searches:
         return ""
-    dam, ours = _best(case, own)
-    search, theirs = _best(case, searches[-1:])
-    gap, width = difference([ours], [theirs])
+    dam, search = _best(case, own), _best(case, searches[-1:])
+    gap, width = _difference(case, dam, search)
     price, other = spent.get(dam.id), spent.get(search.id)
     line = f"{dam.label} less {search.label}: {_gap(gap, width)}"
     if not price or not other:
@@ -70,7 +79,7 @@ def _dam_against_search(case: Case, published: Published, found: Sequence[Cost])
     verdict = _judged(gap + width >= 0 and MUCH_LOWER * price <= other, True)
     return (
         f"C2 {verdict}: {line}, for {amount(price)} FLOPs, teachers included, against "
-        f"{amount(other)}. One seed; `python -m workflow study cost` runs several."
+        f"{amount(other)}. One seed of the search; `python -m workflow study cost` runs several."
     )
 
 
@@ -116,6 +125,12 @@ def _ablation(experiment: Experiment) -> dict[str, str]:
     return found
 
 
+def deviation(scores: Sequence[float]) -> float:
+    """Return the standard deviation of scores, with divisor n."""
+    centre = mean(scores)
+    return math.sqrt(mean([(score - centre) ** 2 for score in scores]))
+
+
 def spread_difference(
     first: Sequence[Score], second: Sequence[Score]
 ) -> tuple[float, float, float]:
@@ -126,11 +141,6 @@ def spread_difference(
         its 95 % interval: quantiles over draws of every score from a normal distribution with its
         standard error.
     """
-
-    def deviation(scores: Sequence[float]) -> float:
-        centre = mean(scores)
-        return math.sqrt(mean([(score - centre) ** 2 for score in scores]))
-
     draw = random.Random(0)
     gaps = sorted(
         deviation([draw.gauss(s.value, s.stderr) for s in first])
@@ -141,6 +151,22 @@ def spread_difference(
     return gap, gaps[round(0.025 * (_DRAWS - 1))], gaps[round(0.975 * (_DRAWS - 1))]
 
 
+def _spreads(case: Case, first: Model, second: Model) -> tuple[float, float, float]:
+    """Compare two rows' spreads over the columns; of several worlds, paired within these."""
+
+    def scores(model: Model) -> list[Score]:
+        return [score for column in case.averaged if (score := model.column(column))]
+
+    if not case.worlds:
+        return spread_difference(scores(first), scores(second))
+
+    def spread(model: Model) -> Score:
+        return Score(deviation([score.value for score in scores(model)]), 0.0, 1)
+
+    gap, width = gaps([first, second], first, spread)[second.id]
+    return gap, gap - width, gap + width
+
+
 def _balance(case: Case, published: Published) -> str:
     """C13: Model Soups' spread over the columns against DARE-TIES's."""
     rows = published.tables[case.table].rows
@@ -149,11 +175,7 @@ def _balance(case: Case, published: Published) -> str:
         return ""
     found = []
     for other in others:
-        first, second = (
-            [score for column in case.averaged if (score := model.column(column))]
-            for model in (soups[0], other)
-        )
-        gap, low, high = spread_difference(first, second)
+        gap, low, high = _spreads(case, soups[0], other)
         verdict = _judged(high < 0, low > 0)
         found.append(f"against {other.label} {verdict}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]")
     return f"C13, deviation over the columns of {soups[0].label}, {'; '.join(found)}."
@@ -164,7 +186,7 @@ def verdicts(experiment: Experiment, published: Published) -> dict[str, str]:
 
     Returns:
         By the claim's id, a line: whether it holds here, the difference that decides and its
-        95 % interval over items, and over seeds where there are several. A claim is open
+        95 % interval over items, and over worlds or seeds where there are several. A claim is open
         if the interval contains the border. Claims without scores are left out.
     """
     lines: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from common.worlds import folder_of, seeds_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +44,9 @@ def tasks_of(case: dict) -> list[str]:
 def fill(folder: Path, config: dict) -> None:
     """Write scores, manifests, costs and gates for everything that a configuration names."""
     draw = random.Random(1)
-    for name, case in config["cases"].items():
-        place = folder / name
+    seeds = seeds_of(config)
+    for (name, case), world in itertools.product(config["cases"].items(), seeds):
+        place = folder / folder_of(name, world, seeds)
         write_cost(place / "data/cost.json", 3.0)
         write_cost(place / "teachers/cost.json", 4.0, forward_tokens=1e5)
         models = dict.fromkeys(["base", *case["experts"]], "models")
@@ -55,7 +59,7 @@ def fill(folder: Path, config: dict) -> None:
             for task in tasks_of(case):
                 value = round(200 * min(1.0, max(0.0, draw.gauss(level, 0.15)))) / 200
                 tasks[task] = score(value)
-            write_scores(place / f"scores/test/{model}.json", tasks)
+            write_scores(place / f"scores/test/{model}.json", tasks, world)
             write_cost(place / f"scores/test/{model}.cost.json", 2.0, requests=1600)
             inputs = {}
             if config["methods"].get(model, {}).get("method") == "dam":

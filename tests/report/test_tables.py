@@ -43,7 +43,7 @@ def test_csv_values_by_hand(small):
     assert (row["Pair"], row["Pair stderr"], row["Pair items"]) == ("0.300000", "0.025000", "400")
     # (0.8 + 0.3) / 2, sqrt(0.06^2 + 0.025^2) / 2; the column beside takes no part.
     assert (row["Avg"], row["Avg stderr"], row["Avg items"]) == ("0.550000", "0.032500", "600")
-    assert (row["GSM"], row["kind"], row["seed"]) == ("0.500000", "merge", "0")
+    assert (row["GSM"], row["kind"], row["seed"]) == ("0.500000", "merge", "7")
 
 
 def test_kinds_data_and_embeddings(small):

@@ -45,7 +45,7 @@ def score(path, value, stderr=0.01):
         for task, one in zip(tasks, values, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": 0, "tasks": entries}))
+    path.write_text(json.dumps({"seed": 7, "tasks": entries}))
 
 
 def judge(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):

@@ -1,0 +1,282 @@
+"""Means over worlds with their errors: one case study, made again from several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from report.averages import Score
+from report.experiment import Case, Column, Model
+
+Gap = tuple[float, float]  # a difference, and half the width of its 95 % interval
+_ROWS = 3  # of which a common variance can be learned
+
+
+def prior(variances: Sequence[float], freedom: int) -> tuple[float, float]:
+    """Learn from many rows' variances how far a single one can be trusted.
+
+    The true variances are taken as draws from a scaled inverse chi-squared distribution, whose two
+    parameters follow from mean and variance of the logarithms.
+
+    Args:
+        variances: Sample variances, one a row.
+        freedom: Degrees of freedom of each.
+
+    Returns:
+        Degrees of freedom and scale of the prior; 0 degrees where there are too few rows, infinite
+        ones where the rows differ no more than chance makes them.
+
+    Source:
+        Smyth 2004, Linear models and empirical Bayes methods, section 6.2.
+    """
+    import numpy as np
+    from scipy.special import digamma, polygamma
+
+    positive = np.array([value for value in variances if value > 0])
+    if len(positive) < _ROWS:
+        return 0.0, 0.0
+    # A variance that is 0 by chance, or nearly so, must not decide over the others'.
+    logs = np.log(np.maximum(positive, 1e-5 * np.median(positive)))
+    centred = logs - digamma(freedom / 2) + math.log(freedom / 2)
+    excess = centred.var(ddof=1) - float(polygamma(1, freedom / 2))
+    if excess <= 0:
+        return math.inf, float(np.exp(centred.mean()))
+    half = (
+        0.5 + 1 / excess
+    )  # Newton's method for trigamma(half) = excess, which it never overshoots
+    for _ in range(50):
+        trigamma = float(polygamma(1, half))
+        step = trigamma * (1 - trigamma / excess) / float(polygamma(2, half))
+        half += step
+        if abs(step) < 1e-8 * half:
+            break
+    return 2 * half, float(np.exp(centred.mean() + digamma(half) - math.log(half)))
+
+
+def moderated(variances: Sequence[float], freedom: int) -> tuple[list[float], float]:
+    """Draw each row's variance towards what the rows have in common.
+
+    Three worlds give a row two degrees of freedom, so that its own variance is often much too small
+    or too large by chance.
+
+    Args:
+        variances: Sample variances, one a row.
+        freedom: Degrees of freedom of each, at least 1.
+
+    Returns:
+        The variances, and the degrees of freedom of an interval with one of them: its own and the
+        prior's, of which no more than its own are counted, because rows of one world share luck.
+    """
+    common, scale = prior(variances, freedom)
+    if math.isinf(common):
+        return [scale] * len(variances), 2.0 * freedom
+    total = common + freedom
+    drawn = [(common * scale + freedom * value) / total for value in variances]
+    return drawn, freedom + min(common, freedom)
+
+
+def _variance(values: Sequence[float]) -> float:
+    centre = math.fsum(values) / len(values)
+    return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
+
+
+def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
+    """Average rows over worlds, with the standard error between worlds and items together.
+
+    The variance of a row's scores over worlds holds that of worlds and that of items. It is
+    moderated by the rows that were run in as many worlds, and never below what the items alone
+    make. Divided by the number of worlds it is the variance of the mean.
+
+    Args:
+        table: A row's scores, one a world; of one column or average.
+
+    Returns:
+        A score for each row, with the items of all worlds; None where it has none.
+    """
+    counts = [len(scores) for scores in table]
+    drawn: dict[int, float] = {}
+    for count in {count for count in counts if count > 1}:
+        places = [place for place, many in enumerate(counts) if many == count]
+        values = [_variance([score.value for score in table[place]]) for place in places]
+        drawn |= dict(zip(places, moderated(values, count - 1)[0], strict=True))
+    found: list[Score | None] = []
+    for place, scores in enumerate(table):
+        if not scores:
+            found.append(None)
+            continue
+        count = len(scores)
+        items = math.fsum(score.stderr**2 for score in scores) / count
+        found.append(
+            Score(
+                value=math.fsum(score.value for score in scores) / count,
+                stderr=math.sqrt(max(drawn.get(place, 0.0), items) / count),
+                items=sum(score.items for score in scores),
+                chance=math.fsum(score.chance for score in scores) / count,
+            )
+        )
+    return found
+
+
+def gaps(
+    models: Sequence[Model], reference: Model, of: Callable[[Model], Score | None]
+) -> dict[str, Gap]:
+    """Compare rows with a reference, each difference paired within the worlds that both have.
+
+    Args:
+        models: The rows, of a case of several worlds.
+        reference: One of them.
+        of: The score that is compared, of a row in one world.
+
+    Returns:
+        By the row's id, the reference less the row, with a t interval of the moderated variance of
+        the differences over worlds; infinitely wide where a row shares fewer than two worlds.
+    """
+    from scipy.stats import t
+
+    differences = {}
+    for model in models:
+        both = [seed for seed in reference.worlds if seed in model.worlds]
+        pairs = [(of(reference.worlds[seed]), of(model.worlds[seed])) for seed in both]
+        differences[model.id] = [one.value - two.value for one, two in pairs if one and two]
+    differences.pop(reference.id, None)
+    found = {}
+    for count in {len(values) for values in differences.values() if values}:
+        rows = {id: values for id, values in differences.items() if len(values) == count}
+        widths = [math.inf] * len(rows)
+        if count > 1:
+            drawn, freedom = moderated([_variance(values) for values in rows.values()], count - 1)
+            quantile = float(t.ppf(0.975, freedom))
+            widths = [quantile * math.sqrt(variance / count) for variance in drawn]
+        for (id, values), width in zip(rows.items(), widths, strict=True):
+            found[id] = (math.fsum(values) / count, width)
+    return found
+
+
+def groups(
+    models: Sequence[Model], of: Callable[[Model], Score | None]
+) -> list[list[tuple[Model, Score]]]:
+    """Divide rows into groups of near-ties, the highest first.
+
+    A group begins with the highest row that the paired interval separates from the first row of
+    the group before, and holds the rows that it does not separate from its own first row.
+    """
+    left = [(model, score) for model in models if (score := of(model))]
+    left.sort(key=lambda entry: -entry[1].value)
+    found = []
+    while left:
+        first = left[0][0]
+        apart = gaps([model for model, _ in left], first, of)
+        far = {id for id, (gap, width) in apart.items() if gap > width}
+        found.append([entry for entry in left if entry[0].id not in far])
+        left = [entry for entry in left if entry[0].id in far]
+    return found
+
+
+def _joined(values: Sequence[str]) -> str:
+    return " / ".join(dict.fromkeys(values))
+
+
+def _status(rows: Mapping[int, Model]) -> str:
+    """Say of a row in how many worlds it is, and why not in the others."""
+    lacking = {seed: model.status for seed, model in rows.items() if model.status != "ok"}
+    if not lacking or len(lacking) == len(rows):
+        return next(iter(rows.values())).status
+    reasons = "; ".join(f"seed {seed} {status}" for seed, status in lacking.items())
+    return f"{len(rows) - len(lacking)} of {len(rows)} worlds: {reasons}"
+
+
+def _row(rows: Mapping[int, Model]) -> Model:
+    """Put a row's worlds together; its scores follow in `pooled`."""
+    done = {seed: model for seed, model in rows.items() if model.status == "ok"}
+    shown = list(done.values()) or list(rows.values())
+    names = {name for model in shown for name in model.counted}
+    return dataclasses.replace(
+        shown[0],
+        status=_status(rows),
+        # A mean over fewer worlds does not compare with the other rows'.
+        best_of=shown[0].best_of and len(done) == len(rows),
+        seed=None,
+        tasks={},
+        data=_joined([model.data for model in shown]),
+        embeddings_and_norms=_joined([model.embeddings_and_norms for model in shown]),
+        counted={n: sum(m.counted.get(n, 0) for m in shown) / len(shown) for n in sorted(names)},
+        worlds=done,
+    )
+
+
+def _scored(case: Case) -> bool:
+    return any(model.status == "ok" for model in case.all_models)
+
+
+def _why_not(world: Case, stop: bool) -> str:
+    """Say why a world is left out of its tables; nothing where it takes part."""
+    if stop and world.failed:
+        return next(iter(world.failed.values()))
+    return "" if _scored(world) else "not run"
+
+
+def pooled(worlds: Mapping[int, Case], name: str, stop: bool) -> Case:
+    """Put a case's worlds together into what its tables show.
+
+    Args:
+        worlds: The case as read from each world's folder, by seed.
+        name: The case's name in the configuration.
+        stop: Whether a world whose experts fail the gate is left out.
+
+    Returns:
+        The case, with means over the worlds that take part. Where none does, all do, so that
+        their gaps are seen.
+    """
+    out = {seed: why for seed, world in worlds.items() if (why := _why_not(world, stop))}
+    if len(out) == len(worlds):
+        out = {}
+    kept = {seed: world for seed, world in worlds.items() if seed not in out}
+    first = next(iter(kept.values()))
+
+    def rows(table: str) -> list[Model]:
+        columns = zip(*(getattr(world, table) for world in kept.values()), strict=True)
+        return [_row(dict(zip(kept, models, strict=True))) for models in columns]
+
+    def placed(models: Sequence[Model]) -> tuple[Model, ...]:
+        return tuple(filled[model.id] for model in models)
+
+    models, more = rows("models"), rows("more")
+    filled = {model.id: model for model in _filled([*models, *more], first)}
+    return dataclasses.replace(
+        first,
+        id=name,
+        models=placed(models),
+        more=placed(more),
+        gate={},
+        failed={},
+        worlds=kept,
+        left_out={seed: (worlds[seed], why) for seed, why in out.items()},
+    )
+
+
+def _of_task(task: str, model: Model) -> Score | None:
+    return model.tasks.get(task)
+
+
+def _filled(models: Sequence[Model], case: Case) -> list[Model]:
+    """Give rows their means over worlds: of every task, every column and the average."""
+
+    def mean_of(of: Callable[[Model], Score | None]) -> list[Score | None]:
+        return over_worlds([[s for world in m.worlds.values() if (s := of(world))] for m in models])
+
+    tasks = {task: mean_of(functools.partial(_of_task, task)) for task in case.tasks}
+    keys: list[tuple[Column, ...]] = [(column,) for column in case.columns]
+    keys.append(tuple(case.averaged))
+    means = {key: mean_of(operator.methodcaller("average", key)) for key in keys}
+    made = []
+    for place, model in enumerate(models):
+        scores: dict[str, Any] = {
+            task: score for task, found in tasks.items() if (score := found[place])
+        }
+        average = {key: score for key, found in means.items() if (score := found[place])}
+        made.append(dataclasses.replace(model, tasks=scores, means=average))
+    return made

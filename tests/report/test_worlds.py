@@ -1,0 +1,259 @@
+"""Means over worlds: the estimator against others, by hand and by simulation, and its gaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from report import kept, tables
+from report.averages import Score
+from report.case_table import case_csv, case_grid
+from report.experiment import Model
+from report.load import load
+from report.worlds import gaps, groups, moderated, over_worlds, prior
+
+WORLDS, ITEMS = 3, 200
+
+
+def binomial(right, items=ITEMS):
+    value = right / items
+    return Score(value, math.sqrt(value * (1 - value) / (items - 1)), items)
+
+
+def test_a_row_of_its_own_has_the_plain_error_and_never_less_than_its_items():
+    scores = [Score(value, 0.01, ITEMS) for value in (0.5, 0.6, 0.7)]
+    (found,) = over_worlds([scores])
+    assert found == Score(pytest.approx(0.6), pytest.approx(0.1 / math.sqrt(3)), 600)
+    (equal,) = over_worlds([[Score(0.5, 0.03, ITEMS)] * 3])
+    assert equal.stderr == pytest.approx(0.03 / math.sqrt(3))
+    assert over_worlds([[]]) == [None]
+    assert over_worlds([scores[:1]]) == [scores[0]]
+
+
+def test_the_prior_is_that_from_which_variances_were_drawn():
+    generator = np.random.default_rng(0)
+    for freedom, scale in ((4.0, 0.02), (12.0, 0.5)):
+        true = scale * freedom / generator.chisquare(freedom, 60_000)
+        drawn = true * generator.chisquare(2, len(true)) / 2
+        found = prior(list(drawn), 2)
+        assert found == (pytest.approx(freedom, rel=0.15), pytest.approx(scale, rel=0.05))
+    equal = generator.chisquare(2, 200) / 2
+    common, scale = prior(list(equal), 2)
+    assert common > 20 and scale == pytest.approx(1, rel=0.2)
+    assert moderated([1.0, 2.0], 2) == ([1.0, 2.0], 2.0)  # two rows teach nothing
+
+
+def simulated(generator, rows=12):
+    """Scores of rows in worlds whose true deviations differ, and the true standard errors."""
+    between = 0.03 * np.exp(0.5 * generator.normal(size=rows))
+    truth = generator.uniform(0.4, 0.7, size=rows)
+    world = 0.02 * generator.normal(size=WORLDS)
+    chances = truth[:, None] + world + between[:, None] * generator.normal(size=(rows, WORLDS))
+    chances = chances.clip(0.05, 0.95)
+    right = generator.binomial(ITEMS, chances)
+    items = truth * (1 - truth) / ITEMS
+    exact = np.sqrt((0.02**2 + between**2 + items) / WORLDS)
+    return [[binomial(count) for count in row] for row in right], truth, exact
+
+
+def bootstrap(scores, generator, resamples=400):
+    """The hierarchical bootstrap: worlds, then items within each, corrected for few worlds."""
+    right = np.array([round(score.value * score.items) for score in scores])
+    worlds = generator.integers(len(right), size=(resamples, len(right)))
+    means = generator.binomial(ITEMS, (right / ITEMS)[worlds]).mean(axis=1) / ITEMS
+    count = len(right)
+    items = np.mean([score.stderr**2 for score in scores]) / count
+    # Worlds drawn from so few vary by (W - 1) / W too little, and items are drawn a second time.
+    return math.sqrt(max((means.var() - items) * count / (count - 1), items))
+
+
+def test_the_error_is_that_of_a_hierarchical_bootstrap_and_of_the_truth():
+    generator = np.random.default_rng(1)
+    squares = {"ours": [], "bootstrap": [], "items": [], "truth": []}
+    logs = {"ours": [], "bootstrap": []}
+    for _ in range(60):
+        table, _, exact = simulated(generator)
+        for scores, found, true in zip(table, over_worlds(table), exact, strict=True):
+            again = bootstrap(scores, generator)
+            items = math.sqrt(sum(score.stderr**2 for score in scores)) / WORLDS
+            squares["ours"].append(found.stderr**2)
+            squares["bootstrap"].append(again**2)
+            squares["items"].append(items**2)
+            squares["truth"].append(true**2)
+            logs["ours"].append(math.log(found.stderr / true))
+            logs["bootstrap"].append(math.log(again / true))
+    mean = {name: np.mean(values) for name, values in squares.items()}
+    assert mean["ours"] == pytest.approx(mean["bootstrap"], rel=0.1)
+    assert mean["ours"] == pytest.approx(mean["truth"], rel=0.15)
+    assert mean["items"] < 0.6 * mean["truth"]  # what one world's error leaves out
+    # It is as right on average, and much nearer the truth in the single row.
+    assert np.std(logs["ours"]) < 0.8 * np.std(logs["bootstrap"])
+
+
+def models(table):
+    return [
+        Model(
+            f"row{place}",
+            f"Row {place}",
+            "merge",
+            worlds={s: Model("", "", "merge", tasks={"t": score}) for s, score in enumerate(row)},
+        )
+        for place, row in enumerate(table)
+    ]
+
+
+def of(model):
+    return model.tasks.get("t")
+
+
+def test_paired_intervals_hold_the_true_difference_as_often_as_they_say():
+    generator = np.random.default_rng(2)
+    held, widths, plain = [], [], []
+    for _ in range(150):
+        table, truth, _ = simulated(generator)
+        rows = models(table)
+        apart = gaps(rows, rows[0], of)
+        for place, row in enumerate(rows[1:], 1):
+            gap, width = apart[row.id]
+            held.append(abs(gap - (truth[0] - truth[place])) <= width)
+            pairs = zip(table[0], table[place], strict=True)
+            lone = np.std([one.value - two.value for one, two in pairs], ddof=1)
+            widths.append(width)
+            plain.append(4.303 * lone / math.sqrt(WORLDS))
+    assert 0.93 <= np.mean(held) <= 0.99
+    assert np.mean(widths) < 0.85 * np.mean(plain)  # 2 degrees of freedom alone are wider
+
+
+def test_rows_are_compared_in_the_worlds_that_both_have():
+    table = [[binomial(180), binomial(100)], [binomial(160), binomial(80)]]
+    rows = models(table)
+    del rows[1].worlds[0]
+    assert gaps(rows, rows[0], of)["row1"] == (pytest.approx(0.1), math.inf)
+
+
+def test_groups_are_near_ties():
+    near, far = [(180, 170, 175), (179, 171, 173), (178, 169, 176)], [(100, 92, 96)] * 2
+    rows = models([[binomial(count) for count in row] for row in near + far])
+
+    def mean_of(model):
+        scores = [score.tasks["t"] for score in model.worlds.values()] or [model.tasks["t"]]
+        return Score(sum(score.value for score in scores) / len(scores), 0.0, ITEMS)
+
+    found = [{model.id for model, _ in group} for group in groups(rows, mean_of)]
+    assert found == [{"row0", "row1", "row2"}, {"row3", "row4"}]
+
+
+@pytest.fixture
+def several(small, tmp_path):
+    """The small experiment in three worlds, each with other scores."""
+    from tests.report.conftest import fill
+
+    path, _, config = small
+    del config["seed"]
+    config["seeds"] = [7, 8, 9]
+    path.write_text(json.dumps(config))
+    fill(tmp_path / "worlds", config)
+    return path, tmp_path / "worlds", config
+
+
+def rows_of(text):
+    return {row["id"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_the_csv_has_every_world_and_the_mean(several):
+    case = load(several[0], several[1]).cases[0]
+    for row in rows_of(case_csv(case)).values():
+        if row["kind"] == "chance":
+            continue
+        each = [float(row[f"Avg seed {seed}"]) for seed in (7, 8, 9)]
+        assert float(row["Avg"]) == pytest.approx(np.mean(each), abs=2e-6)
+        assert row["seed"] == "7 8 9"
+        items = [float(row[f"Avg seed {seed} stderr"]) for seed in (7, 8, 9)]
+        least = math.sqrt(np.mean(np.square(items)) / 3)
+        assert float(row["Avg stderr"]) >= least - 2e-6
+    grid = case_grid(case, 7)
+    assert "Mean over 3 worlds, of the seeds 7, 8, 9" in grid.caption
+    assert any(note.startswith("Groups by Avg: (1) ") for note in grid.notes)
+    assert any("worlds and test items together" in note for note in grid.notes)
+
+
+def test_one_world_says_that_its_errors_are_of_items_only(small):
+    grid = case_grid(load(small[0], small[1]).cases[0], 7)
+    assert "Errors are over test items only; one world." in grid.notes
+    assert "over test items only" in grid.caption and "Seed 7." in grid.caption
+
+
+def test_a_world_that_failed_the_gate_is_left_out_and_named(several):
+    path, results, config = several
+    gate = json.loads((results / "case1-seed8/gate.json").read_text())
+    gate["failed"] = {"ja": "expert ja did not learn its domain"}
+    (results / "case1-seed8/gate.json").write_text(json.dumps(gate))
+    case = load(path, results).cases[0]
+    row = rows_of(case_csv(case))["soup"]
+    assert row["seed"] == "7 9" and "Avg seed 8" not in row
+    grid = case_grid(case, 7)
+    assert "Mean over 2 of the 3 worlds, of the seeds 7, 9" in grid.caption
+    assert "Seed 8 is left out: expert ja did not learn its domain." in grid.notes
+    config["gate"] = {"stop": False}
+    path.write_text(json.dumps(config))
+    assert rows_of(case_csv(load(path, results).cases[0]))["soup"]["seed"] == "7 8 9"
+
+
+def test_a_row_that_lacks_a_world_says_so_and_takes_no_part_in_the_marks(several):
+    path, results, _ = several
+    (results / "case1-seed9/scores/test/soup.json").unlink()
+    (results / "case1-seed9/merges/soup.failed").write_text("error: it overflows\n")
+    case = load(path, results).cases[0]
+    row = rows_of(case_csv(case))["soup"]
+    assert row["status"] == "2 of 3 worlds: seed 9 failed: it overflows"
+    assert (row["best_of"], row["seed"], row["Avg seed 9"]) == ("False", "7 8", "")
+    grid = case_grid(case, 7)
+    assert any(line.cells[0].text == "Model Soups° (2 of 3 worlds)" for line in grid.rows)
+    assert not any("Model Soups" in note for note in grid.notes if note.startswith("Groups"))
+
+
+def test_scores_of_another_seed_are_not_mixed_in(several):
+    path, results, _ = several
+    other = (results / "case1-seed8/scores/test/soup.json").read_text()
+    (results / "case1/scores/test/soup.json").write_text(other)
+    status = rows_of(case_csv(load(path, results).cases[0]))["soup"]["status"]
+    assert status == "2 of 3 worlds: seed 7 of another world (seed 8, not 7)"
+
+
+def test_a_folder_of_other_models_is_refused_and_new_rows_are_not(several):
+    path, results, config = several
+    config["cases"]["case1"]["base"] = {"label": "Base", "train": {"steps": 1100}}
+    path.write_text(json.dumps(config))
+    (results / "config.json").write_text(json.dumps(config))
+    config["methods"]["new"] = {"label": "New", "method": "linear"}
+    config["cases"]["case1"]["columns"].pop()
+    path.write_text(json.dumps(config))
+    assert load(path, results).cases[0].models[-1].status == "not run"
+    config["cases"]["case1"]["base"]["train"]["steps"] = 700
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"cases\.case1\.base\.train\.steps is 1100 there and 700"):
+        load(path, results)
+
+
+def test_leftover_further_worlds_are_not_read(several):
+    path, results, config = several
+    config["seeds"] = [7]
+    path.write_text(json.dumps(config))
+    case = load(path, results).cases[0]
+    assert not case.worlds and rows_of(case_csv(case))["soup"]["seed"] == "7"
+
+
+def test_a_kept_run_makes_the_same_tables(several, tmp_path):
+    path, results, _ = several
+    tables.write(load(path, results), tmp_path / "before")
+    kept.keep(path, results, tmp_path / "kept.jsonl")
+    with kept.opened(tmp_path / "kept.jsonl") as experiment:
+        tables.write(experiment, tmp_path / "after")
+    for file in (tmp_path / "before").glob("*.csv"):
+        assert (tmp_path / "after" / file.name).read_bytes() == file.read_bytes()
