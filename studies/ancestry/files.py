@@ -9,6 +9,7 @@ from typing import Any
 
 from common.files import write_text
 from common.manifest import NAME, write_manifest
+from common.worlds import seeds_of
 from report import render
 from report.case_table import case_csv, case_grid
 from studies.ancestry import table
@@ -27,7 +28,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     (out / NAME).unlink(missing_ok=True)
     texts = {f"{case.table}.csv": case_csv(case), "claim_c11.csv": table.claim_csv(found)}
     scores_table = dataclasses.replace(
-        case_grid(case, config["seed"]), title=f"Table {case.table.removeprefix('table')}"
+        case_grid(case, seeds_of(config)[0]), title=f"Table {case.table.removeprefix('table')}"
     )
     for grid in (scores_table, table.claim_grid(config, case, found)):
         texts |= {f"{grid.name}.{form}": write_form(grid) for form, write_form in _FORMS.items()}
@@ -44,7 +45,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         parameters={"experiment": config["name"], **config["studies"]["ancestry"]},
         inputs={name: path for name, path in scores if path.exists()},
         outputs={name: out / name for name in texts},
-        seed=config["seed"],
+        seed=seeds_of(config)[0],
         code=("studies/ancestry/files.py",),
     )
     return [out / name for name in texts]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.worlds import seeds_of
 from report import fields
 from report.experiment import Case
 from report.grid import Cell, Grid, Row, number
@@ -103,7 +104,7 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
         # One array, so that a resample draws the same items for both worlds.
         differences = np.concatenate([before, after, after - before])
         strata.append(Stratum(differences, np.arange(len(items)), 1 / len(column.tasks)))
-    found = compare(strata, _RESAMPLES, config["seed"])
+    found = compare(strata, _RESAMPLES, seeds_of(config)[0])
     count = len(pairs)
     return [
         Lead(labels[leader], labels[other], *(found[place + count * part] for part in range(3)))
