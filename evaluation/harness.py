@@ -1,4 +1,4 @@
-"""Runs lm-eval's evaluator over the suites' items for one model after another."""
+"""Asks one model after another the suites' items, with lm-eval's tasks, requests and filters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 
 import lm_eval
 import torch
-from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
@@ -22,7 +22,7 @@ from common import sources
 from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
 from common.manifest import NAME
-from evaluation.backends import check_max_length, open_backend
+from evaluation.backends import check_max_length, class_of, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.tokenisation import Rule
 from evaluation.bar import Bar
@@ -151,6 +151,7 @@ class Harness:
         self._data_hashes: dict[str, list[str]] = {}
         self._lm_tasks: dict[str, LocalTask] = {}
         self._scorers: dict[str, Scorer] = {}
+        self._stand_ins: dict[str, dict[str, str]] = {}
         # Wrong rows are refused here, before a model is loaded.
         for task in self.tasks:
             context = Context(task, self._tokenizer, self.data, engine, postgres, self._resources)
@@ -172,6 +173,7 @@ class Harness:
         except _ROW_FAULTS as error:
             raise self._unusable(task, error) from error
         self._scorers[task.name] = Scorer(task, definition)
+        self._stand_ins[task.name] = read_stand_ins(self.data, self.split, task)
 
     def _hash_data(self, task: Task) -> list[str]:
         files = [items_file(self.data, self.split, task), pool_file(self.data, self.split, task)]
@@ -257,31 +259,23 @@ class Harness:
         self, model: PreTrainedModel | Path, name: str, weights: str | None, store: Store | None
     ) -> tuple[dict[str, Any], list[Item]]:
         torch.manual_seed(self.seed)
+        found = self._answers(model, name, weights, store)
         counted: dict[str, int] = {}
         entries, items = {}, []
-        served: Backend | None = None
         for task in self.tasks:
-            key = {} if store is None else self._key(task, model, weights)
-            done = None if store is None else store.get(key)
-            if done is None:
-                # Loading may take minutes, and the store may have every task.
-                if served is None:
-                    served = self._serve(model, name)
-                done = self._run(task, served)
-                if store is not None:
-                    store.put(key, done)
+            done = found[task.name]
             for kind, amount in done["counted"].items():
                 counted[kind] = counted.get(kind, 0) + amount
             items += done["items"]
             entries[task.name] = self._scorers[task.name].summarise(done["items"])
-            if stand_ins := read_stand_ins(self.data, self.split, task):
+            if stand_ins := self._stand_ins[task.name]:
                 entries[task.name]["stand_in"] = stand_ins
         summary = {
             "model": name,
             "weights": weights,
             "split": self.split,
             "backend": self.backend,
-            "dtype": served.dtype if served else self._settings["dtype"],
+            "dtype": self._lm.dtype if self._lm else self._settings["dtype"],
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
             "tasks": entries,
@@ -291,44 +285,84 @@ class Harness:
         bounds = {name: self._settings[name] for name in ("limit", "max_length")}
         return summary | {name: bound for name, bound in bounds.items() if bound}, items
 
+    def _answers(
+        self, model: PreTrainedModel | Path, name: str, weights: str | None, store: Store | None
+    ) -> dict[str, dict[str, Any]]:
+        """Return each task's records and counts, from the store or from the model."""
+        if store is None:
+            return self._run(self.tasks, self._serve(model, name))
+        found = {}
+        served: Backend | None = None
+        # One task after another, so that a run that is killed loses only one.
+        for task in self.tasks:
+            key = self._key(task, model, weights)
+            done = store.get(key)
+            if done is None:
+                # Loading may take minutes, and the store may have every task.
+                served = served or self._serve(model, name)
+                done = self._run([task], served)[task.name]
+                store.put(key, done)
+            found[task.name] = done
+        return found
+
     def _serve(self, model: PreTrainedModel | Path, name: str) -> Backend:
+        dtype, device = self._settings["dtype"], self._device
         if self._lm is not None:
-            self._lm.serve(model, name)
-            return self._lm
+            if type(self._lm) is class_of(self.backend, model, dtype, device):
+                self._lm.serve(model, name)
+                return self._lm
+            self._lm.close()
         self._lm = open_backend(
             self.backend,
             model,
             self._tokenizer,
             batch_size=self._batch_size,
-            dtype=self._settings["dtype"],
-            device=self._device,
+            dtype=dtype,
+            device=device,
             max_length=self._settings["max_length"],
             name=name,
             **self._parallel,
         )
         return self._lm
 
-    def _run(self, task: Task, lm: Backend) -> dict[str, Any]:
-        """Ask the model one task's items."""
-        lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
-        lm.set_rule(Rule(task.how, task.bos))
-        try:
-            lm_task.build_all_requests()
-        except _ROW_FAULTS as error:
-            raise self._unusable(task, error) from error
+    def _run(self, tasks: Sequence[Task], lm: Backend) -> dict[str, dict[str, Any]]:
+        """Ask the model some tasks' items, those that are tokenised alike together."""
+        by_rule: dict[Rule, list[Task]] = {}
+        for task in tasks:
+            by_rule.setdefault(Rule(task.how, task.bos), []).append(task)
+        found = {}
+        for rule, group in by_rule.items():
+            before = dict(lm.counted)
+            lm.set_rule(rule)
+            self._ask(group, lm)
+            counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
+            counted["flops"] = 2 * lm.parameters * counted["tokens"]
+            for task in group:
+                lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
+                items = [scorer.record(lm_task, *sample) for sample in lm_task.samples()]
+                # Tasks that were asked together are counted together, with the first.
+                found[task.name] = {"items": items, "counted": counted}
+                counted = {}
+        return found
+
+    def _ask(self, tasks: Sequence[Task], lm: Backend) -> None:
+        """Have the model answer all requests of some tasks, as lm-eval's evaluator does."""
+        by_kind: dict[str, list[Instance]] = {}
+        for task in tasks:
+            try:
+                self._lm_tasks[task.name].build_all_requests(rank=0, world_size=1)
+            except _ROW_FAULTS as error:
+                raise self._unusable(task, error) from error
+            for instance in self._lm_tasks[task.name].instances:
+                asked = by_kind.setdefault(instance.request_type, [])
+                asked += [instance] * (instance.repeats or 1)
         if self.bar is not None:
-            self.bar.start(task.name, len(lm_task.instances))
+            what = tasks[0].name if len(tasks) == 1 else f"{len(tasks)} tasks"
+            self.bar.start(what, sum(map(len, by_kind.values())))
             lm.on_progress = self.bar.update
-        before = dict(lm.counted)
-        samples = lm_eval_evaluate(
-            lm, {"tasks": {task.lm_eval_name: lm_task}, "groups": {}}, bootstrap_iters=0
-        )["samples"][task.lm_eval_name]
-        counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
-        counted["flops"] = 2 * lm.parameters * counted["tokens"]
-        return {
-            "items": [scorer.record(lm_task, sample) for sample in samples],
-            "counted": counted,
-        }
+        for kind, asked in by_kind.items():
+            for instance, answer in zip(asked, getattr(lm, kind)(asked), strict=True):
+                instance.resps.append(answer)
 
     def _key(self, task: Task, folder: Path, weights: str | None) -> dict[str, Any]:
         """Say all that a task's answers depend on."""

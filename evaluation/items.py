@@ -109,8 +109,8 @@ class Scorer:
         self._process = definition["process_results"]
         self._group_by = definition.get("metadata", {}).get("group_by")
 
-    def record(self, lm_task: LocalTask, sample: Mapping[str, Any]) -> Item:
-        """Make an item's record from the item as lm-eval logged it.
+    def record(self, lm_task: LocalTask, doc: Item, results: Sequence[Any]) -> Item:
+        """Make an item's record from its row and the model's answers to its requests.
 
         Returns:
             task, id, score (its own value of the metric that tables show), answer, gold, values
@@ -118,16 +118,15 @@ class Scorer:
             whatever else the suite adds; for multiple choice also the choices' loglikelihoods,
             lengths (characters) and bytes.
         """
-        doc, results = sample["doc"], sample["filtered_resps"]
         found = self._process(doc, results)
         values = {name: _finite(found.pop(name)) for name in self._metrics if name in found}
         item = {"task": self._task.name, "id": doc["id"], "score": 0.0}
         if self._task.kind == "multiple_choice":
             loglikelihoods = [value for value, _ in results]
-            choices = lm_task.doc_to_choice(doc)
+            choices = lm_task.choices(doc)
             item |= {
                 "answer": loglikelihoods.index(max(loglikelihoods)),
-                "gold": lm_task.doc_to_target(doc),
+                "gold": lm_task.gold(doc),
                 "loglikelihoods": loglikelihoods,
                 "lengths": [len(choice) for choice in choices],
                 "bytes": [len(choice.encode()) for choice in choices],
@@ -136,7 +135,7 @@ class Scorer:
             # A balanced accuracy or an F1 is a task's: its items are right or wrong.
             item["score"] = values.get(self._task.metric, own.get(self._task.metric, own["acc"]))
         else:
-            item |= {"answer": results[0], "gold": lm_task.doc_to_target(doc)}
+            item |= {"answer": results[0], "gold": lm_task.gold(doc)}
             item["score"] = values[self._task.metric]
         if values:
             item["values"] = values

@@ -7,7 +7,7 @@ import functools
 import io
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,9 @@ class LocalTask(ConfigurableTask):
         }
         self._cap = about.get("cap")
         self._may_lack_gold = about.get("may_lack_gold", False)
+        # By the row's identity: rows live as long as the task, and are not hashable.
+        self._golds: dict[int, Any] = {}
+        self._choices: dict[int, Any] = {}
         super().__init__(config=config)
         if pool and generator is not None:
             self.sampler = Shots(pool, generator, about.get("stratify"))
@@ -141,6 +144,31 @@ class LocalTask(ConfigurableTask):
         for instance in self._instances or ():
             instance.resps = []
             instance.filtered_resps = {}
+
+    def samples(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Yield each item's row and the model's answers to its requests, in the items' order."""
+        self.apply_filters()
+        by_item = defaultdict(list)
+        for instance in self.instances:
+            by_item[instance.doc_id].append(instance)
+        for _, instances in sorted(by_item.items()):
+            instances.sort(key=lambda instance: instance.idx)
+            for kind in instances[0].filtered_resps:
+                yield instances[0].doc, [one.filtered_resps[kind] for one in instances]
+
+    def gold(self, doc: Row) -> Any:
+        """Return an item's target; a template that says it is filled in once."""
+        return self._known(self._golds, doc, self.doc_to_target)
+
+    def choices(self, doc: Row) -> list[str]:
+        """Return an item's choices, likewise."""
+        return self._known(self._choices, doc, self.doc_to_choice)
+
+    @staticmethod
+    def _known(known: dict[int, Any], doc: Row, make: Callable[[Row], Any]) -> Any:
+        if id(doc) not in known:
+            known[id(doc)] = make(doc)
+        return known[id(doc)]
 
     def contents(self) -> list[tuple[str, str, str]]:
         """Return each item's id, prompt without shots, and right answer as text."""
@@ -163,7 +191,7 @@ class LocalTask(ConfigurableTask):
         if self.config.output_type != "multiple_choice":
             return
         for doc in self.dataset[self.config.test_split]:
-            gold, count = self.doc_to_target(doc), len(self.doc_to_choice(doc))
+            gold, count = self.gold(doc), len(self.choices(doc))
             whole = isinstance(gold, int) and not isinstance(gold, bool) and gold >= 0
             if not whole or (gold >= count and not self._may_lack_gold):
                 raise ValueError(f"item {doc['id']}: {gold!r} numbers none of its {count} choices")

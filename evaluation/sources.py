@@ -23,6 +23,7 @@ def evaluation_files(
     engine sqlite or postgres where they run SQL.
     """
     found = {"evaluation/harness.py", f"evaluation/backends/{backend}.py"}
+    found |= {"evaluation/backends/plain.py"} if backend == "hf" else set()
     for task in tasks:
         files = [task.definition.with_name(name) for name in ("suite.yaml", "functions.py")]
         # What describes a user's own task counts with its data.

@@ -157,7 +157,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: The file is not valid YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         problem = str(error).replace("\n", " ")
         raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None

@@ -45,6 +45,35 @@ def check_max_length(
         )
 
 
+def class_of(
+    backend: str, model: PreTrainedModel | Path | str, dtype: str, device: str
+) -> type[Backend]:
+    """Choose the class that serves a model.
+
+    Args:
+        backend: hf or vllm; small models of hf on the CPU have a quicker class.
+        model: The model or its folder.
+        dtype, device: As `HFBackend`.
+
+    Raises:
+        UserError: There is no such backend, or the folder is not a model.
+    """
+    # Imported here: each takes seconds, and vLLM may not be installed.
+    if backend == "hf":
+        from evaluation.backends.plain import PlainBackend, serves
+
+        if serves(model, dtype, device):
+            return PlainBackend
+        from evaluation.backends.hf import HFBackend
+
+        return HFBackend
+    if backend == "vllm":
+        from evaluation.backends.vllm import VLLMBackend
+
+        return VLLMBackend
+    raise UserError(f"no backend called {backend!r}{nearest(backend, BACKENDS)}")
+
+
 def open_backend(
     backend: str,
     model: PreTrainedModel | Path | str,
@@ -66,14 +95,9 @@ def open_backend(
     Raises:
         UserError: There is no such backend, vLLM is not installed, or the folder is not a model.
     """
-    # Imported here: each takes seconds, and vLLM may not be installed.
-    if backend == "hf":
-        from evaluation.backends.hf import HFBackend
-
-        return HFBackend(model, tokenizer, **settings)
+    found: Any = class_of(
+        backend, model, settings.get("dtype", "float32"), settings.get("device", "cpu")
+    )
     if backend == "vllm":
-        from evaluation.backends.vllm import VLLMBackend
-
         settings |= {"tensor_parallel": tensor_parallel, "data_parallel": data_parallel}
-        return VLLMBackend(model, tokenizer, **settings)
-    raise UserError(f"no backend called {backend!r}{nearest(backend, BACKENDS)}")
+    return found(model, tokenizer, **settings)

@@ -131,9 +131,17 @@ class Backend(abc.ABC):
     def _score(self, arranged: Any, count: int) -> list[tuple[float, bool]]:
         """Score `count` continuations that `_arrange` returned, in their first order."""
 
+    def _arrange_prompts(self, prompts: list[Prompt]) -> Any:
+        """Bring prompts into the form in which they are continued."""
+        return prompts
+
     @abc.abstractmethod
-    def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Continue prompts greedily; returns the tokens up to the end or a stop string."""
+    def _write(self, arranged: Any) -> list[list[int]]:
+        """Continue the prompts that `_arrange_prompts` was given, greedily, in their first order.
+
+        Returns:
+            The tokens up to the end or a stop string.
+        """
 
     def _keep(self, requests: Sequence[Instance], make: Callable[[], Any]) -> Any:
         """Return what was made for the same requests before, or make it."""
@@ -171,34 +179,36 @@ class Backend(abc.ABC):
 
     def _pairs(self, requests: Sequence[Instance]) -> list[Pair]:
         pairs = []
-        for request in requests:
-            try:
-                before, after = self._encoder.encode_pair(*request.args)
-                pairs.append(self._pair((request.task_name, request.doc_id), before, after))
-            except UserError as error:
-                raise self._in_task(request.task_name, error) from None
+        with self._encoder.knowing(request.args for request in requests):
+            for request in requests:
+                try:
+                    before, after = self._encoder.encode_pair(*request.args)
+                    pairs.append(self._pair((request.task_name, request.doc_id), before, after))
+                except UserError as error:
+                    raise self._in_task(request.task_name, error) from None
         return pairs
 
     def _prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
-        prompts = []
-        for request in requests:
-            text, given = request.args
-            settings = normalize_gen_kwargs(given, self.max_gen_toks)
-            limit = settings["max_gen_toks"]
-            if settings["do_sample"] or settings.get("num_beams", 1) != 1:
-                problem = "its answers are drawn at random or by beams; only greedy decoding"
-                raise self._in_task(request.task_name, f"{problem} is offered: do_sample: false")
-            if not 1 <= limit < self.window:
-                problem = f"max_gen_toks {limit} does not fit the window of {self.window} tokens"
-                raise self._in_task(request.task_name, f"{problem}: give 1 or more, and less")
-            tokens = self._encoder.encode_prompt(text)[-(self.window - limit) :]
-            try:
-                self._check_known(tokens)
-            except UserError as error:
-                raise self._in_task(request.task_name, error) from None
-            stops, past_end = tuple(settings["until"]), bool(settings.get("ignore_eos"))
-            prompts.append(Prompt(np.array(tokens, np.int32), stops, limit, past_end))
-        return prompts
+        with self._encoder.knowing((request.args[0], "") for request in requests):
+            return [self._prompt(request) for request in requests]
+
+    def _prompt(self, request: Instance) -> Prompt:
+        text, given = request.args
+        settings = normalize_gen_kwargs(given, self.max_gen_toks)
+        limit = settings["max_gen_toks"]
+        if settings["do_sample"] or settings.get("num_beams", 1) != 1:
+            problem = "its answers are drawn at random or by beams; only greedy decoding"
+            raise self._in_task(request.task_name, f"{problem} is offered: do_sample: false")
+        if not 1 <= limit < self.window:
+            problem = f"max_gen_toks {limit} does not fit the window of {self.window} tokens"
+            raise self._in_task(request.task_name, f"{problem}: give 1 or more, and less")
+        tokens = self._encoder.encode_prompt(text)[-(self.window - limit) :]
+        try:
+            self._check_known(tokens)
+        except UserError as error:
+            raise self._in_task(request.task_name, error) from None
+        stops, past_end = tuple(settings["until"]), bool(settings.get("ignore_eos"))
+        return Prompt(np.array(tokens, np.int32), stops, limit, past_end)
 
     def _in_task(self, task: str | None, problem: object) -> UserError:
         return UserError(f"model {self.model_name!r}, task {task}: {problem}")
@@ -270,9 +280,14 @@ class Backend(abc.ABC):
             UserError: A logit is NaN or infinite, or a request asks for sampling.
         """
         self.counted["requests"] += len(requests)
-        prompts = self._keep(requests, lambda: self._prompts(requests))
+
+        def make() -> tuple[list[Prompt], Any]:
+            prompts = self._prompts(requests)
+            return prompts, self._arrange_prompts(prompts)
+
+        prompts, arranged = self._keep(requests, make)
         try:
-            written = self._write(prompts)
+            written = self._write(arranged)
         except NotFinite as error:
             raise self._not_finite(requests[error.index].task_name) from None
         return [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from checkpoints.reading import Checkpoint
 from common.cost import count_mapped
 from evaluation.backends import trees
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
-from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
+from evaluation.backends.stops import Ending, Endings, end_tokens
+from evaluation.backends.tokenisation import CORRECTED, Rule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Implementations of attention that accept a mask of any shape; flash attention does not.
@@ -49,15 +49,6 @@ def load_model(
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
     return model.to(device).eval()
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """What ends an answer: a token, or a string, looked for after the tokens in `holding` alone."""
-
-    tokens: frozenset[int]
-    holding: frozenset[int]
-    strings: tuple[str, ...]
 
 
 class HFBackend(Backend, HFLM):
@@ -95,7 +86,7 @@ class HFBackend(Backend, HFLM):
             max_length=max_length,
             logits_cache=False,
         )
-        self._ends: dict[str, frozenset[int]] = {}
+        self._endings = Endings(tokenizer)
         self._prepare(rule, name)
 
     def _loaded(self, model: PreTrainedModel | Path | str) -> PreTrainedModel:
@@ -212,30 +203,6 @@ class HFBackend(Backend, HFLM):
             self.on_progress(len(chosen))
         return written
 
-    def _holding(self, character: str) -> frozenset[int]:
-        """List the tokens that may bring a character into a text."""
-        if character not in self._ends:
-            # A token's text depends on whether another one precedes it.
-            front = self.tokenizer.encode("a", add_special_tokens=False)[-1:]
-            length = len(self.tokenizer.decode(front))
-            pairs = [[*front, token] for token in range(len(self.tokenizer))]
-            texts = self.tokenizer.batch_decode(pairs)
-            # Characters beyond ASCII may be put together from tokens of single bytes.
-            parts = (character,) if character.isascii() else (character, "\ufffd")
-            self._ends[character] = frozenset(
-                token
-                for token, text in enumerate(texts)
-                if any(part in text[length:] for part in parts)
-            )
-        return self._ends[character]
-
-    def _ending(self, stops: tuple[str, ...], past_end: bool) -> _Ending:
-        tokens, strings = stop_tokens(self.tokenizer, stops, past_end)
-        more = None if past_end else self.model.generation_config.eos_token_id
-        tokens |= set(more if isinstance(more, list) else [] if more is None else [more])
-        holding = frozenset().union(*(self._holding(string[-1]) for string in strings))
-        return _Ending(frozenset(tokens), holding, tuple(strings))
-
     @torch.inference_mode()
     def _decode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Continue greedily, all rows together; a row leaves when its answer is complete."""
@@ -249,7 +216,8 @@ class HFBackend(Backend, HFLM):
         tokens, mask = tokens.to(device), mask.to(device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         kinds = {(prompt.stops, prompt.past_end) for prompt in prompts}
-        endings = {kind: self._ending(*kind) for kind in kinds}
+        ends = end_tokens(self.model.generation_config.eos_token_id)
+        endings = {kind: self._endings.ending(*kind, ends) for kind in kinds}
         cache = DynamicCache(config=self.model.config)
         answers: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
@@ -286,10 +254,9 @@ class HFBackend(Backend, HFLM):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             count = len(rows)
 
-    def _complete(self, answer: list[int], prompt: Prompt, ending: _Ending) -> bool:
+    def _complete(self, answer: list[int], prompt: Prompt, ending: Ending) -> bool:
         if len(answer) >= prompt.limit or answer[-1] in ending.tokens:
             return True
         if answer[-1] not in ending.holding:
             return False
-        text = self.tokenizer.decode(answer, skip_special_tokens=True)
-        return any(string in text for string in ending.strings)
+        return self._endings.said(answer, ending.strings)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _HOW = ("separate", "joint")
-# The choices of an item follow one another and share their context.
-_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,37 @@ class Encoder:
                 "and prompts need one; add one to its tokenizer_config.json"
             )
         self.prefix: int = known[0]
-        self.encode = functools.lru_cache(_REMEMBERED)(self._encode)
+        self._known: dict[str, list[int]] = {}
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Encode a text without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        if text not in self._known:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._known[text]
+
+    @contextlib.contextmanager
+    def knowing(self, requests: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """Encode what requests need at once, and keep it for the length of a `with` block.
+
+        Args:
+            requests: Contexts and continuations; a prompt's continuation is empty.
+        """
+        texts: dict[str, None] = {}
+        for context, continuation in requests:
+            joint = self.rule.how == "joint" and bool(context and continuation)
+            wanted = (
+                (context + continuation, context.rstrip()) if joint else (context, continuation)
+            )
+            texts |= dict.fromkeys(wanted)
+        # One by one, the calls would take longer than the work.
+        batch = (
+            self.tokenizer(list(texts), add_special_tokens=False) if texts else {"input_ids": []}
+        )
+        self._known = dict(zip(texts, batch["input_ids"], strict=True))
+        try:
+            yield
+        finally:
+            self._known = {}
 
     def _begun(self, text: str) -> list[int]:
         """Encode a text with BOS in front, unless the text already says it."""

@@ -130,7 +130,7 @@ def test_equal_results_give_equal_bytes_and_nothing_half_written(store, tmp_path
 
 
 def test_a_crash_loses_only_the_task_it_hit(world, tmp_path, monkeypatch):
-    from evaluation.backends.hf import HFBackend
+    from evaluation.backends.base import Backend
     from evaluation.harness import Harness
 
     tasks = ["bottle_ja8/xwino", "bottle_ja8/jsquad", "bottle_ja8/mgsm"]
@@ -145,13 +145,13 @@ def test_a_crash_loses_only_the_task_it_hit(world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     for kind in ("loglikelihood", "generate_until"):
-        plain = getattr(HFBackend, kind)
+        plain = getattr(Backend, kind)
 
         def spy(self, requests, *rest, plain=plain, **more):
             asked(requests)
             return plain(self, requests, *rest, **more)
 
-        monkeypatch.setattr(HFBackend, kind, spy)
+        monkeypatch.setattr(Backend, kind, spy)
     store, asked_tasks, crash = Store(tmp_path), [], True
     with pytest.raises(KeyboardInterrupt):
         evaluate("a", store)

@@ -47,17 +47,17 @@ def command(world: Path, model: Path, out: Path, store: Path) -> list[str]:
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """The tasks that a model was asked for."""
-    from evaluation.backends.hf import HFBackend
+    from evaluation.backends.base import Backend
 
     tasks: list[str] = []
     for kind in ("loglikelihood", "generate_until"):
-        plain = getattr(HFBackend, kind)
+        plain = getattr(Backend, kind)
 
         def spy(self, requests, *rest, plain=plain, **more):
             tasks.append(requests[0].task_name.removeprefix("bottle_ja8_"))
             return plain(self, requests, *rest, **more)
 
-        monkeypatch.setattr(HFBackend, kind, spy)
+        monkeypatch.setattr(Backend, kind, spy)
     return tasks
 
 
