@@ -255,14 +255,26 @@ def _columns(case: Case, marked: bool = False) -> list[_Column]:
     return columns
 
 
-def _groups(case: Case) -> list[str]:
-    """Say which rows of several worlds are told apart by their averages."""
+def _grouped(case: Case) -> list[list[tuple[Model, Score]]]:
+    """Divide the compared merges of several worlds into groups of near-ties."""
     merges = [model for model in case.models if model.kind == "merge" and model.best_of]
-    if not case.worlds or not merges:
+    return groups(merges, case.average) if case.worlds else []
+
+
+def near_ties(case: Case) -> list[str]:
+    """Return the labels of the merges that several worlds do not separate from the highest."""
+    first = [model.label for group in _grouped(case)[:1] for model, _ in group]
+    return first[1:]
+
+
+def _groups(case: Case) -> list[str]:
+    """Say which rows of several worlds are separated by their averages."""
+    found = _grouped(case)
+    if not found:
         return []
     named = "; ".join(
         f"({place}) {', '.join(f'{model.label} {number(score.value)}' for model, score in group)}"
-        for place, group in enumerate(groups(merges, case.average), 1)
+        for place, group in enumerate(found, 1)
     )
     return [
         f"Groups by Avg: {named}. The 95 % interval of the difference, paired within worlds, "

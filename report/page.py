@@ -14,7 +14,7 @@ from common.files import sha256_file, write_text
 from report import render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
-from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
+from report.case_table import case_grid, has_groups, more_grid, near_ties, table_title, tasks_grid
 from report.cost import costs, rows_grid, stages_grid
 from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
@@ -47,6 +47,11 @@ def _headline(experiment: Experiment) -> list[str]:
         line = f"{case.title}: {label} has the highest average, {value:.3f} ± {stderr:.3f}"
         if len(ranked) > 1:
             line += f"; next is {ranked[1][2]} with {ranked[1][0]:.3f} ± {ranked[1][1]:.3f}"
+        if tied := near_ties(case):
+            line += (
+                "; the 95 % interval of the difference, paired within worlds, does not separate "
+                f"{label} from {', '.join(tied)}"
+            )
         if others:
             value, stderr, label = others[0]
             line += f"; of the other methods, untuned, {label} with {value:.3f} ± {stderr:.3f}"
