@@ -46,6 +46,7 @@ def test_the_prior_is_that_from_which_variances_were_drawn():
     equal = generator.chisquare(2, 200) / 2
     common, scale = prior(list(equal), 2)
     assert common > 20 and scale == pytest.approx(1, rel=0.2)
+    assert prior([0.3] * 9, 2) == (math.inf, pytest.approx(0.3))  # luck that all rows share
     assert moderated([1.0, 2.0], 2) == ([1.0, 2.0], 2.0)  # two rows teach nothing
 
 
@@ -89,7 +90,8 @@ def test_the_error_is_that_of_a_hierarchical_bootstrap_and_of_the_truth():
             logs["ours"].append(math.log(found.stderr / true))
             logs["bootstrap"].append(math.log(again / true))
     mean = {name: np.mean(values) for name, values in squares.items()}
-    assert mean["ours"] == pytest.approx(mean["bootstrap"], rel=0.1)
+    assert mean["bootstrap"] == pytest.approx(mean["truth"], rel=0.2)
+    assert mean["ours"] == pytest.approx(mean["bootstrap"], rel=0.2)
     assert mean["ours"] == pytest.approx(mean["truth"], rel=0.15)
     assert mean["items"] < 0.6 * mean["truth"]  # what one world's error leaves out
     # It is as right on average, and much nearer the truth in the single row.
