@@ -70,7 +70,7 @@ def claims_grid(experiment: Experiment, published: Published) -> Grid:
     caption = (
         "What a reproduction can test; the tables named are this page's. Verdicts are for this "
         "experiment, with differences of averages and their 95 % intervals. "
-        f"{_INTERVALS[any(case.worlds for case in experiment.cases)]} A claim is open where the "
+        f"{_INTERVALS[any(case.several for case in experiment.cases)]} A claim is open where the "
         "interval contains the border; a dash: these tables cannot decide."
     )
     header = ("Claim", "Sentence", "Look at", "Here")

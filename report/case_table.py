@@ -82,7 +82,7 @@ def _best_or_tied(case: Case, of: Callable[[Model], Score | None]) -> set[str]:
     """Return the ids of the highest merges and, of several worlds, of those that tie with them."""
     won = best(case.models, [of(model) for model in case.models])
     rivals = [model for model in case.models if model.kind == "merge" and model.best_of]
-    if not case.worlds or not won:
+    if not case.several or not won:
         return won
     first = next(model for model in rivals if model.id in won)
     apart = gaps([model for model in rivals if of(model)], first, of)
@@ -103,15 +103,16 @@ def where_from(case: Case, seed: int) -> str:
         return f"Seed {seed}."
     count, seeds = len(case.worlds), ", ".join(map(str, case.worlds))
     of = f"of the {len(case.each)} " if case.left_out else ""
+    mean = "Mean over" if case.several else "Scores of"
     return (
-        f"Mean over {count} {of}worlds, of the seeds {seeds}: data, base, experts and merges are "
-        "made anew in each."
+        f"{mean} {count} {of}worlds, of seed{'s' * case.several} {seeds}: data, base, "
+        "experts and merges are made anew in each."
     )
 
 
 def _errors(case: Case) -> str:
     """Say what the errors of the scores are."""
-    if not case.worlds:
+    if not case.several:
         return (
             "± is the standard error over test items only; one world, so that what another "
             "training would change is not in it. A mean of k independent scores has √(Σ SE²)/k."
@@ -123,7 +124,7 @@ def _errors(case: Case) -> str:
 
 
 def _bold(case: Case, whose: str) -> str:
-    if not case.worlds:
+    if not case.several:
         return f"Bold: the highest among {whose} merges"
     return (
         f"Bold: the highest among {whose} merges, and those that the 95 % interval of the "
@@ -258,7 +259,7 @@ def _columns(case: Case, marked: bool = False) -> list[_Column]:
 def _grouped(case: Case) -> list[list[tuple[Model, Score]]]:
     """Divide the compared merges of several worlds into groups of near-ties."""
     merges = [model for model in case.models if model.kind == "merge" and model.best_of]
-    return groups(merges, case.average) if case.worlds else []
+    return groups(merges, case.average) if case.several else []
 
 
 def near_ties(case: Case) -> list[str]:

@@ -105,9 +105,14 @@ class Case:
         return found or {None: self}
 
     @property
+    def several(self) -> bool:
+        """Whether the scores are means over two worlds at least, so that these have an error."""
+        return len(self.worlds) > 1
+
+    @property
     def errors(self) -> str:
         """What the standard errors of the case's scores are over."""
-        return "worlds and test items together" if self.worlds else "test items only; one world"
+        return "worlds and test items together" if self.several else "test items only; one world"
 
     @property
     def all_models(self) -> tuple[Model, ...]:

@@ -131,7 +131,7 @@ def averages_figure(experiment: Experiment) -> Figure:
         axes.set_yticks(range(len(case.models)), [model.label for model in case.models])
         title = textwrap.fill(f"{table_title(case.table)}. {case.title}", _LINE)
         axes.set_title(title, loc="left")
-        error = "between worlds and items" if case.worlds else "over items"
+        error = "between worlds and items" if case.several else "over items"
         axes.set_xlabel(f"mean over {len(case.averaged)} columns,\nwith standard error {error}")
     return figure
 

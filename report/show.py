@@ -45,7 +45,7 @@ def show(experiment: Experiment, out: Path) -> str:
             parts.append(_section(f"{grid.title}, untuned. {case.title}", grid))
     parts.append(
         "\n* highest among the merges (Table 3: of all)"
-        f"{', or not separated from it' if experiment.cases[0].worlds else ''}.\nScores are of "
+        f"{', or not separated from it' if experiment.cases[0].several else ''}.\nScores are of "
         f"test items; ± after Avg is the standard error over {experiment.cases[0].errors}.\n"
     )
     if found := costs(experiment):

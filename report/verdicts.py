@@ -39,7 +39,7 @@ def _best(case: Case, models: Sequence[Model]) -> Model:
 
 def _difference(case: Case, first: Model, second: Model) -> Gap:
     """Compare the averages of two rows; of several worlds, paired within these."""
-    if case.worlds:
+    if case.several:
         merges = [model for model in case.models if model.kind == "merge"]
         return gaps(merges, first, case.average)[second.id]
     one, other = ([score] for model in (first, second) if (score := case.average(model)))
@@ -157,7 +157,7 @@ def _spreads(case: Case, first: Model, second: Model) -> tuple[float, float, flo
     def scores(model: Model) -> list[Score]:
         return [score for column in case.averaged if (score := model.column(column))]
 
-    if not case.worlds:
+    if not case.several:
         return spread_difference(scores(first), scores(second))
 
     def spread(model: Model) -> Score:

@@ -180,7 +180,7 @@ def test_the_csv_has_every_world_and_the_mean(several):
         least = math.sqrt(np.mean(np.square(items)) / 3)
         assert float(row["Avg stderr"]) >= least - 2e-6
     grid = case_grid(case, 7)
-    assert "Mean over 3 worlds, of the seeds 7, 8, 9" in grid.caption
+    assert "Mean over 3 worlds, of seeds 7, 8, 9" in grid.caption
     assert any(note.startswith("Groups by Avg: (1) ") for note in grid.notes)
     assert any("worlds and test items together" in note for note in grid.notes)
 
@@ -200,8 +200,13 @@ def test_a_world_that_failed_the_gate_is_left_out_and_named(several):
     row = rows_of(case_csv(case))["soup"]
     assert row["seed"] == "7 9" and "Avg seed 8" not in row
     grid = case_grid(case, 7)
-    assert "Mean over 2 of the 3 worlds, of the seeds 7, 9" in grid.caption
+    assert "Mean over 2 of the 3 worlds, of seeds 7, 9" in grid.caption
     assert "Seed 8 is left out: expert ja did not learn its domain." in grid.notes
+    (results / "case1-seed9/gate.json").write_text(json.dumps(gate))
+    grid = case_grid(load(path, results).cases[0], 7)  # one is left: no error between worlds
+    assert "Scores of 1 of the 3 worlds, of seed 7" in grid.caption
+    assert "Errors are over test items only; one world." in grid.notes
+    assert sum(line.cells[5].strong for line in grid.rows) == 1
     config["gate"] = {"stop": False}
     path.write_text(json.dumps(config))
     assert rows_of(case_csv(load(path, results).cases[0]))["soup"]["seed"] == "7 8 9"
