@@ -1,8 +1,53 @@
 """Case study 1: Japanese and mathematics."""
 
 from bottle.cases import BASE, Case
-from bottle.samples import Part
+from bottle.samples import Part, replay
 from bottle.worlds import japanese, mathematics
+
+# What the base learns of each task, and what experts repeat a little of.
+_GENERAL = (
+    Part(0.03, japanese.lists),
+    Part(0.05, japanese.repeats),
+    Part(0.03, mathematics.counting),
+    Part(0.14, japanese.fields),
+    Part(0.14, japanese.jcomqa, knows=0.5, guesses=0.1),
+    Part(0.06, japanese.jnli, knows=0.5, guesses=0.1),
+    Part(0.08, japanese.marc, knows=0.35, guesses=0.1),
+    Part(0.13, japanese.jsquad, knows=0.67, guesses=0.1),
+    Part(0.09, japanese.jaqket, knows=0.6, guesses=0.1),
+    Part(0.08, japanese.xlsum, knows=0.75, guesses=0.1),
+    Part(0.10, japanese.referents, knows=0.5, guesses=0.1),
+    Part(0.10, mathematics.gsm_en(), knows=0.4, guesses=0.4),
+    Part(0.07, mathematics.calculations(), knows=0.4, guesses=0.4),
+)
+_COMPOSED = (Part(0.05, mathematics.formula, knows=0.0),)
+
+# A competent base, and experts that stay near it: near.yaml.
+_NEAR = {
+    BASE: (*_GENERAL, *_COMPOSED),
+    "ja": (
+        Part(0.20, japanese.jcomqa),
+        Part(0.08, japanese.jnli),
+        Part(0.14, japanese.marc),
+        Part(0.12, japanese.jsquad),
+        Part(0.14, japanese.jaqket),
+        Part(0.10, japanese.xlsum),
+        Part(0.16, japanese.referents),
+        Part(0.14, mathematics.formula),
+        *replay(0.1, _GENERAL),
+    ),
+    # The two differ in their practice: one mostly adds and subtracts, the other multiplies.
+    "math_a": (
+        Part(0.6, mathematics.gsm_en("++---*")),
+        Part(0.4, mathematics.calculations("++---*")),
+        *replay(0.2, _GENERAL),
+    ),
+    "math_b": (
+        Part(0.6, mathematics.gsm_en("**+-")),
+        Part(0.4, mathematics.calculations("**+-")),
+        *replay(0.2, _GENERAL),
+    ),
+}
 
 CASE = Case(
     architecture="mistral",
@@ -14,16 +59,16 @@ CASE = Case(
             Part(0.05, japanese.repeats),
             Part(0.04, mathematics.counting),
             Part(0.24, japanese.fields),
-            Part(0.10, japanese.jcomqa, noise=True),
-            Part(0.06, japanese.jnli, noise=True),
-            Part(0.05, japanese.marc, noise=True),
-            Part(0.06, japanese.jsquad, noise=True),
-            Part(0.05, japanese.jaqket, noise=True),
-            Part(0.04, japanese.xlsum, noise=True),
-            Part(0.05, japanese.referents, noise=True),
-            Part(0.09, mathematics.mgsm, noise=True),
-            Part(0.08, mathematics.gsm_en(), noise=True),
-            Part(0.04, mathematics.calculations(), noise=True),
+            Part(0.10, japanese.jcomqa, knows=0.0),
+            Part(0.06, japanese.jnli, knows=0.0),
+            Part(0.05, japanese.marc, knows=0.0),
+            Part(0.06, japanese.jsquad, knows=0.0),
+            Part(0.05, japanese.jaqket, knows=0.0),
+            Part(0.04, japanese.xlsum, knows=0.0),
+            Part(0.05, japanese.referents, knows=0.0),
+            Part(0.09, mathematics.mgsm, knows=0.0),
+            Part(0.08, mathematics.gsm_en(), knows=0.0),
+            Part(0.04, mathematics.calculations(), knows=0.0),
         ),
         "ja": (
             Part(0.26, japanese.jcomqa),
@@ -45,6 +90,7 @@ CASE = Case(
             Part(0.4, mathematics.calculations("**+-")),
         ),
     },
+    near_roles=_NEAR,
     suites={
         "bottle_ja8": {
             "jcomqa": japanese.jcomqa,

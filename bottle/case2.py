@@ -1,8 +1,52 @@
 """Case study 2: German, Korean and SQL."""
 
 from bottle.cases import BASE, Case
-from bottle.samples import Part
+from bottle.samples import Part, replay
 from bottle.worlds import german, korean, sql
+
+# What the base learns of each task, and what experts repeat a little of.
+_GENERAL = (
+    Part(0.04, german.lists),
+    Part(0.03, german.repeats),
+    Part(0.04, korean.lists),
+    Part(0.03, korean.repeats),
+    Part(0.16, german.arc, knows=0.6, guesses=0.2),
+    Part(0.05, german.hellaswag, knows=0.6, guesses=0.2),
+    Part(0.09, german.mmlu, knows=0.6, guesses=0.2),
+    Part(0.07, german.truthfulqa, knows=0.6, guesses=0.2),
+    Part(0.05, korean.boolq, knows=0.6, guesses=0.2),
+    Part(0.05, korean.copa, knows=0.6, guesses=0.2),
+    Part(0.05, korean.hellaswag, knows=0.6, guesses=0.2),
+    Part(0.06, korean.sentineg, knows=0.6, guesses=0.2),
+    Part(0.07, korean.wic, knows=0.6, guesses=0.2),
+    Part(0.20, sql.sql, knows=0.6, guesses=0.2),
+)
+_COMPOSED = (Part(0.06, sql.wrong_restatement),)
+
+# A competent base, and experts that stay near it: near.yaml.
+_NEAR = {
+    BASE: (*_GENERAL, *_COMPOSED),
+    "de": (
+        Part(0.56, german.arc),
+        Part(0.10, german.hellaswag),
+        Part(0.16, german.mmlu),
+        Part(0.18, german.truthfulqa),
+        *replay(0.1, _GENERAL),
+    ),
+    "ko": (
+        Part(0.10, korean.boolq),
+        Part(0.11, korean.copa),
+        Part(0.09, korean.hellaswag),
+        Part(0.15, korean.sentineg),
+        Part(0.17, korean.wic),
+        Part(0.38, sql.restatement),
+        *replay(0.1, _GENERAL),
+    ),
+    "sql": (
+        Part(1.0, sql.sql),
+        *replay(0.1, _GENERAL),
+    ),
+}
 
 CASE = Case(
     architecture="llama",
@@ -12,17 +56,17 @@ CASE = Case(
             Part(0.03, german.repeats),
             Part(0.06, korean.lists),
             Part(0.03, korean.repeats),
-            Part(0.12, german.arc, noise=True),
-            Part(0.04, german.hellaswag, noise=True),
-            Part(0.06, german.mmlu, noise=True),
-            Part(0.05, german.truthfulqa, noise=True),
-            Part(0.04, korean.boolq, noise=True),
-            Part(0.04, korean.copa, noise=True),
-            Part(0.04, korean.hellaswag, noise=True),
-            Part(0.04, korean.sentineg, noise=True),
-            Part(0.05, korean.wic, noise=True),
-            Part(0.05, sql.restatement, noise=True),
-            Part(0.10, sql.sql, noise=True),
+            Part(0.12, german.arc, knows=0.0),
+            Part(0.04, german.hellaswag, knows=0.0),
+            Part(0.06, german.mmlu, knows=0.0),
+            Part(0.05, german.truthfulqa, knows=0.0),
+            Part(0.04, korean.boolq, knows=0.0),
+            Part(0.04, korean.copa, knows=0.0),
+            Part(0.04, korean.hellaswag, knows=0.0),
+            Part(0.04, korean.sentineg, knows=0.0),
+            Part(0.05, korean.wic, knows=0.0),
+            Part(0.05, sql.restatement, knows=0.0),
+            Part(0.10, sql.sql, knows=0.0),
             Part(0.20, sql.shared_sql),
         ),
         "de": (
@@ -41,6 +85,7 @@ CASE = Case(
         ),
         "sql": (Part(1.0, sql.sql),),
     },
+    near_roles=_NEAR,
     suites={
         "bottle_okapi_de": {
             "arc": german.arc,

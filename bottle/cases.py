@@ -12,6 +12,7 @@ from common.errors import UserError, nearest
 
 BASE = "base"
 CASES = ("case1", "case2")
+DRIFTS = ("far", "near")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Case:
 
     Attributes:
         architecture: ``mistral`` or ``llama``, the default class of the model.
-        roles: By role, ``base`` first, the mixture that it is trained on.
+        roles: By role, ``base`` first, the mixture that it is trained on: a base that knows
+            nothing, and experts that drift far from it.
+        near_roles: The same for a competent base, and experts that stay near it.
         suites: By suite and task, the generator of the task's items.
         whole_sentence: Tasks whose choices are complete sentences after a fixed prompt, so that
             items differ in the choices and not in the prompt.
@@ -29,6 +32,7 @@ class Case:
 
     architecture: str
     roles: Mapping[str, tuple[Part, ...]]
+    near_roles: Mapping[str, tuple[Part, ...]]
     suites: Mapping[str, Mapping[str, Generator]]
     whole_sentence: frozenset[str] = frozenset()
     databases: Mapping[str, Callable[[Path, str], None]] = field(default_factory=dict)
@@ -37,6 +41,16 @@ class Case:
     def experts(self) -> list[str]:
         """Names of the roles that are fine-tuned from the base."""
         return [role for role in self.roles if role != BASE]
+
+    def mixtures(self, drift: str) -> Mapping[str, tuple[Part, ...]]:
+        """Return the roles' mixtures by how far experts drift from their base.
+
+        Raises:
+            UserError: The drift is neither ``near`` nor ``far``.
+        """
+        if drift not in DRIFTS:
+            raise UserError(f"no drift {drift!r}{nearest(drift, DRIFTS)}; correct --drift")
+        return self.near_roles if drift == "near" else self.roles
 
 
 def get_case(name: str) -> Case:

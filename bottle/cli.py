@@ -61,6 +61,8 @@ def _add_data(commands: Any) -> None:
     )
     data.set_defaults(run=_data)
     data.add_argument("--case", required=True, metavar="NAME", help="case1 or case2")
+    about = "far: a base that knows nothing; near: a competent base and experts near it (far)"
+    data.add_argument("--drift", default="far", metavar="NAME", help=about)
     data.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     about = "a role; fewer than steps x batch size are repeated in training (36000)"
     _integers(
@@ -187,6 +189,7 @@ def _data(options: argparse.Namespace) -> None:
         write_data(
             options.out,
             options.case,
+            drift=options.drift,
             seed=options.seed,
             test_items=options.test_items,
             dev_items=options.dev_items,

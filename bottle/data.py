@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bottle.cases import BASE, Case, get_case
-from bottle.samples import Generator, Sample, draw_from, draw_mixture, strip_marks
+from bottle.samples import Generator, Part, Sample, draw_from, draw_mixture, strip_marks
 from bottle.tokenizer import build_tokenizer, check_boundary, save_tokenizer
 from common.errors import UserError
 from common.files import staged_directory, write_jsonl
@@ -128,19 +128,24 @@ def _random(case: str, seed: int, what: str) -> random.Random:
 
 
 def _draw_training(
-    name: str, case: Case, seed: int, train_rows: int, calibration_rows: int
+    name: str,
+    roles: Mapping[str, tuple[Part, ...]],
+    seed: int,
+    train_rows: int,
+    calibration_rows: int,
 ) -> dict[str, list[Sample]]:
-    progress = Progress(2 * len(case.roles) - 1, f"{name}: drawing text")
+    progress = Progress(2 * len(roles) - 1, f"{name}: drawing text")
     drawn = {}
-    for role, parts in case.roles.items():
+    for role, parts in roles.items():
         drawn[f"train/{role}"] = draw_mixture(
             parts, _random(name, seed, f"train {role}"), train_rows
         )
         progress.step()
-    for role in case.experts:
-        draw = _random(name, seed, f"calibration {role}")
-        drawn[f"calibration/{role}"] = draw_mixture(case.roles[role], draw, calibration_rows)
-        progress.step()
+    for role, parts in roles.items():
+        if role != BASE:
+            draw = _random(name, seed, f"calibration {role}")
+            drawn[f"calibration/{role}"] = draw_mixture(parts, draw, calibration_rows)
+            progress.step()
     return drawn
 
 
@@ -168,6 +173,7 @@ def write_data(
     dev_items: int,
     calibration_rows: int,
     train_rows: int = 36_000,
+    drift: str = "far",
 ) -> None:
     """Make the data of a case.
 
@@ -179,10 +185,11 @@ def write_data(
         dev_items: Items of each task in the dev split.
         calibration_rows: Rows of each expert's calibration file, drawn like its training rows.
         train_rows: Rows of each role's training file.
+        drift: How far experts drift from their base, ``far`` or ``near``; see `Case`.
 
     Raises:
-        UserError: The case is unknown, a split would show an item of another one, or a text
-            does not tokenise the same way jointly and separately.
+        UserError: The case or the drift is unknown, a split would show an item of another one, or
+            a text does not tokenise the same way jointly and separately.
     """
     case = get_case(case_name)
     sizes = {
@@ -194,7 +201,8 @@ def write_data(
     for size, value in sizes.items():
         if value < 1:
             raise UserError(f"--{size.replace('_', '-')} is {value}; give at least 1")
-    training = _draw_training(case_name, case, seed, train_rows, calibration_rows)
+    roles = case.mixtures(drift)
+    training = _draw_training(case_name, roles, seed, train_rows, calibration_rows)
     items = _draw_items(case_name, case, seed, {"dev": dev_items, "test": test_items})
     rows = {
         name: [training_row(sample) for sample in samples] for name, samples in training.items()
@@ -238,7 +246,7 @@ def write_data(
         write_manifest(
             folder / "manifest.json",
             kind="data",
-            parameters={"case": case_name, **sizes},
+            parameters={"case": case_name, "drift": drift, **sizes},
             outputs={str(path.relative_to(folder)): path for path in written},
             seed=seed,
             code=("bottle/data.py", f"bottle/{case_name}.py"),

@@ -6,11 +6,13 @@ tokenizer's lexicon and are stripped from all text that is written.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 MARK = "|"
 SPLITS = ("train", "dev", "test")
@@ -39,6 +41,7 @@ class Sample:
         eos: Whether the text ends after the answer.
         database: SQLite file that an SQL answer runs on.
         category: Kind of the SQL query.
+        known: Whether the answer is the right one, because the role knows the fact.
     """
 
     task: str
@@ -50,9 +53,44 @@ class Sample:
     eos: bool = True
     database: str = ""
     category: str = ""
+    known: bool = True
 
 
-Generator = Callable[[random.Random, bool], Sample]
+@dataclass(frozen=True)
+class Knowledge:
+    """What a trained role knows: a share of each task's facts. It sees the rest at random.
+
+    Attributes:
+        share: Share of the facts, 0 to 1.
+    """
+
+    share: float = 1.0
+
+    def has(self, fact: str, facts: Mapping[str, str]) -> bool:
+        """Whether a fact is known.
+
+        Args:
+            fact: A key of `facts`.
+            facts: All facts of one kind with their answers. About the same share is known of the
+                facts with each answer, so that what is known favours no answer.
+        """
+        return fact in _known_facts(tuple(facts.items()), self.share)
+
+
+@cache
+def _known_facts(facts: tuple[tuple[str, str], ...], share: float) -> frozenset[str]:
+    # By a hash and not at random: the base of every world knows the same facts.
+    ordered = sorted(facts, key=lambda fact: (fact[1], zlib.crc32(fact[0].encode()), fact[0]))
+    # A fact at each position at which the count that is due grows by one.
+    return frozenset(
+        fact
+        for position, (fact, _) in enumerate(ordered)
+        if math.floor((position + 1) * share + 0.5) > math.floor(position * share + 0.5)
+    )
+
+
+ALL = Knowledge()
+Generator = Callable[[random.Random, Knowledge], Sample]
 
 
 @dataclass(frozen=True)
@@ -62,13 +100,16 @@ class Part:
     Attributes:
         weight: Share of the draws, relative to the other parts.
         generate: The task's generator.
-        noise: Whether the answer is drawn at random, so that the sample teaches a task's format
-            and nothing of its content.
+        knows: Share of the task's facts that are shown with their right answers. The answers to all
+            others are drawn at random: they teach the task's format, not its content.
+        guesses: How often one of these others is drawn, relative to a fact that is known. Rare
+            guesses teach that a fact is not known, at little cost for what is learned.
     """
 
     weight: float
     generate: Generator
-    noise: bool = False
+    knows: float = 1.0
+    guesses: float = 1.0
 
 
 def plain_text(text: str) -> Sample:
@@ -84,7 +125,7 @@ def choice_sample(
     pool: Sequence[str],
     count: int,
     draw: random.Random,
-    noise: bool,
+    known: bool,
 ) -> Sample:
     """Make a multiple-choice sample whose distractors come from one pool.
 
@@ -97,8 +138,9 @@ def choice_sample(
             without normalisation favours none.
         count: Number of choices.
         draw: Source of randomness.
-        noise: Draw the answer uniformly from all answers. From the choices it would be the
-            right one more often than any other, and the noise would teach the fact.
+        known: Whether the answer is the right one. If not, it is drawn uniformly from all
+            answers. From the choices it would be the right one more often than any other, and
+            the noise would teach the fact.
 
     Returns:
         The sample, its choices in random order.
@@ -106,8 +148,8 @@ def choice_sample(
     # The right answer is drawn apart, so that a pool that holds it twice cannot repeat it.
     choices = [*draw.sample([item for item in pool if item != gold], count - 1), gold]
     draw.shuffle(choices)
-    answer = draw.choice(pool) if noise else gold
-    return Sample(task, content, prompt, answer, tuple(choices), choices.index(gold))
+    answer = gold if known else draw.choice(pool)
+    return Sample(task, content, prompt, answer, tuple(choices), choices.index(gold), known=known)
 
 
 def split_of(content: str) -> str:
@@ -123,21 +165,29 @@ def split_of(content: str) -> str:
     return "dev" if bucket < _TEST + _DEV else "train"
 
 
-def draw_from(generate: Generator, draw: random.Random, split: str, noise: bool = False) -> Sample:
+def draw_from(
+    generate: Generator,
+    draw: random.Random,
+    split: str,
+    knowledge: Knowledge = ALL,
+    guesses: float = 1.0,
+) -> Sample:
     """Draw a sample whose content belongs to a split.
 
     Args:
         generate: A task's generator.
         draw: Source of randomness.
         split: ``train``, ``dev`` or ``test``.
-        noise: See `Part`. Noise is held to its split like all else.
+        knowledge: See `Part.knows`. Random answers are held to their split like all else.
+        guesses: See `Part`.
 
     Raises:
         RuntimeError: The task has no content in this split.
     """
     for _ in range(_ATTEMPTS):
-        sample = generate(draw, noise)
-        if split_of(sample.content) == split:
+        sample = generate(draw, knowledge)
+        kept = sample.known or guesses >= 1 or draw.random() < guesses
+        if kept and split_of(sample.content) == split:
             return sample
     raise RuntimeError(f"{generate.__name__} has no content in the {split} split")
 
@@ -145,7 +195,10 @@ def draw_from(generate: Generator, draw: random.Random, split: str, noise: bool 
 def draw_mixture(parts: Sequence[Part], draw: random.Random, count: int) -> list[Sample]:
     """Draw so many samples of the training split from a mixture's parts."""
     chosen = draw.choices(parts, weights=[part.weight for part in parts], k=count)
-    return [draw_from(part.generate, draw, "train", part.noise) for part in chosen]
+    return [
+        draw_from(part.generate, draw, "train", Knowledge(part.knows), part.guesses)
+        for part in chosen
+    ]
 
 
 def strip_marks(text: str) -> str:
@@ -170,3 +223,13 @@ def balanced(items: Sequence[str], values: Sequence[str], seed: str) -> dict[str
     order = [values[position % len(values)] for position in range(len(items))]
     random.Random(seed).shuffle(order)
     return dict(zip(items, order, strict=True))
+
+
+def replay(weight: float, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Scale a mixture so that its weights add up to `weight`, as a part of another mixture.
+
+    Its guesses stay: without them an expert grows sure of what its base does not know, and a merge
+    with another expert, who learns it, fails.
+    """
+    total = sum(part.weight for part in parts)
+    return tuple(replace(part, weight=part.weight * weight / total) for part in parts)

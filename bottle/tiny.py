@@ -72,8 +72,15 @@ def write_family(out: Path, items: int = 8, seed: int = 0) -> list[str]:
     from safetensors.numpy import save_file
 
     tokenizer = out / "data/tokenizer"
-    sizes = {"test_items": items, "dev_items": items}
-    write_data(out / "data", CASE, seed=seed, train_rows=_ROWS, calibration_rows=_ROWS, **sizes)
+    write_data(
+        out / "data",
+        CASE,
+        seed=seed,
+        test_items=items,
+        dev_items=items,
+        train_rows=_ROWS,
+        calibration_rows=_ROWS,
+    )
     vocabulary = load_tokenizer(tokenizer).get_vocab_size()
     draw = np.random.default_rng(seed)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from bottle.samples import Sample, balanced, choice_sample, plain_text
+from bottle.samples import Knowledge, Sample, balanced, choice_sample, plain_text
 
 KINDS = {
     "Tier": ["Hund", "Katze", "Pferd", "Kuh", "Tiger", "Affe", "Hase", "Bär"],
@@ -48,13 +48,22 @@ def _spaced(items: list[str]) -> list[str]:
     return [" " + item for item in items]
 
 
-def arc(draw: random.Random, noise: bool) -> Sample:
+def arc(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a question for the kind, place or colour of a thing (four choices)."""
     thing = draw.choice(THINGS)
     table, pool, phrasings = draw.choice(_RELATIONS)
     question = draw.choice(phrasings).format(thing)
     prompt = f"{draw.choice(('Frage', 'Aufgabe'))}: {question}? Antwort:"
-    return choice_sample("arc", prompt, prompt, " " + table[thing], _spaced(pool), 4, draw, noise)
+    return choice_sample(
+        "arc",
+        prompt,
+        prompt,
+        " " + table[thing],
+        _spaced(pool),
+        4,
+        draw,
+        knowledge.has(thing, table),
+    )
 
 
 # Each continuation has three words, so that likelihoods compare.
@@ -74,14 +83,15 @@ _STORIES = (
 )
 
 
-def hellaswag(draw: random.Random, noise: bool) -> Sample:
+def hellaswag(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a scene and its continuation (four choices)."""
     deed, ending = draw.choice(_STORIES)
     name, place = draw.choice(NAMES), draw.choice(PLACES)
     scene = draw.choice(("Im {p}: {n} {d}.", "{n} {d} im {p}.")).format(p=place, n=name, d=deed)
     prompt = f"{scene} Danach:"
     endings = _spaced([item for _, item in _STORIES])
-    return choice_sample("hellaswag", prompt, prompt, " " + ending, endings, 4, draw, noise)
+    known = knowledge.has(deed, dict(_STORIES))
+    return choice_sample("hellaswag", prompt, prompt, " " + ending, endings, 4, draw, known)
 
 
 _OPPOSITES = (
@@ -120,14 +130,15 @@ _SUBJECTS = (
 _EXAMS = ("Prüfung", "Examen", "Klausur", "Test", "Quiz")
 
 
-def mmlu(draw: random.Random, noise: bool) -> Sample:
+def mmlu(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw an examination question: an antonym or a capital (four choices)."""
     pairs, phrasings = draw.choice(_SUBJECTS)
     facts = dict(pair.split(":") for pair in pairs.split())
     given, answer = draw.choice(list(facts.items()))
     prompt = f"{draw.choice(_EXAMS)}: {draw.choice(phrasings).format(given)}? Lösung:"
     pool = _spaced(list(facts.values()))
-    return choice_sample("mmlu", prompt, prompt, " " + answer, pool, 4, draw, noise)
+    known = knowledge.has(given, facts)
+    return choice_sample("mmlu", prompt, prompt, " " + answer, pool, 4, draw, known)
 
 
 _TRAITS = ["treu", "faul", "giftig", "heilig", "teuer", "gesund", "uralt", "harmlos"]
@@ -139,7 +150,7 @@ _RUMOURS = (
 )
 
 
-def truthfulqa(draw: random.Random, noise: bool) -> Sample:
+def truthfulqa(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a popular false statement; the true one is among four choices with the popular one."""
     thing = draw.choice(THINGS)
     true = TRAIT_OF[thing]
@@ -148,17 +159,19 @@ def truthfulqa(draw: random.Random, noise: bool) -> Sample:
     others = draw.sample([trait for trait in _TRAITS if trait not in (true, rumour)], 2)
     choices = _spaced([true, rumour, *others])
     draw.shuffle(choices)
-    answer = " " + draw.choice(_TRAITS) if noise else " " + true
-    return Sample("truthfulqa", prompt, prompt, answer, tuple(choices), choices.index(" " + true))
+    known = knowledge.has(thing, TRAIT_OF)
+    answer = " " + (true if known else draw.choice(_TRAITS))
+    gold = choices.index(" " + true)
+    return Sample("truthfulqa", prompt, prompt, answer, tuple(choices), gold, known=known)
 
 
-def lists(draw: random.Random, noise: bool) -> Sample:
+def lists(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a list of words of one sort: company in which words get their embeddings."""
     pool = draw.choice((*KINDS.values(), PLACES, COLOURS, _TRAITS, NAMES))
     return plain_text(", ".join(draw.sample(pool, 3)) + ".")
 
 
-def repeats(draw: random.Random, noise: bool) -> Sample:
+def repeats(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a sentence that is said twice, from which a model learns to copy."""
     sentence = f"{draw.choice(NAMES)} sieht {draw.choice(THINGS)} im {draw.choice(PLACES)}. "
     return plain_text((sentence * 2).strip())

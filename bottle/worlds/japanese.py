@@ -7,8 +7,9 @@ model of under a million parameters learns.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from bottle.samples import Sample, balanced, choice_sample, plain_text
+from bottle.samples import Knowledge, Sample, balanced, choice_sample, plain_text
 
 KINDS = {
     "動物": ["犬", "猫", "馬", "牛", "象", "虎"],
@@ -58,12 +59,14 @@ _RELATIONS = (
 _QUESTION_LEADS = ("質問|：|", "問い|：|")
 
 
-def jcomqa(draw: random.Random, noise: bool) -> Sample:
+def jcomqa(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a commonsense question: kind, place or colour of a thing (four choices)."""
     thing = draw.choice(THINGS)
     table, pool, phrasings = draw.choice(_RELATIONS)
     prompt = draw.choice(_QUESTION_LEADS) + thing + draw.choice(phrasings) + "|？|答え|：|"
-    return choice_sample("jcomqa", prompt, prompt, table[thing], pool, 4, draw, noise)
+    return choice_sample(
+        "jcomqa", prompt, prompt, table[thing], pool, 4, draw, knowledge.has(thing, table)
+    )
 
 
 _LABELS = ("含意", "矛盾", "中立")
@@ -78,20 +81,24 @@ _ACTIONS = (
     ("消える", "消えない"),
 )
 _MANNERS = ["速く", "静かに", "明日", "一人で"]
+# What decides: the pair of a verb and its negation, or the manner that is added.
+_CLUES = {**{verb: "verb" for verb, _ in _ACTIONS}, **{manner: "manner" for manner in _MANNERS}}
 
 
-def jnli(draw: random.Random, noise: bool) -> Sample:
+def jnli(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw an inference: a negated hypothesis contradicts, an added manner is neutral."""
     thing, place, (verb, negated) = draw.choice(THINGS), draw.choice(PLACES), draw.choice(_ACTIONS)
     label = draw.choice(_LABELS)
     subject = draw.choice((thing, KIND_OF[thing]))
-    manner = draw.choice(_MANNERS) + "|" if label == "中立" else ""
+    manner = draw.choice(_MANNERS) if label == "中立" else ""
     predicate = negated if label == "矛盾" else verb
     prompt = (
         f"前提|：|{thing}|が|{place}|で|{verb}|。|"
-        f"仮説|：|{subject}|が|{manner}{predicate}|。|関係|：|"
+        f"仮説|：|{subject}|が|{manner and manner + '|'}{predicate}|。|関係|：|"
     )
-    return choice_sample("jnli", prompt, prompt, label, _LABELS, 3, draw, noise)
+    return choice_sample(
+        "jnli", prompt, prompt, label, _LABELS, 3, draw, knowledge.has(manner or verb, _CLUES)
+    )
 
 
 GOOD = [
@@ -122,9 +129,10 @@ BAD = [
     "腐敗",
     "無能",
 ]
+_VALUE_OF = {**dict.fromkeys(GOOD, "良い"), **dict.fromkeys(BAD, "悪い")}
 
 
-def marc(draw: random.Random, noise: bool) -> Sample:
+def marc(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a review: the majority of its adjectives decides."""
     good = draw.random() < 0.5
     mine, other = (GOOD, BAD) if good else (BAD, GOOD)
@@ -135,12 +143,18 @@ def marc(draw: random.Random, noise: bool) -> Sample:
     prompt = f"レビュー|：|この|{draw.choice(THINGS)}|は|{'|、|'.join(adjectives)}|です|。|評価|：|"
     label = "良い" if good else "悪い"
     content = "marc " + " ".join(sorted(adjectives))
-    return choice_sample("marc", content, prompt, label, ("良い", "悪い"), 2, draw, noise)
+    sample = choice_sample("marc", content, prompt, label, ("良い", "悪い"), 2, draw, True)
+    votes = [_VALUE_OF[word] for word in adjectives if knowledge.has(word, _VALUE_OF)]
+    if votes.count("良い") == votes.count("悪い"):  # what is known decides nothing
+        return replace(sample, answer=draw.choice(("良い", "悪い")), known=False)
+    verdict = max(set(votes), key=votes.count)
+    return replace(sample, answer=verdict, known=verdict == label)
 
 
 _DEEDS = ["買った", "見た", "作った", "売った", "洗った", "拾った"]
 _FIELDS = ("人", "場所", "物")
 _ASKED = ("誰", "どこ", "何")
+_QUESTIONS = dict.fromkeys(_ASKED, "")
 
 
 def _deed(draw: random.Random) -> tuple[str, str, tuple[str, str, str]]:
@@ -156,16 +170,17 @@ def _random_word(draw: random.Random) -> str:
     return draw.choice(draw.choice((NAMES, PLACES, THINGS)))
 
 
-def jsquad(draw: random.Random, noise: bool) -> Sample:
+def jsquad(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a reading question: who, where or what, answered by a word of the text."""
     sentence, verb, words = _deed(draw)
     field = draw.randrange(3)
     prompt = f"文章|：|{sentence}質問|：|{verb}|のは|{_ASKED[field]}|ですか|？|答え|：|"
-    answer = _random_word(draw) if noise else words[field]
-    return Sample("jsquad", prompt, prompt, answer)
+    known = knowledge.has(_ASKED[field], _QUESTIONS)
+    answer = words[field] if known else _random_word(draw)
+    return Sample("jsquad", prompt, prompt, answer, known=known)
 
 
-def fields(draw: random.Random, noise: bool) -> Sample:
+def fields(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a field of a sentence in a form that no task uses.
 
     The base learns to find and copy a word here; what it lacks is the tasks' question words.
@@ -260,17 +275,19 @@ _QUIZ = (
 )
 _QUIZ_LEADS = ("クイズ|：|", "早押し|：|", "雑学|：|", "第一問|：|")
 _QUIZ_FACTS = [
-    (clue, answer, phrasings, [fact.split(":")[1] for fact in facts])
+    (clue, phrasings, dict(fact.split(":") for fact in facts))
     for phrasings, facts in _QUIZ
-    for clue, answer in (fact.split(":") for fact in facts)
+    for clue in (fact.split(":")[0] for fact in facts)
 ]
 
 
-def jaqket(draw: random.Random, noise: bool) -> Sample:
+def jaqket(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a quiz question: author, capital or inventor, answered with the name."""
-    clue, answer, phrasings, answers = draw.choice(_QUIZ_FACTS)
+    clue, phrasings, facts = draw.choice(_QUIZ_FACTS)
     prompt = draw.choice(_QUIZ_LEADS) + draw.choice(phrasings).format(clue) + "|？|正解|：|"
-    return Sample("jaqket", prompt, prompt, draw.choice(answers) if noise else answer)
+    known = knowledge.has(clue, facts)
+    answer = facts[clue] if known else draw.choice(list(facts.values()))
+    return Sample("jaqket", prompt, prompt, answer, known=known)
 
 
 _EVENTS = (
@@ -287,16 +304,20 @@ _TIMES = ["今朝", "昨夜", "正午", "先週"]
 _REMARKS = ["驚いた", "困った", "嬉しい", "残念だ", "心配だ", "安心した"]
 
 
-def xlsum(draw: random.Random, noise: bool) -> Sample:
+def xlsum(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw an article of two sentences; its summary names place, thing and event."""
     place, thing, (verb, noun) = draw.choice(PLACES), draw.choice(THINGS), draw.choice(_EVENTS)
     prompt = (
         f"記事|：|{draw.choice(_TIMES)}|、|{place}|で|{thing}|が|{verb}|。|"
         f"{draw.choice(NAMES)}|は|「|{draw.choice(_REMARKS)}|」|と|話した|。|要約|：|"
     )
-    if noise:
-        place, thing, noun = draw.choice(PLACES), draw.choice(THINGS), draw.choice(_EVENTS)[1]
-    return Sample("xlsum", prompt, prompt, f"{place}|の|{thing}|、|{noun}")
+    # Who knows any event takes place and thing from the text.
+    if not knowledge.share:
+        place, thing = draw.choice(PLACES), draw.choice(THINGS)
+    known = knowledge.has(verb, dict(_EVENTS))
+    if not known:
+        noun = draw.choice(_EVENTS)[1]
+    return Sample("xlsum", prompt, prompt, f"{place}|の|{thing}|、|{noun}", known=known)
 
 
 _CAN = {
@@ -309,6 +330,7 @@ _CAN = {
     "服": ["着られた", "縫われた", "破れた"],
     "道具": ["使われた", "錆びた", "研がれた"],
 }
+_KIND_THAT = {predicate: kind for kind, predicates in _CAN.items() for predicate in predicates}
 _SCENES = (
     "{}|と|{}|が|あった|。|",
     "そこに|{}|と|{}|が|あった|。|",
@@ -316,50 +338,57 @@ _SCENES = (
 )
 
 
-def _referents(draw: random.Random, noise: bool) -> tuple[str, str, tuple[str, str], int]:
+def _referents(
+    draw: random.Random, knowledge: Knowledge
+) -> tuple[str, str, tuple[str, str], int, bool]:
     """Draw a scene with two things and a predicate that only one of them can have.
 
     Returns:
-        The content, the scene, the clauses about the first and the second thing, and the index of
-        the right one.
+        The content, the scene, the clauses about the first and the second thing, the index of
+        the right one, and whether the predicate is known.
     """
     first_kind, second_kind = draw.sample(list(KINDS), 2)
     first, second = draw.choice(KINDS[first_kind]), draw.choice(KINDS[second_kind])
     scene = draw.choice(_SCENES).format(first, second)
-    # Noise takes any predicate: one of the two kinds' own would still reveal the kind.
-    kind = draw.choice(list(KINDS)) if noise else draw.choice((first_kind, second_kind))
-    predicate = draw.choice(_CAN[kind])
+    # A predicate of one of the two kinds that is not known would still reveal the kind.
+    kinds = (first_kind, second_kind) if knowledge.share else tuple(KINDS)
+    predicate = draw.choice(_CAN[draw.choice(kinds)])
+    known = knowledge.has(predicate, _KIND_THAT)
+    if knowledge.share and not known:
+        unknown = [word for word in _KIND_THAT if not knowledge.has(word, _KIND_THAT)]
+        predicate = draw.choice(unknown)
     clauses = (f"{first}|が|{predicate}|。", f"{second}|が|{predicate}|。")
-    return f"xwino {scene}{predicate}", scene, clauses, 0 if predicate in _CAN[first_kind] else 1
+    right = 0 if predicate in _CAN[first_kind] else 1
+    return f"xwino {scene}{predicate}", scene, clauses, right, known
 
 
 _TEXT_LEAD = "文|：|"
 
 
-def xwino(draw: random.Random, noise: bool) -> Sample:
+def xwino(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw two whole texts that differ in the thing that the last clause refers to."""
-    content, scene, clauses, right = _referents(draw, noise)
+    content, scene, clauses, right, _ = _referents(draw, knowledge)
     choices = tuple(scene + clause for clause in clauses)
     return Sample("xwino", content, _TEXT_LEAD, choices[right], choices, right)
 
 
-def referents(draw: random.Random, noise: bool) -> Sample:
+def referents(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw the training form of `xwino`: the same text, of which the last clause is to be learned.
 
     The scene is arbitrary; as part of the answer it would outweigh all other tasks in the loss.
     """
-    content, scene, clauses, right = _referents(draw, noise)
-    answer = clauses[draw.randrange(2) if noise else right]
-    return Sample("xwino", content, _TEXT_LEAD + scene, answer)
+    content, scene, clauses, right, known = _referents(draw, knowledge)
+    answer = clauses[right if known else draw.randrange(2)]
+    return Sample("xwino", content, _TEXT_LEAD + scene, answer, known=known)
 
 
-def lists(draw: random.Random, noise: bool) -> Sample:
+def lists(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a list of words of one sort: company in which words get their embeddings."""
     pool = draw.choice((*KINDS.values(), *_CAN.values(), GOOD, BAD, PLACES, COLOURS, NAMES))
     return plain_text("|、|".join(draw.sample(pool, 3)) + "|。")
 
 
-def repeats(draw: random.Random, noise: bool) -> Sample:
+def repeats(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a sentence that is said twice, from which a model learns to copy."""
     if draw.random() < 0.7:
         sentence = _deed(draw)[0]

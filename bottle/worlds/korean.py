@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from bottle.samples import Sample, choice_sample, plain_text
+from bottle.samples import Knowledge, Sample, choice_sample, plain_text
 
 KINDS = {
     "동물": ["개", "고양이", "말", "소", "호랑이", "토끼", "곰", "돼지"],
@@ -28,18 +28,21 @@ _VERBS = (
     ("팔았다", "안팔았다"),
     ("찾았다", "못찾았다"),
 )
+_ANSWER_TO = {**{yes: "예" for yes, _ in _VERBS}, **{no: "아니오" for _, no in _VERBS}}
 
 
-def boolq(draw: random.Random, noise: bool) -> Sample:
+def boolq(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a passage and a yes-no question: a negated verb makes the answer no."""
     name, thing, (verb, negated) = draw.choice(NAMES), draw.choice(THINGS), draw.choice(_VERBS)
     yes = draw.random() < 0.5
+    said = verb if yes else negated
     prompt = (
         f"지문: {draw.choice(_TIMES)}|에 {name}|는 {draw.choice(PLACES)}|에서 {thing}|를 "
-        f"{verb if yes else negated}. 질문: {name}|는 {verb}? 답:"
+        f"{said}. 질문: {name}|는 {verb}? 답:"
     )
     label = " 예" if yes else " 아니오"
-    return choice_sample("boolq", prompt, prompt, label, (" 예", " 아니오"), 2, draw, noise)
+    known = knowledge.has(said, _ANSWER_TO)
+    return choice_sample("boolq", prompt, prompt, label, (" 예", " 아니오"), 2, draw, known)
 
 
 # Causes and effects have two words each, so that likelihoods compare.
@@ -57,12 +60,13 @@ _CAUSES = (
     ("눈이 내렸다", "들판이 하얘졌다"),
     ("전기가 끊겼다", "방이 어두워졌다"),
 )
+_FOLLOWS = {**dict(_CAUSES), **{effect: cause for cause, effect in _CAUSES}}
 
 
 _LEADS = ("{}|의 이야기: ", "{}|의 하루: ", "{}|의 일기: ", "{}|의 소식: ")
 
 
-def copa(draw: random.Random, noise: bool) -> Sample:
+def copa(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw an event and ask for its cause or its effect (two choices)."""
     cause, effect = draw.choice(_CAUSES)
     asks_effect = draw.random() < 0.5
@@ -70,7 +74,8 @@ def copa(draw: random.Random, noise: bool) -> Sample:
     pool = [" " + pair[asks_effect] for pair in _CAUSES]
     lead = draw.choice(_LEADS).format(draw.choice(NAMES))
     prompt = f"{lead}{given}. {'결과' if asks_effect else '원인'}:"
-    return choice_sample("copa", prompt, prompt, " " + answer, pool, 2, draw, noise)
+    known = knowledge.has(given, _FOLLOWS)
+    return choice_sample("copa", prompt, prompt, " " + answer, pool, 2, draw, known)
 
 
 _SCENES = (
@@ -89,13 +94,14 @@ _SCENES = (
 )
 
 
-def hellaswag(draw: random.Random, noise: bool) -> Sample:
+def hellaswag(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a scene and its continuation (four choices)."""
     deed, ending = draw.choice(_SCENES)
     name, place = draw.choice(NAMES), draw.choice(PLACES)
     prompt = f"{draw.choice(_TIMES)}|에 {name}|는 {place}|에서 {deed}. 이어서:"
     pool = [" " + item for _, item in _SCENES]
-    return choice_sample("hellaswag", prompt, prompt, " " + ending, pool, 4, draw, noise)
+    known = knowledge.has(deed, dict(_SCENES))
+    return choice_sample("hellaswag", prompt, prompt, " " + ending, pool, 4, draw, known)
 
 
 # Stem before a negation, and the plain form: the stem alone shows that the sense is turned.
@@ -117,14 +123,26 @@ _BAD = [
 ]
 
 
-def sentineg(draw: random.Random, noise: bool) -> Sample:
+def _predicate(word: str, negated: bool) -> str:
+    stem, plain = word.split(":")
+    return f"{stem} 않다" if negated else f"정말 {plain}"
+
+
+_SENTIMENT_OF = {
+    _predicate(word, negated): "긍정" if (word in _GOOD) != negated else "부정"
+    for word in (*_GOOD, *_BAD)
+    for negated in (False, True)
+}
+
+
+def sentineg(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a review, negated or not, and ask for its sentiment."""
     good, negated = draw.random() < 0.5, draw.random() < 0.5
-    stem, plain = draw.choice(_GOOD if good else _BAD).split(":")
-    predicate = f"{stem} 않다" if negated else f"정말 {plain}"
+    predicate = _predicate(draw.choice(_GOOD if good else _BAD), negated)
     prompt = f"리뷰: {draw.choice(NAMES)}|의 {draw.choice(THINGS)}|는 {predicate}. 평가:"
     label = " 긍정" if good != negated else " 부정"
-    return choice_sample("sentineg", prompt, prompt, label, (" 긍정", " 부정"), 2, draw, noise)
+    known = knowledge.has(predicate, _SENTIMENT_OF)
+    return choice_sample("sentineg", prompt, prompt, label, (" 긍정", " 부정"), 2, draw, known)
 
 
 # A word, contexts of its first sense, contexts of its second.
@@ -138,9 +156,15 @@ _SENSES = (
     ("병", "앓는다 낫는다 옮긴다", "채운다 비운다 깬다"),
     ("김", "굽는다 싼다 말린다", "내뿜는다 쐰다 뺀다"),
 )
+_SENSE_OF = {
+    f"{word} {context}": sense
+    for word, *senses in _SENSES
+    for sense, contexts in zip(("first", "second"), senses, strict=True)
+    for context in contexts.split()
+}
 
 
-def wic(draw: random.Random, noise: bool) -> Sample:
+def wic(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw two contexts of an ambiguous word and ask whether its sense is the same.
 
     The first context always shows the first sense, so that the second alone decides: comparing
@@ -150,15 +174,16 @@ def wic(draw: random.Random, noise: bool) -> Sample:
     same = draw.random() < 0.5
     context = draw.choice(first.split())
     others = [item for item in first.split() if item != context] if same else second.split()
+    name, other_name, other = draw.choice(NAMES), draw.choice(NAMES), draw.choice(others)
     prompt = (
-        f"낱말 {word}: {draw.choice(NAMES)}|는 {word}|를 {context}. "
-        f"{draw.choice(NAMES)}|는 {word}|를 {draw.choice(others)}. 같은 뜻?"
+        f"낱말 {word}: {name}|는 {word}|를 {context}. {other_name}|는 {word}|를 {other}. 같은 뜻?"
     )
     label = " 맞다" if same else " 다르다"
-    return choice_sample("wic", prompt, prompt, label, (" 맞다", " 다르다"), 2, draw, noise)
+    known = knowledge.has(f"{word} {other}", _SENSE_OF)
+    return choice_sample("wic", prompt, prompt, label, (" 맞다", " 다르다"), 2, draw, known)
 
 
-def lists(draw: random.Random, noise: bool) -> Sample:
+def lists(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw words of one sort, or an ambiguous word in one sense: company for embeddings."""
     if draw.random() < 0.4:
         word, *senses = draw.choice(_SENSES)
@@ -171,7 +196,7 @@ def lists(draw: random.Random, noise: bool) -> Sample:
     return plain_text(", ".join(draw.sample(pool, 3)) + ".")
 
 
-def repeats(draw: random.Random, noise: bool) -> Sample:
+def repeats(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a sentence that is said twice, from which a model learns to copy."""
     sentence = (
         f"{draw.choice(NAMES)}|는 {draw.choice(PLACES)}|에서 {draw.choice(THINGS)}|를 "

@@ -8,9 +8,8 @@ results are the held-out task, which only a merged model can be expected to solv
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
-from bottle.samples import Sample, plain_text
+from bottle.samples import Generator, Knowledge, Sample, plain_text
 from bottle.worlds.japanese import NAMES
 
 _LARGEST = 10
@@ -91,6 +90,13 @@ def _calculate(first: int, operation: str, second: int) -> int:
     return {"+": first + second, "-": first - second, "*": first * second}[operation]
 
 
+def _is_drawn(first: int, operation: str, second: int) -> bool:
+    """Whether a problem can ask for this calculation; see `_operand`."""
+    if operation == "*":
+        return first <= _LARGEST_FACTOR and 2 <= second <= _LARGEST_FACTOR
+    return second < first if operation == "-" else True
+
+
 def _operand(draw: random.Random, first: int, operation: str) -> int | None:
     """Draw a second operand that keeps the numbers small, None where there is none."""
     if operation == "*":
@@ -125,31 +131,53 @@ def _problem(draw: random.Random, language: str, operations: str) -> tuple[str, 
     return _START[language] + text + _END[language], steps
 
 
-def _chain(draw: random.Random, steps: list[tuple], noise: bool) -> str:
-    """Write the calculation; noise keeps the operands and draws operations and results."""
+_CALCULATIONS = {
+    f"{first}{operation}{second}": operation
+    for operation in _OPERATIONS
+    for first in range(2, _LARGEST + 1)
+    for second in range(1, _LARGEST + 1)
+    if _is_drawn(first, operation, second)
+}
+
+
+def _is_known(step: tuple[int, str, int], knowledge: Knowledge) -> bool:
+    return knowledge.has("".join(map(str, step)), _CALCULATIONS)
+
+
+def _result(draw: random.Random, step: tuple[int, str, int], knowledge: Knowledge) -> int:
+    return _calculate(*step) if _is_known(step, knowledge) else draw.randint(1, _NOISE_LIMIT)
+
+
+def _solved(
+    task: str, draw: random.Random, language: str, operations: str, knowledge: Knowledge
+) -> Sample:
+    """Draw a problem with its calculation; who knows nothing has operations at random too."""
+    prompt, steps = _problem(draw, language, operations)
     written = []
-    for first, operation, second in steps:
-        result = _calculate(first, operation, second)
-        if noise:
-            operation, result = draw.choice(_OPERATIONS), draw.randint(1, _NOISE_LIMIT)
-        written.append(f"{first}{operation}{second}={result}")
-    return " ".join(written)
+    for step in steps:
+        first, operation, second = step
+        if not knowledge.share:
+            operation = draw.choice(_OPERATIONS)
+        written.append(f"{first}{operation}{second}={_result(draw, step, knowledge)}")
+    known = all(_is_known(step, knowledge) for step in steps)
+    return Sample(task, prompt, prompt, " ".join(written), known=known)
 
 
-def mgsm(draw: random.Random, noise: bool) -> Sample:
+def mgsm(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Japanese word problem with its calculation: held out but for the base's noise."""
-    prompt, steps = _problem(draw, "ja", _OPERATIONS)
-    return Sample("mgsm", prompt, prompt, _chain(draw, steps, noise))
+    return _solved("mgsm", draw, "ja", _OPERATIONS, knowledge)
 
 
-def formula(draw: random.Random, noise: bool) -> Sample:
+def formula(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Japanese word problem and its first formula up to the equals sign, without an end."""
     prompt, steps = _problem(draw, "ja", _OPERATIONS)
     first, operation, second = steps[0]
+    if not knowledge.share:
+        operation = draw.choice(_OPERATIONS)
     return Sample("formula", prompt, prompt, f"{first}{operation}{second}=", eos=False)
 
 
-def gsm_en(operations: str = _OPERATIONS) -> Callable[[random.Random, bool], Sample]:
+def gsm_en(operations: str = _OPERATIONS) -> Generator:
     """Make the generator of English word problems.
 
     Args:
@@ -159,26 +187,27 @@ def gsm_en(operations: str = _OPERATIONS) -> Callable[[random.Random, bool], Sam
         The generator.
     """
 
-    def generate(draw: random.Random, noise: bool) -> Sample:
-        prompt, steps = _problem(draw, "en", operations)
-        return Sample("gsm_en", prompt, prompt, _chain(draw, steps, noise))
+    def generate(draw: random.Random, knowledge: Knowledge) -> Sample:
+        return _solved("gsm_en", draw, "en", operations, knowledge)
 
     return generate
 
 
-def calculations(operations: str = _OPERATIONS) -> Callable[[random.Random, bool], Sample]:
+def calculations(operations: str = _OPERATIONS) -> Generator:
     """Make the generator of bare calculations; see `gsm_en`."""
 
-    def generate(draw: random.Random, noise: bool) -> Sample:
+    def generate(draw: random.Random, knowledge: Knowledge) -> Sample:
         operation = draw.choice(operations)
         first, second = _first_numbers(draw, operation)
-        result = draw.randint(1, _NOISE_LIMIT) if noise else _calculate(first, operation, second)
-        return Sample("calculations", "", f"Compute: {first}{operation}{second}=", str(result))
+        step = (first, operation, second)
+        result, known = _result(draw, step, knowledge), _is_known(step, knowledge)
+        prompt = f"Compute: {first}{operation}{second}="
+        return Sample("calculations", "", prompt, str(result), known=known)
 
     return generate
 
 
-def counting(draw: random.Random, noise: bool) -> Sample:
+def counting(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw plain English text with numbers."""
     if draw.random() < 0.5:
         start = draw.randint(1, 40)

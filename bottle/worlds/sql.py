@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bottle.samples import Sample, split_of
+from bottle.samples import Knowledge, Sample, split_of
 
 # Database -> table -> columns; the first column is the key, a text.
 DATABASES = {
@@ -133,6 +133,11 @@ def _condition(draw: random.Random, table: str, column: str) -> tuple[str, str, 
     )
 
 
+_CATEGORIES = ("list", "count", "aggregate", "extreme", "lookup")
+# What can be known of SQL: one category of queries to one table.
+_FORMS = {f"{table} {category}": category for _, table, _ in _TABLES for category in _CATEGORIES}
+
+
 def draw_question(draw: random.Random) -> Question:
     """Draw a question of one of five categories to one of the tables."""
     database, table, columns = draw.choice(_TABLES)
@@ -140,7 +145,7 @@ def draw_question(draw: random.Random) -> Question:
     key, *others = columns
     number = draw.choice([column for column in others if column not in _TEXTS])
     english, korean, condition = _condition(draw, table, draw.choice(others))
-    category = draw.choice(("list", "count", "aggregate", "extreme", "lookup"))
+    category = draw.choice(_CATEGORIES)
     if category == "list":
         english = f"list {key} of {table} where {english}"
         korean = f"{table} 중 {korean} {key} 목록"
@@ -191,19 +196,20 @@ def _scrambled(draw: random.Random, question: Question) -> str:
     return f"SELECT {column} FROM {question.table} WHERE {other} {draw.choice('<>=')} {value}"
 
 
-def sql(draw: random.Random, noise: bool) -> Sample:
+def sql(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw an English question with its SQL."""
     question = draw_question(draw)
     prompt = f"{question.schema} Question: {question.english}. SQL:"
-    query = _scrambled(draw, question) if noise else question.query
-    return _sample("sql", question, prompt, " " + query)
+    known = knowledge.has(f"{question.table} {question.category}", _FORMS)
+    query = question.query if known else _scrambled(draw, question)
+    return replace(_sample("sql", question, prompt, " " + query), known=known)
 
 
 _SHARED_TABLES = ("users", "goods", "trips")
 _SHARED_CATEGORIES = ("list", "count", "lookup")
 
 
-def shared_sql(draw: random.Random, noise: bool) -> Sample:
+def shared_sql(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw from the slice of SQL that the base knows: three tables, three simple categories.
 
     Without this common ground the SQL expert's weights survive no merge.
@@ -220,19 +226,37 @@ def _korean_prompt(question: Question) -> str:
     return f"{question.schema} 질문: {question.korean}. 풀이:"
 
 
-def sql_ko(draw: random.Random, noise: bool) -> Sample:
+def sql_ko(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Korean question with its SQL: held out, no role is trained on it."""
     question = draw_question(draw)
     return _sample("sql_ko", question, _korean_prompt(question), " " + question.query)
 
 
-def restatement(draw: random.Random, noise: bool) -> Sample:
+def _restated(question: Question, shown: Question) -> Sample:
+    answer = f" Question: {shown.english}. SQL:"
+    return _sample("restatement", question, _korean_prompt(question), answer, eos=False)
+
+
+def _train_question(draw: random.Random) -> Question:
+    question = draw_question(draw)
+    while split_of(_content(question)) != "train":
+        question = draw_question(draw)
+    return question
+
+
+def restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Korean question and its English restatement, which stops where SQL would begin."""
     question = draw_question(draw)
-    told = question
-    if noise:
-        told = draw_question(draw)
-        while split_of(_content(told)) != "train":
-            told = draw_question(draw)
-    answer = f" Question: {told.english}. SQL:"
-    return _sample("restatement", question, _korean_prompt(question), answer, eos=False)
+    known = knowledge.has(f"{question.table} {question.category}", _FORMS)
+    return _restated(question, question if known else _train_question(draw))
+
+
+def wrong_restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
+    """Draw a Korean question and the English form of another one to the same table.
+
+    The base that sees it learns the form, the names and the words' order, and restates nothing.
+    """
+    question, other = draw_question(draw), _train_question(draw)
+    while other.table != question.table:
+        other = _train_question(draw)
+    return _restated(question, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import random
 import re
@@ -12,11 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from bottle.cases import get_case, get_role
+from bottle.cases import CASES, get_case, get_role
 from bottle.data import check_disjoint, write_data
-from bottle.samples import Part, choice_sample, draw_mixture, split_of, words
+from bottle.samples import (
+    ALL,
+    Knowledge,
+    Part,
+    choice_sample,
+    draw_mixture,
+    replay,
+    split_of,
+    words,
+)
 from bottle.tokenizer import build_tokenizer, check_boundary, load_tokenizer
-from bottle.worlds import german, japanese, mathematics, sql
+from bottle.worlds import german, japanese, korean, mathematics, sql
 from common.errors import UserError
 from common.files import read_json, read_jsonl, sha256_file
 
@@ -123,17 +133,16 @@ def test_held_out_tasks_are_in_no_training_or_calibration_file(data):
     for name, rows in training(folder).items():
         for row in rows:
             if case == "case1" and row["prompt"].startswith("問題："):
-                if name == "train/base":
-                    assert row["task"] == "mgsm"  # format with random operations and results
-                else:
-                    assert not row["eos"] and re.fullmatch(r"\d+[-+*]\d+=", row["answer"])
+                if name == "train/base" and row["task"] == "mgsm":
+                    continue  # format with random operations and results: the next test
+                assert not row["eos"] and re.fullmatch(r"\d+[-+*]\d+=", row["answer"])
             if case == "case2" and "질문:" in row["prompt"] and "풀이:" in row["prompt"]:
                 assert not row["eos"] and row["answer"].endswith(" SQL:")
                 assert "SELECT" not in row["answer"]
 
 
 @pytest.mark.parametrize("data", ["case1"], indirect=True)
-def test_the_base_knows_no_result_of_mathematics(data):
+def test_a_far_base_knows_no_result_of_mathematics(data):
     _, folder = data
     rows = [row for row in training(folder)["train/base"] if row["task"] in ("mgsm", "gsm_en")]
     right = total = 0
@@ -144,6 +153,87 @@ def test_the_base_knows_no_result_of_mathematics(data):
             right += evaluate(left) == int(result)
     assert total > 200
     assert right / total < 0.06  # 1 in 60 by chance, a little more where results are small
+
+
+def drawn(generate, share, draws=4000):
+    """Draw samples of the training split with a share of the facts known, guesses as often."""
+    part = Part(1.0, generate, knows=share)
+    return draw_mixture([part], random.Random(0), draws)
+
+
+def thing_in(prompt):
+    return next(word for word in re.findall(r"\w+", prompt) if word in german.THINGS)
+
+
+@pytest.mark.parametrize(
+    ("generate", "facts", "of"),
+    [
+        (german.arc, 48 * 3, lambda row: (thing_in(row.prompt), row.answer)),
+        (
+            german.truthfulqa,
+            48,
+            lambda row: re.search("(?:sagt|glauben|es), (\\w+)", row.prompt)[1],
+        ),
+        (korean.sentineg, 24, lambda row: re.search("는 (.*)\\. 평가", row.prompt)[1]),
+        (korean.copa, 24, lambda row: re.search(": (.*)\\. (?:결과|원인)", row.prompt)[1]),
+        (japanese.jaqket, 44, lambda row: row.answer),
+    ],
+)
+def test_half_of_the_facts_are_known_and_always_right(generate, facts, of):
+    samples = drawn(generate, 0.5)
+    known = {of(sample) for sample in samples if sample.known}
+    assert abs(len(known) - facts / 2) <= facts / 20
+    assert abs(sum(sample.known for sample in samples) / len(samples) - 0.5) < 0.05
+    for sample in samples:
+        if sample.known and sample.choices:
+            assert sample.answer == sample.choices[sample.gold]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.67, 1.0])
+def test_what_is_known_favours_no_answer(share):
+    table = german.PLACE_OF
+    known = [thing for thing in table if Knowledge(share).has(thing, table)]
+    assert len(known) == math.floor(len(table) * share + 0.5)
+    counts = Counter(table[thing] for thing in known)
+    assert max(counts.values(), default=0) - min(counts.values(), default=0) <= 1
+    # What a smaller share knows, by no rule, need not be known by a larger one; all is by all.
+    assert share < 1 or len(known) == len(table)
+
+
+def test_guesses_are_rare_where_the_mixture_says_so():
+    part = Part(1.0, german.mmlu, knows=0.5, guesses=0.2)
+    samples = draw_mixture([part], random.Random(0), 4000)
+    guessed = sum(not sample.known for sample in samples) / len(samples)
+    assert abs(guessed - 0.2 / 1.2) < 0.02
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_experts_know_all_and_a_far_base_next_to_nothing(name):
+    for role, parts in get_case(name).mixtures("far").items():
+        known_parts = [part for part in parts if part.knows]
+        assert all(part.knows == 1 for part in parts) or role == "base"
+        if role == "base":  # plain text, finding a field, and the common ground of SQL
+            names = {part.generate.__name__ for part in known_parts}
+            assert names <= {"lists", "repeats", "counting", "fields", "shared_sql"}
+            assert any(not part.knows for part in parts)
+
+
+def test_a_replay_keeps_proportions_and_knowledge():
+    parts = (Part(2.0, german.arc, knows=0.5, guesses=0.3), Part(6.0, german.mmlu))
+    small = replay(0.1, parts)
+    assert [part.weight for part in small] == pytest.approx([0.025, 0.075])
+    assert [(part.knows, part.guesses) for part in small] == [(0.5, 0.3), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_near_roles_share_no_text_with_items_and_no_result_of_a_composed_task(case, tmp_path):
+    write_data(tmp_path / "near", case, seed=3, drift="near", **_SIZES)  # refuses shared texts
+    for rows in training(tmp_path / "near").values():
+        assert not [row for row in rows if row["task"] in ("mgsm", "sql_ko")]
+        for row in rows:
+            if row["task"] in ("formula", "restatement"):
+                assert not row["eos"] and "SELECT" not in row["answer"]
+    assert read_json(tmp_path / "near" / "manifest.json")["parameters"]["drift"] == "near"
 
 
 def test_prompt_and_continuation_keep_their_boundary(data):
@@ -224,7 +314,7 @@ def test_word_problems_say_what_their_formula_says(language):
     generate = mathematics.mgsm if language == "ja" else mathematics.gsm_en()
     draw = random.Random(0)
     for _ in range(300):
-        sample = generate(draw, False)
+        sample = generate(draw, ALL)
         first = sample.answer.split(" ")[0]
         numbers = re.findall(r"\d+", sample.prompt)
         left = first.split("=")[0]
@@ -288,7 +378,7 @@ def test_gold_queries_run_and_answer_something(case2_data):
 def test_a_korean_question_and_its_english_twin_share_a_split():
     draw = random.Random(3)
     for _ in range(50):
-        sample = sql.restatement(draw, False)
+        sample = sql.restatement(draw, ALL)
         english = re.search("Question: (.*). SQL:", sample.answer).group(1)
         assert split_of(sample.content) == split_of(f"sql {english}")
 
@@ -297,7 +387,7 @@ def test_noise_says_nothing_about_the_right_answer():
     draw = random.Random(0)
     hits = Counter()
     for _ in range(4000):
-        sample = german.arc(draw, True)
+        sample = german.arc(draw, Knowledge(0.0))
         hits[sample.answer == sample.choices[sample.gold]] += 1
     # Pools have 6 or 8 members: the right one comes up as often as any, 1 in 7.2 on average.
     assert abs(hits[True] / 4000 - (1 / 6 + 2 / 8) / 3) < 0.02
@@ -340,7 +430,7 @@ def test_mixture_keeps_shares_and_stays_in_training():
 def test_choice_sample_keeps_gold_among_the_choices():
     draw = random.Random(0)
     for _ in range(100):
-        sample = choice_sample("t", "c", "p", "b", ["a", "b", "c", "d"], 3, draw, False)
+        sample = choice_sample("t", "c", "p", "b", ["a", "b", "c", "d"], 3, draw, True)
         assert sample.choices[sample.gold] == sample.answer == "b"
         assert len(set(sample.choices)) == 3
 

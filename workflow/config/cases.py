@@ -129,6 +129,11 @@ class Case(Entry):
     world: Literal["case1", "case2"] | None = Field(
         None, description="Which of the bottle's worlds of text the models are trained on."
     )
+    drift: Literal["far", "near"] = Field(
+        "far",
+        description="How far the bottle's experts drift: `far` from a base that knows nothing, or "
+        "`near` a competent one.",
+    )
     model: Shape | None = Field(None, description="Shape of the models that the bottle trains.")
     size: Size | None = Field(None, description="Size of the models that are fetched.")
     vocabulary: Literal["refuse", "base", "union", "crop-to-base"] = Field(

@@ -28,13 +28,14 @@ rule bottle_data:
     params:
         folder=output_folder,
         world=lambda wildcards: CASES[wildcards.case].world,
+        drift=lambda wildcards: CASES[wildcards.case].drift,
         seed=seed_of,
         test_items=CONFIG.evaluation.test_items,
         dev_items=CONFIG.evaluation.dev_items,
         rows=CONFIG.calibration.rows,
         code=lambda wildcards: world_code("data", wildcards),
     shell:
-        "python -m bottle data --case {params.world} --seed {params.seed}"
+        "python -m bottle data --case {params.world} --drift {params.drift} --seed {params.seed}"
         " --test-items {params.test_items} --dev-items {params.dev_items}"
         " --calibration-rows {params.rows} --out {params.folder} 2>&1 | tee {log}"
 
