@@ -14,7 +14,6 @@ from common.cli import add_values, command_parser
 from common.errors import UserError
 from common.files import existing_above, write_json
 from evaluation.own_data import add_all, own_tasks
-from evaluation.own_tasks import read_tasks
 from evaluation.suites import check_items, load_suites, names, select
 from evaluation.summary import summary
 
@@ -160,7 +159,7 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
 
 def _suites(arguments: argparse.Namespace) -> list[str]:
     """Find what is evaluated, and refuse tasks without items."""
-    own = add_all(read_tasks(arguments.tasks), arguments.data) if arguments.tasks else []
+    own = add_all(arguments.tasks, arguments.data) if arguments.tasks else []
     suites = own if arguments.suites is None else names(arguments.suites)
     tasks = select(suites, arguments.fidelity, arguments.prompt, own_tasks(arguments.data))
     check_items(arguments.data, arguments.split, tasks)

@@ -9,7 +9,6 @@ from pathlib import Path
 from common.cli import command_parser
 from common.errors import UserError
 from evaluation.own_data import add_all
-from evaluation.own_tasks import read_tasks
 
 _EPILOG = """\
 examples:
@@ -39,5 +38,5 @@ def main(argv: Sequence[str]) -> int:
     if arguments.data.exists() and not arguments.data.is_dir():
         raise UserError(f"--data {arguments.data} is no folder; give one")
     path = Path("/dev/stdin") if arguments.file == "-" else Path(arguments.file)
-    add_all(read_tasks(path), arguments.data)
+    add_all(path, arguments.data)
     return 0

@@ -16,7 +16,7 @@ import yaml
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
-from evaluation.own_tasks import FewShot, OwnTask, parse
+from evaluation.own_tasks import FewShot, OwnTask, parse, read_tasks
 from evaluation.rows import AGGREGATIONS, COLUMNS, METRICS, row_fault
 from evaluation.suites import Task, items_file, pool_file
 
@@ -308,12 +308,17 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
     return contents
 
 
-def add_all(entries: Mapping[str, OwnTask], data: Path) -> list[str]:
-    """Put own tasks into a data folder, after a look at all of them; print counts, return names."""
-    for name, entry in entries.items():
-        read(name, entry)
-    for name, entry in entries.items():
-        rows = add(name, entry, data).rows
+def add_all(path: Path, data: Path) -> list[str]:
+    """Put a file's own tasks, after a look at all, into a data folder; return their names."""
+    entries = read_tasks(path)
+    try:
+        for name, entry in entries.items():
+            read(name, entry)
+        added = {name: add(name, entry, data) for name, entry in entries.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    for name, contents in added.items():
+        rows = contents.rows
         counts = ", ".join(f"{len(rows[role])} {role}" for role in ("test", "dev"))
         print(f"{name}: {counts} items in {data}", flush=True)
     return list(entries)

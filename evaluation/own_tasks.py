@@ -87,7 +87,8 @@ def _fault(name: str, error: ValidationError) -> str:
         key = place.pop()
         fields = (FewShot if "few_shot" in place else OwnTask).model_fields
         return f"unknown key {key!r} at {'.'.join(place)}{nearest(key, fields)}"
-    return f"{'.'.join(place)}: {first['msg'].removeprefix('Value error, ')}"
+    near = nearest(first["input"], COLUMNS) if first["type"] == "literal_error" else ""
+    return f"{'.'.join(place)}: {first['msg'].removeprefix('Value error, ')}{near}"
 
 
 def parse(tasks: Any) -> dict[str, OwnTask]:

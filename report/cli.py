@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from report.experiment import Experiment
 
 _EXAMPLES = """examples (R stands for results/bottle):
   python -m report tables  --config R/config.json --results R --out R/tables
@@ -13,17 +20,34 @@ _EXAMPLES = """examples (R stands for results/bottle):
       --tables R/tables --out R/report.html
   python -m report show    --config R/config.json --results R --out R
   python -m report results --config R/config.json --results R  # pages in docs/; without both: again
+  python -m report figures --kept docs/results/bottle.jsonl --out figures  # without a finished run
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
 A model without scores becomes a row that says so."""
 
 
+@contextlib.contextmanager
+def _experiment(given: argparse.Namespace) -> Iterator[Experiment]:
+    """Read the run that the options name: a results folder, or the scores kept of one."""
+    from report import kept, load
+
+    if not given.kept and not (given.config and given.results):
+        raise UserError("give --config and --results of a run, or --kept with a run's kept scores")
+    if not given.kept:
+        yield load.load(given.config, given.results)
+    elif not given.kept.exists():
+        raise UserError(f"--kept {given.kept}: no such file; docs/results holds those of docs")
+    else:
+        with kept.opened(given.kept) as experiment:
+            yield experiment
+
+
 def _tables(given: argparse.Namespace) -> None:
     from common.files import write_text
-    from report import cost, load, tables
+    from report import cost, tables
 
-    experiment = load.load(given.config, given.results)
-    written = tables.write(experiment, given.out)
-    found = cost.costs(experiment)
+    with _experiment(given) as experiment:
+        written = tables.write(experiment, given.out)
+        found = cost.costs(experiment)
     path = given.cost or given.out.parent / "cost.csv"
     if found:
         write_text(path, cost.cost_csv(found))
@@ -32,29 +56,30 @@ def _tables(given: argparse.Namespace) -> None:
 
 
 def _figures(given: argparse.Namespace) -> None:
-    from report import figures, load
+    from report import figures
 
-    written = figures.write(load.load(given.config, given.results), given.out)
+    with _experiment(given) as experiment:
+        written = figures.write(experiment, given.out)
     print(f"{len(written)} files of figures: {given.out}")
 
 
 def _page(given: argparse.Namespace) -> None:
-    from report import load, page, published
+    from report import page, published
 
-    experiment = load.load(given.config, given.results)
     paper = published.load(given.published)
-    page.write(experiment, given.figures, given.tables, paper, given.out)
+    with _experiment(given) as experiment:
+        page.write(experiment, given.figures, given.tables, paper, given.out)
     print(f"report: {given.out}")
 
 
 def _show(given: argparse.Namespace) -> None:
-    from report import load, show
+    from report import show
 
-    print(show.show(load.load(given.config, given.results), given.out), end="")
+    with _experiment(given) as experiment:
+        print(show.show(experiment, given.out), end="")
 
 
 def _results(given: argparse.Namespace) -> None:
-    from common.errors import UserError
     from report import docs
 
     if bool(given.config) != bool(given.results):
@@ -80,10 +105,9 @@ def main(arguments: Sequence[str]) -> int:
     def command(name: str, help: str, run: Callable, out: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
         made.set_defaults(run=run)
-        made.add_argument(
-            "--config", type=Path, required=True, help="the resolved configuration (config.json)"
-        )
-        made.add_argument("--results", type=Path, required=True, help="the results folder")
+        made.add_argument("--config", type=Path, help="the resolved configuration (config.json)")
+        made.add_argument("--results", type=Path, help="the results folder")
+        made.add_argument("--kept", type=Path, help="kept scores of a run, instead of these two")
         made.add_argument("--out", type=Path, required=True, help=out)
         made.add_argument("--threads", type=int, default=1, help="accepted and not needed")
         return made

@@ -47,6 +47,11 @@ def number(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
+def probability(value: float) -> str:
+    """Write a p-value with three decimals, ``<.001`` where it is smaller."""
+    return "<.001" if value < 0.0005 else number(value)
+
+
 def score_cell(score: Score | None, strong: bool = False) -> Cell:
     """Write a score with its standard error."""
     if score is None:

@@ -72,8 +72,8 @@ def pieces(path):
                 yield number, found[0]
 
 
-def read_by_people():
-    """Return every tracked file with prose, tests aside."""
+def tracked():
+    """Return the names of all files that git tracks or would take."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -82,11 +82,16 @@ def read_by_people():
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def read_by_people():
+    """Return every tracked file with prose, tests aside."""
     kinds = (".md", ".py", ".smk", ".yaml", ".yml")
-    for name in listed.stdout.split("\0"):
+    for name in tracked():
         path = ROOT / name
         wanted = path.suffix in kinds or path.name in ("Makefile", "Snakefile")
-        if wanted and path.is_file() and not path.is_symlink() and not name.startswith("tests/"):
+        if wanted and not path.is_symlink() and not name.startswith("tests/"):
             yield name
 
 

@@ -166,7 +166,8 @@ def main(arguments: Sequence[str]) -> int:
     from workflow import configuration, reference
 
     if given.command == "check":
-        print(f"{given.config}: in order: {configuration.load(given.config).summary}")
+        checked = configuration.load(given.config)
+        print(f"{given.config}: in order: {checked.summary}; output: results/{checked.name}")
         return 0
     if given.command == "schema":
         reference.write()

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.worlds import seeds_of
 from report import fields
 from report.experiment import Case
-from report.grid import Cell, Grid, Row, number
+from report.grid import Cell, Grid, Row, number, probability
 from report.load import load_case
 from report.paired import Difference, Stratum, compare
 from studies.ancestry.settings import WORLD
@@ -114,8 +114,11 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
 
 def _cells(difference: Difference) -> list[Cell]:
     low, high = (number(value) for value in (difference.low, difference.high))
-    p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
-    return [Cell(number(difference.value)), Cell(f"{low} to {high}"), Cell(p)]
+    return [
+        Cell(number(difference.value)),
+        Cell(f"{low} to {high}"),
+        Cell(probability(difference.p)),
+    ]
 
 
 def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> Grid:

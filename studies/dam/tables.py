@@ -8,7 +8,7 @@ from typing import Any
 from report import fields
 from report.averages import Spread, spread
 from report.experiment import Column
-from report.grid import MISSING, Cell, Grid, Row, number
+from report.grid import MISSING, Cell, Grid, Row, number, probability
 from report.paired import Difference, compare
 from studies.dam.load import Study, strata_of
 
@@ -71,11 +71,6 @@ def _chosen(study: Study, setting: str) -> str:
 def _signed(value: float) -> str:
     text = number(value)
     return text if text.startswith("-") else f"+{text}"
-
-
-def probability(value: float) -> str:
-    """Write a p-value with three decimals, ``<.001`` where it is smaller."""
-    return "<.001" if value < 0.0005 else number(value)
 
 
 def _row(study: Study, name: str, setting: str, found: Differences) -> Row:

@@ -181,6 +181,7 @@ def test_a_query_runs_on_the_database_that_came_with_it(world, database, tmp_pat
             "did you mean 'exact_match'",
         ),
         ({"mine/q": {"kind": "sql", "items": "x"}}, "databases"),
+        ({"mine/q": {"kind": "multi", "items": "x"}}, "kind: .*did you mean 'multiple_choice'"),
         (
             {"mine/q": {"kind": "generation", "items": "x", "few_shot": {"poll": "y", "count": 1}}},
             "few_shot.pool: Field required|unknown key 'poll'",
@@ -241,3 +242,6 @@ def test_the_command_takes_a_small_yaml_and_evaluates_it(world, tmp_path, capsys
     assert main([*given, "--suites", "mine/quiz", "--split", "dev"]) == 0
     assert main(["tasks", str(tmp_path / "quiz.yaml"), "--data", str(data)]) == 0
     assert "mine/quiz: " in capsys.readouterr().out
+    (tmp_path / "quiz.jsonl").unlink()
+    with pytest.raises(UserError, match=r"quiz\.yaml: tasks\.mine/quiz: no such file"):
+        main(["tasks", str(tmp_path / "quiz.yaml"), "--data", str(data)])

@@ -4,6 +4,9 @@ import json
 import re
 import shutil
 
+import pytest
+
+from common.errors import UserError
 from common.files import read_jsonl
 from common.worlds import folder_of, seeds_of
 from report import docs, kept, load, render, tables
@@ -86,17 +89,31 @@ def test_the_command_writes_page_index_figures_and_readme(small, tmp_path, capsy
     assert (tmp_path / "README.md").read_text() == readme
 
 
+def test_figures_and_tables_are_made_from_a_kept_run(small, tmp_path, capsys):
+    config, results, _ = small
+    given = ["--config", str(config), "--results", str(results)]
+    assert main(["tables", *given, "--out", str(tmp_path / "ours")]) == 0
+    kept.keep(config, results, tmp_path / "run.jsonl")
+    shutil.rmtree(results)
+    for command in ("tables", "figures"):
+        given = ["--kept", str(tmp_path / "run.jsonl"), "--out", str(tmp_path / command)]
+        assert main([command, *given]) == 0
+    table = (tmp_path / "ours/table1.csv").read_bytes()
+    assert (tmp_path / "tables/table1.csv").read_bytes() == table
+    assert (tmp_path / "figures/averages.png").stat().st_size > 10_000
+    for given, message in (
+        ([], "give --config and --results of a run, or --kept"),
+        (["--kept", str(tmp_path / "none.jsonl")], "none.jsonl: no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["tables", *given, "--out", str(tmp_path / "more")])
+
+
 def test_a_missing_figure_is_one_line(small, tmp_path):
     config, results, _ = small
     command = ["results", "--config", str(config), "--results", str(results)]
-    from common.errors import UserError
-
-    try:
+    with pytest.raises(UserError, match=r"averages\.png: no such figure; run `snakemake figures`"):
         main([*command, "--docs", str(tmp_path / "docs")])
-    except UserError as error:
-        assert "averages.png: no such figure; run `snakemake figures` first" in str(error)
-    else:
-        raise AssertionError("no error")
 
 
 def test_the_pages_and_readme_are_what_the_kept_runs_say():

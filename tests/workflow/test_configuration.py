@@ -234,6 +234,11 @@ def test_an_extending_file_says_only_what_differs(tmp_path):
             f"{{extends: {ROOT / 'config.yaml'}, methods: {{ties: {{labl: x}}}}}}",
             r"own\.yaml: unknown key 'labl' at methods\.ties \(did you mean 'label'",
         ),
+        (
+            f"{{extends: {ROOT / 'config.yaml'}, cases: {{case1: {{columns: "
+            "[{label: JNLI, tasks: [bottle_ja8/jnli]}]}}}",
+            "unknown task 'bottle_ja8/jcomqa' of .* your list replaces all columns",
+        ),
     ],
 )
 def test_a_mistake_in_an_extending_file_names_it(tmp_path, text, pattern):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import test_prose
+
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {
     "common": set(),
@@ -33,15 +35,7 @@ HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "matplotlib",
 
 
 def tracked():
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    return [ROOT / name for name in test_prose.tracked()]
 
 
 def room_of(module):

@@ -228,12 +228,13 @@ class Case(Entry):
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         self._check_items(where, tasks)
+        columns = "the case's columns (with 'extends', your list replaces all columns)"
         for expert, entry in self.experts.items():
             for task in entry.domain:
-                known(task, self.tasks, f"{where}.experts.{expert}", "task", "the case's columns")
+                known(task, self.tasks, f"{where}.experts.{expert}", "task", columns)
         averaged = _tasks_of(self.columns)
         for task in self.dev_tasks or ():
-            known(task, averaged, f"{where}.dev_tasks", "task", "the case's columns")
+            known(task, averaged, f"{where}.dev_tasks", "task", columns)
         if "base" in self.experts:
             raise UserError(f"{where}.experts: no expert can be called 'base'")
 
