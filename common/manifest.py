@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common import sources
+from common import numerics, sources
 from common.files import read_json, sha256_file, write_json
 
 NAME = "manifest.json"
@@ -77,6 +77,7 @@ def write_manifest(
         "seed": seed,
         "versions": library_versions(),
         "code": sources.version(code),
+        "numerics": numerics.record(),
     }
     if extra:
         manifest["extra"] = dict(extra)

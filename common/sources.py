@@ -32,6 +32,7 @@ NO_NUMBER = {
     "common/calling.py": "calls a command line and reports its errors",
     "common/cost.py": "measures what a step takes",
     "common/errors.py": "words messages",
+    "common/numerics.py": "says what the libraries may use; keys hold these settings",
     "common/manifest.py": "records what a result was made from",
     "common/progress.py": "shows how far a step is",
     "common/sources.py": "makes the keys",

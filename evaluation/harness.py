@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.reading import Checkpoint
-from common import sources
+from common import numerics, sources
 from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
 from common.manifest import NAME
@@ -386,6 +386,7 @@ class Harness:
                 evaluation_files([task], self.backend, self._settings["engine"])
             ),
             "day": day,
+            "numerics": numerics.setting(),
             "decoding": lm_task.config.generation_kwargs,
             "backend": self.backend,
             "seed": self.seed,

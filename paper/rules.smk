@@ -66,7 +66,7 @@ rule convert_pickles:
     params:
         model=lambda wildcards, input: folder_of(input[0]),
         folder=output_folder,
-        code=code("checkpoints/conversion.py"),
+        code=exact_code("checkpoints/conversion.py"),
     shell:
         "rm -rf {params.folder}; "
         "python -m checkpoints convert --model {params.model} --out {params.folder}"
@@ -123,7 +123,7 @@ rule calibrate:
         rows=CONFIG.calibration.rows,
         length=CONFIG.calibration.max_length,
         seed=seed_of,
-        code=code("paper/calibration/convert.py"),
+        code=exact_code("paper/calibration/convert.py"),
     shell:
         "python -m paper calibration --source {params.source} {params.columns} {params.eos}"
         " --rows {params.rows} --seed {params.seed} --tokenizer {params.base}"
@@ -154,7 +154,7 @@ rule benchmarks:
         ),
         source=options(CONFIG.hub.benchmark_options()),
         dev=lambda wildcards: options(CONFIG.dev_options(wildcards.case)),
-        code=lambda wildcards: code(
+        code=lambda wildcards: exact_code(
             *data_files(
                 task.partition("/")[0].partition(":")[0] for task in CASES[wildcards.case].tasks
             )

@@ -21,6 +21,7 @@ _EXAMPLES = """examples (R stands for results/bottle):
   python -m report show    --config R/config.json --results R --out R
   python -m report results --config R/config.json --results R  # pages in docs/; without both: again
   python -m report figures --kept docs/results/bottle.jsonl --out figures  # without a finished run
+  python -m report compare R OTHER --csv cells.csv
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
 A model without scores becomes a row that says so."""
 
@@ -89,6 +90,12 @@ def _results(given: argparse.Namespace) -> None:
     print("\n".join(map(str, docs.write(given.docs))))
 
 
+def _compare(given: argparse.Namespace) -> int:
+    from report import compare
+
+    return compare.compare(given.first, given.second, given.csv)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m report --help`."""
     from report.published import PAPER
@@ -131,6 +138,15 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument("--config", type=Path, help="configuration (config.json) of a run to keep")
     made.add_argument("--results", type=Path, help="results folder of that run")
     made.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    about = "compare the tables of two results folders, cell by cell"
+    more = (
+        ". The exit code is 0 where both have the same rows and columns and every cell agrees "
+        "within two of its combined errors, else 1; the other cells are named."
+    )
+    made = commands.add_parser("compare", help=about, description=about.capitalize() + more)
+    made.set_defaults(run=_compare)
+    made.add_argument("first", type=Path, metavar="RESULTS", help="folder of a finished run")
+    made.add_argument("second", type=Path, metavar="OTHER", help="folder of another one")
+    made.add_argument("--csv", type=Path, metavar="FILE", help="write all cells here")
     given = parser.parse_args(arguments)
-    given.run(given)
-    return 0
+    return given.run(given) or 0

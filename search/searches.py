@@ -11,7 +11,7 @@ from checkpoints.checking import check_compatible
 from checkpoints.devices import check_device
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.vocabulary import align
-from common import manifest, sources
+from common import manifest, numerics, sources
 from common.cli import json_list, pairs
 from common.cost import measure
 from common.errors import UserError
@@ -137,6 +137,7 @@ def _configuration(
         "seed": given.seed,
         "program": sources.version(_code(given)),
         "libraries": manifest.library_versions(),
+        "numerics": numerics.setting(),
     }
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import machine
+from common import machine, numerics
 from common.errors import UserError
 from common.warm import WORKFLOW, Worker, die_with_parent
 from studies import NAMES, about
@@ -92,6 +92,7 @@ def reproduce(
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         os.environ[WORKFLOW] = str(os.getpid())
+        os.environ.update(numerics.environment(resolved.numerics))
         profiled = _has_a_profile(extra)
         common = ["--configfile", str(config)]
         if not profiled or cores is not None:

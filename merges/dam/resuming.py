@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from common import numerics
 from common.errors import UserError
 from common.files import sha256_json, write_bytes
 
@@ -34,6 +35,7 @@ def training_key(request: WholeModelRequest, parameters: Parameters, sources: So
             "embeddings_and_norms": request.embeddings_and_norms,
             "seed": request.seed,
             "device": request.device,
+            "numerics": numerics.setting(),
             "parameters": vars(parameters),
         }
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from common import numerics
 from common.errors import UserError
 from common.worlds import folder_of, seeds_of
 from evaluation import own_data
@@ -39,6 +40,11 @@ class Experiment(Entry):
         "experts, merges, scores), and Tables 1 and 2 are means over them.",
     )
     seed: Seed | None = Field(None, description="The seed of the only world, in place of `seeds`.")
+    numerics: Literal["fast", "portable"] = Field(
+        "fast",
+        description="What the libraries may use of a processor: all of it, or what gives the same "
+        "bytes on every x86-64 processor with AVX2.",
+    )
     scores_from: str | None = Field(
         None,
         description="A results folder from whose scores tables and figures are made; nothing runs.",
@@ -162,6 +168,7 @@ class Experiment(Entry):
             self.ablation.check(self.cases, self.methods, self.resolve)
         if self.scores_from is None:
             self.evaluation.check()
+            self._check_numerics()
         hub.check(self.hub, self.cases, self.methods)
 
     def _check_seeds(self) -> None:
@@ -174,6 +181,19 @@ class Experiment(Entry):
                     f"seeds: cases.{name} has published checkpoints, which no seed makes anew, so "
                     "that there is one world; give one seed"
                 )
+
+    def _check_numerics(self) -> None:
+        """Refuse portable numerics where something other than transformers on the CPU computes."""
+        if self.numerics == numerics.FAST:
+            return
+        backends = {self.backend_of(c, m) for c in self.cases.values() for m in c.parents}
+        backends |= {row.backend or self.evaluation.backend for row in self.methods.values()}
+        other = [self.evaluation.device, *backends, self.evaluation.dtype]
+        if wrong := [name for name in other if name not in ("cpu", "hf", "float32")]:
+            raise UserError(
+                f"numerics: portable holds for float32 on the CPU with the backend hf, and "
+                f"evaluation has {wrong[0]!r}; set numerics: fast, or change it"
+            )
 
     def _check_row(self, name: str, row: Row, where: str) -> None:
         for chosen in row.cases or ():

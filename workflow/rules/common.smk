@@ -11,7 +11,7 @@ if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
 
-from common import sources, warm
+from common import numerics, sources, warm
 from common.errors import UserError
 from common.manifest import library_versions
 from evaluation import own_data
@@ -65,6 +65,8 @@ PARALLEL = " ".join(
     f"--{name.replace('_', '-')} {number}"
     for name, number in CONFIG.evaluation.scoring("tensor_parallel", "data_parallel").items()
 )
+# Read by the libraries when a job loads them.
+NUMERICS = numerics.environment(CONFIG.numerics)
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
@@ -74,7 +76,9 @@ shell.prefix(
     + (f"unset {warm.VARIABLE} {warm.WORKFLOW}; " if workflow.remote_exec else "")
     + f"export PYTHONPATH={shlex.quote(str(ROOT))} "
     f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
-    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1; "
+    "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1 "
+    + " ".join(f"{name}={shlex.quote(value)}" for name, value in NUMERICS.items())
+    + "; "
 )
 
 
@@ -106,12 +110,18 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-def code(*entries):
+def exact_code(*entries):
     """Hash of a job's entry points, imports included, and of the libraries' versions.
 
-    As a parameter it makes Snakemake run exactly the jobs whose code has changed.
+    As a parameter it makes Snakemake run exactly the jobs whose code has changed. For jobs that
+    only write texts or copy weights, which are the same on every processor.
     """
     return sources.version(entries) + json.dumps(library_versions())
+
+
+def code(*entries):
+    """`exact_code`, and the numerics of the experiment."""
+    return exact_code(*entries) + json.dumps(NUMERICS)
 
 
 def tasks_in(suites):

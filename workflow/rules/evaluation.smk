@@ -65,7 +65,7 @@ rule own_task:
     params:
         data=lambda wildcards, input: folder_of(input.data),
         entry=own_entry,
-        code=code("evaluation/own_data.py"),
+        code=exact_code("evaluation/own_data.py"),
     shell:
         "printf %s {params.entry} | python -m evaluation tasks - --data {params.data} 2>&1"
         " | tee {log}"

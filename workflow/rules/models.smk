@@ -12,7 +12,8 @@ def train_options(wildcards):
 
 def world_code(step, wildcards):
     """Code of making a case's data or of training on them, with its own generators alone."""
-    return code(f"bottle/{step}.py", f"bottle/{CASES[wildcards.case].world}.py")
+    coded = exact_code if step == "data" else code
+    return coded(f"bottle/{step}.py", f"bottle/{CASES[wildcards.case].world}.py")
 
 
 rule bottle_data:

@@ -1,0 +1,158 @@
+"""Compares the tables of two results folders: which cells agree within their printed errors."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError, reason_of
+from common.files import write_text
+from report import fields
+from report.grid import number
+
+_NAMES = ("case", "expert", "id", "column", "task")  # the fields that name a row
+# How a file titles a value and its error, in the order of preference.
+_ERRORS = (("{}", "{} stderr"), ("{} mean", "{} sd"), ("value", "stderr"))
+_HEADER = ("table", "row", "column", "first", "first error", "second", "second error", "errors")
+_SLACK = 1e-9  # of the files' six decimals
+
+Table = dict[tuple[str, str], tuple[str, str]]  # by row and column: value and error as written
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One cell of both folders.
+
+    Attributes:
+        row: The row's names, joined by a space.
+        column: The column's title.
+        first: Value and error in one folder, as the file has them; empty where there is none.
+        second: The same in the other.
+    """
+
+    row: str
+    column: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+
+    @property
+    def errors(self) -> float:
+        """How many combined errors separate the values; infinite where only one is there."""
+        if not (self.first[0] and self.second[0]):
+            return math.inf
+        apart = abs(float(self.first[0]) - float(self.second[0]))
+        combined = math.hypot(*(float(error or 0) for _, error in (self.first, self.second)))
+        if apart <= _SLACK:
+            return 0.0
+        return (apart - _SLACK) / combined if combined else math.inf
+
+
+def _columns(header: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
+    """Find the columns that hold a value with an error: by title, the names of both fields."""
+    found: dict[str, tuple[str, str]] = {}
+    for value, error in _ERRORS:
+        suffix = error.removeprefix("{}")
+        for field in header:
+            title = field.removesuffix(suffix)
+            if field.endswith(suffix) and value.format(title) in header and title != field:
+                found.setdefault(title or value, (value.format(title), field))
+    if not found:
+        raise UserError(f"{path}: no standard errors to compare by; make the tables again")
+    return found
+
+
+def _read(path: Path) -> Table:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            columns = _columns(rows.fieldnames or (), path)
+            table = {}
+            for row in rows:
+                name = " ".join(row[field] for field in _NAMES if row.get(field))
+                for title, (value, error) in columns.items():
+                    table[name, title] = (row[value] or "", row[error] or "")
+                    _ = [float(text) for text in table[name, title] if text]
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{path}: no table ({reason_of(error)}); make the tables again") from None
+    return table
+
+
+def read_tables(results: Path) -> dict[str, Table]:
+    """Read every table of a results folder that holds values with errors, by name.
+
+    Raises:
+        UserError: There are no tables, or one has no errors or is damaged.
+    """
+    paths = sorted((results / "tables").glob("*.csv"))
+    if not paths:
+        raise UserError(
+            f"{results}: no tables/*.csv; give the folder of a finished run (snakemake tables)"
+        )
+    return {path.stem: _read(path) for path in paths}
+
+
+def pairs(first: Table, second: Table) -> list[Pair]:
+    """Pair the cells of rows and columns that both tables have and at least one has filled."""
+    return [
+        Pair(*place, first[place], second[place])
+        for place in first
+        if place in second and (first[place][0] or second[place][0])
+    ]
+
+
+def _unshared(first: Mapping, second: Mapping, names: Sequence[Path]) -> Iterator[str]:
+    """Say which rows and columns only one of two tables has."""
+    for ours, theirs, name in ((first, second, names[0]), (second, first, names[1])):
+        for part, what in enumerate(("rows", "columns")):
+            others = {place[part] for place in theirs}
+            if only := dict.fromkeys(place[part] for place in ours if place[part] not in others):
+                yield f"{what} only in {name}: {', '.join(only)}"
+
+
+def _told(text: tuple[str, str]) -> str:
+    value, error = (number(float(part)) if part else "none" for part in text)
+    return f"{value} ± {error}"
+
+
+def compare(results: Path, other: Path, out: Path | None = None) -> int:
+    """Print how far the tables of two results folders agree.
+
+    Args:
+        results: One folder.
+        other: The other.
+        out: Gets all cells as CSV; None for no file.
+
+    Returns:
+        0 where both have the same rows and columns and all cells agree within two errors, else 1.
+
+    Raises:
+        UserError: A folder has no tables, or the two have no cell in common.
+    """
+    first, second = read_tables(results), read_tables(other)
+    code, written = 0, [_HEADER]
+    for name in dict.fromkeys([*first, *second]):
+        notes = list(_unshared(first.get(name, {}), second.get(name, {}), (results, other)))
+        cells = pairs(first.get(name, {}), second.get(name, {}))
+        one, two = (sum(cell.errors <= limit for cell in cells) for limit in (1, 2))
+        equal = sum(cell.first == cell.second for cell in cells)
+        print(
+            f"{name}: {len(cells)} cells: {one} agree within their combined error, {two} within "
+            f"two, {equal} are equal to the byte"
+        )
+        apart = [cell for cell in cells if cell.errors > 2]
+        for cell in apart:
+            told = f"{_told(cell.first)} and {_told(cell.second)}"
+            notes.append(f"{cell.row}, {cell.column}: {told} ({cell.errors:.1f} errors)")
+        print("".join(f"  {note}\n" for note in notes), end="")
+        code = code or int(bool(notes))
+        for cell in cells:
+            apart_by = fields.decimals(cell.errors)
+            written.append((name, cell.row, cell.column, *cell.first, *cell.second, apart_by))
+    if len(written) == 1:
+        raise UserError(f"{results} and {other} have no cell in common: other experiments")
+    if out:
+        write_text(out, fields.text(written))
+    return code
