@@ -153,8 +153,9 @@ class Decoder:
         """Attend within packed sequences; returns [queries, heads * size]."""
         found = queries.new_empty(len(queries), self._heads * self._size)
         for look in looks:
-            seen = (part[look.keys].transpose(1, 2) for part in (keys, values))
-            found[look.nodes] = self._attend(queries[look.queries], *seen, look.mask)[look.places]
+            own_keys, own_values = (part[look.keys].transpose(1, 2) for part in (keys, values))
+            attended = self._attend(queries[look.queries], own_keys, own_values, look.mask)
+            found[look.nodes] = attended[look.places]
         return found
 
     def _rest(self, layer: Mapping[str, Tensor], x: Tensor, attended: Tensor) -> Tensor:

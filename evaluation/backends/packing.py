@@ -96,13 +96,18 @@ def _pass(table: np.ndarray, lengths: np.ndarray, chosen: np.ndarray, read: np.n
     # What is not new is the node in the row above.
     rows = np.where(inside, np.maximum.accumulate(numbers, axis=0), 0)
     asked = np.unique(rows[read & inside])
-    tensors = (table[at, depths], depths, asked)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64))
+
     return Pass(
-        *(torch.from_numpy(array.astype(np.int64)) for array in tensors),
+        tensor(table[at, depths]),
+        tensor(depths),
+        tensor(asked),
         _looks(rows, at, depths),
         _looks(rows, at[asked], depths[asked]),
-        torch.from_numpy(rows),
-        torch.from_numpy(lengths.astype(np.int64)),
+        tensor(rows),
+        tensor(lengths),
         chosen,
     )
 
@@ -121,7 +126,7 @@ def pack(
     Yields:
         The passes; each sequence is in one.
     """
-    order = np.array(sorted(range(len(sequences)), key=sequences.__getitem__))
+    order = np.array(sorted(range(len(sequences)), key=lambda n: list(sequences[n])))
     lengths = np.array([len(sequences[n]) for n in order])
     table = np.full((len(order), lengths.max()), -1, dtype=np.int64)
     for row, n in enumerate(order):
