@@ -39,9 +39,9 @@ from common.warm import PRELOAD  # noqa: E402
 EXPERTS = ("ja", "math_a")
 # Training steps, rows that DAM learns from, items a task: few for equal bytes, more for the price.
 FEW, MORE = (4, 16, 6), (80, 480, 60)
-PRICED = ("training: base", "scoring", "search: parameter space")
-PRICED += tuple(
-    f"merge: {name}" for name in ("dam", "linear", "ties", "dare_ties", "tsv_m", "iso_c")
+PRICED = (
+    *("training: base", "scoring", "search: parameter space"),
+    *(f"merge: {name}" for name in ("dam", "linear", "ties", "dare_ties", "tsv_m", "iso_c")),
 )
 TASKS = "bottle_ja8/jcomqa,bottle_ja8/xlsum,bottle_gsm_en"
 # What a library may use, capped, which stands in for another processor.
@@ -95,7 +95,7 @@ def steps(
     rows = [f"{name}={data}/calibration/{name}.jsonl" for name in EXPERTS]
     from merges.engine import registry
 
-    variants = [(method, []) for method in registry.describe()]
+    variants: list[tuple[str, list[str]]] = [(method, []) for method in registry.describe()]
     variants += [(method, ["svd=exact"]) for method in ("tsv_m", "iso_c")]
     for method, chosen in variants:
         needs = registry.info(method).needs
