@@ -160,13 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--go-on", action="store_true", help=about)
     about = "in place of scores: the files that this command wrote for several worlds of a case; "
     about += "an error only if no world passed"
-    add_values(parser, "--worlds", type=Path, metavar="FILE", help=about)
+    add_values(parser, "--worlds", metavar="FILE", help=about)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser
 
 
 def _of_worlds(arguments: argparse.Namespace) -> int:
-    gates = {path.parent.name: read_json(path) for path in arguments.worlds}
+    gates = {path.parent.name: read_json(path) for path in map(Path, arguments.worlds)}
     result = check_worlds(gates)
     write_json(arguments.out, result)
     for name in result["failed"]:

@@ -54,6 +54,7 @@ OPTIONS = [
         "--expert",
         ["ja=ja.json:s/a,s/b", "math=math.json:s/c"],
     ),
+    ("evaluation.gate._parser", ["--out", "o"], "--worlds", ["a/gate.json", "b/gate.json"]),
 ]
 
 
