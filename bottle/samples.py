@@ -228,8 +228,8 @@ def balanced(items: Sequence[str], values: Sequence[str], seed: str) -> dict[str
 def replay(weight: float, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Scale a mixture so that its weights add up to `weight`, as a part of another mixture.
 
-    Its guesses stay: without them an expert grows sure of what its base does not know, and a merge
-    with another expert, who learns it, fails.
+    Its guesses stay. Without them an expert grows sure of wrong answers where its base was not,
+    and its merge with an expert that learned these facts gets them wrong.
     """
     total = sum(part.weight for part in parts)
     return tuple(replace(part, weight=part.weight * weight / total) for part in parts)

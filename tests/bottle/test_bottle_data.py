@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import operator
 import random
 import re
@@ -15,18 +14,9 @@ import pytest
 
 from bottle.cases import CASES, get_case, get_role
 from bottle.data import check_disjoint, write_data
-from bottle.samples import (
-    ALL,
-    Knowledge,
-    Part,
-    choice_sample,
-    draw_mixture,
-    replay,
-    split_of,
-    words,
-)
+from bottle.samples import ALL, Knowledge, Part, choice_sample, draw_mixture, split_of, words
 from bottle.tokenizer import build_tokenizer, check_boundary, load_tokenizer
-from bottle.worlds import german, japanese, korean, mathematics, sql
+from bottle.worlds import german, japanese, mathematics, sql
 from common.errors import UserError
 from common.files import read_json, read_jsonl, sha256_file
 
@@ -153,76 +143,6 @@ def test_a_far_base_knows_no_result_of_mathematics(data):
             right += evaluate(left) == int(result)
     assert total > 200
     assert right / total < 0.06  # 1 in 60 by chance, a little more where results are small
-
-
-def drawn(generate, share, draws=4000):
-    """Draw samples of the training split with a share of the facts known, guesses as often."""
-    part = Part(1.0, generate, knows=share)
-    return draw_mixture([part], random.Random(0), draws)
-
-
-def thing_in(prompt):
-    return next(word for word in re.findall(r"\w+", prompt) if word in german.THINGS)
-
-
-@pytest.mark.parametrize(
-    ("generate", "facts", "of"),
-    [
-        (german.arc, 48 * 3, lambda row: (thing_in(row.prompt), row.answer)),
-        (
-            german.truthfulqa,
-            48,
-            lambda row: re.search("(?:sagt|glauben|es), (\\w+)", row.prompt)[1],
-        ),
-        (korean.sentineg, 24, lambda row: re.search("는 (.*)\\. 평가", row.prompt)[1]),
-        (korean.copa, 24, lambda row: re.search(": (.*)\\. (?:결과|원인)", row.prompt)[1]),
-        (japanese.jaqket, 44, lambda row: row.answer),
-    ],
-)
-def test_half_of_the_facts_are_known_and_always_right(generate, facts, of):
-    samples = drawn(generate, 0.5)
-    known = {of(sample) for sample in samples if sample.known}
-    assert abs(len(known) - facts / 2) <= facts / 20
-    assert abs(sum(sample.known for sample in samples) / len(samples) - 0.5) < 0.05
-    for sample in samples:
-        if sample.known and sample.choices:
-            assert sample.answer == sample.choices[sample.gold]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.67, 1.0])
-def test_what_is_known_favours_no_answer(share):
-    table = german.PLACE_OF
-    known = [thing for thing in table if Knowledge(share).has(thing, table)]
-    assert len(known) == math.floor(len(table) * share + 0.5)
-    counts = Counter(table[thing] for thing in known)
-    assert max(counts.values(), default=0) - min(counts.values(), default=0) <= 1
-    # What a smaller share knows, by no rule, need not be known by a larger one; all is by all.
-    assert share < 1 or len(known) == len(table)
-
-
-def test_guesses_are_rare_where_the_mixture_says_so():
-    part = Part(1.0, german.mmlu, knows=0.5, guesses=0.2)
-    samples = draw_mixture([part], random.Random(0), 4000)
-    guessed = sum(not sample.known for sample in samples) / len(samples)
-    assert abs(guessed - 0.2 / 1.2) < 0.02
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_experts_know_all_and_a_far_base_next_to_nothing(name):
-    for role, parts in get_case(name).mixtures("far").items():
-        known_parts = [part for part in parts if part.knows]
-        assert all(part.knows == 1 for part in parts) or role == "base"
-        if role == "base":  # plain text, finding a field, and the common ground of SQL
-            names = {part.generate.__name__ for part in known_parts}
-            assert names <= {"lists", "repeats", "counting", "fields", "shared_sql"}
-            assert any(not part.knows for part in parts)
-
-
-def test_a_replay_keeps_proportions_and_knowledge():
-    parts = (Part(2.0, german.arc, knows=0.5, guesses=0.3), Part(6.0, german.mmlu))
-    small = replay(0.1, parts)
-    assert [part.weight for part in small] == pytest.approx([0.025, 0.075])
-    assert [(part.knows, part.guesses) for part in small] == [(0.5, 0.3), (1.0, 1.0)]
 
 
 @pytest.mark.parametrize("case", CASES)
