@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -293,7 +295,8 @@ def test_a_closed_harness_holds_no_model_and_can_go_on(world, tmp_path):
     write_items(tmp_path, ROW)
     one = harness(world, tmp_path, [TASK])
     first = one.evaluate_folder(world / "a", "a")
-    model = one._lm
+    weights = weakref.ref(one._lm._decoder)
     one.close()
-    assert model._model is None
+    gc.collect()
+    assert weights() is None
     assert one.evaluate_folder(world / "a", "a") == first
