@@ -33,6 +33,7 @@ NO_NUMBER = {
     "common/cost.py": "measures what a step takes",
     "common/errors.py": "words messages",
     "common/numerics.py": "says what the libraries may use; keys hold these settings",
+    "common/machine.py": "names the processor",
     "common/manifest.py": "records what a result was made from",
     "common/progress.py": "shows how far a step is",
     "common/sources.py": "makes the keys",
