@@ -29,7 +29,7 @@ A model without scores becomes a row that says so."""
 @contextlib.contextmanager
 def _experiment(given: argparse.Namespace) -> Iterator[Experiment]:
     """Read the run that the options name: a results folder, or the scores kept of one."""
-    from report import kept, load
+    from report import load
 
     if not given.kept and not (given.config and given.results):
         raise UserError("give --config and --results of a run, or --kept with a run's kept scores")
@@ -38,6 +38,8 @@ def _experiment(given: argparse.Namespace) -> Iterator[Experiment]:
     elif not given.kept.exists():
         raise UserError(f"--kept {given.kept}: no such file; docs/results holds those of docs")
     else:
+        from report import kept  # no step of the workflow reads kept scores
+
         with kept.opened(given.kept) as experiment:
             yield experiment
 
