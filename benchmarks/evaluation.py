@@ -247,19 +247,22 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
     from evaluation import harness as harnesses
+    from evaluation.backends import class_of, plain
     from evaluation.lm_task import LocalTask
 
+    folders = list(map(Path, models.split(",")))
+    # vLLM's module, or that of all models that hf serves without the quick class of small ones.
     module: Any = importlib.import_module(f"evaluation.backends.{backend}")
-    kind = module.HFBackend if backend == "hf" else module.VLLMBackend
+    kind: Any = class_of(backend, folders[0], "float32", device)
     spent["imports"] = clock() - begun
     parts = {"__init__": "reading models", "serve": "reading models"}
     parts |= {"_keep": "tokenising and arranging"}
     parts |= {"_score": "passes that score", "_write": "passes that write"}
-    for method, name in parts.items():
-        setattr(kind, method, timed(name, getattr(kind, method)))
+    for watched in {kind, getattr(module, "HFBackend", kind)}:
+        for method, name in parts.items():
+            setattr(watched, method, timed(name, getattr(watched, method)))
     build = timed("building requests", LocalTask.build_all_requests)
     LocalTask.build_all_requests = build  # type: ignore[method-assign]  # measured from outside
-    folders = list(map(Path, models.split(",")))
     harness = timed("items and definitions", harnesses.Harness)(
         Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device, backend=backend
     )
@@ -274,9 +277,11 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
         return scores["counted"]["tokens"], spent["passes that score"]
 
     # Twice more, so that both are warm: the second time every choice reads its full context, on
-    # hf in lm_eval's batches, without trees; on vLLM without its prefix cache.
+    # hf through transformers in lm_eval's batches; on vLLM without its prefix cache.
     together = again()
-    kind._grows_trees = lambda self: False
+    plain.serves = lambda *_: False
+    if backend == "hf":
+        module.HFBackend._grows_trees = lambda self: False
     module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
     alone = again()
     pairs = {"tokens": (together[0], alone[0]), "seconds": (together[1], alone[1])}

@@ -7,7 +7,8 @@ start) are scored twice: by the search itself, in memory; and each merged, writt
 a fresh `python -m evaluation`. Both must give the same scores. CPU seconds of the processes, on one
 thread; the time before a process's first candidate is a separate row. `ratio` says how many times
 better the first way is. `merge alone` times the merges of the candidates in memory, from mapped
-files, as in a search, and from files that are read.
+files, as in a search, and from files that are read. `scoring alone` compares the class of small
+models with transformers' forward pass.
 """
 
 from __future__ import annotations
@@ -96,6 +97,33 @@ def merging(case: Path, method: str, genomes: list[list[float]], mapped: bool) -
     return 1000 * least / len(genomes)
 
 
+def scoring(bench: Any, evaluations: list[Any], quick: bool) -> float:
+    """Return the CPU milliseconds in which a candidate is scored; its scores must be the same.
+
+    Args:
+        bench: The search's workbench.
+        evaluations: Candidates with their scores.
+        quick: Whether by the class of small models, or through transformers.
+    """
+    from evaluation.backends import plain
+
+    serves = plain.serves
+    plain.serves = serves if quick else lambda *_: False
+    recipe = bench.space.decode(evaluations[0].genome)
+    bench._allocated.become(bench.space, recipe)
+    bench._score(type(evaluations[0])(0, {}), bench._harness)  # arranges the items, for all
+    spent = 0.0
+    for evaluation in evaluations:
+        bench._allocated.become(bench.space, bench.space.decode(evaluation.genome))
+        again = type(evaluation)(evaluation.index, {})
+        began = time.process_time()
+        bench._score(again, bench._harness)
+        spent += time.process_time() - began
+        assert again.tasks == evaluation.tasks
+    plain.serves = serves
+    return 1000 * spent / len(evaluations)
+
+
 def compare(
     case: Path, method: str, suites: str, count: int, written: int, records: Records
 ) -> None:
@@ -168,6 +196,8 @@ def compare(
     genomes = [evaluation.genome for evaluation in history]
     mapped, read = (merging(case, method, genomes, way) for way in (True, False))
     records.add(f"{method}: merge alone", "CPU ms", mapped, read)
+    ours, other = (scoring(bench, history[:written], quick) for quick in (True, False))
+    records.add(f"{method}: scoring alone, through transformers", "CPU ms", ours, other)
     share = 100 * (whole - clock.spent["_score"]) / whole
     # As a ratio: how many times below the goal it stays.
     records.add(f"{method}: all but evaluation", "% of it", share, GOAL_SHARE, 1.0)

@@ -22,6 +22,18 @@ _GENERAL = (
 )
 _COMPOSED = (Part(0.05, mathematics.formula, knows=0.0),)
 
+# The two differ in their practice: one mostly adds and subtracts, the other multiplies.
+_MATHEMATICS = {
+    "math_a": (
+        Part(0.6, mathematics.gsm_en("++---*")),
+        Part(0.4, mathematics.calculations("++---*")),
+    ),
+    "math_b": (
+        Part(0.6, mathematics.gsm_en("**+-")),
+        Part(0.4, mathematics.calculations("**+-")),
+    ),
+}
+
 # A competent base, and experts that stay near it: near.yaml.
 _NEAR = {
     BASE: (*_GENERAL, *_COMPOSED),
@@ -36,17 +48,7 @@ _NEAR = {
         Part(0.14, mathematics.formula),
         *replay(0.1, _GENERAL),
     ),
-    # The two differ in their practice: one mostly adds and subtracts, the other multiplies.
-    "math_a": (
-        Part(0.6, mathematics.gsm_en("++---*")),
-        Part(0.4, mathematics.calculations("++---*")),
-        *replay(0.2, _GENERAL),
-    ),
-    "math_b": (
-        Part(0.6, mathematics.gsm_en("**+-")),
-        Part(0.4, mathematics.calculations("**+-")),
-        *replay(0.2, _GENERAL),
-    ),
+    **{name: (*parts, *replay(0.2, _GENERAL)) for name, parts in _MATHEMATICS.items()},
 }
 
 CASE = Case(
@@ -80,15 +82,7 @@ CASE = Case(
             Part(0.16, japanese.referents),
             Part(0.14, mathematics.formula),
         ),
-        # The two differ in their practice: one mostly adds and subtracts, the other multiplies.
-        "math_a": (
-            Part(0.6, mathematics.gsm_en("++---*")),
-            Part(0.4, mathematics.calculations("++---*")),
-        ),
-        "math_b": (
-            Part(0.6, mathematics.gsm_en("**+-")),
-            Part(0.4, mathematics.calculations("**+-")),
-        ),
+        **_MATHEMATICS,
     },
     near_roles=_NEAR,
     suites={

@@ -23,15 +23,12 @@ _GENERAL = (
 )
 _COMPOSED = (Part(0.06, sql.wrong_restatement),)
 
-# A competent base, and experts that stay near it: near.yaml.
-_NEAR = {
-    BASE: (*_GENERAL, *_COMPOSED),
+_EXPERTS = {
     "de": (
         Part(0.56, german.arc),
         Part(0.10, german.hellaswag),
         Part(0.16, german.mmlu),
         Part(0.18, german.truthfulqa),
-        *replay(0.1, _GENERAL),
     ),
     "ko": (
         Part(0.10, korean.boolq),
@@ -40,12 +37,8 @@ _NEAR = {
         Part(0.15, korean.sentineg),
         Part(0.17, korean.wic),
         Part(0.38, sql.restatement),
-        *replay(0.1, _GENERAL),
     ),
-    "sql": (
-        Part(1.0, sql.sql),
-        *replay(0.1, _GENERAL),
-    ),
+    "sql": (Part(1.0, sql.sql),),
 }
 
 CASE = Case(
@@ -69,23 +62,13 @@ CASE = Case(
             Part(0.10, sql.sql, knows=0.0),
             Part(0.20, sql.shared_sql),
         ),
-        "de": (
-            Part(0.56, german.arc),
-            Part(0.10, german.hellaswag),
-            Part(0.16, german.mmlu),
-            Part(0.18, german.truthfulqa),
-        ),
-        "ko": (
-            Part(0.10, korean.boolq),
-            Part(0.11, korean.copa),
-            Part(0.09, korean.hellaswag),
-            Part(0.15, korean.sentineg),
-            Part(0.17, korean.wic),
-            Part(0.38, sql.restatement),
-        ),
-        "sql": (Part(1.0, sql.sql),),
+        **_EXPERTS,
     },
-    near_roles=_NEAR,
+    # A competent base, and experts that stay near it: near.yaml.
+    near_roles={
+        BASE: (*_GENERAL, *_COMPOSED),
+        **{name: (*parts, *replay(0.1, _GENERAL)) for name, parts in _EXPERTS.items()},
+    },
     suites={
         "bottle_okapi_de": {
             "arc": german.arc,

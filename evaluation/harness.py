@@ -259,11 +259,20 @@ class Harness:
         self, model: PreTrainedModel | Path, name: str, weights: str | None, store: Store | None
     ) -> tuple[dict[str, Any], list[Item]]:
         torch.manual_seed(self.seed)
-        found = self._answers(model, name, weights, store)
         counted: dict[str, int] = {}
         entries, items = {}, []
+        served: Backend | None = None
+        # One task after another: a score then does not depend on what else is asked, and a run
+        # with a store that is killed loses only one.
         for task in self.tasks:
-            done = found[task.name]
+            key = {} if store is None else self._key(task, model, weights)
+            done = None if store is None else store.get(key)
+            if done is None:
+                # Loading may take minutes, and the store may have every task.
+                served = served or self._serve(model, name)
+                done = self._run(task, served)
+                if store is not None:
+                    store.put(key, done)
             for kind, amount in done["counted"].items():
                 counted[kind] = counted.get(kind, 0) + amount
             items += done["items"]
@@ -275,7 +284,7 @@ class Harness:
             "weights": weights,
             "split": self.split,
             "backend": self.backend,
-            "dtype": self._lm.dtype if self._lm else self._settings["dtype"],
+            "dtype": served.dtype if served else self._settings["dtype"],
             "seed": self.seed,
             "lm_eval": lm_eval.__version__,
             "tasks": entries,
@@ -284,26 +293,6 @@ class Harness:
         }
         bounds = {name: self._settings[name] for name in ("limit", "max_length")}
         return summary | {name: bound for name, bound in bounds.items() if bound}, items
-
-    def _answers(
-        self, model: PreTrainedModel | Path, name: str, weights: str | None, store: Store | None
-    ) -> dict[str, dict[str, Any]]:
-        """Return each task's records and counts, from the store or from the model."""
-        if store is None:
-            return self._run(self.tasks, self._serve(model, name))
-        found = {}
-        served: Backend | None = None
-        # One task after another, so that a run that is killed loses only one.
-        for task in self.tasks:
-            key = self._key(task, model, weights)
-            done = store.get(key)
-            if done is None:
-                # Loading may take minutes, and the store may have every task.
-                served = served or self._serve(model, name)
-                done = self._run([task], served)[task.name]
-                store.put(key, done)
-            found[task.name] = done
-        return found
 
     def _serve(self, model: PreTrainedModel | Path, name: str) -> Backend:
         dtype, device = self._settings["dtype"], self._device
@@ -325,44 +314,29 @@ class Harness:
         )
         return self._lm
 
-    def _run(self, tasks: Sequence[Task], lm: Backend) -> dict[str, dict[str, Any]]:
-        """Ask the model some tasks' items, those that are tokenised alike together."""
-        by_rule: dict[Rule, list[Task]] = {}
-        for task in tasks:
-            by_rule.setdefault(Rule(task.how, task.bos), []).append(task)
-        found = {}
-        for rule, group in by_rule.items():
-            before = dict(lm.counted)
-            lm.set_rule(rule)
-            self._ask(group, lm)
-            counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
-            counted["flops"] = 2 * lm.parameters * counted["tokens"]
-            for task in group:
-                lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
-                items = [scorer.record(lm_task, *sample) for sample in lm_task.samples()]
-                # Tasks that were asked together are counted together, with the first.
-                found[task.name] = {"items": items, "counted": counted}
-                counted = {}
-        return found
-
-    def _ask(self, tasks: Sequence[Task], lm: Backend) -> None:
-        """Have the model answer all requests of some tasks, as lm-eval's evaluator does."""
+    def _run(self, task: Task, lm: Backend) -> dict[str, Any]:
+        """Ask the model one task's items, as lm-eval's evaluator does."""
+        lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
+        lm.set_rule(Rule(task.how, task.bos))
+        try:
+            lm_task.build_all_requests(rank=0, world_size=1)
+        except _ROW_FAULTS as error:
+            raise self._unusable(task, error) from error
         by_kind: dict[str, list[Instance]] = {}
-        for task in tasks:
-            try:
-                self._lm_tasks[task.name].build_all_requests(rank=0, world_size=1)
-            except _ROW_FAULTS as error:
-                raise self._unusable(task, error) from error
-            for instance in self._lm_tasks[task.name].instances:
-                asked = by_kind.setdefault(instance.request_type, [])
-                asked += [instance] * (instance.repeats or 1)
+        for instance in lm_task.instances:
+            asked = by_kind.setdefault(instance.request_type, [])
+            asked += [instance] * (instance.repeats or 1)
         if self.bar is not None:
-            what = tasks[0].name if len(tasks) == 1 else f"{len(tasks)} tasks"
-            self.bar.start(what, sum(map(len, by_kind.values())))
+            self.bar.start(task.name, sum(map(len, by_kind.values())))
             lm.on_progress = self.bar.update
+        before = dict(lm.counted)
         for kind, asked in by_kind.items():
             for instance, answer in zip(asked, getattr(lm, kind)(asked), strict=True):
                 instance.resps.append(answer)
+        counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
+        counted["flops"] = 2 * lm.parameters * counted["tokens"]
+        items = [scorer.record(lm_task, *sample) for sample in lm_task.samples()]
+        return {"items": items, "counted": counted}
 
     def _key(self, task: Task, folder: Path, weights: str | None) -> dict[str, Any]:
         """Say all that a task's answers depend on."""

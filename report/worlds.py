@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import operator
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,8 @@ def prior(variances: Sequence[float], freedom: int) -> tuple[float, float]:
     if excess <= 0:
         # The plain mean, which is right as well where rows share a world's luck.
         return math.inf, math.fsum(variances) / len(variances)
-    half = (
-        0.5 + 1 / excess
-    )  # Newton's method for trigamma(half) = excess, which it never overshoots
+    # Newton's method for trigamma(half) = excess, which it never overshoots.
+    half = 0.5 + 1 / excess
     for _ in range(50):
         trigamma = float(polygamma(1, half))
         step = trigamma * (1 - trigamma / excess) / float(polygamma(2, half))
@@ -80,11 +80,6 @@ def moderated(variances: Sequence[float], freedom: int) -> tuple[list[float], fl
     return drawn, freedom + min(common, freedom)
 
 
-def _variance(values: Sequence[float]) -> float:
-    centre = math.fsum(values) / len(values)
-    return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
-
-
 def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
     """Average rows over worlds, with the standard error between worlds and items together.
 
@@ -102,7 +97,7 @@ def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
     drawn: dict[int, float] = {}
     for count in {count for count in counts if count > 1}:
         places = [place for place, many in enumerate(counts) if many == count]
-        values = [_variance([score.value for score in table[place]]) for place in places]
+        values = [statistics.variance([score.value for score in table[place]]) for place in places]
         drawn |= dict(zip(places, moderated(values, count - 1)[0], strict=True))
     found: list[Score | None] = []
     for place, scores in enumerate(table):
@@ -149,7 +144,9 @@ def gaps(
         rows = {id: values for id, values in differences.items() if len(values) == count}
         widths = [math.inf] * len(rows)
         if count > 1:
-            drawn, freedom = moderated([_variance(values) for values in rows.values()], count - 1)
+            drawn, freedom = moderated(
+                [statistics.variance(values) for values in rows.values()], count - 1
+            )
             quantile = float(t.ppf(0.975, freedom))
             widths = [quantile * math.sqrt(variance / count) for variance in drawn]
         for (id, values), width in zip(rows.items(), widths, strict=True):

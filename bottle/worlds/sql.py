@@ -248,7 +248,8 @@ def restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Korean question and its English restatement, which stops where SQL would begin."""
     question = draw_question(draw)
     known = knowledge.has(f"{question.table} {question.category}", _FORMS)
-    return _restated(question, question if known else _train_question(draw))
+    shown = question if known else _train_question(draw)
+    return replace(_restated(question, shown), known=known)
 
 
 def wrong_restatement(draw: random.Random, knowledge: Knowledge) -> Sample:

@@ -261,11 +261,11 @@ def test_a_run_cut_short_goes_on_with_the_task_it_was_at(ja8, tmp_path, capsys, 
     command += [f"--out={tmp_path / 'scores.json'}"]
     run, asked = Harness._run, []
 
-    def dies(self, tasks, backend):
-        asked.extend(task.id for task in tasks)
+    def dies(self, task, backend):
+        asked.append(task.id)
         if asked == ["jnli", "jsquad"]:
             raise MemoryError
-        return run(self, tasks, backend)
+        return run(self, task, backend)
 
     monkeypatch.setattr(Harness, "_run", dies)
     with pytest.raises(MemoryError):

@@ -70,7 +70,11 @@ def test_every_request_is_counted_once_on_the_bar(world):
     Harness(world / "data", names, "test", world / "tokenizer", batch_size=7, bar=counts).evaluate(
         load_model(world / "a")
     )
-    assert counts.tasks == {"3 tasks": [120 + 13 + 5] * 2}
+    assert counts.tasks == {
+        "bottle_ja8/jcomqa": [120, 120],
+        "bottle_ja8/jsquad": [13, 13],
+        "bottle_sql_eval/sql": [5, 5],
+    }
 
 
 def test_the_average_of_ja8_is_the_one_the_published_harness_reports():

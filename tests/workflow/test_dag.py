@@ -1,7 +1,6 @@
 """The whole experiment through real Snakemake, on settings so small that nothing is learned."""
 
 import csv
-import gzip
 import json
 import re
 import shutil
@@ -160,17 +159,11 @@ def test_a_store_changes_no_score_and_makes_nothing_run_again(project):
     assert set(project.planned()) == {"resolved_config", "make_tables", "make_figures", "make_page"}
     scores = project.results / "case1/scores/test/soup.json"
     items = scores.with_name("soup.items.jsonl.gz")
-    before, records = scores.read_bytes(), gzip.decompress(items.read_bytes()).decode()
-    number = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+    before = scores.read_bytes(), items.read_bytes()
     for _ in range(2):  # the second time from the store
         scores.unlink()
         project.snakemake(str(scores.relative_to(project.folder)), "--cores", "1")
-        assert scores.read_bytes() == before
-        # Task by task, log-likelihoods round otherwise than all tasks together.
-        found = gzip.decompress(items.read_bytes()).decode()
-        assert number.sub("", found) == number.sub("", records)
-        given = [[float(n) for n in number.findall(text)] for text in (found, records)]
-        assert given[0] == pytest.approx(given[1], abs=1e-4)
+        assert (scores.read_bytes(), items.read_bytes()) == before
         kept = sorted((project.results / "store").iterdir())
         assert len(kept) == 9  # the case's tasks
     assert json.loads(scores.with_name("soup.cost.json").read_text())["counted"]["tokens"] > 0
