@@ -12,6 +12,7 @@ import torch
 from common.errors import UserError
 from evaluation.backends import open_backend
 from evaluation.backends.tokenisation import CORRECTED, PUBLISHED, Encoder, Rule
+from tests.evaluation.plain_forward import WINDOW, plain_score
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +23,6 @@ def libraries():
     from evaluation.backends.hf import HFBackend, load_model
 
 
-WINDOW = 96
 KINDS = ["mistral", "sliding", "mixed", "learned", "alibi"]
 
 
@@ -97,16 +97,6 @@ def raw(folders):
 @pytest.fixture(scope="module")
 def backend(folders, tokenizer) -> HFBackend:
     return HFBackend(folders["mistral"], tokenizer, batch_size=8)
-
-
-@torch.no_grad()
-def plain_score(model, before: list[int], after: list[int]) -> tuple[float, bool]:
-    """One sequence, cut on the left, no batch, no sharing, float64."""
-    sequence = (before + after)[-(WINDOW + 1) :]
-    logprobs = model(torch.tensor([sequence[:-1]])).logits[0].double().log_softmax(-1)
-    logprobs = logprobs[-len(after) :]
-    value = sum(float(row[token]) for row, token in zip(logprobs, after, strict=True))
-    return value, logprobs.argmax(-1).tolist() == after
 
 
 def check(found: list, expected: list) -> None:

@@ -12,6 +12,7 @@ from common.errors import UserError
 from evaluation.backends import class_of
 from evaluation.backends.packing import pack
 from evaluation.backends.tokenisation import CORRECTED, PUBLISHED
+from tests.evaluation.plain_forward import WINDOW, plain_score
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +23,6 @@ def libraries():
     from evaluation.backends.plain import PlainBackend
 
 
-WINDOW = 96
 # Heads that share keys, a head's size of its own, one matrix for embedding and head.
 KINDS = {
     "mistral": {"sliding_window": None},
@@ -61,16 +61,6 @@ def test_what_is_packed_can_be_unpacked_and_is_shared():
     small = list(pack(sequences, [2, 1, 0, 0], 4))
     assert sorted(n for part in small for n in part.chosen) == [0, 1, 2, 3]
     assert [len(part.tokens) for part in small] == [4, 4]
-
-
-@torch.no_grad()
-def plain_score(model, before: list[int], after: list[int]) -> tuple[float, bool]:
-    """One sequence, cut on the left, no batch, no sharing, float64."""
-    sequence = (before + after)[-(WINDOW + 1) :]
-    logprobs = model(torch.tensor([sequence[:-1]])).logits[0].double().log_softmax(-1)
-    logprobs = logprobs[-len(after) :]
-    value = sum(float(row[token]) for row, token in zip(logprobs, after, strict=True))
-    return value, logprobs.argmax(-1).tolist() == after
 
 
 @pytest.mark.parametrize("kind", KINDS)
