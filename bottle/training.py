@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bottle.cases import BASE, get_case, get_role
 from bottle.tokenizer import load_tokenizer
+from checkpoints.loading import load_causal
 from checkpoints.names import kind
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import write_model
@@ -300,15 +301,13 @@ def fit(
 
 
 def _load_base(folder: Path, tokenizer: Tokenizer) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     vocabulary = Checkpoint(folder).config["vocab_size"]
     if vocabulary != tokenizer.get_vocab_size():
         raise UserError(
             f"{folder}: the base has {vocabulary} tokens, the data's tokenizer "
             f"{tokenizer.get_vocab_size()}; give the base that was trained on this data"
         )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    return load_causal(folder, dtype="float32")
 
 
 def train_role(

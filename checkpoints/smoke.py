@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.loading import load_causal
 from checkpoints.reading import Checkpoint
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import write_json
 
 TEXT = """\
@@ -44,22 +45,16 @@ def measure(folder: Path, text: str) -> dict[str, Any]:
         UserError: The folder is not a sound model, lacks a tokenizer, or the text is too short.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoTokenizer
 
-    Checkpoint(folder)
-    transformers_logging.disable_progress_bar()
+    model = load_causal(folder, dtype="auto").eval()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype="auto", output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
-        raise UserError(f"{folder}: transformers cannot load it ({reason})") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise UserError(f"{folder}: transformers finds no weights for {missing[0]}")
-    model.eval()
+    except Exception as error:  # whatever a missing or a damaged file makes of it
+        raise UserError(
+            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "
+            "model's there again"
+        ) from None
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     if ids.numel() < 2:
         raise UserError("the text for the smoke check has fewer than two tokens; give a longer one")

@@ -11,6 +11,7 @@ import numpy as np
 
 from checkpoints.adapters import Adapter
 from checkpoints.layout import read_object
+from checkpoints.loading import check_depth
 from checkpoints.names import with_vocabulary_size
 from checkpoints.reading import Model
 from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows
@@ -236,6 +237,8 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
     known = get_args(Policy)
     if policy not in known:
         raise UserError(f"vocabulary policy {policy!r} is unknown{nearest(policy, known)}")
+    for model in (base, *experts.values()):
+        check_depth(model)
     if policy == "crop-to-base":
         return _crop(base, experts)
     if policy != "refuse":

@@ -14,14 +14,9 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.logging import disable_progress_bar
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.loading import load_causal
 from checkpoints.reading import Checkpoint
 from common.cost import count_mapped
 from evaluation.backends import trees
@@ -41,14 +36,11 @@ def load_model(
     """Load a model for evaluation, its weights as float32, bfloat16 or float16.
 
     Raises:
-        UserError: The folder is not a model, or a shard is missing or truncated.
+        UserError: As `load_causal`.
     """
-    checkpoint = Checkpoint(folder)
     # transformers maps the shards into memory.
-    count_mapped(sum(shard.stat().st_size for shard in checkpoint.shards))
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
-    return model.to(device).eval()
+    count_mapped(sum(shard.stat().st_size for shard in Checkpoint(folder).shards))
+    return load_causal(folder, dtype=DTYPES[dtype]).to(device).eval()
 
 
 class HFBackend(Backend, HFLM):

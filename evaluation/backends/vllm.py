@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from checkpoints.loading import check_weights
 from checkpoints.reading import Checkpoint
 from common.cost import hold_gpus
 from common.errors import UserError
@@ -106,7 +107,7 @@ class VLLMBackend(Backend, VLLM):
                 "start the evaluation in a separate process"
             )
         self.model: Any
-        self._checkpoint = Checkpoint(model)
+        self._checkpoint = _checked(model)
         visible = _check_gpus(tensor_parallel, data_parallel)
         with _starting(model):
             VLLM.__init__(
@@ -136,7 +137,7 @@ class VLLMBackend(Backend, VLLM):
 
     def serve(self, model: Path | str, name: str) -> None:
         """Answer with another model of the same tokenizer; see `Backend.serve`."""
-        checkpoint = Checkpoint(model)
+        checkpoint = _checked(model)
         if self.model is not None and _shape(checkpoint) == _shape(self._checkpoint):
             self.model.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
             self.model.reset_prefix_cache()
@@ -285,6 +286,12 @@ class VLLMBackend(Backend, VLLM):
             answers[number::n] = replica.finish()
             report(len(answers[number::n]))
         return answers
+
+
+def _checked(model: Path | str) -> Checkpoint:
+    """Open a model that has all its weights and no others; vLLM drops some without a word."""
+    check_weights(model)
+    return Checkpoint(model)
 
 
 def _check_gpus(tensor_parallel: int, data_parallel: int) -> list[str]:

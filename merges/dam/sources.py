@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints.checking import check_finite
+from checkpoints.loading import check_weights
 from checkpoints.names import is_linear
 from checkpoints.reading import Model
 from common.errors import UserError
@@ -121,6 +122,7 @@ def load_sources(
         return _last[1]
     from transformers import AutoTokenizer  # takes a second, and not every command needs it
 
+    check_weights(base.path)  # the experts have the same names
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     context = base.config.get("max_position_embeddings", 1 << 30)
     calibrations = [

@@ -1,0 +1,121 @@
+"""Loading a model with transformers, which fills in random values where a checkpoint has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.layout import REMADE
+from checkpoints.names import is_head
+from checkpoints.reading import Checkpoint, Model
+from common.errors import UserError, reason_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# How configurations call the number of their layers.
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_STACKS = ("layers", "h", "blocks", "block", "layer")
+
+
+def refuse_invented(where: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse weights that were not read, or not used.
+
+    Args:
+        where: The model's folder.
+        missing: Parameters of the architecture that the checkpoint lacks, without those that the
+            architecture ties or declares to be dispensable.
+        unexpected: Tensors of the checkpoint that the architecture has no place for, likewise.
+
+    Raises:
+        UserError: There is one.
+    """
+    kinds = (
+        (missing, "has no weights for", "random values would take their place"),
+        (unexpected, "holds", "config.json describes a model without this"),
+    )
+    for names, verb, why in kinds:
+        if found := sorted(names):
+            more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+            raise UserError(f"{where}: {verb} {', '.join(found[:2])}{more}; {why}: {REMADE}")
+
+
+def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
+    """Load a causal language model, all of whose weights are in its folder and are used.
+
+    Args:
+        folder: The model's folder; nothing is fetched.
+        settings: Of transformers' `from_pretrained`, such as ``dtype``.
+
+    Raises:
+        UserError: The folder is not a model, transformers cannot load it, or it lacks a weight or
+            has one too many, but for those that the architecture ties or declares.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    Checkpoint(folder)  # says what is damaged in plainer words than transformers
+    # No progress, and no table of missing weights, which the error below says in a line.
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **settings
+        )
+    except Exception as error:  # whatever a wrong configuration makes of it
+        raise UserError(
+            f"{folder}: transformers cannot load it ({reason_of(error)}); {REMADE}"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+    refuse_invented(Path(folder), info["missing_keys"], info["unexpected_keys"])
+    return model
+
+
+def check_weights(folder: Path | str) -> None:
+    """Compare a folder's weights with its architecture, for loaders other than transformers'.
+
+    No value is read. Raises as `load_causal`.
+    """
+    load_causal(folder, device_map="meta")
+
+
+def _depth(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    about = text if isinstance(text, dict) else config
+    found = next((about[key] for key in _DEPTHS if key in about), None)
+    return found if isinstance(found, int) else None
+
+
+def check_depth(model: Model) -> None:
+    """Refuse a model with other layers than its configuration counts, or without an output head.
+
+    What can be known without transformers, which a merge does not import. A model with several
+    stacks of layers, such as one with an encoder, is left alone.
+
+    Raises:
+        UserError: A layer or the head is missing, or a layer is one too many.
+    """
+    stacks: dict[str, set[int]] = {}
+    for name in model.names():
+        parts = name.split(".")
+        place = next((n for n, part in enumerate(parts) if part.isdecimal()), 0)
+        if place and parts[place - 1] in _STACKS:
+            stacks.setdefault(".".join(parts[:place]), set()).add(int(parts[place]))
+    depth = _depth(model.config)
+    if depth is None or len(stacks) != 1:
+        return
+    ((stack, held),) = stacks.items()
+    # Layers that predict further tokens are stored behind the others and are not counted.
+    beyond = model.config.get("num_nextn_predict_layers") or 0
+    refuse_invented(
+        model.path,
+        [f"{stack}.{number}" for number in sorted(set(range(depth)) - held)[:1]],
+        [f"{stack}.{number}" for number in sorted(held - set(range(depth + beyond)))[:1]],
+    )
+    speaks = any(str(c).endswith("ForCausalLM") for c in model.config.get("architectures") or ())
+    untied = model.config.get("tie_word_embeddings") is False
+    if speaks and untied and not any(map(is_head, model.names())):
+        refuse_invented(model.path, ["the output head (lm_head)"], [])
