@@ -19,7 +19,7 @@ from checkpoints.writing import write_model
 from common.cost import measure
 from common.errors import UserError, nearest
 from common.files import read_jsonl, staged_directory
-from common.manifest import write_manifest
+from common.manifest import check_recorded, write_manifest
 from common.progress import Progress
 
 if TYPE_CHECKING:
@@ -359,6 +359,8 @@ def train_role(
         )
     torch.set_num_threads(threads)
     rows_path = data / "train" / f"{role}.jsonl"
+    check_recorded(rows_path)
+    check_recorded(data / "tokenizer/tokenizer.json")
     rows = read_jsonl(rows_path)
     if not rows:
         raise UserError(f"{rows_path}: no rows; make the data again (python -m bottle data)")
@@ -383,13 +385,13 @@ def train_role(
             result = fit(model, texts, recipe, order, what, stop_after)
             counts = ("forward_tokens", "backward_tokens", "flops")
             cost.count(**{name: result[name] for name in counts})
-        weights = write_model(folder, model, data / "tokenizer")
+        write_model(folder, model, data / "tokenizer")
         write_manifest(
             folder / "manifest.json",
             kind="base" if base is None else "expert",
             parameters=parameters,
             inputs={"data": data, **({} if base is None else {"base": base})},
-            outputs={path.name: path for path in (weights, folder / "config.json")},
+            outputs={path.name: path for path in folder.iterdir() if path.name != "cost.json"},
             seed=seed,
             code=("bottle/training.py", f"bottle/{case_name}.py"),
             extra={"first_loss": result["first_loss"], "last_loss": result["last_loss"]},

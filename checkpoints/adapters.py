@@ -15,6 +15,7 @@ from checkpoints.layout import REMADE, read_object
 from checkpoints.names import has_row_per_token, is_embedding, is_head, with_vocabulary_size
 from checkpoints.reading import Checkpoint, Model, hash_of_files, open_weights
 from common.errors import UserError
+from common.manifest import check_recorded
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,7 @@ class Adapter(Model):
         self.config = base.config
         self._base = base
         self._names = frozenset(base.names())
+        check_recorded(self.path)
         self._settings = read_object(self.path / CONFIG)
         self._check_settings()
         if base.config.get("quantization_config"):

@@ -46,6 +46,15 @@ examples:
 
 Pickles are read as tensors alone; nothing in them is run.
 """
+_ACCEPT = """\
+examples:
+  python -m checkpoints accept models/ja
+  python -m checkpoints accept scores/soup.json
+
+A model, a data folder, a score: what has a manifest is refused once its files differ from it. This
+writes the present hashes into the manifest, which keeps the earlier ones. Tables mark accepted
+scores, and the workflow makes again what was made from an accepted file.
+"""
 _SHOW = """\
 examples:
   python -m checkpoints show models/base
@@ -77,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_values(smoke, "--parent", metavar="NAME=DIR", help="models to compare with")
     smoke.add_argument("--text", type=Path, metavar="FILE", help="what to read (a built-in text)")
     smoke.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    about = "accept files that were changed on purpose"
+    accept = add_command(commands, "accept", help=about, epilog=_ACCEPT)
+    accept.set_defaults(run=_accept)
+    accept.add_argument("path", type=Path, metavar="PATH")
     about = "write pickles as safetensors, bit for bit"
     convert = add_command(commands, "convert", help=about, epilog=_CONVERT)
     convert.set_defaults(run=_convert)
@@ -147,6 +160,13 @@ def _smoke(arguments: argparse.Namespace) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--text {arguments.text}: cannot be read as UTF-8 ({error})") from None
     print("\n".join(lines(smoke(arguments.model, parents, arguments.out, text))))
+
+
+def _accept(arguments: argparse.Namespace) -> None:
+    from common.manifest import accept
+
+    found = accept(arguments.path)
+    print("\n".join(found) or f"{arguments.path}: as its manifest says; nothing to accept")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from checkpoints.dtypes import BYTES, numpy_type, torch_type
-from checkpoints.hashes import sha256_cached
 from checkpoints.headers import Stored, read_header
 from checkpoints.layout import (
     INDEX,
@@ -34,6 +33,8 @@ from checkpoints.names import has_row_per_token
 from checkpoints.pickles import PickledWeights
 from common.cost import count_mapped
 from common.errors import UserError
+from common.hashes import sha256_cached
+from common.manifest import check_recorded
 
 if TYPE_CHECKING:
     import torch
@@ -286,8 +287,9 @@ class Checkpoint(Model):
             where there are no safetensors; they are then read as tensors alone, and mapped.
 
     Raises:
-        UserError: The folder is not a model; a shard is missing, truncated or contradicts itself
-            or the index; the weights are pickles and were not asked for.
+        UserError: The folder is not a model, or not as its manifest says; a shard is missing,
+            truncated or contradicts itself or the index; the weights are pickles and were not
+            asked for.
     """
 
     def __init__(
@@ -295,6 +297,7 @@ class Checkpoint(Model):
     ) -> None:
         self.path = Path(path)
         check_folder(self.path)
+        check_recorded(self.path)
         self.config: dict[str, Any] = read_object(self.path / "config.json")
         safe = weight_file(self.path, SINGLE, INDEX)
         pickled = None if safe else weight_file(self.path, PICKLE_SINGLE, PICKLE_INDEX)

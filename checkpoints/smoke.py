@@ -12,6 +12,7 @@ from checkpoints.loading import load_causal
 from checkpoints.reading import Checkpoint
 from common.errors import UserError, reason_of
 from common.files import write_json
+from common.manifest import NAME, write_manifest
 
 TEXT = """\
 The river rises in the hills above the town and runs west for about ninety miles before it meets \
@@ -102,6 +103,15 @@ def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT)
         "parents": {name: measure(path, text) for name, path in parents.items()},
     }
     write_json(out, report)  # for a broken model too: the workflow's tables show it
+    read = {"weights": model, **{f"parents.{name}": path for name, path in parents.items()}}
+    write_manifest(
+        out.with_name(f"{out.name.removesuffix('.json')}.{NAME}"),
+        kind="smoke",
+        parameters={},
+        inputs={name: Checkpoint(path).fingerprint for name, path in read.items()},
+        outputs={out.name: out},
+        code=("checkpoints/smoke.py",),
+    )
     bad = found["not_finite"]
     if bad or found["bits_per_byte"] is None:
         raise UserError(

@@ -14,6 +14,7 @@ from common.files import write_json
 
 _IO = Path("/proc/self/io")
 _mapped = 0  # bytes that this process has read through memory mappings
+_checked = 0.0  # CPU seconds of comparing files with their manifests, since they were reported
 _held = 0  # GPUs held by this process and by those that work for it
 
 
@@ -37,6 +38,12 @@ def count_mapped(amount: int) -> None:
     """Add bytes read through a memory mapping, which the kernel does not count as read."""
     global _mapped
     _mapped += amount
+
+
+def count_check(seconds: float) -> None:
+    """Add CPU seconds that a comparison of files with their manifest took."""
+    global _checked
+    _checked += seconds
 
 
 def hold_gpus(count: int) -> None:
@@ -79,11 +86,13 @@ def measure(path: Path | str) -> Iterator[Cost]:
     The file is separate from manifests and scores, because no measurement repeats exactly. As JSON
     it holds `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall seconds times the GPUs that this
     process holds; `peak_rss_mb` and `peak_gpu_mb` in MB (10^6 bytes, of the process so far);
-    `bytes_read` and `bytes_written` as in `_bytes_moved`; and `counted`.
+    `bytes_read` and `bytes_written` as in `_bytes_moved`; `checks_cpu_s`, the CPU seconds that
+    this process has spent on comparing files with their manifests; and `counted`.
 
     Yields:
         The counter to which the block reports.
     """
+    global _checked
     cost = Cost()
     wall, cpu, moved = time.monotonic(), _cpu_seconds(), _bytes_moved()
     yield cost
@@ -95,6 +104,7 @@ def measure(path: Path | str) -> Iterator[Cost]:
         {
             "wall_s": round(wall_s, 3),
             "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "checks_cpu_s": round(_checked, 4),
             "gpu_s": round(wall_s * gpus, 3),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
             "peak_gpu_mb": round(peak_gpu_mb),
@@ -103,3 +113,4 @@ def measure(path: Path | str) -> Iterator[Cost]:
             "counted": cost.counted,
         },
     )
+    _checked = 0.0  # the next step of this process has its own

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import numerics, sources
+from common.cost import count_check
+from common.errors import UserError
 from common.files import read_json, sha256_file, write_json
+from common.hashes import sha256_cached
 
 NAME = "manifest.json"
+ACCEPT = "python -m checkpoints accept"
 # The libraries that determine the numbers; the lock pins all others.
 _LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "lm_eval"),
@@ -89,3 +96,137 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     """Read a manifest from its path or from its artefact's folder."""
     path = Path(path)
     return read_json(path / NAME if path.is_dir() else path)
+
+
+# In a folder that is opened, what no loader reads: an edit of it changes no number.
+_UNREAD = (".md", ".png", ".pdf", ".tex")
+# What may be gone: weights in other formats are often removed once they are converted.
+_MAY_BE_GONE = (*_UNREAD, ".bin", ".pt", ".pth", ".csv")
+_HASHED_AT_ONCE = 1 << 20  # bytes; a smaller file is hashed sooner than looked up in the cache
+_DEPTH = 4  # folders above a file that may record it, as data does its test/SUITE/TASK.jsonl
+# By the end of a file's name, what a manifest next to it may call it.
+_ROLES = {".items.jsonl.gz": "items", ".json": "scores", ".jsonl": "rows"}
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a manifest says of a file: its name there and its sha256.
+
+    Attributes:
+        manifest: The manifest.
+        name: The file's name in it.
+        path: The file.
+        sha256: As recorded.
+        made: What is removed and made again if the file is not so: the file or its folder.
+    """
+
+    manifest: Path
+    name: str
+    path: Path
+    sha256: str
+    made: Path
+
+    def fault(self) -> str | None:
+        """Say how the file differs from the record; None if it does not."""
+        try:
+            small = self.path.stat().st_size < _HASHED_AT_ONCE
+            found = sha256_file(self.path) if small else sha256_cached(self.path)
+        except FileNotFoundError:
+            return None if self.path.suffix in _MAY_BE_GONE else "is missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return None if found == self.sha256 else "was changed, damaged or exchanged"
+
+
+def _outputs(manifest: Path) -> dict[str, str]:
+    """Read the hashes in a manifest; none from a file of that name that is not one of ours."""
+    record = read_json(manifest)
+    outputs = record.get("outputs") if isinstance(record, dict) and "kind" in record else None
+    return outputs if isinstance(outputs, dict) else {}
+
+
+def _claims(path: Path) -> Iterator[_Claim]:
+    """Find what manifests say of a folder's files, or of one file; nothing where there is none."""
+    if path.is_dir():
+        manifest = path / NAME
+        for name, sha256 in _outputs(manifest).items() if manifest.is_file() else ():
+            if not name.endswith(_UNREAD):
+                yield _Claim(manifest, name, path / name, sha256, path)
+        return
+    for ending, role in _ROLES.items():
+        if path.name.endswith(ending):
+            beside = path.with_name(f"{path.name.removesuffix(ending)}.{NAME}")
+            outputs = _outputs(beside) if beside.is_file() else {}
+            for name in {path.name, role} & outputs.keys():
+                yield _Claim(beside, name, path, outputs[name], path)
+                return
+    for above in list(path.absolute().parents)[:_DEPTH]:
+        # Messages name a folder as the user named the file.
+        folder = above if path.is_absolute() else Path(os.path.relpath(above))
+        name = path.absolute().relative_to(above).as_posix()
+        outputs = _outputs(folder / NAME) if (folder / NAME).is_file() else {}
+        if name in outputs:
+            yield _Claim(folder / NAME, name, path, outputs[name], folder)
+            return
+
+
+def recorded_hash(path: Path | str) -> str | None:
+    """Return the sha256 that a file's manifest says, None where there is none."""
+    return next((claim.sha256 for claim in _claims(Path(path))), None)
+
+
+def check_recorded(path: Path | str) -> None:
+    """Refuse files that are not as their manifest says; called wherever such a file is opened.
+
+    Hashes of large files are recalled while the file stays as it is (`common.hashes`). Without
+    a manifest, nothing can be said.
+
+    Args:
+        path: A folder with its manifest.json, or one file, whose manifest is next to it
+            (NAME.manifest.json) or in a folder above it.
+
+    Raises:
+        UserError: A file that the manifest lists is missing or has other bytes.
+    """
+    began = time.thread_time()
+    try:
+        for claim in _claims(Path(path)):
+            if fault := claim.fault():
+                raise UserError(
+                    f"{claim.path}: {fault} since {claim.manifest} was written; remove "
+                    f"{claim.made} and make it again, or, if this is meant, accept it: "
+                    f"{ACCEPT} {path}"
+                )
+    finally:
+        count_check(time.thread_time() - began)
+
+
+def accept(path: Path | str) -> list[str]:
+    """Bring a manifest up to files that were changed on purpose; it keeps the earlier hashes.
+
+    Args:
+        path: As `check_recorded`.
+
+    Returns:
+        A line for each file that differed.
+
+    Raises:
+        UserError: No manifest records the path.
+    """
+    claims = list(_claims(Path(path)))
+    if not claims:
+        raise UserError(f"{path}: no manifest records it, so that there is nothing to accept")
+    lines = []
+    for claim in claims:
+        if not (fault := claim.fault()):
+            continue
+        record = read_json(claim.manifest)
+        accepted = record.setdefault("extra", {}).setdefault("accepted", {})
+        accepted.setdefault(claim.name, claim.sha256)
+        if claim.path.exists():
+            record["outputs"][claim.name] = sha256_file(claim.path)
+        else:
+            del record["outputs"][claim.name]
+        write_json(claim.manifest, record)
+        lines.append(f"{claim.path}: {fault}; accepted in {claim.manifest}")
+    return lines

@@ -32,6 +32,7 @@ NO_NUMBER = {
     "common/calling.py": "calls a command line and reports its errors",
     "common/cost.py": "measures what a step takes",
     "common/errors.py": "words messages",
+    "common/hashes.py": "hashes files",
     "common/numerics.py": "says what the libraries may use; keys hold these settings",
     "common/machine.py": "names the processor",
     "common/manifest.py": "records what a result was made from",

@@ -11,6 +11,7 @@ from typing import Any
 from common.cli import add_values, command_parser
 from common.errors import UserError, nearest
 from common.files import read_json, write_json
+from common.manifest import NAME, check_recorded, write_manifest
 
 _EPILOG = """\
 example:
@@ -28,6 +29,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Read a model's scores, and refuse a file that holds something else."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file of scores in it")
+    check_recorded(path)
     scores = read_json(path)
     keys = {"model", "split", "tasks"}
     complete = isinstance(scores, dict) and keys <= scores.keys()
@@ -165,10 +167,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _write(out: Path, result: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
+    """Write what was found, and next to it the manifest by which an edit is noticed."""
+    write_json(out, result)
+    write_manifest(
+        out.with_name(f"{out.name.removesuffix('.json')}.{NAME}"),
+        kind="gate",
+        parameters={},
+        inputs=inputs,
+        outputs={out.name: out},
+        code=("evaluation/gate.py",),
+    )
+
+
 def _of_worlds(arguments: argparse.Namespace) -> int:
-    gates = {path.parent.name: read_json(path) for path in map(Path, arguments.worlds)}
+    paths = {path.parent.name: path for path in map(Path, arguments.worlds)}
+    for path in paths.values():
+        check_recorded(path)
+    gates = {name: read_json(path) for name, path in paths.items()}
     result = check_worlds(gates)
-    write_json(arguments.out, result)
+    _write(arguments.out, result, paths)
     for name in result["failed"]:
         reason = next(iter(gates[name]["failed"].values()))
         print(f"{name} is left out of the tables: {reason}")
@@ -183,17 +201,18 @@ def main(argv: Sequence[str]) -> int:
         return _of_worlds(arguments)
     if not (arguments.base and arguments.expert):
         raise UserError("give --base and --expert, or --worlds; see --help")
-    experts = {}
+    experts, inputs = {}, {"base": arguments.base}
     for argument in arguments.expert:
         name, equals, rest = argument.partition("=")
         path, colon, tasks = rest.partition(":")
         if not (equals and colon and tasks):
             raise UserError(f"--expert {argument!r} is not of the form NAME=FILE:TASK,TASK")
+        inputs[f"experts.{name}"] = Path(path)
         experts[name] = (_read(Path(path)), tasks.split(","))
     result = check(
         _read(arguments.base), experts, arguments.standard_errors, stop=not arguments.go_on
     )
-    write_json(arguments.out, result)
+    _write(arguments.out, result, inputs)
     for name, judged in result["experts"].items():
         weak = [task for task, about in judged["tasks"].items() if not about["learned"]]
         print(

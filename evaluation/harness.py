@@ -21,7 +21,7 @@ from checkpoints.reading import Checkpoint
 from common import numerics, sources
 from common.errors import UserError, reason_of
 from common.files import sha256_file, sha256_json
-from common.manifest import NAME
+from common.manifest import NAME, check_recorded
 from evaluation.backends import check_max_length, class_of, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.tokenisation import Rule
@@ -65,6 +65,9 @@ def tokenizer_hash(folder: Path | str) -> str:
 
 
 def _load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    for name in _TOKENIZER_FILES:
+        if (path := Path(folder) / name).is_file():
+            check_recorded(path)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a missing or a damaged file makes of it
@@ -158,6 +161,8 @@ class Harness:
             self._prepare(task, context, limit)
 
     def _prepare(self, task: Task, context: Context, limit: int | None) -> None:
+        if task.folder is not None:
+            check_recorded(task.folder)
         definition = {"process_results": PROCESSORS[task.kind]} | load_definition(task)
         definition = bind(definition, context=context, tokenizer=self._tokenizer)
         columns = definition.get("metadata", {}).get("columns", ())

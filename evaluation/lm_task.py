@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from common.errors import UserError
 from common.files import read_json, read_jsonl
-from common.manifest import NAME
+from common.manifest import NAME, check_recorded
 from evaluation.rows import ANY_COLUMNS, row_fault
 from evaluation.suites import Task, items_file, pool_file
 
@@ -211,6 +211,7 @@ class LocalTask(ConfigurableTask):
 
 
 def _read(data: Path, path: Path, task: Task, columns: Sequence[str], what: str) -> list[Row]:
+    check_recorded(path)
     rows = read_jsonl(path) if path.is_file() else []
     if not rows:
         problem = "is empty" if path.is_file() else "does not exist"

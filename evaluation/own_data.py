@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Mapping
@@ -284,24 +285,28 @@ def add(name: str, entry: OwnTask, data: Path) -> Contents:
         shutil.rmtree(folder)
     if entry.databases:
         _copy_databases(name, Path(entry.databases), contents, data)
-    written = {split: items_file(data, split, task) for split in ("test", "dev")}
-    for split, path in written.items():
-        write_jsonl(path, contents.rows[split])
+    written = []
+    for split in ("test", "dev"):
+        written.append(items_file(data, split, task))
+        write_jsonl(written[-1], contents.rows[split])
         pool = pool_file(data, split, task)
         pool.unlink(missing_ok=True)
         if "fewshot" in contents.rows:
             write_jsonl(pool, contents.rows["fewshot"])
+            written.append(pool)
     code = {f"{task.id}.yaml": Path(entry.lm_eval)} if entry.lm_eval else {}
     code |= {module.name: module for module in contents.modules}
     for file, source in code.items():
         write_bytes(folder / file, source.read_bytes())
+        written.append(folder / file)
     kept = ("label", "metric", "kind", "chance", "shots", "max_tokens", "delimiter")
     write_manifest(
         folder / NAME,
         kind="task",
         parameters=entry.model_dump(exclude_none=True),
         inputs=contents.files | code,
-        outputs=written,
+        # Relative to the manifest, so that the data folder may move.
+        outputs={os.path.relpath(path, folder): path for path in written},
         code=("evaluation/own_data.py",),
         extra={"task": {key: getattr(task, key) for key in kept}},
     )

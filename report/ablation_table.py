@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from report import fields
 from report.averages import Score, spread
-from report.case_table import what_is_shown
+from report.case_table import edits_of, what_is_shown
 from report.experiment import Ablation
 from report.grid import Cell, Grid, Row, number
 
@@ -70,6 +70,7 @@ def ablation_grid(ablation: Ablation) -> Grid:
         for run in entry.runs:
             if run.status != "ok":
                 notes.append(f"{entry.label}, seed {run.seed}: {run.status}.")
+            notes += [f"Seed {run.seed}, {edit}" for edit in edits_of(run)]
     if any(entry.extra for entry in ablation.objectives):
         notes.append("° A row beyond the paper's table; it takes no part in the mark for the best.")
     done = [score.stderr for scores in table for score in scores if score is not None]

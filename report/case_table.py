@@ -50,6 +50,7 @@ def case_csv(case: Case) -> str:
     rows = [header]
     for model in _rows(case):
         row = [str(getattr(model, key)) for key in about] + [seeds_text(model)]
+        row[about.index("status")] += ", edited by hand" if model.edits else ""
         for _, of in columns:
             row += fields.score_fields(of(model))
         row += [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted]
@@ -205,7 +206,15 @@ def footnotes(case: Case) -> list[str]:
             "about its error, which is not zero."
         )
     notes += [f"{m.label}: {m.status}." for m in case.models if m.status != "ok"]
-    return notes
+    return notes + [edit for model in case.models for edit in edits_of(model)]
+
+
+def edits_of(model: Model) -> list[str]:
+    """Say that a model's scores are not those of an evaluation, if that is so."""
+    if not model.edits:
+        return []
+    where = f" ({', '.join(model.edits)})" if model.worlds else ""
+    return [f"{model.label}: its scores were edited by hand and accepted{where}."]
 
 
 def _soups(case: Case) -> list[str]:

@@ -49,6 +49,7 @@ class Model:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     # What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it has not run
     smoke: Mapping[str, Any] = field(default_factory=dict)
+    edited: bool = False  # whether its scores were changed by hand and accepted
     backend: str = ""  # what evaluated it, empty where that is not recorded
     # By task and role (items, fewshot), what its rows are instead of the benchmark's
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -57,6 +58,11 @@ class Model:
     worlds: Mapping[int, Model] = field(default_factory=dict)
     # Then its means over them, by the columns that are averaged
     means: Mapping[tuple[Column, ...], Score] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> list[str]:
+        """The worlds in which its scores were changed by hand; None for a single one."""
+        return [f"seed {seed}" for seed, model in self.each.items() if model.edited]
 
     @property
     def each(self) -> dict[int | None, Model]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from common import machine
 from common.files import read_json, read_jsonl, write_text
+from common.manifest import check_recorded
 from common.worlds import folder_of, seeds_of
 from report.experiment import Experiment
 from report.load import load
@@ -32,15 +33,16 @@ def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
             for made in ("models", "merges"):
                 for end in (".failed", "/manifest.json", "/cost.json"):
                     yield f"{case}/{made}/{id}{end}"
-            for end in ("test/{}.json", "test/{}.failed", "test/{}.cost.json", "dev/{}.cost.json"):
-                yield f"{case}/scores/{end.format(id)}"
+            ends = (".json", ".manifest.json", ".failed", ".cost.json")
+            yield from (f"{case}/scores/test/{id}{end}" for end in ends)
+            yield f"{case}/scores/dev/{id}.cost.json"
     ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
     yield "ablation/smoke.json"
     for id in ablation["objectives"]:
         for seed in ablation["seeds"]:
             run = f"ablation/{id}/seed{seed}"
-            for name in ("scores", "smoke", "scores.cost", "cost", "model/manifest", "model/cost"):
-                yield f"{run}/{name}.json"
+            names = ("scores", "scores.manifest", "smoke", "scores.cost", "cost")
+            yield from (f"{run}/{name}.json" for name in (*names, "model/manifest", "model/cost"))
             yield from (f"{run}/scores.failed", f"{run}/model.failed")
 
 
@@ -56,7 +58,7 @@ def _reduced(name: str, content: Any) -> Any:
         parameters = _chosen(content.get("parameters", {}), "set", "search", "embedding_from")
         weights = _chosen(content.get("outputs", {}), "model.safetensors")
         inputs = dict.fromkeys(content.get("inputs", {}), "")
-        extra = _chosen(content.get("extra", {}), "data")
+        extra = _chosen(content.get("extra", {}), "data", "accepted")
         return {"parameters": parameters, "outputs": weights, "inputs": inputs, "extra": extra}
     if "tasks" in content:
         tasks = {task: _chosen(entry, *_SCORE) for task, entry in content["tasks"].items()}
@@ -72,7 +74,11 @@ def keep(config: Path, results: Path, out: Path) -> None:
         if path.exists() and path.suffix == ".failed":
             rows.append((name, path.read_text(encoding="utf-8")))
         elif path.exists():
-            rows.append((name, _reduced(name, read_json(path))))
+            check_recorded(path)
+            kept = _reduced(name, read_json(path))
+            # Of a score's manifest, tables need no more than that the score was edited.
+            if not name.endswith(".manifest.json") or "accepted" in kept["extra"]:
+                rows.append((name, kept))
     lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     write_text(out, "".join(f"{line}\n" for line in lines))
 

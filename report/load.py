@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
+from common.manifest import check_recorded, recorded_hash
 from common.worlds import folder_of, seeds_of
 from report import same_world
 from report.averages import Score
@@ -29,6 +30,7 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
     Raises:
         UserError: The file is not a score file.
     """
+    check_recorded(path)
     content = read_json(path)
     try:
         for name, entry in content["tasks"].items():
@@ -51,12 +53,18 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
     return tasks, content.get("seed")
 
 
+def _edited(scores: Path) -> bool:
+    about = _optional(scores.with_suffix(".manifest.json"))
+    return "scores" in about.get("extra", {}).get("accepted", {})
+
+
 def _circumstances(path: Path) -> dict[str, Any]:
-    """Read a model's backend, and which of its tasks had stand-ins for rows."""
+    """Read a model's backend, which tasks had stand-ins for rows, and whether it was edited."""
     content = _optional(path)
     tasks = content.get("tasks", {})
     stand_ins = {name: entry["stand_in"] for name, entry in tasks.items() if "stand_in" in entry}
-    return {"backend": content.get("backend", ""), "stand_ins": stand_ins}
+    backend = content.get("backend", "")
+    return {"backend": backend, "stand_ins": stand_ins, "edited": _edited(path)}
 
 
 def _data_seen(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -95,8 +103,38 @@ def _embeddings(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return "base" if whose == "base" else f"of {whose}"
 
 
+def _fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of a model by its manifest; None without one that has its weights."""
+    outputs = _optional(folder / "manifest.json").get("outputs", {})
+    # Those in folders below are coefficients and the like.
+    files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
+    # As `checkpoints.reading.Checkpoint.fingerprint` defines it.
+    lines = "".join(f"{name} {outputs[name]}\n" for name in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
+def _other_inputs(folder: Path, scores: Path, tasks: Mapping[str, Score], data: Path) -> str | None:
+    """Say which input of a score is not the one that there is now; None where all agree.
+
+    What has no manifest, such as scores that were dropped in, cannot be compared.
+    """
+    content = read_json(scores)
+    inputs = _optional(scores.with_suffix(".manifest.json")).get("inputs", {})
+    present = _fingerprint(folder)
+    for evaluated in (content.get("weights"), inputs.get("weights")):
+        if present and evaluated and evaluated != present:
+            return STALE
+    for task in tasks:
+        suite, _, id = task.partition("/")
+        path = data / content.get("split", "test") / suite.split(":")[0] / f"{id}.jsonl"
+        recorded = recorded_hash(path)
+        if recorded and inputs.get(task, recorded) != recorded:
+            return f"evaluated on other items of {task} than its data folder holds now"
+    return None
+
+
 def _outcome(
-    folder: Path, scores: Path, smoke: Mapping[str, Any]
+    folder: Path, scores: Path, smoke: Mapping[str, Any], data: Path
 ) -> tuple[str, dict[str, Score], int | None]:
     """Return a model's status, scores by task and seed; without scores unless it is ``ok``.
 
@@ -106,6 +144,7 @@ def _outcome(
         folder: The model's folder; it may be missing where only scores were kept.
         scores: The file of its scores.
         smoke: What the smoke check found of the model.
+        data: The folder of the items that it answers.
     """
     for failed in (folder.with_name(f"{folder.name}.failed"), scores.with_suffix(".failed")):
         if failed.exists():
@@ -113,18 +152,14 @@ def _outcome(
             return f"failed: {reason or 'no reason given'}", {}, None
     if not scores.exists():
         return NOT_RUN, {}, None
+    check_recorded(scores)
     for task, entry in read_json(scores).get("tasks", {}).items():
         # One model's answers, however odd, must not cost all others their tables.
         if isinstance(entry, Mapping) and "undefined" in entry and entry.get("value") is None:
             return f"failed: {task} has no score: {entry['undefined']}", {}, None
     tasks, seed = read_scores(scores)
-    shard = _optional(folder / "manifest.json").get("outputs", {}).get("model.safetensors")
-    scored = read_json(scores).get("weights")
-    if shard and scored:
-        # As `checkpoints.reading.Checkpoint.fingerprint` defines it.
-        present = hashlib.sha256(f"model.safetensors {shard}\n".encode()).hexdigest()
-        if scored != present:
-            return STALE, {}, None
+    if why := _other_inputs(folder, scores, tasks, data):
+        return why, {}, None
     if bad := smoke.get("not_finite", 0):
         status = f"failed: logits are NaN or infinite at {bad} positions of the smoke text"
         return status, {}, seed
@@ -136,6 +171,7 @@ def _smoke(path: Path) -> dict[str, dict[str, Any]]:
     found = _optional(path)
     if not found:
         return {}
+    check_recorded(path)
     try:
         return {"base": dict(found["model"]), **found["parents"]}
     except (KeyError, TypeError) as error:
@@ -147,7 +183,7 @@ def _model(
 ) -> Model:
     scores = world / "scores" / "test" / f"{id}.json"
     made = world / folder / id
-    status, tasks, seed = _outcome(made, scores, smoke)
+    status, tasks, seed = _outcome(made, scores, smoke, world / "data")
     if wanted is not None and seed is not None and seed != wanted:
         status, tasks = f"of another world (seed {seed}, not {wanted})", {}
     manifest = _optional(made / "manifest.json")
@@ -190,6 +226,7 @@ def load_case(
     entry, world = config["cases"][case], results / (folder or case)
     base = entry.get("base", {}).get("label", "Base")
     smoke = _smoke(world / "smoke.json")
+    check_recorded(world / "gate.json")
     gate = _optional(world / "gate.json")
 
     # A row without scores is shown too, so that no gap passes for a row that nobody wanted.
@@ -243,7 +280,8 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
             # A run whose model is not kept was checked on its own.
             own = smoke if entry.get("keep_merges", True) else _smoke(folder / "smoke.json")
             checked = own.get(f"{id}/seed{seed}", {})
-            status, tasks, _ = _outcome(folder / "model", folder / "scores.json", checked)
+            scores, data = folder / "scores.json", results / entry["case"] / "data"
+            status, tasks, _ = _outcome(folder / "model", scores, checked, data)
             runs.append(
                 Model(
                     f"{id}/seed{seed}",
@@ -252,6 +290,7 @@ def load_ablation(config: Mapping[str, Any], results: Path) -> Ablation | None:
                     status=status,
                     seed=seed,
                     tasks=tasks,
+                    edited=_edited(scores),
                     smoke=checked,
                     counted=_optional(folder / "model" / "cost.json").get("counted", {}),
                     manifest=_optional(folder / "model" / "manifest.json"),

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from common.errors import UserError
 from common.files import sha256_file, write_text
+from common.manifest import NAME, check_recorded, read_manifest
 from report import render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
@@ -82,17 +83,28 @@ def _settings(model: Model) -> str:
     return "; ".join(parts) or "none"
 
 
+def _bound(path: Path) -> str:
+    """Say whether a file's manifest vouches for it."""
+    beside = path.with_suffix(f".{NAME}")
+    if not beside.is_file():
+        return "none"
+    about = read_manifest(beside).get("extra", {})
+    return "edited by hand, accepted" if "accepted" in about else "the same"
+
+
 def _provenance(experiment: Experiment) -> Markup:
     files = [
-        Row((Cell(name), Cell(sha256_file(path))))
+        Row((Cell(name), Cell(sha256_file(path)), Cell(_bound(path))))
         for name, path in score_files(experiment.config, experiment.results)
     ]
     caption = (
-        "Every score that this page shows, with the sha256 of its file. The items behind it are "
+        "Every score that this page shows, with the sha256 of its file, which is compared with the "
+        "manifest next to it, if there is one. The items behind it are "
         "next to each score file; each model's manifest.json names its method, resolved "
         "parameters, seed, and the hashes of its inputs."
     )
-    grid = Grid("provenance", "Scores", caption, ("File", "sha256"), tuple(files), texts=2)
+    titles = ("File", "sha256", "Manifest")
+    grid = Grid("provenance", "Scores", caption, titles, tuple(files), texts=3)
     merges = []
     for seed, case in worlds_of(experiment.cases):
         title = table_title(case.table) + (f", seed {seed}" if seed is not None else "")
@@ -127,6 +139,7 @@ def page(experiment: Experiment, figures: Path, published: Published, links: str
         path = figures / f"{name}.png"
         if not path.exists():
             raise UserError(f"{path}: no such figure; run `python -m report figures` first")
+        check_recorded(path)
         return render.part("image", captions[name], base64.b64encode(path.read_bytes()).decode())
 
     # The order in which sections are entered is their order on the page.

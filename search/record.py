@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
+from common.manifest import check_recorded
 from search.evaluation import Evaluation
 from search.space import Space
 
@@ -108,6 +109,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
         UserError: The folder holds none, or it is damaged.
     """
     path = folder / TABLE
+    check_recorded(path)
     try:
         with open(path, encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json, write_text
+from common.files import read_json, sha256_json, write_text
 from search.evaluation import Evaluation
 
 
@@ -58,6 +58,8 @@ class StateFile:
         content = read_json(self.path)
         remedy = f"remove {self.folder} to begin anew"
         try:
+            if content.pop("sha256") != sha256_json(content):
+                raise UserError(f"{self.path}: was changed or damaged; {remedy}")
             held = content.pop("configuration")
             evaluations = [Evaluation(**entry) for entry in content.pop("evaluations")]
             state = State(**content, evaluations={item.index: item for item in evaluations})
@@ -87,6 +89,8 @@ class StateFile:
                 asdict(state.evaluations[index]) for index in sorted(state.evaluations)
             ],
         }
+        content = json.loads(json.dumps(content))
+        content["sha256"] = sha256_json(content)
         # Python writes floats with all their digits, so that they are read back exactly.
         write_text(self.path, json.dumps(content, ensure_ascii=False) + "\n")
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError
+from common.manifest import check_recorded
 from evaluation.sql import sqlite
 from evaluation.sql.engines import Refused, Verdict
 from evaluation.sql.extraction import after_cue
@@ -42,6 +43,7 @@ class Judge:
             path = self._databases / database
             if Path(database).name != database or not path.is_file():
                 raise UserError(f"{path}: no such database; make the data again")
+            check_recorded(path)
             try:
                 self._gold[key] = sqlite.execute(path, after_cue(query)).rows
             except Refused as error:

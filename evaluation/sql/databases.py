@@ -18,6 +18,7 @@ import sqlglot
 from sqlglot import exp
 
 from common.errors import UserError
+from common.manifest import check_recorded
 
 _Type = exp.DataType.Type
 _SERIAL = (_Type.SERIAL, _Type.BIGSERIAL)
@@ -52,6 +53,7 @@ def dumps(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: There is none.
     """
+    check_recorded(folder)
     found = {path.stem: path for path in sorted(folder.glob("*.sql"))}
     if not found:
         raise UserError(f"{folder}: no databases (*.sql); convert the data with suite sql_eval")

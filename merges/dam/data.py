@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import read_jsonl
+from common.manifest import check_recorded
 from merges.dam.packing import Packing
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def read_calibration(
         UserError: The file is missing or empty, a row lacks a key, has nothing to predict or is
             longer than the context.
     """
+    check_recorded(path)
     rows = read_jsonl(path)
     if not rows:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Raise it whenever `Trainer` records other values, or gives them another meaning: an
 # unfinished training of another version is then refused instead of resumed.
 _FORMAT = 2
+_SEAL = 64  # bytes at the file's end: the sha256 of all others, which torch does not compare
 
 
 def training_key(request: WholeModelRequest, parameters: Parameters, sources: Sources) -> str:
@@ -54,6 +56,8 @@ def write_state(path: Path, key: str, state: dict[str, Any]) -> None:
     """
     content = io.BytesIO()
     torch.save({"key": key, **state}, content)
+    seal = hashlib.sha256(content.getbuffer()).hexdigest()
+    content.write(seal.encode())
     write_bytes(path, content.getvalue())
 
 
@@ -68,7 +72,11 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
         UserError: The file is damaged, or another training's.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        body, seal = content[:-_SEAL], content[-_SEAL:]
+        if hashlib.sha256(body).hexdigest().encode() != seal:
+            raise ValueError("other bytes than were written")
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         other = state.pop("key") != key
     except (
         *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),

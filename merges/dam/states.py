@@ -17,7 +17,7 @@ from checkpoints.reading import Model
 from common.cost import count_mapped, measure
 from common.errors import UserError
 from common.files import staged_directory
-from common.manifest import NAME, read_manifest, write_manifest
+from common.manifest import NAME, check_recorded, read_manifest, write_manifest
 from common.progress import Progress
 from merges.dam.data import Calibration
 from merges.dam.flops import forward_flops
@@ -125,8 +125,10 @@ def read_teachers(
         that memory holds what was looked at and can be given back.
 
     Raises:
-        UserError: The folder lacks an expert, or was made from another expert or other data.
+        UserError: The folder is not as its manifest says, lacks an expert, or was made from
+            another expert or other data.
     """
+    check_recorded(folder)
     # Fingerprints, not paths: a folder may move, and an expert may be trained again in place.
     signals = read_manifest(folder).get("extra", {}).get("experts", {})
     remade = "make the cache again with python -m merges teachers"

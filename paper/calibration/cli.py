@@ -72,6 +72,7 @@ def _run(given: argparse.Namespace) -> None:
             raise UserError(
                 f"--tokenizer {given.tokenizer}: no model's folder with a tokenizer; correct it"
             ) from None
+    manifest.check_recorded(given.source)
     rows, counts = convert(
         given.source,
         layout,

@@ -15,6 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json, read_jsonl
+from common.manifest import check_recorded
 from common.worlds import seeds_of
 from report.experiment import Column
 from report.paired import Stratum
@@ -80,6 +81,7 @@ class Study:
 
 def read_items(path: Path) -> dict[str, dict[str, float]]:
     """Read the items' records of a score file."""
+    check_recorded(path)
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
         found: dict[str, dict[str, float]] = {}
@@ -97,6 +99,7 @@ def _run(folder: Path, tasks: Sequence[str]) -> Run | None:
     scores = folder / "test.json"
     if not scores.exists():
         return None
+    check_recorded(scores)
     stated = read_json(scores)["tasks"]
     items = read_items(folder / "test.items.jsonl.gz")
     for task in tasks:
@@ -121,6 +124,7 @@ def _contents(data: Path, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for task in tasks:
         path = data / "test" / f"{task}.jsonl"
+        check_recorded(path)
         for row in read_jsonl(path) if path.exists() else []:
             answer = row["choices"][row["gold"]] if "choices" in row else row.get("target", "")
             found.setdefault(task, {})[row["id"]] = row["prompt"] + answer

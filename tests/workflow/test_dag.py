@@ -110,6 +110,24 @@ def test_a_second_run_has_nothing_to_do(project):
     assert {path: path.stat().st_mtime_ns for path in project.results.rglob("*.json")} == before
 
 
+@pytest.mark.parametrize(
+    ("gone", "again"),
+    [
+        ("case2/scores/test/soup.json", {"evaluate": 1}),
+        ("case2/scores/test/soup.manifest.json", {"evaluate": 1}),
+        ("case1/merges/soup/manifest.json", {"merge": 1, "evaluate": 1, "smoke": 1}),
+        ("case2/smoke.json", {"smoke": 1}),
+        ("ablation/kl/seed0/scores.json", {"ablation_evaluate": 1}),
+        ("case2/scores/test", {"evaluate": 8}),
+    ],
+)
+def test_what_is_deleted_is_made_again(project, gone, again):
+    path = project.results / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = {"make_tables": 1, "make_figures": 1, "make_page": 1}
+    assert project.planned() == again | report
+
+
 def test_a_method_and_a_task_added_as_contributing_says_run_only_their_own_jobs(project):
     shown = examples()
     assert project.planned() == {}

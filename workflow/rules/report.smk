@@ -38,6 +38,21 @@ def all_scores():
     return scores
 
 
+def all_manifests():
+    """The manifests of the scores in the tables, and of the models that were scored."""
+    if SCORES_FROM:
+        return []
+    found = []
+    for world in sum((list(CONFIG.worlds_of(case)) for case in CONFIG.cases), []):
+        for kind, models in (("models", PARENTS[world]), ("merges", ROWS[world])):
+            for model in models:
+                found.append(f"{OUT}/{world}/{kind}/{model}/manifest.json")
+                found.append(f"{OUT}/{world}/scores/test/{model}.manifest.json")
+    for run in RUNS:
+        found += [f"{RUN}/{name}manifest.json".format(**run) for name in ("model/", "scores.")]
+    return found
+
+
 rule resolved_config:
     """The configuration with every default filled in, as the report reads it."""
     output:

@@ -31,13 +31,22 @@ def _cache_file() -> Path | None:
     return folder / "merging-in-a-bottle" / "hashes.json"
 
 
+_parsed: tuple[list[int], dict[str, list]] = ([], {})  # the cache as it was last, and its content
+_unwritten: dict[str, list] = {}  # what this process could not write to the cache
+
+
 def _read(cache: Path) -> dict[str, list]:
     """Read the cache; one that is damaged or of another form counts as empty."""
+    global _parsed
     try:
-        value = json.loads(cache.read_text(encoding="utf-8"))
+        with open(cache, "rb") as stream:
+            state = _state(stream)
+            if state != _parsed[0]:
+                value = json.load(stream)
+                _parsed = (state, value if isinstance(value, dict) else {})
     except (OSError, ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return _parsed[1]
 
 
 def _state(stream) -> list[int]:
@@ -47,16 +56,17 @@ def _state(stream) -> list[int]:
 
 
 def _remember(cache: Path, path: str, entry: list) -> None:
-    # A cache that cannot be written is no reason to stop a merge.
+    # A cache that cannot be written is no reason to stop a merge, nor to read gigabytes again.
+    _unwritten[path] = entry
     with contextlib.suppress(OSError, UserError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with open(cache.with_name(cache.name + ".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            entries = _read(cache)
-            entries.pop(path, None)
+            entries = {name: held for name, held in _read(cache).items() if name != path}
             entries[path] = entry
             kept = dict(list(entries.items())[-_MOST:])
             write_bytes(cache, json.dumps(kept, indent=0).encode())
+        del _unwritten[path]
 
 
 def sha256_cached(path: Path | str) -> str:
@@ -75,7 +85,7 @@ def sha256_cached(path: Path | str) -> str:
         with open(path, "rb", buffering=0) as stream:
             state = _state(stream)
             if cache is not None:
-                entry = _read(cache).get(name)
+                entry = _read(cache).get(name, _unwritten.get(name))
                 if isinstance(entry, list) and entry[:-1] == state and _is_hash(entry[-1]):
                     return entry[-1]
             settled = time.time_ns() - max(state[1:3]) > _SETTLED_NS

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from checkpoints import hashes
+from common import hashes
 from common.errors import UserError
 
 
