@@ -62,7 +62,11 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
     logging.set_verbosity_error()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **settings
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **settings,
         )
     except Exception as error:  # whatever a wrong configuration makes of it
         raise UserError(
@@ -70,6 +74,11 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
+    for name, stored, built in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{folder}: {name} has the shape {list(stored)}, its config.json makes it "
+            f"{list(built)}; {REMADE}"
+        )
     refuse_invented(Path(folder), info["missing_keys"], info["unexpected_keys"])
     return model
 

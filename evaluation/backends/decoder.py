@@ -86,7 +86,7 @@ def knows(config: Mapping[str, Any], stored: Mapping[str, Sequence[int]]) -> boo
     )
     wanted = shapes(config) if plain else {}
     given = {name: tuple(shape) for name, shape in stored.items()}
-    return plain and {**wanted, **given} == given and given.keys() - wanted.keys() <= {_HEAD}
+    return plain and {**given, **wanted} == given and given.keys() - wanted.keys() <= {_HEAD}
 
 
 @functools.lru_cache

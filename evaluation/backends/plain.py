@@ -50,7 +50,10 @@ def _stored(model: PreTrainedModel | Path | str) -> tuple[dict[str, Any], dict[s
 
 def serves(model: PreTrainedModel | Path | str, dtype: str, device: str) -> bool:
     """Say whether `PlainBackend` can serve a model as this type on this device."""
-    return dtype == "float32" and device == "cpu" and knows(*_stored(model))
+    try:
+        return dtype == "float32" and device == "cpu" and knows(*_stored(model))
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return False  # a configuration that makes no sense: transformers says what is wrong
 
 
 @dataclass(frozen=True)

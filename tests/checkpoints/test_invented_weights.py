@@ -20,12 +20,11 @@ Q, LAST = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.
 def evaluated(folder):
     """Score a continuation as the evaluation does, with the class that it chooses."""
     from lm_eval.api.instance import Instance
-    from transformers import AutoTokenizer
 
     from evaluation.backends import open_backend
+    from evaluation.harness import _load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    backend = open_backend("hf", folder, tokenizer, batch_size=1)
+    backend = open_backend("hf", folder, _load_tokenizer(folder), batch_size=1)
     asked = Instance("loglikelihood", {}, ("w5 w6", " w7"), 0, ("t", 0, 1))
     return backend.loglikelihood([asked])[0][0]
 
@@ -123,6 +122,23 @@ def test_a_model_with_other_weights_than_its_architecture_is_refused_by_name(fol
     assert ("random values" in message) == ("many" not in fault and "unknown" not in fault)
 
 
+@pytest.mark.parametrize("load", EVERY)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"hidden_size": 16}, {"vocab_size": 20}, {"intermediate_size": 32}, {"head_dim": 4}),
+        *({"num_attention_heads": 0}, {"num_attention_heads": "four"}, {"hidden_act": "no such"}),
+        *({"model_type": "no such"}, {"num_key_value_heads": 4}, {"hidden_size": None}),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_another_model_is_refused_in_a_line(make_model, tmp_path, wrong, load):
+    folder = change(make_model(tmp_path / "m"), tmp_path / "wrong", **wrong)
+    with pytest.raises(UserError) as refused:
+        load(folder)
+    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("policy", ["refuse", "base", "union", "crop-to-base"])
 @pytest.mark.parametrize("fault", ["the head", "a layer", "a layer too many"])
 def test_a_merge_of_any_vocabulary_refuses_what_can_be_seen_without_transformers(
@@ -159,7 +175,7 @@ def test_other_architectures_load_whole_and_are_refused_in_part(tmp_path, kind):
     check_weights(tmp_path / "whole")
     for name in sorted(load_file(tmp_path / "whole" / SINGLE))[::5]:
         part = change(tmp_path / "whole", tmp_path / name, [name])
-        with pytest.raises(UserError, match=r"no weights for|cannot load"):
+        with pytest.raises(UserError, match=r"no weights for|makes it|cannot load"):
             check_weights(part)
 
 
