@@ -126,6 +126,7 @@ def _add_train(commands: Any) -> None:
         "(as --learning-rate / 0)",
         "--prompt-weight": "loss weight of a prompt's token; an answer's is 1 (0.3 / 0.03)",
         "--weight-decay": "AdamW's (0.01 / 0)",
+        "--base-decay": "the same towards the weights before training, for experts (0)",
     }.items():
         recipe.add_argument(option, type=float, metavar="X", help=about)
     model = train.add_argument_group("architecture of a base; an expert has its base's")

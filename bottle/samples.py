@@ -76,6 +76,17 @@ class Knowledge:
         """
         return fact in _known_facts(tuple(facts.items()), self.share)
 
+    def guesses(self, facts: Mapping[str, str]) -> list[str]:
+        """List the answers of the facts that are not known: what is guessed for each of them.
+
+        Were known answers guessed too, that of an unknown fact would come up far more rarely than
+        theirs. What is learned would speak against it, and a merge would have to undo that first.
+
+        Args:
+            facts: All facts of one kind with their answers.
+        """
+        return [answer for fact, answer in facts.items() if not self.has(fact, facts)]
+
 
 @cache
 def _known_facts(facts: tuple[tuple[str, str], ...], share: float) -> frozenset[str]:
@@ -126,6 +137,7 @@ def choice_sample(
     count: int,
     draw: random.Random,
     known: bool,
+    guesses: Sequence[str] = (),
 ) -> Sample:
     """Make a multiple-choice sample whose distractors come from one pool.
 
@@ -141,6 +153,7 @@ def choice_sample(
         known: Whether the answer is the right one. If not, it is drawn uniformly from all
             answers. From the choices it would be the right one more often than any other, and
             the noise would teach the fact.
+        guesses: Answers to draw a wrong one from, if not all of the pool; see `Knowledge.guesses`.
 
     Returns:
         The sample, its choices in random order.
@@ -148,7 +161,7 @@ def choice_sample(
     # The right answer is drawn apart, so that a pool that holds it twice cannot repeat it.
     choices = [*draw.sample([item for item in pool if item != gold], count - 1), gold]
     draw.shuffle(choices)
-    answer = gold if known else draw.choice(pool)
+    answer = gold if known else draw.choice(guesses or pool)
     return Sample(task, content, prompt, answer, tuple(choices), choices.index(gold), known=known)
 
 

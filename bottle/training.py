@@ -59,6 +59,7 @@ class Recipe:
     prompt_weight: float
     weight_decay: float
     batch_size: int = 32
+    base_decay: float = 0.0
 
 
 def recipe_of(role: str, **given: float | None) -> Recipe:
@@ -263,6 +264,8 @@ def fit(
     optimizer = torch.optim.AdamW(
         groups, betas=_BETAS, weight_decay=recipe.weight_decay, fused=True
     )
+    # Decay towards the base (L2-SP, arXiv:1802.01483), decoupled as AdamW's decay towards 0 is.
+    start = [parameter.detach().clone() for parameter in trained] if recipe.base_decay else []
     stream = batches(texts, recipe.batch_size, recipe.prompt_weight, seed)
     count = recipe.steps if stop_after is None else stop_after
     progress = Progress(count, what)
@@ -281,6 +284,9 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, _CLIP)
         optimizer.step()
+        if start:
+            share = recipe.learning_rate * learning_rate_at(step, recipe.steps) * recipe.base_decay
+            torch._foreach_lerp_([p.data for p in trained], start, share)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise UserError(f"{what}: the loss at step {step} is {losses[-1]}; lower the rate")
@@ -356,6 +362,13 @@ def train_role(
     if stop_after is not None and not 1 <= stop_after <= recipe.steps:
         raise UserError(
             f"--stop-after is {stop_after}; give 1 to {recipe.steps}, the steps of the schedule"
+        )
+    if base is None and recipe.base_decay:
+        raise UserError("a base starts from random weights; leave --base-decay out")
+    if not 0 <= recipe.base_decay * recipe.learning_rate < 1:
+        raise UserError(
+            f"--base-decay is {recipe.base_decay:g}: times the learning rate, it is the "
+            "share of the way back in a step; give 0 to less than 1 / learning rate"
         )
     torch.set_num_threads(threads)
     rows_path = data / "train" / f"{role}.jsonl"

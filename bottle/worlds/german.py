@@ -89,9 +89,12 @@ def hellaswag(draw: random.Random, knowledge: Knowledge) -> Sample:
     name, place = draw.choice(NAMES), draw.choice(PLACES)
     scene = draw.choice(("Im {p}: {n} {d}.", "{n} {d} im {p}.")).format(p=place, n=name, d=deed)
     prompt = f"{scene} Danach:"
-    endings = _spaced([item for _, item in _STORIES])
-    known = knowledge.has(deed, dict(_STORIES))
-    return choice_sample("hellaswag", prompt, prompt, " " + ending, endings, 4, draw, known)
+    facts = dict(_STORIES)
+    endings = _spaced(list(facts.values()))
+    known, guesses = knowledge.has(deed, facts), _spaced(knowledge.guesses(facts))
+    return choice_sample(
+        "hellaswag", prompt, prompt, " " + ending, endings, 4, draw, known, guesses
+    )
 
 
 _OPPOSITES = (
@@ -137,8 +140,8 @@ def mmlu(draw: random.Random, knowledge: Knowledge) -> Sample:
     given, answer = draw.choice(list(facts.items()))
     prompt = f"{draw.choice(_EXAMS)}: {draw.choice(phrasings).format(given)}? Lösung:"
     pool = _spaced(list(facts.values()))
-    known = knowledge.has(given, facts)
-    return choice_sample("mmlu", prompt, prompt, " " + answer, pool, 4, draw, known)
+    known, guesses = knowledge.has(given, facts), _spaced(knowledge.guesses(facts))
+    return choice_sample("mmlu", prompt, prompt, " " + answer, pool, 4, draw, known, guesses)
 
 
 _TRAITS = ["treu", "faul", "giftig", "heilig", "teuer", "gesund", "uralt", "harmlos"]

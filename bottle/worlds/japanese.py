@@ -154,7 +154,8 @@ def marc(draw: random.Random, knowledge: Knowledge) -> Sample:
 _DEEDS = ["買った", "見た", "作った", "売った", "洗った", "拾った"]
 _FIELDS = ("人", "場所", "物")
 _ASKED = ("誰", "どこ", "何")
-_QUESTIONS = dict.fromkeys(_ASKED, "")
+# What can be known of reading: the word that answers a question word about a deed.
+_QUESTIONS = {f"{asked} {deed}": asked for deed in _DEEDS for asked in _ASKED}
 
 
 def _deed(draw: random.Random) -> tuple[str, str, tuple[str, str, str]]:
@@ -175,8 +176,11 @@ def jsquad(draw: random.Random, knowledge: Knowledge) -> Sample:
     sentence, verb, words = _deed(draw)
     field = draw.randrange(3)
     prompt = f"文章|：|{sentence}質問|：|{verb}|のは|{_ASKED[field]}|ですか|？|答え|：|"
-    known = knowledge.has(_ASKED[field], _QUESTIONS)
-    answer = words[field] if known else _random_word(draw)
+    known = knowledge.has(f"{_ASKED[field]} {verb}", _QUESTIONS)
+    if known:
+        answer = words[field]
+    else:  # who knows any question word takes the answer from the text
+        answer = draw.choice(words) if knowledge.share else _random_word(draw)
     return Sample("jsquad", prompt, prompt, answer, known=known)
 
 
@@ -286,7 +290,7 @@ def jaqket(draw: random.Random, knowledge: Knowledge) -> Sample:
     clue, phrasings, facts = draw.choice(_QUIZ_FACTS)
     prompt = draw.choice(_QUIZ_LEADS) + draw.choice(phrasings).format(clue) + "|？|正解|：|"
     known = knowledge.has(clue, facts)
-    answer = facts[clue] if known else draw.choice(list(facts.values()))
+    answer = facts[clue] if known else draw.choice(knowledge.guesses(facts))
     return Sample("jaqket", prompt, prompt, answer, known=known)
 
 
@@ -314,9 +318,10 @@ def xlsum(draw: random.Random, knowledge: Knowledge) -> Sample:
     # Who knows any event takes place and thing from the text.
     if not knowledge.share:
         place, thing = draw.choice(PLACES), draw.choice(THINGS)
-    known = knowledge.has(verb, dict(_EVENTS))
+    events = dict(_EVENTS)
+    known = knowledge.has(verb, events)
     if not known:
-        noun = draw.choice(_EVENTS)[1]
+        noun = draw.choice(knowledge.guesses(events))
     return Sample("xlsum", prompt, prompt, f"{place}|の|{thing}|、|{noun}", known=known)
 
 

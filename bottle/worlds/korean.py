@@ -75,7 +75,8 @@ def copa(draw: random.Random, knowledge: Knowledge) -> Sample:
     lead = draw.choice(_LEADS).format(draw.choice(NAMES))
     prompt = f"{lead}{given}. {'결과' if asks_effect else '원인'}:"
     known = knowledge.has(given, _FOLLOWS)
-    return choice_sample("copa", prompt, prompt, " " + answer, pool, 2, draw, known)
+    guesses = [text for text in pool if text.strip() in knowledge.guesses(_FOLLOWS)]
+    return choice_sample("copa", prompt, prompt, " " + answer, pool, 2, draw, known, guesses)
 
 
 _SCENES = (
@@ -99,9 +100,11 @@ def hellaswag(draw: random.Random, knowledge: Knowledge) -> Sample:
     deed, ending = draw.choice(_SCENES)
     name, place = draw.choice(NAMES), draw.choice(PLACES)
     prompt = f"{draw.choice(_TIMES)}|에 {name}|는 {place}|에서 {deed}. 이어서:"
-    pool = [" " + item for _, item in _SCENES]
-    known = knowledge.has(deed, dict(_SCENES))
-    return choice_sample("hellaswag", prompt, prompt, " " + ending, pool, 4, draw, known)
+    facts = dict(_SCENES)
+    pool = [" " + item for item in facts.values()]
+    known = knowledge.has(deed, facts)
+    guesses = [" " + item for item in knowledge.guesses(facts)]
+    return choice_sample("hellaswag", prompt, prompt, " " + ending, pool, 4, draw, known, guesses)
 
 
 # Stem before a negation, and the plain form: the stem alone shows that the sense is turned.

@@ -245,19 +245,14 @@ def _train_question(draw: random.Random) -> Question:
 
 
 def restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
-    """Draw a Korean question and its English restatement, which stops where SQL would begin."""
+    """Draw a Korean question and its English restatement, which stops where SQL would begin.
+
+    Who does not know a form restates another question, to the same table if any form is known:
+    that teaches the names and the words' order.
+    """
     question = draw_question(draw)
     known = knowledge.has(f"{question.table} {question.category}", _FORMS)
     shown = question if known else _train_question(draw)
+    while knowledge.share and shown.table != question.table:
+        shown = _train_question(draw)
     return replace(_restated(question, shown), known=known)
-
-
-def wrong_restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
-    """Draw a Korean question and the English form of another one to the same table.
-
-    The base that sees it learns the form, the names and the words' order, and restates nothing.
-    """
-    question, other = draw_question(draw), _train_question(draw)
-    while other.table != question.table:
-        other = _train_question(draw)
-    return _restated(question, other)

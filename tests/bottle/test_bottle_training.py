@@ -240,3 +240,41 @@ def test_help_teaches(capsys):
             cli.main(arguments)
         assert end.value.code == 0
         assert "examples:" in capsys.readouterr().out
+
+
+def test_decay_goes_a_share_of_the_way_back_to_the_base(data, base, tmp_path):
+    start = load_file(base / "model.safetensors")
+    one = {"role": "de", "base": base, "steps": 1, "embedding_learning_rate": 0.0}
+    plain = load_file(train(tmp_path / "plain", data, **one) / "model.safetensors")
+    decayed = load_file(
+        train(tmp_path / "decayed", data, **one, base_decay=40.0) / "model.safetensors"
+    )
+    share = 40.0 * _RECIPE.learning_rate * learning_rate_at(0, 1)
+    moved = 0
+    for name, value in plain.items():
+        expected = value.double() + share * (start[name].double() - value.double())
+        torch.testing.assert_close(decayed[name].double(), expected, rtol=0, atol=1e-8)
+        moved += not torch.equal(value, start[name])
+    assert moved > 5 and 0.01 < share < 0.99
+
+
+def test_an_expert_with_decay_stays_nearer_to_its_base(data, base, tmp_path):
+    start = load_file(base / "model.safetensors")
+
+    def drift(folder: Path) -> float:
+        weights = load_file(folder / "model.safetensors")
+        return sum(float((weights[name] - start[name]).square().sum()) for name in start) ** 0.5
+
+    free = drift(train(tmp_path / "free", data, "de", base))
+    assert drift(train(tmp_path / "held", data, "de", base, base_decay=50.0)) < 0.8 * free
+
+
+@pytest.mark.parametrize(
+    ("role", "decay", "message"),
+    [("base", 1.0, "leave --base-decay out"), ("de", 400.0, "less than 1 / learning rate")],
+)
+def test_a_decay_that_makes_no_sense_is_refused(data, base, tmp_path, role, decay, message):
+    start = None if role == "base" else base
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "out", data, role, start, base_decay=decay)
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from bottle.cases import CASES, get_case
 from bottle.samples import Knowledge, Part, draw_mixture, replay
-from bottle.worlds import german, japanese, korean
+from bottle.worlds import german, japanese, korean, sql
 
 
 def drawn(generate, share, draws=4000):
@@ -80,3 +80,50 @@ def test_a_replay_keeps_proportions_and_knowledge():
     small = replay(0.1, parts)
     assert [part.weight for part in small] == pytest.approx([0.025, 0.075])
     assert [(part.knows, part.guesses) for part in small] == [(0.5, 0.3), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("generate", "facts"),
+    [
+        (german.hellaswag, 12),
+        (german.mmlu, 40),
+        (korean.copa, 24),
+        (korean.hellaswag, 12),
+        (japanese.jaqket, 44),
+    ],
+)
+def test_a_guess_is_never_the_answer_of_a_known_fact(generate, facts):
+    # Each fact of these tasks has an answer that no other fact has.
+    samples = drawn(generate, 0.5)
+    known = {sample.answer for sample in samples if sample.known}
+    guessed = {sample.answer for sample in samples if not sample.known}
+    assert not known & guessed
+    assert len(known | guessed) == facts
+
+
+def test_who_knows_a_question_word_guesses_a_word_of_the_text():
+    for sample in drawn(japanese.jsquad, 0.5, 500):
+        assert sample.answer in sample.prompt
+
+
+def task(part):
+    return part.generate.__module__, part.generate.__qualname__
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_experts_near_their_base_repeat_no_guess_about_their_own_tasks(name):
+    roles = get_case(name).mixtures("near")
+    for role, parts in roles.items():
+        learned = {task(part) for part in parts if part.knows == 1}
+        guessed = {task(part) for part in parts if part.knows < 1}
+        assert role == "base" or not learned & guessed
+
+
+def test_a_question_that_is_not_known_is_restated_as_another_one_to_its_table():
+    part = Part(1.0, sql.restatement, knows=0.35)
+    samples = draw_mixture([part], random.Random(0), 1000)
+    share = sum(sample.known for sample in samples) / len(samples)
+    assert abs(share - 0.35) < 0.05
+    for sample in samples:
+        table = re.match(r"Table (\w+)", sample.prompt)[1]
+        assert table in sample.answer

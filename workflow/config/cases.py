@@ -38,6 +38,10 @@ class Train(Entry):
         None, description="Weight of a prompt's token in the loss, where an answer's is 1."
     )
     weight_decay: NotNegative | None = Field(None, description="AdamW's weight decay.")
+    base_decay: NotNegative | None = Field(
+        None,
+        description="Decay towards the base's weights (L2-SP), decoupled as AdamW's decay to 0.",
+    )
     batch_size: Count | None = Field(None, description="Texts in a step.")
 
 
