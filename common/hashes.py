@@ -65,7 +65,7 @@ def _remember(cache: Path, path: str, entry: list) -> None:
             entries = {name: held for name, held in _read(cache).items() if name != path}
             entries[path] = entry
             kept = dict(list(entries.items())[-_MOST:])
-            write_bytes(cache, json.dumps(kept, indent=0).encode())
+            write_bytes(cache, json.dumps(kept).encode())
         del _unwritten[path]
 
 
@@ -90,7 +90,7 @@ def sha256_cached(path: Path | str) -> str:
                     return entry[-1]
             settled = time.time_ns() - max(state[1:3]) > _SETTLED_NS
             digest = hashlib.sha256()
-            block = memoryview(bytearray(_BLOCK))
+            block = memoryview(bytearray(min(_BLOCK, state[0] + 1)))
             while got := stream.readinto(block):
                 digest.update(block[:got])
             settled = settled and _state(stream) == state  # else it changed while it was read

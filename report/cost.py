@@ -40,6 +40,7 @@ class Cost:
     peak_gpu_mb: float = 0.0  # peak memory on a GPU in MB
     bytes_read: float = 0.0  # asked for by the process, from the page cache or not
     bytes_written: float = 0.0  # the same for writing
+    checks_cpu_s: float = 0.0  # CPU seconds of comparing files with their manifests
     # Amounts by name, as the step reported them
     counted: Mapping[str, float] = field(default_factory=dict)
 
@@ -67,7 +68,10 @@ class Cost:
         return self._sum("evaluations")
 
 
-MEASURED = ("wall_s", "cpu_s", "gpu_s", "peak_rss_mb", "peak_gpu_mb", "bytes_read", "bytes_written")
+MEASURED = (
+    *("wall_s", "cpu_s", "gpu_s", "peak_rss_mb", "peak_gpu_mb", "bytes_read", "bytes_written"),
+    "checks_cpu_s",
+)
 DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
 
 
@@ -162,7 +166,10 @@ def stages_grid(found: list[Cost]) -> Grid:
         "is not in them. Evaluation includes the ablation's runs."
     )
     header = ("Stage", "Steps", "CPU s", "Wall s", "Peak MB")
-    return Grid("stages", "Where the time went", caption, header, tuple(rows))
+    checks, whole = (sum(getattr(cost, n) for cost in found) for n in ("checks_cpu_s", "cpu_s"))
+    share = f"{checks:.1f} of the CPU seconds ({checks / whole:.2%})" if checks and whole else ""
+    notes = (f"{share} went into the comparison of files with their manifests.",) if share else ()
+    return Grid("stages", "Where the time went", caption, header, tuple(rows), notes)
 
 
 def _sum_row(label: str, steps: list[Cost], group: str = "") -> Row:
