@@ -118,7 +118,7 @@ def _methods() -> list[str]:
     """List the published methods; one that names no paper is its user's own."""
     lines = ["| method | from | needs | acts on |", "|---|---|---|---|"]
     for name, info in registry.describe().items():
-        experts = [f"{info.experts} experts"] if info.experts else []
+        experts = [f"{info.experts} expert{'s' * (info.experts > 1)}"] if info.experts else []
         needs = ", ".join([*sorted(info.needs), *experts]) or "-"
         acts = "whole models" if info.whole_model else info.unit
         if info.paper:

@@ -41,7 +41,7 @@ def check_config(config: MergeConfig) -> None:
         raise UserError(f"method {method}: no expert given; name at least one")
     if info.experts not in (None, len(config.experts)):
         raise UserError(
-            f"method {method} merges exactly {info.experts} experts; "
+            f"method {method} merges exactly {info.experts} expert{'s' * (info.experts != 1)}; "
             f"{len(config.experts)} are given"
         )
     needed = "base" in info.needs

@@ -156,13 +156,23 @@ RECIPES = {
     "della": Recipe("della", _elected(True, True), {**_SPARSE, **_EPSILON}),
     "della_linear": Recipe("della_linear", _summed(True), {**_SPARSE, **_EPSILON}),
     "sce": Recipe("sce", {"select_topk": Word("density", 1.0)}, fixed={"negligible": 1e-6}),
+    "nearswap": Recipe("nearswap", {"t": Word("t")}),
+    "arcee_fusion": Recipe("arcee_fusion"),
+    "ram": Recipe("ram", {"epsilon": Word("epsilon", 1e-5)}),
+    "ramplus_tl": Recipe(
+        "ram_plus",
+        {
+            "r": Word("r", 0.1),
+            "alpha": Word("alpha", 0.2),
+            "epsilon": Word("epsilon", 1e-5),
+        },
+        fixed={"scope": "tensor"},
+    ),
 }
 SILENT = ("int8_mask",)  # how mergekit holds its masks; the result is the same
 WORDS = {
     *SILENT,
     "scale",  # of passthrough
-    "r",  # of ramplus_tl
-    "alpha",
     *(
         word
         for recipe in RECIPES.values()

@@ -306,7 +306,7 @@ def _sliced(*ranges: Any, **more: Any) -> dict[str, Any]:
         ("[1", "not valid YAML"),
         ("- 1", "no merge_method"),
         ({**GOOD, "merge_method": "passthrough"}, "merge_method passthrough is not supported"),
-        ({**GOOD, "merge_method": "ram"}, "merge_method ram is not supported; supported are"),
+        ({**GOOD, "merge_method": "ram"}, "method ram: no base given"),
         ({"merge_method": "linear", "modules": {}}, "'modules' in the configuration is not"),
         ({**GOOD, "chat_template": "auto"}, "'chat_template' in the configuration is not"),
         ({**GOOD, "dtyp": 1}, r"unknown key 'dtyp' .*did you mean 'dtype'"),

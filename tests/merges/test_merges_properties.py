@@ -71,7 +71,7 @@ few = settings(max_examples=15, deadline=None, derandomize=True)
 def test_every_method_with_a_scale_gives_the_base_at_zero(
     method: str, seed: int, count: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    base, experts = models(seed, count, shape, dtype)
+    base, experts = models(seed, registry.info(method).experts or count, shape, dtype)
     assert torch.equal(run(method, base, experts, scale=0.0), base)
 
 
@@ -227,7 +227,7 @@ def test_the_trim_keeps_exactly_its_share_and_the_largest(
 
 @pytest.mark.parametrize("method", [n for n, i in registry.describe().items() if not i.whole_model])
 def test_inputs_are_left_as_they_are_and_not_handed_back(method: str) -> None:
-    base, experts = models(1, 2, (4, 5), torch.float32)
+    base, experts = models(1, registry.info(method).experts or 2, (4, 5), torch.float32)
     before = [base.clone(), *(expert.clone() for expert in experts.values())]
     result = run(method, base, experts)
     for now, then in zip([base, *experts.values()], before, strict=True):
