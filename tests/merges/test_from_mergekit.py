@@ -295,6 +295,26 @@ GOOD = {"merge_method": "linear", "models": two({"weight": 1}, {"weight": 2})}
 TIES = {"merge_method": "ties", "base_model": "base", "models": [{"model": "ja"}]}
 
 
+@pytest.mark.parametrize(
+    ("method", "models", "parameters", "expected"),
+    [
+        ("nearswap", ["ja"], {"t": 0.25}, 1.25),
+        ("nearswap", ["base", "ja"], {"t": 3}, 2.0),
+        ("arcee_fusion", ["ja"], {}, 2.0),  # rows of equal numbers do not diverge
+        ("ram", ["ja", "math"], {}, 1 + (1 + 4) / 2),
+        ("ram", ["ja", "math"], {"epsilon": 2}, 5.0),
+        ("ramplus_tl", ["ja", "math"], {"epsilon": 2, "r": 0.5, "alpha": 0.1}, 5.0),
+    ],
+)
+def test_methods_of_few_words(
+    run: Run, method: str, models: list[str], parameters: dict[str, Any], expected: float
+) -> None:
+    listed = [{"model": model} for model in models]
+    content = {"merge_method": method, "base_model": "base", "models": listed}
+    merged = run({**content, "parameters": parameters})
+    check(merged, {MLP.format(1): expected, EMBEDDING: expected})
+
+
 def _sliced(*ranges: Any, **more: Any) -> dict[str, Any]:
     parts = [{"sources": [{"model": "ja", "layer_range": list(r)}], **more} for r in ranges]
     return {"merge_method": "linear", "slices": parts, "parameters": {"weight": 1}}
