@@ -118,7 +118,6 @@ def test_a_second_run_has_nothing_to_do(project):
         ("case1/merges/soup/manifest.json", {"merge": 1, "evaluate": 1, "smoke": 1}),
         ("case2/smoke.json", {"smoke": 1}),
         ("ablation/kl/seed0/scores.json", {"ablation_evaluate": 1}),
-        ("case2/scores/test", {"evaluate": 8}),
     ],
 )
 def test_what_is_deleted_is_made_again(project, gone, again):
