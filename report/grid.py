@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from report.averages import Score
+from report.paired import Difference
 
 MISSING = "–"
 
@@ -50,6 +51,21 @@ def number(value: float | None) -> str:
 def probability(value: float) -> str:
     """Write a p-value with three decimals, ``<.001`` where it is smaller."""
     return "<.001" if value < 0.0005 else number(value)
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign: ``+.053``."""
+    text = number(value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def difference_cells(difference: Difference) -> list[Cell]:
+    """Write a difference with its interval in one cell, ``+.053 [+.042, +.065]``, then its p."""
+    interval = f"[{signed(difference.low)}, {signed(difference.high)}]"
+    return [
+        Cell(f"{signed(difference.value)} {interval}"),
+        Cell(probability(difference.p)),
+    ]
 
 
 def score_cell(score: Score | None, strong: bool = False) -> Cell:

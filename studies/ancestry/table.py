@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.worlds import seeds_of
 from report import fields
 from report.experiment import Case
-from report.grid import Cell, Grid, Row, number, probability
+from report.grid import Cell, Grid, Row, difference_cells
 from report.load import load_case
 from report.paired import Difference, Stratum, compare
 from studies.ancestry.settings import WORLD
@@ -112,15 +112,6 @@ def leads(config: Mapping[str, Any], case: Case, results: Path) -> list[Lead]:
     ]
 
 
-def _cells(difference: Difference) -> list[Cell]:
-    low, high = (number(value) for value in (difference.low, difference.high))
-    return [
-        Cell(number(difference.value)),
-        Cell(f"{low} to {high}"),
-        Cell(probability(difference.p)),
-    ]
-
-
 def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> Grid:
     """Lay out the leads in both cases, and what they say of the claim."""
     entry = config["studies"]["ancestry"]
@@ -129,18 +120,21 @@ def claim_grid(config: Mapping[str, Any], case: Case, found: Sequence[Lead]) -> 
     rows = []
     for lead in found:
         cells = [Cell(lead.leader), Cell(lead.other)]
-        cells += [c for part in (lead.before, lead.after, lead.change) for c in _cells(part)]
+        cells += [
+            c for part in (lead.before, lead.after, lead.change) for c in difference_cells(part)
+        ]
         rows.append(Row((*cells, Cell(lead.verdict())), lead.leader))
     caption = (
         f"Lead on {entry['column']} of one row over another: in {entry['case']}, where every "
         f"expert starts from the base; in {again}, where the {expert} starts from its ancestor; "
-        "and the change from one to the other. 95 %: interval of a paired bootstrap over the test "
-        f"items ({_RESAMPLES} resamples), which are the same in both cases; p: of a sign-flip "
-        "permutation test. One world and one seed: what another seed would change is not covered."
+        "and the change from one to the other. [95 %]: interval of a paired bootstrap of the test "
+        f"items ({_RESAMPLES:,} draws), which are the same in both cases; p: of a sign-flip "
+        "permutation test of items. One world and one seed: what another seed would change is not "
+        "covered."
     )
     header = ["Row", "Compared with"]
     for what in (entry["case"], again, "change"):
-        header += [what, "95 %", "p"]
+        header += [f"{what} [95 %]", "p"]
     notes = (
         "C11 says that DARE-TIES leads in Korean because that expert started from another "
         "ancestor than the others. A pair supports it where the lead in the second case and the "

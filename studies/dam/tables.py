@@ -8,7 +8,7 @@ from typing import Any
 from report import fields
 from report.averages import Spread, spread
 from report.experiment import Column
-from report.grid import MISSING, Cell, Grid, Row, number, probability
+from report.grid import MISSING, Cell, Grid, Row, difference_cells, number
 from report.paired import Difference, compare
 from studies.dam.load import Study, strata_of
 
@@ -68,11 +68,6 @@ def _chosen(study: Study, setting: str) -> str:
     return " ".join("/".join(f"{value:g}" for value in row) or MISSING for row in values)
 
 
-def _signed(value: float) -> str:
-    text = number(value)
-    return text if text.startswith("-") else f"+{text}"
-
-
 def _row(study: Study, name: str, setting: str, found: Differences) -> Row:
     comparison = study.config["comparisons"][name]
     reference = comparison["reference"]
@@ -86,12 +81,8 @@ def _row(study: Study, name: str, setting: str, found: Differences) -> Row:
     elif difference is None:
         cells += [Cell(MISSING)] * 3
     else:
-        interval = f"[{_signed(difference.low)}, {_signed(difference.high)}]"
-        cells += [
-            Cell(f"{_signed(difference.value)} {interval}"),
-            Cell(probability(difference.p)),
-            Cell(f"{higher(study, setting, reference)}/{len(study.seeds)}"),
-        ]
+        cells += difference_cells(difference)
+        cells.append(Cell(f"{higher(study, setting, reference)}/{len(study.seeds)}"))
     trial = dev(study, setting)
     cells.append(Cell(number(trial and trial.mean)))
     for shown in study.apart:
@@ -137,11 +128,12 @@ def explanation(study: Study) -> str:
         f"{study.title}. A world is the case's data, base and experts, made from one of the seeds "
         f"{seeds}. *Test average*: mean over worlds ± sample standard deviation of the mean over "
         f"{averaged}. *Difference*: to the reference, over the test items of all worlds, which "
-        "both settings answered. Its interval is a bootstrap of items and *p* a sign-flip "
-        "permutation test of items, both within tasks and with items that say the same in several "
-        f"worlds kept together ({study.config['resamples']:,} draws). Both take these worlds as "
-        "given: *higher in* counts the worlds that agree. No p is corrected for the number of "
-        "comparisons. *Dev average*: of the candidate chosen on the dev items. *Learning rates*: "
+        "both settings answered. *[95 %]*: interval of a paired bootstrap of the test items; *p*: "
+        "of a sign-flip permutation test of items. Both draw within tasks, with items that say "
+        f"the same in several worlds kept together ({study.config['resamples']:,} draws). Both "
+        "take these worlds as given: *higher in* counts the worlds that agree. No p is corrected "
+        "for the number of comparisons. *Dev average*: of the candidate chosen on the dev items. "
+        "*Learning rates*: "
         f"each world's choice among {rates}; empty where there was no choice. ‡ held out, in no "
         "expert's domain."
     )
