@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("BOTTLE_HASH_CACHE", "off")  # the user's own cache is not the tests' place
+# Images of containers often forbid compiled modules; each command that a test starts would then
+# compile the whole package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def tiny_tokenizer(folder: Path, size: int) -> None:

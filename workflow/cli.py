@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import machine, numerics
 from common.errors import UserError
-from common.warm import WORKFLOW, Worker, die_with_parent
+from common.warm import VARIABLE, WORKFLOW, Worker, die_with_parent
 from studies import NAMES, about
 from workflow.lock import take
 
@@ -101,7 +101,8 @@ def reproduce(
         if any(Path(".snakemake/locks").glob("*")):
             _snakemake([*common, "--cores", "1", "--unlock", "--quiet", "all"])
         # The steps of a cluster run elsewhere, and large models have no use for a warm start.
-        with contextlib.nullcontext() if profiled else Worker():
+        # Who starts many runs, as the tests do, may offer one worker to all of them.
+        with contextlib.nullcontext() if profiled or VARIABLE in os.environ else Worker():
             code = _snakemake(
                 [
                     *(*common, "--rerun-incomplete", *([f"study_{study}"] if study else [])),

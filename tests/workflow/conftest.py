@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+
+from common.warm import PRELOAD, VARIABLE, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,18 +78,34 @@ def tiny_study(study: dict) -> dict:
     }
 
 
+def shorten_training_files(folder: Path) -> None:
+    """Have a copy draw 1,000 training rows a role: two steps of training read 64 of them."""
+    path = folder / "bottle" / "data.py"
+    text, found = re.subn(r"train_rows: int = [\d_]+", "train_rows: int = 1_000", path.read_text())
+    assert found == 1, path
+    path.write_text(text, encoding="utf-8")
+
+
 class Project:
     """A copy of the project's files and the commands that a user would type in it.
 
     Args:
         folder: An empty folder.
         config: The experiment to run.
+
+    Attributes:
+        worker: Socket of a warm worker for the commands; None where each run has its own.
     """
+
+    worker: str | None = None
 
     def __init__(self, folder: Path, config: dict) -> None:
         self.folder = folder
-        ignore = shutil.ignore_patterns(".*", "results", "__pycache__", "tests", "docs")
+        # Compiled modules and kernels (in __pycache__) travel along: making them costs more than
+        # many a step.
+        ignore = shutil.ignore_patterns(".*", "results", "tests", "docs")
         shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
+        shorten_training_files(folder)
         self.config = config
         self.write()
 
@@ -100,6 +119,8 @@ class Project:
 
     def start(self, *command: str, **options) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        if self.worker:
+            environment[VARIABLE] = self.worker
         return subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.folder,
@@ -174,10 +195,20 @@ def reproduced(tiny_config, tmp_path_factory):
     return project
 
 
+@pytest.fixture(scope="session")
+def worker():
+    """The socket of one warm worker for many runs: its imports cost more than most of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as for a run's own worker
+        with Worker((*PRELOAD, "tests.workflow.any_copy")):
+            yield os.environ.pop(VARIABLE)  # not for the other tests of this process
+
+
 @pytest.fixture
-def project(reproduced, tmp_path):
+def project(reproduced, worker, tmp_path):
     """A private copy of the reproduced project, Snakemake's own records included."""
     shutil.copytree(reproduced.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
     copied = Project.__new__(Project)
     copied.folder, copied.config = tmp_path, copy.deepcopy(reproduced.config)
+    copied.worker = worker
     return copied
