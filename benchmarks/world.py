@@ -1,0 +1,210 @@
+"""Measure how far a finished run's world is in the regime of published models.
+
+    python benchmarks/world.py --results results/bottle --json docs/data/world.json \\
+        --figure docs/figures/world-lines.png
+
+For each case and world it records: whether the base is between chance and the expert on every task
+that an expert is trained for, how far the experts are from the base, whether the loss rises on the
+straight lines between models, what Model Soups keep of the experts, which untuned merges exceed the
+best expert, and the composed held-out task. Nothing is trained; it takes about three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from checkpoints.names import kind  # noqa: E402
+from common.files import read_jsonl, write_text  # noqa: E402
+from common.worlds import folder_of, seeds_of  # noqa: E402
+from report.experiment import Case, searched  # noqa: E402
+from report.load import load  # noqa: E402
+
+ROWS = 256  # calibration rows of each expert behind a loss
+PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CLEAR = 3.0  # standard errors
+
+
+def columns(case: Case) -> dict[str, Any]:
+    """List tasks on which the base is not clear of chance, or the expert not of the base."""
+    models = {model.id: model for model in case.models}
+    margins = {}
+    for expert, settings in case.experts.items():
+        for task in settings["domain"]:
+            base, learned = models["base"].tasks[task], models[expert].tasks[task]
+            above = (base.value - base.chance) / base.stderr if base.stderr else math.inf
+            error = math.hypot(base.stderr, learned.stderr)
+            below = (learned.value - base.value) / error if error else math.inf
+            margins[f"{expert} {task}"] = min(above, below)
+    missed = sorted(name for name, margin in margins.items() if margin <= CLEAR)
+    return {"tasks": len(margins), "not clear": missed}
+
+
+def kept_at_home(case: Case) -> float:
+    """Return the mean score of Model Soups on the experts' tasks over the experts' own."""
+    models = {model.id: model for model in case.models}
+    best: dict[str, float] = {}
+    for expert, settings in case.experts.items():
+        for task in settings["domain"]:
+            best[task] = max(best.get(task, 0.0), models[expert].tasks[task].value)
+    return sum(models["soup"].tasks[task].value for task in best) / sum(best.values())
+
+
+def untuned(case: Case, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """List untuned merges whose average exceeds that of every single expert."""
+    averages = {m.id: score.value for m in case.all_models if (score := case.average(m))}
+    best = max(averages[expert] for expert in case.experts)
+    rows = [row for row in averages if row in methods and not searched(methods[row])]
+    above = sorted(row for row in rows if averages[row] > best)
+    return {"best expert": best, "base": averages["base"], "above": above} | {
+        row: averages[row] for row in ("soup", "dare_ties", "ties", "task_arithmetic")
+    }
+
+
+def composed(case: Case) -> dict[str, Any]:
+    """Return the scores of base, experts, Model Soups and DAM on the held-out task."""
+    (task,) = case.held_out()
+    shown = ("base", *case.experts, "soup", "dam_paper", "dam_tuned")
+    scores = {m.id: m.tasks[task] for m in case.models if m.id in shown}
+    return {id: [score.value, score.stderr] for id, score in scores.items()}
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Load a model's weights as tensors by name."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def drift(base: Mapping[str, Any], expert: Mapping[str, Any]) -> float:
+    """Return the norm of an expert's linear task vector over that of the base's linear weights."""
+    names = [name for name in base if kind(name) not in ("embedding", "norm")]
+    moved = sum(float((expert[name] - base[name]).square().sum()) for name in names)
+    return math.sqrt(moved / sum(float(base[name].square().sum()) for name in names))
+
+
+class Losses:
+    """Mean loss of a case's models on answers of calibration rows.
+
+    Args:
+        folder: The case's folder of a finished run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        from bottle.tokenizer import load_tokenizer
+
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder / "data" / "tokenizer")
+        self.model = AutoModelForCausalLM.from_pretrained(folder / "models" / "base")
+
+    def of(self, state: Mapping[str, Any], experts: Sequence[str]) -> float:
+        """Return the mean over experts of the loss on their rows, nats a token of the answer."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        from bottle.training import batches, tokenise
+
+        self.model.load_state_dict(state)
+        means = []
+        for expert in experts:
+            rows = read_jsonl(self.folder / "data" / "calibration" / f"{expert}.jsonl")[:ROWS]
+            stream = batches(tokenise(rows, self.tokenizer), 64, 0.0, 0)
+            total = count = 0.0
+            for _ in range(ROWS // 64):
+                ids, answer = next(stream)
+                with torch.no_grad():
+                    logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits
+                each = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+                total += float((each * answer).sum())
+                count += float(answer.sum())
+            means.append(total / count)
+        return sum(means) / len(means)
+
+
+def lines(folder: Path, experts: Sequence[str]) -> dict[str, list[float]]:
+    """Return the loss along the straight lines from the base to experts and between experts."""
+    losses = Losses(folder)
+    states = {name: weights(folder / "models" / name) for name in ("base", *experts)}
+    found = {}
+    for one, two in [*(("base", expert) for expert in experts), *combinations(experts, 2)]:
+        ends = states[one], states[two]
+        measured = [name for name in (one, two) if name != "base"]
+        found[f"{one} - {two}"] = [
+            losses.of({n: (1 - t) * ends[0][n] + t * ends[1][n] for n in ends[0]}, measured)
+            for t in PLACES
+        ]
+    return found
+
+
+def barrier(path: Sequence[float]) -> float:
+    """Return how far a line's loss rises above the straight line between its ends' losses."""
+    chord = [(1 - t) * path[0] + t * path[-1] for t in PLACES]
+    return max(loss - straight for loss, straight in zip(path, chord, strict=True))
+
+
+def draw(records: Mapping[str, Any], out: Path) -> None:
+    """Draw the losses along all lines, a panel for each case, all worlds in one."""
+    from matplotlib.figure import Figure
+
+    cases = sorted({record["case"] for record in records.values()})
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+        worlds = [record["lines"] for record in records.values() if record["case"] == case]
+        for place, name in enumerate(worlds[0]):
+            for world, found in enumerate(worlds):
+                label = name if not world else None
+                axes.plot(PLACES, found[name], color=f"C{place}", marker=".", lw=1, label=label)
+        axes.set(title=case, xlabel="share of the second model", ylabel="loss, nats a token")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small", frameon=False)
+    figure.savefig(out, dpi=150)
+
+
+def main() -> None:
+    """Parse the command line, measure every case and world, write the record and the figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=Path("results/bottle"), metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--figure", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    experiment = load(given.results / "config.json", given.results)
+    seeds, records = seeds_of(experiment.config), {}
+    for case in experiment.cases:
+        for seed, world in zip(seeds, case.each.values(), strict=True):
+            folder = given.results / folder_of(case.id, seed, seeds)
+            base = weights(folder / "models" / "base")
+            models = {expert: weights(folder / "models" / expert) for expert in case.experts}
+            found = lines(folder, list(case.experts))
+            records[f"{case.id}, seed {seed}"] = record = {
+                "case": case.id,
+                "seed": seed,
+                "columns": columns(world),
+                "drift": {name: round(drift(base, model), 4) for name, model in models.items()},
+                "soup at home": kept_at_home(world),
+                "averages": untuned(world, experiment.config["methods"]),
+                "held out": composed(world),
+                "lines": found,
+                "largest barrier": max(barrier(path) for path in found.values()),
+            }
+            print(f"{case.id}, seed {seed}:", json.dumps(record, ensure_ascii=False), flush=True)
+    if given.json:
+        write_text(given.json, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    if given.figure:
+        draw(records, given.figure)
+
+
+if __name__ == "__main__":
+    main()
