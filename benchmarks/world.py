@@ -173,6 +173,7 @@ def draw(records: Mapping[str, Any], out: Path) -> None:
 
 def main() -> None:
     """Parse the command line, measure every case and world, write the record and the figure."""
+    # Long, because it names all that a record holds.
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -5,7 +5,7 @@ from bottle.samples import Part, replay
 from bottle.worlds import japanese, mathematics
 
 # What the base learns of each task. Experts repeat a little of it: the plain text, and the other
-# domain. Of their own they know more, and its guesses would be noise to them.
+# domain. They know more of theirs, and its guesses would be noise to them.
 _PLAIN = (
     Part(0.03, japanese.lists),
     Part(0.05, japanese.repeats),

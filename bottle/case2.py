@@ -7,7 +7,7 @@ from bottle.samples import Part, replay
 from bottle.worlds import german, korean, sql
 
 # What the base learns of each task. Experts repeat a little of it: the plain text, and the other
-# domains. Of their own they know more, and its guesses would be noise to them.
+# domains. They know more of theirs, and its guesses would be noise to them.
 _PLAIN = (
     Part(0.04, german.lists),
     Part(0.03, german.repeats),
