@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from report.averages import Score
-from report.paired import Difference
+
+if TYPE_CHECKING:
+    from report.paired import Difference
 
 MISSING = "–"
 

@@ -130,8 +130,9 @@ def small(tmp_path: Path) -> tuple[Path, Path, dict]:
 
 @pytest.fixture(scope="session")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Paths of the default configuration and of a results folder with made-up scores."""
+    """Paths of the default configuration, in one world, and of results with made-up scores."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = {name: value for name, value in config.items() if name != "seeds"} | {"seed": 1}
     folder = tmp_path_factory.mktemp("full")
     write(folder / "config.json", config)
     fill(folder / "results", config)

@@ -21,6 +21,10 @@ def config():
 
 def test_a_world_of_the_experiment_s_seed_is_the_case_itself(config):
     resolved = configuration.resolve(config)
+    assert Studies(dam=resolved.studies.dam).worlds(resolved) == {}  # it has all three seeds
+    del config["seeds"]
+    config["seed"] = 1
+    resolved = configuration.resolve(config)
     worlds = Studies(dam=resolved.studies.dam).worlds(resolved)
     assert {name: (world.seed, world.of) for name, world in worlds.items()} == {
         "studies/dam/case1_seed2": (2, "case1"),
@@ -66,7 +70,7 @@ def test_every_setting_stands_in_a_comparison_and_is_tuned_alike(config):
         (("settings", "row", "lable"), "x", r"'lable' at studies\.dam\.settings\.row .*'label'"),
         (("settings", "row", "set"), {"granularty": "row"}, r"settings\.row: .*'granularity'"),
         (("settings", "row", "set"), {"granularity": "rows"}, r"settings\.row: .*granularity"),
-        (("settings", "row", "method"), "dma", r"unknown method 'dma' \(did you mean 'dam'\?\)"),
+        (("settings", "row", "method"), "damm", r"unknown method 'damm' \(did you mean 'dam'\?\)"),
         (
             ("settings", "row", "experts"),
             ["jo"],
