@@ -258,6 +258,9 @@ def test_reproducing_from_a_dropped_in_folder_follows_its_scores(project):
     content = json.loads(scores.read_text(encoding="utf-8"))
     content["tasks"]["bottle_ja8/mgsm"]["value"] = 0.123
     scores.write_text(json.dumps(content), encoding="utf-8")
+    code, output = project.run("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
+    assert code != 0 and "accept it: python -m checkpoints accept" in output
+    assert project.run("checkpoints", "accept", str(scores))[0] == 0
     output = project.reproduce()
     assert "make_tables" in output and ".123" in output
     (row,) = [row for row in rows(project, "table1") if row["id"] == "soup"]

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from common.manifest import accept
+
 pytestmark = pytest.mark.workflow
 
 
@@ -47,6 +49,7 @@ def test_a_world_that_fails_the_gate_is_named_and_the_others_make_the_tables(pro
             for entry in content["tasks"].values():
                 entry["value"] = 0.1 if path.stem == "base" else 0.9
             path.write_text(json.dumps(content))
+            accept(path)
     output = project.reproduce()
     assert "case1-seed2 is left out of the tables: expert ja did not learn" in output
     found = json.loads((project.results / "case1/gates.json").read_text())

@@ -1,0 +1,35 @@
+"""What the record of the default run says of its worlds: the regime that docs/bottle.md describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.world import PLACES, barrier
+
+RECORD = Path(__file__).resolve().parents[2] / "docs/data/world.json"
+WORLDS = json.loads(RECORD.read_text(encoding="utf-8"))
+
+
+def test_a_barrier_is_the_rise_above_the_chord():
+    assert barrier([1.0, 1.0, 1.0, 1.0, 1.0]) == 0
+    assert barrier([2.0, 1.0, 0.5, 0.25, 0.0]) == 0  # below the chord throughout
+    # The chord at a half is 1.0.
+    assert barrier([2.0, 1.0, 1.75, 0.0, 0.0]) == pytest.approx(0.75)
+    assert len(PLACES) == 5
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_experts_are_near_a_competent_base(name):
+    world = WORLDS[name]
+    assert max(world["drift"].values()) < 0.2
+    assert world["largest barrier"] < 0.01
+    assert world["soup at home"] > 0.85
+    averages = world["averages"]
+    assert averages["dare_ties"] > averages["base"]
+
+
+def test_there_are_three_worlds_of_each_case():
+    assert sorted(WORLDS) == [f"case{case}, seed {seed}" for case in (1, 2) for seed in (1, 2, 3)]
