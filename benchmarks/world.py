@@ -148,9 +148,8 @@ def lines(folder: Path, experts: Sequence[str]) -> dict[str, list[float]]:
 
 
 def barrier(path: Sequence[float]) -> float:
-    """Return how far a line's loss rises above the straight line between its ends' losses."""
-    chord = [(1 - t) * path[0] + t * path[-1] for t in PLACES]
-    return max(loss - straight for loss, straight in zip(path, chord, strict=True))
+    """Return how far a line's loss rises above the higher of its ends; 0 where it does not."""
+    return max(path) - max(path[0], path[-1])
 
 
 def draw(records: Mapping[str, Any], out: Path) -> None:

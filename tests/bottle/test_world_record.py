@@ -1,4 +1,4 @@
-"""What the record of the default run says of its worlds: the regime that docs/bottle.md describes."""
+"""What the record of the default run says of its worlds; docs/bottle.md describes the regime."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ RECORD = Path(__file__).resolve().parents[2] / "docs/data/world.json"
 WORLDS = json.loads(RECORD.read_text(encoding="utf-8"))
 
 
-def test_a_barrier_is_the_rise_above_the_chord():
-    assert barrier([1.0, 1.0, 1.0, 1.0, 1.0]) == 0
-    assert barrier([2.0, 1.0, 0.5, 0.25, 0.0]) == 0  # below the chord throughout
-    # The chord at a half is 1.0.
-    assert barrier([2.0, 1.0, 1.75, 0.0, 0.0]) == pytest.approx(0.75)
+def test_a_barrier_is_the_rise_above_the_higher_end():
+    assert barrier([2.0, 1.75, 1.0, 0.5, 0.0]) == 0
+    assert barrier([0.5, 1.0, 1.75, 1.5, 1.0]) == pytest.approx(0.75)
     assert len(PLACES) == 5
 
 
@@ -25,10 +23,12 @@ def test_a_barrier_is_the_rise_above_the_chord():
 def test_experts_are_near_a_competent_base(name):
     world = WORLDS[name]
     assert max(world["drift"].values()) < 0.2
-    assert world["largest barrier"] < 0.01
+    assert world["largest barrier"] == 0
     assert world["soup at home"] > 0.85
     averages = world["averages"]
     assert averages["dare_ties"] > averages["base"]
+    assert world["columns"]["tasks"] in (9, 10)
+    assert len(world["columns"]["not clear"]) <= 1
 
 
 def test_there_are_three_worlds_of_each_case():
