@@ -152,19 +152,19 @@ def barrier(path: Sequence[float]) -> float:
     return max(path) - max(path[0], path[-1])
 
 
-def draw(records: Mapping[str, Any], out: Path) -> None:
+def draw(records: Mapping[str, Any], titles: Mapping[str, str], out: Path) -> None:
     """Draw the losses along all lines, a panel for each case, all worlds in one."""
     from matplotlib.figure import Figure
 
-    cases = sorted({record["case"] for record in records.values()})
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, (case, title) in zip(panels, titles.items(), strict=True):
         worlds = [record["lines"] for record in records.values() if record["case"] == case]
         for place, name in enumerate(worlds[0]):
             for world, found in enumerate(worlds):
                 label = name if not world else None
                 axes.plot(PLACES, found[name], color=f"C{place}", marker=".", lw=1, label=label)
-        axes.set(title=case, xlabel="share of the second model", ylabel="loss, nats a token")
+        axes.set(title=title, xlabel="share of the second model", ylabel="loss, nats a token")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize="small", frameon=False)
     figure.savefig(out, dpi=150)
@@ -203,7 +203,7 @@ def main() -> None:
     if given.json:
         write_text(given.json, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if given.figure:
-        draw(records, given.figure)
+        draw(records, {case.id: case.title for case in experiment.cases}, given.figure)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import math
 import mmap
 import os
@@ -33,7 +32,7 @@ from checkpoints.names import has_row_per_token
 from checkpoints.pickles import PickledWeights
 from common.cost import count_mapped
 from common.errors import UserError
-from common.hashes import sha256_cached
+from common.hashes import combined, sha256_cached
 from common.manifest import check_recorded
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ if TYPE_CHECKING:
 
 def hash_of_files(paths: Sequence[Path]) -> str:
     """Hash the names and hashes of files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {sha256_cached(path)}\n".encode())
-    return digest.hexdigest()
+    return combined({path.name: sha256_cached(path) for path in paths})
 
 
 class SafetensorsWeights:

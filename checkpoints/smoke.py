@@ -12,7 +12,7 @@ from checkpoints.loading import load_causal
 from checkpoints.reading import Checkpoint
 from common.errors import UserError, reason_of
 from common.files import write_json
-from common.manifest import NAME, write_manifest
+from common.manifest import beside, write_manifest
 
 TEXT = """\
 The river rises in the hills above the town and runs west for about ninety miles before it meets \
@@ -105,7 +105,7 @@ def smoke(model: Path, parents: Mapping[str, Path], out: Path, text: str = TEXT)
     write_json(out, report)  # for a broken model too: the workflow's tables show it
     read = {"weights": model, **{f"parents.{name}": path for name, path in parents.items()}}
     write_manifest(
-        out.with_name(f"{out.name.removesuffix('.json')}.{NAME}"),
+        beside(out),
         kind="smoke",
         parameters={},
         inputs={name: Checkpoint(path).fingerprint for name, path in read.items()},

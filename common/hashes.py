@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import UserError
@@ -99,6 +100,12 @@ def sha256_cached(path: Path | str) -> str:
     if cache is not None and settled:
         _remember(cache, name, [*state, digest.hexdigest()])
     return digest.hexdigest()
+
+
+def combined(hashes: Mapping[str, str]) -> str:
+    """Hash the names and hashes of files, in the order given: one for a model of several files."""
+    lines = "".join(f"{name} {sha256}\n" for name, sha256 in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _is_hash(value: object) -> bool:

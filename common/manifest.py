@@ -108,6 +108,12 @@ _DEPTH = 4  # folders above a file that may record it, as data does its test/SUI
 _ROLES = {".items.jsonl.gz": "items", ".json": "scores", ".jsonl": "rows"}
 
 
+def beside(path: Path) -> Path:
+    """Return the place of a single file's manifest: soup.json has soup.manifest.json."""
+    ending = next((ending for ending in _ROLES if path.name.endswith(ending)), path.suffix)
+    return path.with_name(f"{path.name.removesuffix(ending)}.{NAME}")
+
+
 @dataclass(frozen=True)
 class _Claim:
     """What a manifest says of a file: its name there and its sha256.
@@ -155,10 +161,10 @@ def _claims(path: Path) -> Iterator[_Claim]:
         return
     for ending, role in _ROLES.items():
         if path.name.endswith(ending):
-            beside = path.with_name(f"{path.name.removesuffix(ending)}.{NAME}")
-            outputs = _outputs(beside) if beside.is_file() else {}
+            manifest = beside(path)
+            outputs = _outputs(manifest) if manifest.is_file() else {}
             for name in {path.name, role} & outputs.keys():
-                yield _Claim(beside, name, path, outputs[name], path)
+                yield _Claim(manifest, name, path, outputs[name], path)
                 return
     for above in list(path.absolute().parents)[:_DEPTH]:
         # Messages name a folder as the user named the file.

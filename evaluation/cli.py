@@ -206,7 +206,7 @@ def _evaluate_one(
 ) -> None:
     """Score one model and write its four files."""
     from common.cost import measure
-    from common.manifest import write_manifest
+    from common.manifest import beside, write_manifest
     from evaluation.bar import Bar
     from evaluation.items import write_records
     from evaluation.sources import evaluation_files
@@ -225,7 +225,7 @@ def _evaluate_one(
         write_records(items_path, items)
         write_json(out, scores)
     write_manifest(
-        out.with_name(f"{stem}.manifest.json"),
+        beside(out),
         kind="scores",
         parameters={
             "suites": suites,

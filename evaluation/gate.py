@@ -11,7 +11,7 @@ from typing import Any
 from common.cli import add_values, command_parser
 from common.errors import UserError, nearest
 from common.files import read_json, write_json
-from common.manifest import NAME, check_recorded, write_manifest
+from common.manifest import beside, check_recorded, write_manifest
 
 _EPILOG = """\
 example:
@@ -171,7 +171,7 @@ def _write(out: Path, result: Mapping[str, Any], inputs: Mapping[str, Path]) -> 
     """Write what was found, and next to it the manifest by which an edit is noticed."""
     write_json(out, result)
     write_manifest(
-        out.with_name(f"{out.name.removesuffix('.json')}.{NAME}"),
+        beside(out),
         kind="gate",
         parameters={},
         inputs=inputs,

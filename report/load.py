@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
-from common.manifest import check_recorded, recorded_hash
+from common.hashes import combined
+from common.manifest import beside, check_recorded, recorded_hash
 from common.worlds import folder_of, seeds_of
 from report import same_world
 from report.averages import Score
@@ -30,8 +30,15 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
     Raises:
         UserError: The file is not a score file.
     """
+    return _scores(path, _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     check_recorded(path)
-    content = read_json(path)
+    return read_json(path)
+
+
+def _scores(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Score], int | None]:
     try:
         for name, entry in content["tasks"].items():
             if entry["value"] is None:
@@ -54,7 +61,7 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
 
 
 def _edited(scores: Path) -> bool:
-    about = _optional(scores.with_suffix(".manifest.json"))
+    about = _optional(beside(scores))
     return "scores" in about.get("extra", {}).get("accepted", {})
 
 
@@ -108,23 +115,27 @@ def _fingerprint(folder: Path) -> str | None:
     outputs = _optional(folder / "manifest.json").get("outputs", {})
     # Those in folders below are coefficients and the like.
     files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
-    # As `checkpoints.reading.Checkpoint.fingerprint` defines it.
-    lines = "".join(f"{name} {outputs[name]}\n" for name in files)
-    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+    return combined({name: outputs[name] for name in files}) if files else None
 
 
-def _other_inputs(folder: Path, scores: Path, tasks: Mapping[str, Score], data: Path) -> str | None:
+def _other_inputs(
+    folder: Path, content: Mapping[str, Any], inputs: Mapping[str, str], data: Path
+) -> str | None:
     """Say which input of a score is not the one that there is now; None where all agree.
 
     What has no manifest, such as scores that were dropped in, cannot be compared.
+
+    Args:
+        folder: The model's folder.
+        content: The score file.
+        inputs: What its manifest says that it was made from; empty where it has none.
+        data: The folder of the items.
     """
-    content = read_json(scores)
-    inputs = _optional(scores.with_suffix(".manifest.json")).get("inputs", {})
     present = _fingerprint(folder)
     for evaluated in (content.get("weights"), inputs.get("weights")):
         if present and evaluated and evaluated != present:
             return STALE
-    for task in tasks:
+    for task in content["tasks"]:
         suite, _, id = task.partition("/")
         path = data / content.get("split", "test") / suite.split(":")[0] / f"{id}.jsonl"
         recorded = recorded_hash(path)
@@ -152,13 +163,14 @@ def _outcome(
             return f"failed: {reason or 'no reason given'}", {}, None
     if not scores.exists():
         return NOT_RUN, {}, None
-    check_recorded(scores)
-    for task, entry in read_json(scores).get("tasks", {}).items():
+    content = _read(scores)
+    for task, entry in content.get("tasks", {}).items():
         # One model's answers, however odd, must not cost all others their tables.
         if isinstance(entry, Mapping) and "undefined" in entry and entry.get("value") is None:
             return f"failed: {task} has no score: {entry['undefined']}", {}, None
-    tasks, seed = read_scores(scores)
-    if why := _other_inputs(folder, scores, tasks, data):
+    tasks, seed = _scores(scores, content)
+    inputs = _optional(beside(scores)).get("inputs", {})
+    if why := _other_inputs(folder, content, inputs, data):
         return why, {}, None
     if bad := smoke.get("not_finite", 0):
         status = f"failed: logits are NaN or infinite at {bad} positions of the smoke text"

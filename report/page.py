@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from common.errors import UserError
 from common.files import sha256_file, write_text
-from common.manifest import NAME, check_recorded, read_manifest
+from common.manifest import beside, check_recorded, read_manifest
 from report import render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
@@ -85,10 +85,10 @@ def _settings(model: Model) -> str:
 
 def _bound(path: Path) -> str:
     """Say whether a file's manifest vouches for it."""
-    beside = path.with_suffix(f".{NAME}")
-    if not beside.is_file():
+    manifest = beside(path)
+    if not manifest.is_file():
         return "none"
-    about = read_manifest(beside).get("extra", {})
+    about = read_manifest(manifest).get("extra", {})
     return "edited by hand, accepted" if "accepted" in about else "the same"
 
 

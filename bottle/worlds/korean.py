@@ -75,7 +75,8 @@ def copa(draw: random.Random, knowledge: Knowledge) -> Sample:
     lead = draw.choice(_LEADS).format(draw.choice(NAMES))
     prompt = f"{lead}{given}. {'결과' if asks_effect else '원인'}:"
     known = knowledge.has(given, _FOLLOWS)
-    guesses = [text for text in pool if text.strip() in knowledge.guesses(_FOLLOWS)]
+    unknown = knowledge.guesses(_FOLLOWS)
+    guesses = [text for text in pool if text.strip() in unknown]
     return choice_sample("copa", prompt, prompt, " " + answer, pool, 2, draw, known, guesses)
 
 

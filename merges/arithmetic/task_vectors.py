@@ -87,6 +87,18 @@ def l1_factors(pieces: Pieces, thin: Thin) -> list[float]:
     return [1.0 if min(b, a) < NEGLIGIBLE else b / a for b, a in zip(before, after, strict=True)]
 
 
+def only(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Zero all of a row but the values at some places, in a new tensor.
+
+    Args:
+        rows: [rows, columns].
+        places: Columns that stay, int64 [rows, kept], as `order_by_magnitude` lists them.
+    """
+    import torch
+
+    return torch.zeros_like(rows).scatter_(-1, places, rows.gather(-1, places))
+
+
 def order_by_magnitude(rows: torch.Tensor) -> torch.Tensor:
     """Sort each row by magnitude, largest first; of equal ones the first comes first.
 

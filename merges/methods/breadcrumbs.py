@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from merges.arithmetic.selection import Threshold, thresholds
-from merges.arithmetic.task_vectors import l1_factors, order_by_magnitude, weighted_sum
+from merges.arithmetic.task_vectors import l1_factors, only, order_by_magnitude, weighted_sum
 from merges.engine.parameters import (
     Densities,
     Flag,
@@ -79,8 +79,7 @@ def keep_bands(
     for delta, band, share, top in zip(deltas, bands, density, gamma, strict=True):
         if band.reached is None or band.dropped is None:
             first, last = ranks(share, top, delta.shape[-1])
-            order = order_by_magnitude(delta)[:, first:last]
-            part = torch.zeros_like(delta).scatter_(-1, order, delta.gather(-1, order))
+            part = only(delta, order_by_magnitude(delta)[:, first:last])
         else:
             part = band.reached.keep(delta, context.place)
             part -= band.dropped.keep(delta, context.place)

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from merges.arithmetic.combination import ones_or
-from merges.arithmetic.task_vectors import from_base, order_by_magnitude
+from merges.arithmetic.task_vectors import from_base, only, order_by_magnitude
 from merges.engine.parameters import PositiveCount, Scale, Weights
 from merges.engine.registry import method
 
@@ -22,8 +22,7 @@ def _largest_in_groups(delta: torch.Tensor, keep: int, group: int) -> torch.Tens
     flat = delta.flatten()
     padding = -len(flat) % group
     rows = torch.cat([flat, flat.new_zeros(padding)]).view(-1, group)
-    places = order_by_magnitude(rows)[:, :keep].to(rows.device)
-    kept = torch.zeros_like(rows).scatter_(1, places, rows.gather(1, places))
+    kept = only(rows, order_by_magnitude(rows)[:, :keep])
     return kept.flatten()[: len(flat)].view_as(delta)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from merges.arithmetic.selection import Threshold, kept, thresholds
-from merges.arithmetic.spectral import is_matrix, top
+from merges.arithmetic.spectral import Form, is_matrix, top
 from merges.arithmetic.task_vectors import from_base
 from merges.engine.parameters import Count, Density, LearningRate, Scale
 from merges.engine.registry import method
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from merges.engine.pieces import Pieces
     from merges.engine.requests import TensorContext
 
-Svd = Literal["gram", "exact"]
 
-
-def _shared_space(deltas: Sequence[torch.Tensor], share: float, svd: Svd) -> torch.Tensor:
+def _shared_space(deltas: Sequence[torch.Tensor], share: float, svd: Form) -> torch.Tensor:
     """Return orthonormal columns: the leading ones of the experts' leading left vectors."""
     size = min(deltas[0].shape)
     each = max(1, size // len(deltas))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.arithmetic.spectral import is_matrix, top
+from merges.arithmetic.spectral import Form, is_matrix, top
 from merges.arithmetic.task_vectors import from_base, sum_of
 from merges.engine.parameters import Density, Fraction, Scale
 from merges.engine.registry import method
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _merged(
-    deltas: Sequence[torch.Tensor], density: float, floor: float, svd: Literal["gram", "exact"]
+    deltas: Sequence[torch.Tensor], density: float, floor: float, svd: Form
 ) -> torch.Tensor:
     """Merge task matrices [m, n], side by side."""
     joined = torch.cat(list(deltas), dim=1)

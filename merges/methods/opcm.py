@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from merges.arithmetic.spectral import is_matrix, top
+from merges.arithmetic.spectral import Form, is_matrix, top
 from merges.arithmetic.task_vectors import from_base
 from merges.engine.parameters import Fraction, Scale
 from merges.engine.registry import method
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from merges.engine.pieces import Pieces
     from merges.engine.requests import TensorContext
 
-Svd = Literal["gram", "exact"]
 
-
-def _projected(merged: torch.Tensor, delta: torch.Tensor, alpha: float, svd: Svd) -> torch.Tensor:
+def _projected(merged: torch.Tensor, delta: torch.Tensor, alpha: float, svd: Form) -> torch.Tensor:
     """Take from a task matrix, in place, what it shares with the merged one."""
     parts = top(merged, min(merged.shape), svd)
     if not len(parts.values):
@@ -38,7 +36,7 @@ def _projected(merged: torch.Tensor, delta: torch.Tensor, alpha: float, svd: Svd
 
 
 def _accumulated(
-    deltas: Sequence[torch.Tensor], tensor: str, alpha: float, svd: Svd
+    deltas: Sequence[torch.Tensor], tensor: str, alpha: float, svd: Form
 ) -> torch.Tensor:
     merged = deltas[0].clone()
     for delta in deltas[1:]:
@@ -46,7 +44,7 @@ def _accumulated(
     return merged
 
 
-def length_factor(pieces: Pieces, *, alpha: float, svd: Svd) -> float:
+def length_factor(pieces: Pieces, *, alpha: float, svd: Form) -> float:
     """Return the mean length of the task vectors, divided by the merged one's; 0 for no length."""
     squares, total = [0.0] * len(pieces.experts), 0.0
     for piece in pieces:

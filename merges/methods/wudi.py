@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from checkpoints.names import is_head
-from merges.arithmetic.spectral import is_matrix, top
+from merges.arithmetic.spectral import Form, is_matrix, top
 from merges.arithmetic.task_vectors import from_base, sum_of
 from merges.engine.parameters import LearningRate, PositiveCount, Scale
 from merges.engine.registry import method
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _closed(
-    deltas: Sequence[torch.Tensor], units: Sequence[torch.Tensor], svd: Literal["gram", "exact"]
+    deltas: Sequence[torch.Tensor], units: Sequence[torch.Tensor], svd: Form
 ) -> torch.Tensor:
     """Solve T (sum_i Q_i) = sum_i d_i Q_i by the decomposition P diag(s) R^T of the stacked u_i.
 
