@@ -14,6 +14,17 @@ class Refused(Exception):
     """A query that failed, was not allowed or was stopped; the message says which."""
 
 
+# What drivers raise, apart from their own errors, for a statement or a value that they cannot
+# convert: text that is not UTF-8, a number or a date out of range, nesting too deep. OSError is not
+# among them, because a machine in trouble is no fault of the query.
+UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+def row_size(row: tuple) -> int:
+    """Return about how many bytes or characters a row has."""
+    return sum(len(v) if isinstance(v, str | bytes) else len(repr(v)) for v in row)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a query returned.

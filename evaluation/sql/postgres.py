@@ -25,10 +25,11 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.types.string import TextLoader
 
 from common.errors import UserError
 from evaluation.sql import databases
-from evaluation.sql.engines import Refused, Result
+from evaluation.sql.engines import UNREADABLE, Refused, Result, row_size
 from evaluation.sql.server import OWNER, READER, WATCHDOG, Server
 
 
@@ -273,12 +274,14 @@ class PostgresEngine:
         try:
             connection.autocommit = False
             connection.read_only = True
+            for name in ("json", "jsonb"):  # as text: no parser of ours reads what a model nested
+                connection.adapters.register_loader(name, TextLoader)
             with self._watched(connection):
                 return self._fetch(connection, statement)
         except psycopg.Error as error:
             lost = connection.broken or isinstance(error, psycopg.errors.CrashShutdown)
             raise (_Lost if lost else Refused)(_reason(error)) from None
-        except (ValueError, OverflowError, UnicodeError) as error:
+        except UNREADABLE as error:
             raise Refused(f"failed: {error}") from None
         except MemoryError:
             raise Refused("stopped: too much memory") from None
@@ -293,7 +296,7 @@ class PostgresEngine:
             while (row := cursor.fetchone()) is not None:
                 if len(rows) == self.limits.rows:
                     raise Refused(f"stopped: more than {self.limits.rows} rows")
-                if sum(map(_size, row)) > self.limits.bytes:
+                if row_size(row) > self.limits.bytes:
                     raise Refused(f"stopped: a row of more than {self.limits.bytes} bytes")
                 rows.append(row)
         return Result(columns, rows)
@@ -329,10 +332,6 @@ class PostgresEngine:
             over.set()
             watcher.join()
             os.close(handle)
-
-
-def _size(value: object) -> int:
-    return len(value) if isinstance(value, str | bytes) else len(repr(value))
 
 
 def _reason(error: psycopg.Error) -> str:

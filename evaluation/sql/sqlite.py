@@ -3,29 +3,22 @@
 A query runs on a fresh connection to a read-only, immutable database. An authorizer admits
 reading only, limits bound every string and the memory, and the work is bounded by a number of
 steps of SQLite's machine, so that a query is cut at the same place on a slow machine as on a
-fast one; the clock is only the last resort.
+fast one; the clock is only the last resort. `evaluation.sql.functions` says which functions a
+query may call, and counts the work of those that can do much in one call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from evaluation.sql.engines import Refused, Result
+from evaluation.sql import functions
+from evaluation.sql.engines import UNREADABLE, Refused, Result, row_size
 
 _STEPS_A_CALL = 1_000
-
-_ALLOWED = {
-    sqlite3.SQLITE_SELECT,
-    sqlite3.SQLITE_READ,
-    sqlite3.SQLITE_FUNCTION,
-    sqlite3.SQLITE_RECURSIVE,
-}
-# Functions that reach outside the query, or whose value differs between two runs.
-_FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer", "random", "randomblob"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Limits:
         steps: Steps of SQLite's machine; the default takes a few tenths of a second.
         seconds: Wall-clock time.
         rows: Rows of the result.
-        bytes: Bytes of one string, blob or row: functions such as instr() are quadratic in it.
+        bytes: Bytes of one string or blob, and of one row of the result.
         heap: Bytes that SQLite may hold in this process.
         statement: Characters of the statement.
         depth: Depth of an expression.
@@ -46,26 +39,14 @@ class Limits:
     steps: int = 5_000_000
     seconds: float = 5.0
     rows: int = 1_000
-    bytes: int = 100_000
+    bytes: int = 20_000
     heap: int = 64_000_000
     statement: int = 10_000
     depth: int = 50
     compound: int = 10
 
 
-def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    if action not in _ALLOWED:
-        return sqlite3.SQLITE_DENY
-    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FORBIDDEN_FUNCTIONS:
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK
-
-
-def _connect(database: Path, limits: Limits) -> sqlite3.Connection:
-    address = f"file:{quote(str(database.resolve()))}?mode=ro&immutable=1"
-    connection = sqlite3.connect(address, uri=True, isolation_level=None)
-    connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute(f"PRAGMA hard_heap_limit = {limits.heap}")
+def _limit(connection: sqlite3.Connection, limits: Limits) -> None:
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_LENGTH, limits.bytes),
         (sqlite3.SQLITE_LIMIT_SQL_LENGTH, limits.statement),
@@ -76,7 +57,20 @@ def _connect(database: Path, limits: Limits) -> sqlite3.Connection:
         (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
     ):
         connection.setlimit(limit, value)
-    connection.set_authorizer(_authorize)
+
+
+def _connect(
+    database: Path, plain: sqlite3.Connection, limits: Limits, meter: functions.Meter
+) -> sqlite3.Connection:
+    address = f"file:{quote(str(database.resolve()))}?mode=ro&immutable=1"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None)
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(f"PRAGMA hard_heap_limit = {limits.heap}")
+    _limit(connection, limits)
+    _limit(plain, limits)
+    functions.replace(connection, plain, meter)
+    connection.set_authorizer(functions.authorize)
+    connection.set_progress_handler(lambda: meter.spend(_STEPS_A_CALL), _STEPS_A_CALL)
     return connection
 
 
@@ -87,31 +81,30 @@ def execute(database: Path, statement: str, limits: Limits | None = None) -> Res
         Refused: It is not one valid reading statement, or it exceeded a limit.
     """
     limits = limits or Limits()
-    connection = _connect(database, limits)
-    deadline = time.monotonic() + limits.seconds
-    calls = 0
+    meter = functions.Meter(limits.steps, limits.seconds)
+    with (
+        contextlib.closing(sqlite3.connect(":memory:")) as plain,
+        contextlib.closing(_connect(database, plain, limits, meter)) as connection,
+    ):
+        try:
+            return _fetch(connection, statement, limits)
+        except (sqlite3.Error, sqlite3.Warning, *UNREADABLE) as error:
+            if meter.over:
+                raise Refused("stopped: too much work") from None
+            raise Refused(f"failed: {meter.problem or error}") from None
+        except MemoryError:
+            raise Refused("stopped: too much memory") from None
 
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls * _STEPS_A_CALL > limits.steps or time.monotonic() > deadline
 
-    connection.set_progress_handler(stop, _STEPS_A_CALL)
-    try:
-        cursor = connection.execute(statement)
-        rows = cursor.fetchmany(limits.rows + 1)
-    except sqlite3.OperationalError as error:
-        reason = "stopped: too much work" if str(error) == "interrupted" else f"failed: {error}"
-        raise Refused(reason) from None
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-        # ValueError covers a null character and text that is not UTF-8.
-        raise Refused(f"failed: {error}") from None
-    except MemoryError:
-        raise Refused("stopped: too much memory") from None
-    finally:
-        connection.close()
+def _fetch(connection: sqlite3.Connection, statement: str, limits: Limits) -> Result:
+    cursor = connection.execute(statement)
     if cursor.description is None:  # REINDEX without an index, a comment alone
         raise Refused("failed: not a query")
-    if len(rows) > limits.rows:
-        raise Refused(f"stopped: more than {limits.rows} rows")
+    rows: list[tuple] = []
+    for row in cursor:
+        if len(rows) == limits.rows:
+            raise Refused(f"stopped: more than {limits.rows} rows")
+        if row_size(row) > limits.bytes:
+            raise Refused(f"stopped: a row of more than {limits.bytes} bytes")
+        rows.append(row)
     return Result(tuple(column[0] for column in cursor.description), rows)

@@ -20,7 +20,7 @@ import pytest
 from common.errors import UserError
 from common.files import write_jsonl
 from evaluation.sql import agreement, cli, databases, server
-from evaluation.sql.engines import Refused
+from evaluation.sql.engines import UNREADABLE, Refused
 from evaluation.sql.sql_eval import SqlEval, SqlEvalJudge, SqliteEngine
 from tests.evaluation.sql_attacks import ENDLESS, PAIRS, POSTGRES
 from tests.evaluation.sql_toy import NAMES, item, real_folder, real_rows, write_dumps
@@ -108,6 +108,26 @@ def test_percent_signs_are_plain(engine):
     """As format marks they would make a modulo or a LIKE fail."""
     query = "SELECT 10 % 4, '%s', 'a' LIKE '%a%', format('%s', 1)"
     assert engine.execute("shop", query).rows == [(2, "%s", True, "1")]
+
+
+def test_json_comes_as_text(engine):
+    """A parser on our side would have to follow whatever nesting a model wrote."""
+    query = "SELECT '[[1], {}]'::json, '{\"a\":[2]}'::jsonb, ARRAY['[3]'::jsonb], to_jsonb(4)"
+    assert engine.execute("shop", query).rows == [("[[1], {}]", '{"a": [2]}', ["[3]"], "4")]
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_the_driver_raises_is_that_querys_failure(engine, monkeypatch, kind):
+    def fetch(*_):
+        raise kind("cannot be read")
+
+    judge = SqlEvalJudge(engine, "corrected")
+    row = item("SELECT COUNT(*) FROM items")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_fetch", fetch)
+        with pytest.raises(Refused, match="failed: cannot be read"):
+            engine.execute("shop", "SELECT 1")
+    assert judge.judge("SELECT COUNT(*) FROM items", row).correct
 
 
 def test_reading_queries_of_every_shape_pass(engine):
