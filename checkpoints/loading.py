@@ -64,6 +64,7 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,  # without it transformers asks whoever sits at the terminal
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **settings,

@@ -50,7 +50,9 @@ def measure(folder: Path, text: str) -> dict[str, Any]:
 
     model = load_causal(folder, dtype="auto").eval()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a missing or a damaged file makes of it
         raise UserError(
             f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "

@@ -59,7 +59,11 @@ def _converted(folder: Path) -> dict[str, Any] | None:
     from transformers import AutoTokenizer
 
     try:
-        return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+        return json.loads(
+            AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False
+            ).backend_tokenizer.to_str()
+        )
     except Exception as error:  # whatever a missing library or a damaged file makes of it
         raise UserError(
             f"{folder}: no {TOKENIZER}, and transformers cannot make one ({reason_of(error)}); "

@@ -69,7 +69,7 @@ def _load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
         if (path := Path(folder) / name).is_file():
             check_recorded(path)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a missing or a damaged file makes of it
         raise UserError(
             f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy "

@@ -123,7 +123,7 @@ def load_sources(
     from transformers import AutoTokenizer  # takes a second, and not every command needs it
 
     check_weights(base.path)  # the experts have the same names
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     context = base.config.get("max_position_embeddings", 1 << 30)
     calibrations = [
         read_calibration(name, Path(calibration[name]), tokenizer, context) for name in experts

@@ -67,7 +67,9 @@ def _run(given: argparse.Namespace) -> None:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(given.tokenizer, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                given.tokenizer, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError):
             raise UserError(
                 f"--tokenizer {given.tokenizer}: no model's folder with a tokenizer; correct it"
