@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from checkpoints.loading import check_weights, load_causal
 from checkpoints.reading import SINGLE
 from common.errors import UserError
-from evaluation.harness import _load_tokenizer
 from tests.workflow.test_house import ROOT
 
 CLASSES = {
@@ -48,6 +47,8 @@ def test_a_models_own_class_is_never_run(folder, load):
 
 
 def test_a_tokenizers_own_class_is_never_run(folder):
+    from evaluation.harness import _load_tokenizer  # loads transformers
+
     with pytest.raises(UserError, match="no tokenizer that transformers can read"):
         _load_tokenizer(folder)
 
