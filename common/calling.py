@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from common import numerics
-from common.errors import UserError
+from common.errors import UserError, reason_of
+
+
+def _say(line: str) -> None:
+    """Write a line at once: `print` would let another process's line come before its end."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _discard_output() -> None:
+    """Have what standard output still holds go nowhere: Python would fail on it again at its end.
+
+    A full device or a pipe that nobody reads refused it.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or none
+        os.dup2(nowhere, sys.stdout.fileno())
+        sys.stdout.flush()
+    os.close(nowhere)
 
 
 def call(module: str, arguments: Sequence[str]) -> int:
     """Run the `main(arguments) -> int` of a module and turn errors into one line and an exit code.
 
     Returns:
-        The exit code: 0 for success, 2 for an error of the user's, 130 after Ctrl-C, 141 where
-        nobody reads the output, 1 for a fault of the program itself (with its traceback).
+        The exit code: 0 for success, 2 for an error of the user's or of the system's, 130 after
+        Ctrl-C, 141 where nobody reads the output, 1 for a fault of the program itself (with its
+        traceback).
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows only ASCII shows the dagger in a table as an escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         numerics.prepare()
-        return importlib.import_module(module).main(list(arguments)) or 0
+        code = importlib.import_module(module).main(list(arguments)) or 0
+        print(end="", flush=True)
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        _say("interrupted")
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else (0 if end.code is None else 2)
     except BrokenPipeError:
+        _discard_output()
         return 141
+    except OSError as error:
+        # A place that is read-only, missing, of another kind or full, or a limit of the system.
+        if error.filename is None:
+            _discard_output()
+        what = error.strerror or reason_of(error)
+        _say(
+            f"error: {error.filename or 'standard output or a file'}: {what}; correct the path, "
+            "or make the place writable and free some space, then run the same command again"
+        )
+        return 2
     except Exception:
         traceback.print_exc()
         return 1

@@ -15,13 +15,13 @@ import ctypes
 import importlib
 import json
 import os
+import secrets
 import select
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from common.calling import call
 
-VARIABLE = "BOTTLE_WARM_WORKER"  # holds the worker's socket path
+VARIABLE = "BOTTLE_WARM_WORKER"  # holds the name of the worker's socket
 WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the experiment
 PRELOAD = (
     "torch",
@@ -70,16 +70,32 @@ def end_with_the_workflow() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _address(name: str) -> str:
+    # A name of Linux's abstract kind: no file, so a killed run leaves none behind.
+    return f"\0{name}"
+
+
+def _same_user(connection: socket.socket) -> bool:
+    """Say whether the other side belongs to this user: such names have no file's permissions."""
+    size = struct.calcsize("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return struct.unpack("3i", found)[1] == os.getuid()
+
+
 def request(module: str, arguments: Sequence[str]) -> int | None:
     """Have the warm worker run a module's `main(arguments) -> int`.
 
     Returns:
         The exit code, or None where no worker answers and the caller has to do it itself.
     """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(os.environ[VARIABLE])
+        connection.connect(_address(os.environ[VARIABLE]))
+        answers = _same_user(connection)
     except OSError:
+        answers = False
+    if not answers:
+        connection.close()
         return None
     message = {
         "module": module,
@@ -88,15 +104,38 @@ def request(module: str, arguments: Sequence[str]) -> int | None:
         "path": sys.path,
         "environment": dict(os.environ),
     }
-    with connection:
+    answer = b""
+    with connection, contextlib.suppress(OSError):  # the worker was killed
         streams = array.array("i", [0, 1, 2])
         connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
         connection.sendall(json.dumps(message).encode() + b"\n")
-        answer = b""
         while block := connection.recv(64):
             answer += block
-    # No answer: the worker or its fork was killed, and so is the step.
-    return int(answer) if answer else 1
+    return _explained(int(answer) if answer else None)
+
+
+def _explained(code: int | None) -> int:
+    """Say of a step that could not speak for itself that it was killed, and return its code.
+
+    Args:
+        code: Its exit code, 128 and the signal's number where one killed it; None where the
+            worker was killed and the step with it.
+    """
+    # `call` itself returns the codes of the last two.
+    signals = set(signal.Signals) - {signal.SIGINT, signal.SIGPIPE}
+    if code is not None and code - 128 not in signals:
+        return code
+    what = "the warm worker was killed, and with it this step"
+    likely = "the system may have run out of memory"
+    if code is not None:
+        number = signal.Signals(code - 128)
+        what = f"the step was killed by signal {number.value} ({number.name})"
+        if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT):
+            likely = "a library crashed"
+        elif number != signal.SIGKILL:
+            likely = "somebody or a scheduler ended it"
+    print(f"error: {what}; {likely}: run the same command again", file=sys.stderr, flush=True)
+    return 1 if code is None else code
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
@@ -115,6 +154,8 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 def _serve_one(connection: socket.socket) -> None:
     """In a child: fork the step, and kill it if its caller goes away first."""
+    if not _same_user(connection):
+        return
     message, descriptors = _receive(connection)
     parent = os.getpid()
     step = os.fork()
@@ -136,8 +177,9 @@ def _serve_one(connection: socket.socket) -> None:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = call(message["module"], message["arguments"])
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -199,17 +241,16 @@ class Worker:
         self._preload = preload
 
     def __enter__(self) -> Worker:
-        # A socket's path is limited to about a hundred characters; a results folder's is not.
-        self._folder = Path(tempfile.mkdtemp(prefix="warm-"))
+        name = f"merging-in-a-bottle-{os.getpid()}-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self._folder / "socket"))
+        self._listener.bind(_address(name))
         self._listener.listen(64)
         self._end, self._ended = os.pipe()
         self._process: subprocess.Popen | None = None
         # A child asks to be killed with the thread that started it: this one stays until the end.
         self._starter = threading.Thread(target=self._start_at_first_request, daemon=True)
         self._starter.start()
-        os.environ[VARIABLE] = str(self._folder / "socket")
+        os.environ[VARIABLE] = name
         return self
 
     def _start_at_first_request(self) -> None:
@@ -241,7 +282,6 @@ class Worker:
         self._starter.join()
         os.close(self._end)
         self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common import machine, numerics
@@ -43,17 +44,66 @@ def _snakemake(arguments: Sequence[str]) -> int:
     )
     assert process.stdout is not None
     with contextlib.suppress(KeyboardInterrupt):
-        for line in process.stdout:
-            if not _NOISE.match(line):
-                minutes, seconds = divmod(int(time.monotonic() - start), 60)
-                clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(line) else ""
-                print(f"{clock}{line}", end="", flush=True)
-        return process.wait()
+        try:
+            for line in process.stdout:
+                if not _NOISE.match(line):
+                    minutes, seconds = divmod(int(time.monotonic() - start), 60)
+                    clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(line) else ""
+                    print(f"{clock}{line}", end="", flush=True)
+            return process.wait()
+        except SystemExit:  # this process was asked to end
+            process.kill()
+            process.wait()
+            raise
     # Ctrl-C reached Snakemake as well; it stops its jobs and then ends by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.stdout.read()
     process.wait()
     return 130
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """End as after an error where this process is asked to end: nothing continues or is left."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    # `nohup` has SIGHUP ignored, and so it stays.
+    asked = [signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in asked}
+    for number in asked:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    except SystemExit as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            name = signal.Signals(int(error.code or 0) - 128).name
+            print(
+                f"\nstopped by {name}. Finished steps are kept: the same command resumes the run.",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
+    finally:
+        for number in asked:
+            signal.signal(number, before[number])
+
+
+def _give_a_cache() -> None:
+    """Have libraries keep their caches below this folder where the user's place is not writable.
+
+    Snakemake does not start without one, and a container's user often has no home.
+    """
+    chosen = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=chosen):
+            return
+    except OSError:
+        os.environ["XDG_CACHE_HOME"] = str(Path(".snakemake/cache").absolute())
 
 
 def _has_a_profile(extra: Sequence[str]) -> bool:
@@ -87,7 +137,8 @@ def reproduce(
     out = Path("results") / resolved.name
     if study and study not in resolved.studies.present:
         raise UserError(f"{config}: studies has no {study!r}; add it as in config.yaml")
-    with take():
+    with take(), _ending_in_order():
+        _give_a_cache()
         start, began = time.monotonic(), time.time()
         # The warm worker imports its libraries with this; they read it once.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -19,6 +19,18 @@ def main(arguments):
         raise UserError("what, where, mend")
     if arguments[0] == "fault":
         raise RuntimeError("a fault")
+    if arguments[0] == "killed":
+        os.kill(os.getpid(), int(arguments[1]))
+    if arguments[0] == "system":
+        import errno
+        number = getattr(errno, arguments[1])
+        raise OSError(number, os.strerror(number), "some/place")
+    if arguments[0] == "parent":
+        os.kill(os.getppid(), 9)
+        time.sleep(60)
+    if arguments[0] == "letters":
+        print("\u2020")
+        return 0
     if arguments[0] == "sleep":
         open("pid", "w").write(str(os.getpid()))
         time.sleep(60)
@@ -70,6 +82,72 @@ def test_warm_equals_cold(worker, folder, what):
         assert cold[1] == f"{folder} m fine x\n"
     else:
         assert cold[2] == "error: what, where, mend\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [(9, "(SIGKILL); the system may have run out of memory"), (11, "(SIGSEGV); a library crashed"),
+     (15, "(SIGTERM); somebody or a scheduler ended it")],
+)  # fmt: skip
+def test_a_step_that_was_killed_says_so(worker, folder, number, why):
+    code, _, said = run(folder, True, "killed", str(number))
+    assert code == 128 + number and said.count("\n") == 1
+    assert f"error: the step was killed by signal {number} {why}" in said
+
+
+def test_a_step_whose_server_was_killed_says_so(worker, folder):
+    code, _, said = run(folder, True, "parent")
+    assert code == 1 and said.count("\n") == 1
+    assert "error: the warm worker was killed, and with it this step" in said
+
+
+@pytest.mark.parametrize("warmly", [True, False])
+@pytest.mark.parametrize(
+    "name", ["EROFS", "ENOSPC", "EDQUOT", "EIO", "EACCES", "EEXIST", "ENOTDIR", "EFBIG", "EMFILE"]
+)
+def test_every_error_of_the_system_is_one_line_with_its_place(worker, folder, name, warmly):
+    import errno
+
+    code, _, said = run(folder, warmly, "system", name)
+    assert code == 2 and said.count("\n") == 1
+    assert f"error: some/place: {os.strerror(getattr(errno, name))}; " in said
+
+
+@pytest.mark.parametrize("warmly", [True, False])
+def test_output_on_a_full_device_is_one_line(worker, folder, warmly):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("letters"),
+            cwd=folder,
+            env=environment(folder, warmly),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: standard output or a file: No space left on device; ")
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(folder):
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    done = subprocess.run(
+        command("letters"),
+        cwd=folder,
+        env={**environment(folder, False), **ascii_only, "PYTHONIOENCODING": ""},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u2020\n", b"")
+
+
+def test_a_worker_leaves_no_file_and_serves_its_user_alone(folder, monkeypatch):
+    with warm.Worker(preload=["json"]):
+        name = os.environ[warm.VARIABLE]
+        assert run(folder, True, "fine")[0] == 3
+        # Another user would see the name too: it says who is asked, and who asks.
+        assert f"@{name}" in Path("/proc/net/unix").read_text()
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+        assert warm.request("program", ["fine"]) is None
+    wait_for(lambda: f"@{name}" not in Path("/proc/net/unix").read_text())
 
 
 def test_a_fault_of_the_program_shows_its_traceback(worker, folder):

@@ -1,5 +1,6 @@
 """Kills, full disks, lost experts: one line, nothing half-written, the next run finishes."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow.lock import LOCK
+from common.errors import UserError
+from workflow.lock import LOCK, take
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,15 @@ def processes_of(folder):
             except OSError:
                 continue
     return found
+
+
+def commands_of(folder):
+    """Return the command lines of the processes that work in a folder."""
+    lines = []
+    for number in processes_of(folder):
+        with contextlib.suppress(OSError):
+            lines.append(Path(f"/proc/{number}/cmdline").read_text().replace("\0", " "))
+    return "\n".join(lines)
 
 
 @pytest.fixture
@@ -105,6 +116,47 @@ def test_ctrl_c_stops_everything_and_the_next_run_finishes(reproduced, fresh):
     wait_for(lambda: not processes_of(fresh.folder), 20)
     fresh.reproduce()
     assert deterministic(fresh) == deterministic(reproduced)
+
+
+@pytest.mark.workflow
+@pytest.mark.faults(short=True)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_asked_to_end_ends_in_order(project, name):
+    project.worker = None
+    project.config["methods"]["soup"]["set"] = {"weights": [1.0, 2.0, 3.0]}
+    project.write()
+    process = start(project)
+    wait_for(lambda: "common.warm" in commands_of(project.folder))
+    process.send_signal(signal.Signals[name])
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.Signals[name]
+    assert f"stopped by {name}. Finished steps are kept" in output
+    assert "Traceback" not in output
+    wait_for(lambda: not processes_of(project.folder), 5)
+    assert any(count for count in project.planned().values())
+    project.reproduce()
+    assert not project.planned()
+
+
+@pytest.mark.workflow
+@pytest.mark.faults(short=True)
+def test_a_run_without_a_home_keeps_its_caches_in_its_folder(project, tmp_path, monkeypatch):
+    # As in a container whose user has none; a file in its place holds for root too.
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    project.config["methods"]["soup"]["set"] = {"weights": [1.0, 2.0, 3.0]}
+    project.write()
+    project.reproduce()
+    assert (project.folder / ".snakemake" / "cache").is_dir()
+
+
+@pytest.mark.faults(short=True)
+def test_a_lock_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("no folder")
+    with pytest.raises(UserError, match=r"^results/\.lock: File exists; make this folder writable"):
+        take()
 
 
 @pytest.mark.workflow
