@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,10 @@ _HARMLESS = {
 # Initial values that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and others subtract their
 # initial product from the base, so that the saved factors do not belong to the base on disk.
 _STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+_MOST = 10**6  # for a rank or an alpha; published ones are below 10**4
+_LONGEST = 200  # characters of a pattern; PEFT's are names of modules
+_PATTERN = re.compile(r"(?:(?:\\[dDwW.-]|\[[\w.-]+\]|[\w.-])[*+?]?|[$^|)]|\((?:\?:)?)*", re.ASCII)
 
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
@@ -84,7 +89,19 @@ def open_model(
 def _number(value: object, least: float) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and value >= least
+    return least <= value <= _MOST
+
+
+def _may_be_matched(pattern: str) -> bool:
+    """Say whether a pattern from a file is sure to be matched in bounded time.
+
+    Names, alternatives and groups as PEFT writes them, with at most two repeats of a single
+    character and four optional ones, and nothing repeated that holds a repeat.
+    """
+    if len(pattern) > _LONGEST or not _PATTERN.fullmatch(pattern):
+        return False
+    plain = re.sub(r"\\.|\[[^]]*\]|\(\?:", "x", pattern)
+    return len(re.findall(r"[*+]", plain)) <= 2 and plain.count("?") <= 4
 
 
 class Adapter(Model):
@@ -160,14 +177,16 @@ class Adapter(Model):
             values = [settings.get(field), *(own.values() if isinstance(own, dict) else [None])]
             if not all(_number(value, least) for value in values):
                 raise UserError(
-                    f"{self.path / CONFIG}: {field} or {pattern} is no number from {least} on; "
-                    f"{REMADE}"
+                    f"{self.path / CONFIG}: {field} or {pattern} is no number from {least} on, "
+                    f"or one over {_MOST:,}; {REMADE}"
                 )
 
     def _setting(self, field: str, pattern: str, module: str) -> float:
         """Look a module's rank or alpha up: the first pattern that matches its end wins."""
         for key, value in (self._settings.get(pattern) or {}).items():
             try:
+                if not _may_be_matched(key):
+                    raise self._refuse(f"the {pattern} {reprlib.repr(key)}")
                 if re.match(rf"(.*\.)?({key})$", module):
                     return value
             except re.error:

@@ -101,7 +101,9 @@ def read_header(shard: Path) -> dict[str, Stored]:
         raise UserError(f"{shard}: not a safetensors file; {REMADE}") from None
     if not isinstance(header, dict):
         raise UserError(f"{shard}: not a safetensors file; {REMADE}")
-    header.pop("__metadata__", None)
+    about = header.pop("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise UserError(f"{shard}: its __metadata__ is no object of texts; {REMADE}")
     found = {name: _parse(shard, name, item, 8 + length) for name, item in header.items()}
     place = 8 + length
     for name, item in sorted(found.items(), key=lambda pair: (pair[1].place, pair[1].bytes)):

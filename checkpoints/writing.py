@@ -37,6 +37,21 @@ _COMPANIONS = (
 )
 
 
+def _check_inside(donor: Path, name: str) -> None:
+    """Refuse a link that ends outside: what it names would be published with the merged model.
+
+    In the hub's cache, where everything is a link, a repository's files end in its `blobs`.
+    """
+    home = donor.resolve()
+    hub = home.parent.name == "snapshots"
+    within = home.parent.parent / "blobs" if hub else home
+    end = (donor / name).resolve()
+    if not (end.is_relative_to(home) or end.is_relative_to(within)):
+        raise UserError(
+            f"{donor / name}: a link that ends outside this folder; put a copy of the file there"
+        )
+
+
 def copy_companions(donors: Sequence[Path], folder: Path, dtype: str | None = None) -> None:
     """Copy a model's configuration and tokenizer files, whichever of them exist.
 
@@ -44,10 +59,14 @@ def copy_companions(donors: Sequence[Path], folder: Path, dtype: str | None = No
         donors: The folders to copy from; of files with one name the last counts.
         folder: The folder to copy to.
         dtype: The type that the weights have now, for the configuration; None for the donor's.
+
+    Raises:
+        UserError: A file is a link to another place.
     """
     for donor in donors:
         for name in _COMPANIONS:
             if (donor / name).is_file():
+                _check_inside(donor, name)
                 shutil.copyfile(donor / name, folder / name)
     if dtype is not None:
         config = read_json(folder / "config.json")

@@ -13,9 +13,17 @@ from collections.abc import Sequence
 from common import numerics
 from common.errors import UserError, reason_of
 
+_LONGEST = 4_000  # characters of a line; the longest of ours has 1,500
+
 
 def _say(line: str) -> None:
-    """Write a line at once: `print` would let another process's line come before its end."""
+    """Write a line at once: `print` would let another process's line come before its end.
+
+    Names and values in it may come from somebody's file: nothing of them controls a terminal.
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     if sys.stderr is not None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

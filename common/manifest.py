@@ -109,8 +109,11 @@ _ROLES = {".items.jsonl.gz": "items", ".json": "scores", ".jsonl": "rows"}
 
 
 def beside(path: Path) -> Path:
-    """Return the place of a single file's manifest: soup.json has soup.manifest.json."""
-    ending = next((ending for ending in _ROLES if path.name.endswith(ending)), path.suffix)
+    """Return the place of a single file's manifest: soup.json has soup.manifest.json.
+
+    A name without a known ending, such as v0.1, is kept whole.
+    """
+    ending = next((ending for ending in _ROLES if path.name.endswith(ending)), "")
     return path.with_name(f"{path.name.removesuffix(ending)}.{NAME}")
 
 

@@ -17,6 +17,7 @@ import yaml
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_bytes, write_jsonl
 from common.manifest import NAME, write_manifest
+from common.yaml_files import read_yaml
 from evaluation.own_tasks import FewShot, OwnTask, parse, read_tasks
 from evaluation.rows import AGGREGATIONS, COLUMNS, METRICS, row_fault
 from evaluation.suites import Task, items_file, pool_file
@@ -66,10 +67,7 @@ def _existing(name: str | None) -> Path:
 
 
 def _definition(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Names)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    found = read_yaml(path, loader=_Names)
     for key in _UNSUPPORTED:
         if key in found:
             raise UserError(f"{path}: {key!r} is not supported; write the task without it")

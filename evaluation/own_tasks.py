@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import UserError, nearest
+from common.yaml_files import read_yaml
 from evaluation.rows import COLUMNS, METRICS
-from evaluation.suites import load_suites, read_yaml
+from evaluation.suites import load_suites
 
 
 class FewShot(BaseModel):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import UserError, nearest
+from common.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent / "tasks"
 KINDS = ("multiple_choice", "generation", "sql")
@@ -148,19 +147,6 @@ def check_items(data: Path, split: str, tasks: Sequence[Task]) -> None:
         f"no items in {data / split} for {', '.join(task.name for task in lacking)}; "
         f"{'; '.join(remedies)}{rest}"
     )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: The file is not valid YAML.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        problem = str(error).replace("\n", " ")
-        raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
 
 
 def _tasks(

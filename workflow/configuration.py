@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from common.errors import UserError
+from common.yaml_files import read_yaml
 from studies.rooms import Studies
 from workflow.config.cases import World
 from workflow.config.entry import explain
@@ -98,12 +98,9 @@ def read(path: Path, extending: Sequence[Path] = ()) -> dict[str, Any]:
         raise UserError(
             f"{path}{by}: files extend each other in a circle; break it at one 'extends'"
         )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}{by}: no such configuration; correct the path") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not path.exists():
+        raise UserError(f"{path}{by}: no such configuration; correct the path")
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration (a mapping of keys is expected)")
     return _extended(config, path, extending)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError, nearest
+from common.yaml_files import read_yaml
 
 TABLE = Path(__file__).with_name("sources.yaml")
 
@@ -157,14 +158,12 @@ def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
         UserError: The table is missing or is not one, or names what is not known.
     """
     try:
-        entries = yaml.safe_load(table.read_text(encoding="utf-8"))
+        entries = read_yaml(table)
         given = {
             name: {role: [File(**about)] for role, about in roles.items()}
             for name, roles in entries.items()
         }
-    except FileNotFoundError:
-        raise UserError(f"{table}: no such table of stand-ins; correct the path") from None
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         problem = " ".join(str(error).split())
         raise UserError(f"{table}: not a table of stand-ins ({problem}); correct it") from None
     # Rows that are not the benchmark's must say so in every table: `stand_in` is required.

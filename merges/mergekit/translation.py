@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from common.errors import UserError, nearest
+from common.yaml_files import read_yaml
 from merges.mergekit.recipes import RECIPES
 from merges.mergekit.settings import SOURCE, Parameters, Slice
 
@@ -191,13 +190,7 @@ def _slices(content: Mapping[str, Any]) -> list[Slice]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({problem}); correct the file") from None
+    content = read_yaml(path, aliases=False)
     if not isinstance(content, Mapping) or not isinstance(content.get("merge_method"), str):
         raise UserError(f"{path}: no merge_method; give a mergekit configuration")
     method = content["merge_method"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints.adapters import CONFIG, Adapter, is_adapter, open_model
+from checkpoints.adapters import CONFIG, Adapter, _may_be_matched, is_adapter, open_model
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 
@@ -211,6 +211,15 @@ def refused(folder, base, match, **options):
         ({"lora_alpha": float("nan")}, "lora_alpha or alpha_pattern is no number"),
         ({"rank_pattern": [4]}, "r or rank_pattern is no number"),
         ({"alpha_pattern": {"(": 4}}, "no regular expression"),
+        ({"r": 10**400}, "r or rank_pattern is no number"),
+        ({"lora_alpha": 1e308}, "lora_alpha or alpha_pattern is no number"),
+        # Harmless ones of the forms that are refused: their time is not bounded in general.
+        ({"rank_pattern": {"(q_proj)+": 4}}, r"the rank_pattern '\(q_proj\)\+', which is not"),
+        ({"alpha_pattern": {"a*b*c*": 4}}, "the alpha_pattern"),
+        ({"rank_pattern": {"a" * 201: 4}}, "the rank_pattern"),
+        ({"rank_pattern": {r"(q)\1": 4}}, "the rank_pattern"),
+        ({"rank_pattern": {"(?=q)q_proj": 4}}, "the rank_pattern"),
+        ({"rank_pattern": {"q{1,3}": 4}}, "the rank_pattern"),
         ({"r": 5}, "not of rank 5"),
     ],
 )
@@ -218,6 +227,22 @@ def test_what_would_be_folded_wrongly_is_refused(base, tmp_path, settings, match
     adapt(base, tmp_path / "a")
     change(tmp_path / "a", **settings)
     refused(tmp_path / "a", base, match)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("q_proj", "layers.0.self_attn.q_proj", r"model\.layers\.\d+\.mlp\.down_proj"),
+        *(
+            "^model.layers.1.*v_proj$",
+            "(q|k)_proj",
+            "(?:layers.[02468].mlp.up_proj)",
+            r".*\.\d+\.q",
+        ),
+    ],
+)
+def test_patterns_that_peft_writes_are_matched(pattern):
+    assert _may_be_matched(pattern)
 
 
 def test_pefts_own_dora_is_refused(base, tmp_path):
