@@ -168,6 +168,19 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         models({}, {}, {}, base_model="base", parameters={"select_topk": 0.5}),
         models({}, {}, base_model="base", parameters={"select_topk": 0.2}),
     ],
+    "nearswap": [
+        models({}, base_model="base", parameters={"t": 0.05}),
+        models({}, base_model="base", parameters={"t": [0.01, 0.3]}),
+    ],
+    "arcee_fusion": [models({}, base_model="base")],
+    "ram": [  # task vectors of 0.1: with such bounds some entries are changed by one expert alone
+        models({}, {}, {}, base_model="base", parameters={"epsilon": 0.1}),
+        models({}, {}, base_model="base"),
+    ],
+    "ramplus_tl": [
+        models({}, {}, {}, base_model="base", parameters={"epsilon": 0.1}),
+        models({}, {}, base_model="base", parameters={"epsilon": 0.15, "r": 0.5, "alpha": 5}),
+    ],
     **{
         method: [
             *WHOLE,
@@ -257,7 +270,9 @@ class Runs:
         folder = self.folders[architecture, stored]
         content = {"merge_method": method, **SETTINGS[method][number]}
         content |= {"dtype": "float32" if wide else stored}
-        content |= {"out_dtype": stored} if wide else {}
+        # Without it these two of mergekit store float32 whatever the dtype.
+        promoted = method in ("arcee_fusion", "ramplus_tl")
+        content |= {"out_dtype": stored} if wide or promoted else {}
         path = self.out("yaml", architecture, stored, method, number, wide).with_suffix(".yml")
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(_placed(content, folder)))

@@ -10,6 +10,7 @@ import torch
 
 from common.errors import UserError
 from merges.engine.run import merge_tensors
+from merges.methods.arcee_fusion import importance
 
 Arrays = list[np.ndarray]
 
@@ -143,6 +144,19 @@ def test_arcee_fusion_formula(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(found, fused(base, experts[0]))
     if base.size > 100:
         assert 0 < (found != base).mean() < 0.4
+
+
+def test_the_divergence_of_an_expert_near_its_base_keeps_its_digits() -> None:
+    draw = np.random.default_rng(0)
+    base = (0.02 * draw.normal(size=(8, 1024))).astype(np.float32)
+    expert = (base + 0.0004 * draw.normal(size=base.shape)).astype(np.float32)
+    found = importance(torch.from_numpy(base), torch.from_numpy(expert)).numpy()
+    wide, near = expert.astype(np.float64), base.astype(np.float64)
+    # In another form, without sums that cancel: sum of q ((1 + d) log(1 + d) - d), p = q (1 + d).
+    new, old = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 1e-8 for x in (wide, near))
+    d = (new - old) / old
+    divergence = (old * ((1 + d) * np.log1p(d) - d)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, np.abs(wide - near) * divergence, rtol=1e-5, atol=1e-17)
 
 
 def test_cabs_by_hand() -> None:

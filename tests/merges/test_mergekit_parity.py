@@ -95,6 +95,10 @@ def _open(
             taken[number] = (size_of >= _largest(size_of, top + min(counts))) & (
                 size_of < _largest(size_of, top)
             )
+    elif method.startswith("ram"):
+        epsilon = configured.get("parameters", {}).get("epsilon", 1e-5)
+        sizes = [np.abs(delta) for delta in deltas]
+        return free | np.any([np.abs(s - epsilon) <= 2 * unit * epsilon for s in sizes], axis=0)
     else:
         return free
     if method == "breadcrumbs":
@@ -102,6 +106,20 @@ def _open(
     terms = [w * t * d for w, t, d in zip(given, taken, deltas, strict=True)]
     sizes = sum(map(np.abs, terms))
     return free | ((np.abs(sum(terms)) <= 4 * unit * sizes) & (sizes > 0))
+
+
+def _near_the_fence(base: np.ndarray, expert: np.ndarray) -> np.ndarray:
+    """Find values whose importance to Arcee Fusion is within roundings of its bound.
+
+    The divergence of two rows is a small rest of sums of about 1: it has a relative error of
+    1e-5 in float32.
+    """
+    new, old = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 1e-8 for x in (expert, base))
+    importance = np.abs(expert - base) * (new * np.log(new / old)).sum(-1, keepdims=True)
+    ordered = np.sort(importance, axis=None)
+    first, median, third = (ordered[int(q * (ordered.size - 1))] for q in (0.25, 0.5, 0.75))
+    bound = median + 1.5 * (third - first)
+    return np.abs(importance - bound) <= 1e-4 * bound
 
 
 def _bound(
@@ -119,7 +137,8 @@ def _bound(
         density = configured.get("parameters", {}).get("select_topk", 1.0)
         factor = 1.0 + (2 * chosen / density / (_COEFFICIENTS * unit) if density < 1 else 0.0)
         return _COEFFICIENTS * unit * factor * sizes
-    if method == "model_stock":  # mergekit adds up multiples of the models, not of differences
+    # mergekit adds up multiples of the models, not of differences.
+    if method in ("model_stock", "nearswap"):
         sizes = sizes + np.abs(base) + sum(map(np.abs, experts)) / len(experts)
     factor = 1.5 if "lambda" in configured.get("parameters", {}) else 1.0
     return _ROUNDINGS.get(method, _FEW) * unit * factor * sizes
@@ -151,7 +170,9 @@ def _compare(
             own.double().numpy(),
             kit[name].double().numpy(),
             _bound(method, configured, base, experts, unit),
-            _open(method, configured, deltas, unit),
+            _near_the_fence(base, experts[0])
+            if method == "arcee_fusion"
+            else _open(method, configured, deltas, unit),
         )
     return found
 
@@ -162,6 +183,8 @@ def _compare(
 def test_results_differ_by_rounding_only(
     architecture: str, stored: str, method: str, number: int, runs: Runs
 ) -> None:
+    if method == "arcee_fusion" and stored == "bfloat16":
+        pytest.skip("in bfloat16 mergekit's divergence of rows is mostly rounding")
     left_out, total = 0, 0
     for name, (ours, kit, bound, free) in _compare(
         runs, architecture, stored, method, number, False
