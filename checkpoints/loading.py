@@ -12,7 +12,7 @@ from checkpoints.reading import Checkpoint, Model
 from common.errors import UserError, reason_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # How configurations call the number of their layers.
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -39,6 +39,27 @@ def refuse_invented(where: Path, missing: Iterable[str], unexpected: Iterable[st
         if found := sorted(names):
             more = f" and {len(found) - 2} more" if len(found) > 2 else ""
             raise UserError(f"{where}: {verb} {', '.join(found[:2])}{more}; {why}: {REMADE}")
+
+
+def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer; nothing is fetched, and no code that comes with it runs.
+
+    Args:
+        folder: The model's folder.
+        remedy: What else the user can do, for the message.
+
+    Raises:
+        UserError: There is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a missing or a damaged file makes of it
+        raise UserError(
+            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "
+            f"model's there again{remedy}"
+        ) from None
 
 
 def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.loading import load_causal
+from checkpoints.loading import load_causal, load_tokenizer
 from checkpoints.reading import Checkpoint
-from common.errors import UserError, reason_of
+from common.errors import UserError
 from common.files import write_json
 from common.manifest import beside, write_manifest
 
@@ -46,18 +46,9 @@ def measure(folder: Path, text: str) -> dict[str, Any]:
         UserError: The folder is not a sound model, lacks a tokenizer, or the text is too short.
     """
     import torch
-    from transformers import AutoTokenizer
 
     model = load_causal(folder, dtype="auto").eval()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # whatever a missing or a damaged file makes of it
-        raise UserError(
-            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "
-            "model's there again"
-        ) from None
+    tokenizer = load_tokenizer(folder)
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     if ids.numel() < 2:
         raise UserError("the text for the smoke check has fewer than two tokens; give a longer one")

@@ -43,7 +43,7 @@ def _check_inside(donor: Path, name: str) -> None:
     In the hub's cache, where everything is a link, a repository's files end in its `blobs`.
     """
     home = donor.resolve()
-    hub = home.parent.name == "snapshots"
+    hub = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
     within = home.parent.parent / "blobs" if hub else home
     end = (donor / name).resolve()
     if not (end.is_relative_to(home) or end.is_relative_to(within)):

@@ -15,11 +15,12 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 import lm_eval
 import torch
 from lm_eval.api.instance import Instance
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.loading import load_tokenizer
 from checkpoints.reading import Checkpoint
 from common import numerics, sources
-from common.errors import UserError, reason_of
+from common.errors import UserError
 from common.files import sha256_file, sha256_json
 from common.manifest import NAME, check_recorded
 from evaluation.backends import check_max_length, class_of, open_backend
@@ -68,13 +69,7 @@ def _load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     for name in _TOKENIZER_FILES:
         if (path := Path(folder) / name).is_file():
             check_recorded(path)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a missing or a damaged file makes of it
-        raise UserError(
-            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy "
-            "the model's there again, or name its folder (--tokenizer DIR)"
-        ) from None
+    return load_tokenizer(folder, ", or name its folder (--tokenizer DIR)")
 
 
 class Harness:

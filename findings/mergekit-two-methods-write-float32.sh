@@ -28,8 +28,9 @@ for seed, name in enumerate(("base", "one", "two")):
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(name)
 PY
 merge() { # NAME METHOD MODELS [LINE]
-  printf 'merge_method: %s\nbase_model: base\ndtype: bfloat16\nmodels: %s\n%s\n' "$2" "$3" "${4:-}" >"$1.yml"
-  venv/bin/mergekit-yaml "$1.yml" "$1" >log 2>&1 || {
+  printf 'merge_method: %s\ndtype: bfloat16\nmodels: %s\n%s\n' "$2" "$3" "${4:-}" >"$1.yml"
+  if [ "$2" != linear ]; then echo 'base_model: base' >>"$1.yml"; fi
+  venv/bin/mergekit-yaml --no-write-model-card "$1.yml" "$1" >log 2>&1 || {
     cat log
     exit 1
   }

@@ -157,6 +157,8 @@ def with_stand_ins(sources: Sequence[Source], table: Path) -> list[Source]:
     Raises:
         UserError: The table is missing or is not one, or names what is not known.
     """
+    if not table.exists():
+        raise UserError(f"{table}: no such table of stand-ins; correct the path")
     try:
         entries = read_yaml(table)
         given = {

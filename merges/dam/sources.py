@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints.checking import check_finite
-from checkpoints.loading import check_weights
+from checkpoints.loading import check_weights, load_tokenizer
 from checkpoints.names import is_linear
 from checkpoints.reading import Model
 from common.errors import UserError
@@ -120,10 +120,8 @@ def load_sources(
     )
     if _last is not None and _last[0] == key:
         return _last[1]
-    from transformers import AutoTokenizer  # takes a second, and not every command needs it
-
     check_weights(base.path)  # the experts have the same names
-    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    tokenizer = load_tokenizer(base.path)
     context = base.config.get("max_position_embeddings", 1 << 30)
     calibrations = [
         read_calibration(name, Path(calibration[name]), tokenizer, context) for name in experts

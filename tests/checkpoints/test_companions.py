@@ -41,6 +41,12 @@ def test_the_hubs_cache_is_made_of_links_to_its_blobs(tmp_path, secret):
     (donor / "tokenizer.json").symlink_to("../../blobs/0f")
     copy_companions([donor], out)
     assert (out / "tokenizer.json").read_text() == "t"
+    # Another folder of that name is no repository of the hub.
+    other = made(tmp_path / "x" / "snapshots" / "revision")
+    made(tmp_path / "x" / "blobs").joinpath("0f").write_text("t")
+    (other / "tokenizer.json").symlink_to("../../blobs/0f")
+    with pytest.raises(UserError, match="ends outside"):
+        copy_companions([other], out)
     # Neither another repository's files nor others of this one.
     (top / "other").write_text("x")
     (donor / "vocab.json").symlink_to("../../other")
