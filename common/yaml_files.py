@@ -9,6 +9,7 @@ import yaml
 
 from common.errors import UserError
 
+_INPUT = Path("/dev/stdin")  # may be a pipe: a user or a step of the workflow fills it
 _LARGEST = 1 << 20  # bytes; the longest configuration here has 30 kB
 _DEEPEST = 64  # collections in one another; the deepest configuration here has 7
 # What PyYAML lets through where a value is not what its form or its tag says.
@@ -38,7 +39,7 @@ def read_yaml(path: Path, *, loader: Any = yaml.CSafeLoader, aliases: bool = Tru
     """Read a YAML file as plain data.
 
     Args:
-        path: A regular file of at most 1 MB, UTF-8, nested at most 64 deep.
+        path: A regular file or standard input; at most 1 MB, UTF-8, nested at most 64 deep.
         loader: A safe loader of PyYAML.
         aliases: Whether values may be named and repeated; not in files of others, where a few
             lines of them can stand for gigabytes.
@@ -50,7 +51,7 @@ def read_yaml(path: Path, *, loader: Any = yaml.CSafeLoader, aliases: bool = Tru
         UserError: The file cannot be read or is not such a file.
     """
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and path != _INPUT:
             raise UserError(f"{path}: not a regular file; give a YAML file")
         with path.open("rb") as stream:
             content = stream.read(_LARGEST + 1)

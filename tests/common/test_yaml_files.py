@@ -1,6 +1,8 @@
 """YAML from others is read, or ends in one line that says why not."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -52,6 +54,17 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.yaml")
     with pytest.raises(UserError, match="not a regular file"):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_standard_input_may_be_a_pipe():
+    code = "from pathlib import Path; from common.yaml_files import read_yaml as r; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(r(Path('/dev/stdin')))"],
+        input="a: [1, 2]",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "{'a': [1, 2]}\n"), done.stderr
 
 
 def test_a_file_over_the_limit_is_not_parsed(tmp_path):
