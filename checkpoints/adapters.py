@@ -180,13 +180,14 @@ class Adapter(Model):
                     f"{self.path / CONFIG}: {field} or {pattern} is no number from {least} on, "
                     f"or one over {_MOST:,}; {REMADE}"
                 )
+            for key in own:
+                if not _may_be_matched(key):
+                    raise self._refuse(f"the {pattern} {reprlib.repr(key)}")
 
     def _setting(self, field: str, pattern: str, module: str) -> float:
         """Look a module's rank or alpha up: the first pattern that matches its end wins."""
         for key, value in (self._settings.get(pattern) or {}).items():
             try:
-                if not _may_be_matched(key):
-                    raise self._refuse(f"the {pattern} {reprlib.repr(key)}")
                 if re.match(rf"(.*\.)?({key})$", module):
                     return value
             except re.error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import os
@@ -16,10 +15,12 @@ from common.errors import UserError, reason_of
 _LONGEST = 4_000  # characters of a line; the longest of ours has 1,500
 
 
-def _say(line: str) -> None:
-    """Write a line at once: `print` would let another process's line come before its end.
+def say(line: str) -> None:
+    """Write a line to standard error at once, so that no other process's line comes before its end.
 
-    Names and values in it may come from somebody's file: nothing of them controls a terminal.
+    Args:
+        line: Names and values in it may come from somebody's file: nothing of them controls a
+            terminal, and what is too long is cut in the middle.
     """
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     if len(line) > _LONGEST:
@@ -29,16 +30,17 @@ def _say(line: str) -> None:
         sys.stderr.flush()
 
 
-def _discard_output() -> None:
-    """Have what standard output still holds go nowhere: Python would fail on it again at its end.
+def _empty_output() -> None:
+    """Write what standard output still holds; where that fails, have it go nowhere.
 
-    A full device or a pipe that nobody reads refused it.
+    Python would fail on it once more at its end.
     """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or none
+    try:
+        print(end="", flush=True)
+    except OSError:  # a full device, or a pipe that nobody reads
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
-        sys.stdout.flush()
-    os.close(nowhere)
+        os.close(nowhere)
 
 
 def call(module: str, arguments: Sequence[str]) -> int:
@@ -59,22 +61,21 @@ def call(module: str, arguments: Sequence[str]) -> int:
         print(end="", flush=True)
         return code
     except UserError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else (0 if end.code is None else 2)
     except BrokenPipeError:
-        _discard_output()
+        _empty_output()
         return 141
     except OSError as error:
         # A place that is read-only, missing, of another kind or full, or a limit of the system.
-        if error.filename is None:
-            _discard_output()
+        _empty_output()
         what = error.strerror or reason_of(error)
-        _say(
+        say(
             f"error: {error.filename or 'standard output or a file'}: {what}; correct the path, "
             "or make the place writable and free some space, then run the same command again"
         )

@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.calling import call
+from common.calling import call, say
 
 VARIABLE = "BOTTLE_WARM_WORKER"  # holds the name of the worker's socket
 WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the experiment
@@ -134,7 +134,7 @@ def _explained(code: int | None) -> int:
             likely = "a library crashed"
         elif number != signal.SIGKILL:
             likely = "somebody or a scheduler ended it"
-    print(f"error: {what}; {likely}: run the same command again", file=sys.stderr, flush=True)
+    say(f"error: {what}; {likely}: run the same command again")
     return 1 if code is None else code
 
 

@@ -2,23 +2,18 @@
 
 import ast
 import re
-import subprocess
 
 from evaluation.sql import functions, sqlite
+from tests.test_prose import tracked
 from tests.workflow.test_house import ROOT
 
 PAGE = (ROOT / "docs/security.md").read_text(encoding="utf-8")
 
 
 def names_of_tests():
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "tests/*.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.split()):
+    for name in tracked():
+        if not (name.startswith("tests/") and name.endswith(".py")):
+            continue
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         yield from (node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 

@@ -30,6 +30,10 @@ _NOISE = re.compile(
 )
 
 
+class _AskedToEnd(SystemExit):
+    """Raised where a signal asks this process to end; holds its exit code."""
+
+
 def _snakemake(arguments: Sequence[str]) -> int:
     """Run Snakemake so that it cannot outlive this process, and pass on what matters."""
     parent = os.getpid()
@@ -51,7 +55,7 @@ def _snakemake(arguments: Sequence[str]) -> int:
                     clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(line) else ""
                     print(f"{clock}{line}", end="", flush=True)
             return process.wait()
-        except SystemExit:  # this process was asked to end
+        except _AskedToEnd:
             process.kill()
             process.wait()
             raise
@@ -68,7 +72,7 @@ def _ending_in_order() -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise _AskedToEnd(128 + number)
 
     # `nohup` has SIGHUP ignored, and so it stays.
     asked = [signal.SIGTERM, signal.SIGHUP]
@@ -78,9 +82,9 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, end)
     try:
         yield
-    except SystemExit as error:
+    except _AskedToEnd as asked_by:
         with contextlib.suppress(OSError):  # the terminal may be gone
-            name = signal.Signals(int(error.code or 0) - 128).name
+            name = signal.Signals(int(asked_by.args[0]) - 128).name
             print(
                 f"\nstopped by {name}. Finished steps are kept: the same command resumes the run.",
                 file=sys.stderr,

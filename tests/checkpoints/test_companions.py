@@ -34,7 +34,7 @@ def test_links_within_the_folder_and_to_it_are_followed(tmp_path):
     assert (out / "chat_template.jinja").read_text() == "t"
 
 
-def test_the_hubs_cache_is_made_of_links_to_its_blobs(tmp_path, secret):
+def test_the_hubs_cache_is_made_of_links_to_its_blobs(tmp_path):
     top, out = tmp_path / "models--a--b", made(tmp_path / "out")
     made(top / "blobs").joinpath("0f").write_text("t")
     donor = made(top / "snapshots" / "revision")

@@ -26,6 +26,9 @@ def main(arguments):
         import errno
         number = getattr(errno, arguments[1])
         raise OSError(number, os.strerror(number), "some/place")
+    if arguments[0] == "unnamed":
+        print("kept")
+        raise OSError(24, os.strerror(24))
     if arguments[0] == "parent":
         os.kill(os.getppid(), 9)
         time.sleep(60)
@@ -112,6 +115,13 @@ def test_every_error_of_the_system_is_one_line_with_its_place(worker, folder, na
     code, _, said = run(folder, warmly, "system", name)
     assert code == 2 and said.count("\n") == 1
     assert f"error: some/place: {os.strerror(getattr(errno, name))}; " in said
+
+
+@pytest.mark.parametrize("warmly", [True, False])
+def test_what_was_printed_before_an_error_of_the_system_is_kept(worker, folder, warmly):
+    code, printed, said = run(folder, warmly, "unnamed")
+    assert (code, printed) == (2, "kept\n")
+    assert said.startswith("error: standard output or a file: Too many open files; ")
 
 
 @pytest.mark.parametrize("warmly", [True, False])
