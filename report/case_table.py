@@ -226,7 +226,11 @@ def _soups(case: Case) -> list[str]:
             what = f"the average of {', '.join(joined)}" if joined[1:] else f"{joined[0]}, alone"
             where = [] if seed is None else [str(seed)]
             found.setdefault(f"{model.label}: {what}", []).extend(where)
-    return [f"{what}{f' (seed {chr(44).join(s)})' if s else ''}." for what, s in found.items()]
+    return [f"{what}{_of_seeds(seeds)}." for what, seeds in found.items()]
+
+
+def _of_seeds(seeds: list[str]) -> str:
+    return f" (seed{'s' if seeds[1:] else ''} {', '.join(seeds)})" if seeds else ""
 
 
 def _label(model: Model) -> str:

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from common.errors import UserError
-from report import published, tables
+from report import case_table, published, tables
 from report.ablation_table import ablation_csv, ablation_grid
 from report.beside_paper import values_grid
 from report.case_table import best, case_csv, case_grid, more_grid, tasks_csv
@@ -369,3 +369,10 @@ def test_an_undefined_score_costs_its_row_and_no_other(small):
     assert after.pop("soup")["status"] == f"failed: {task} has no score: {lost['undefined']}"
     before.pop("soup")
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"), [([], ""), (["1"], " (seed 1)"), (["1", "3"], " (seeds 1, 3)")]
+)
+def test_a_note_names_the_seeds_of_its_worlds(seeds, text):
+    assert case_table._of_seeds(seeds) == text
