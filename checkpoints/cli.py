@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,7 +173,12 @@ def _accept(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from checkpoints.conversion import convert
 
-    values = convert(arguments.model, arguments.out, arguments.shard_size)
+    values = convert(
+        arguments.model,
+        arguments.out,
+        arguments.shard_size,
+        lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
+    )
     print(f"{arguments.out}: {values:,} values of {arguments.model} as safetensors")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from checkpoints.companions import companions_of
 from checkpoints.reading import Checkpoint
-from checkpoints.writing import SHARD_BYTES, StreamedWeights, TensorSpec, copy_companions
+from checkpoints.writing import SHARD_BYTES, StreamedWeights, TensorSpec
 from common.errors import UserError
 from common.files import sha256_file, staged_directory
 from common.manifest import NAME, write_manifest
@@ -14,10 +16,21 @@ from common.progress import Progress
 _PIECE = 1 << 24  # values that are held at a time
 
 
-def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def convert(
+    source: Path,
+    out: Path,
+    shard_bytes: int = SHARD_BYTES,
+    note: Callable[[str], object] = lambda text: None,
+) -> int:
     """Write a model folder's weights as safetensors to another; return the number of values.
 
     Pickles are read as tensors alone: nothing in them is run.
+
+    Args:
+        source: The folder to read.
+        out: The folder to make.
+        shard_bytes: Most bytes of values in a weight file.
+        note: Is called with what is copied with the weights, and what is left out.
 
     Raises:
         UserError: The folder is no checkpoint, the output exists, or the disk is full.
@@ -25,6 +38,8 @@ def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
     if out.exists() and (out.is_file() or any(out.iterdir())) and not (out / NAME).exists():
         raise UserError(f"{out} holds something else; give another folder, or empty it")
     model = Checkpoint(source, allow_pickle=True)
+    companions = companions_of([model.path])
+    note(companions.note())
     specs = {name: TensorSpec(model.stored(name), model.shape(name)) for name in model.names()}
     values = sum(map(model.count, model.names()))
     progress = Progress(values, f"converting {source.name}: values")
@@ -36,15 +51,15 @@ def convert(source: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
                     weights.write(name, start, model.read(name, start, stop))
                     progress.step(stop - start, name)
                 weights.done(name)
-        copy_companions([model.path], folder)
+        companions.copy(folder)
         write_manifest(
             folder / NAME,
             kind="converted",
             parameters={},
             inputs={"source": model.fingerprint},
             outputs={
-                path.name: weights.hashes.get(path.name) or sha256_file(path)
-                for path in sorted(folder.iterdir())
+                str(path.relative_to(folder)): weights.hashes.get(path.name) or sha256_file(path)
+                for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },
             code=("checkpoints/conversion.py",),

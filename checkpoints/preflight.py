@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from checkpoints.chat import chat_of, differences
 from checkpoints.checking import check_compatible, flat_config
+from checkpoints.companions import companions_of
 from checkpoints.dtypes import FLOATS
 from checkpoints.names import is_head
 from checkpoints.reading import Model
-from checkpoints.tokens import CONFIG, TOKENIZER
+from checkpoints.tokens import TOKENIZER
 from checkpoints.vocabulary import align
 from checkpoints.writing import SHARD_BYTES, TensorSpec, divided
 from common.errors import UserError, nearest
-from common.files import existing_above, sha256_file
+from common.files import existing_above
 
 # The model of memory and time: rough, but of the right order on an ordinary machine.
 _LIBRARIES = 400e6  # bytes that torch takes once imported
@@ -131,10 +133,24 @@ def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
         report.notes.append(
             f"expert {name} has no {TOKENIZER}; its vocabulary is taken for the base's"
         )
-    for file in ("chat_template.jinja", CONFIG):
-        pair = [model.path / file for model in (base, expert)]
-        if all(path.is_file() for path in pair) and len(set(map(sha256_file, pair))) > 1:
-            report.notes.append(f"expert {name} has another {file}; the result has the base's")
+
+
+def _describe_donor(report: Report, donor: tuple[str, Model], models: Mapping[str, Model]) -> None:
+    """Note what comes from the donor with the weights, and what of the others is lost by it."""
+    title, giver = donor
+    companions = companions_of(giver.folders)
+    ours = chat_of(companions)
+    report.notes.append(companions.note())
+    for name, model in models.items():
+        if model is giver:
+            continue
+        lost = differences(chat_of(companions_of(model.folders)), ours)
+        if lost:
+            label = name if name == "base" else f"expert {name}"
+            report.notes.append(
+                f"{label} {' and '.join(lost)}; the result has those of the donor ({title}); "
+                f"for {name}'s own give --donor {name}"
+            )
 
 
 def _check_disk(report: Report, out: Path, needed: int) -> None:
@@ -164,6 +180,7 @@ def check_merge(
     unit: Literal["values", "rows", "tensor"] = "values",
     passes: int = 1,
     threads: int = 1,
+    donor: str | None = None,
 ) -> Report:
     """Check a merge and estimate its size, memory and time; nothing is read but headers.
 
@@ -177,6 +194,8 @@ def check_merge(
         unit: What the method works on at a time.
         passes: How often the method reads every model.
         threads: Parameters that are merged at a time.
+        donor: The model that gives configuration and tokenizer; None for the base, or without
+            one the first expert.
 
     Returns:
         The report; its errors are all that were found, not only the first.
@@ -203,6 +222,9 @@ def check_merge(
             report.errors.append(str(error))
         result = reference
     _note_tensors(report, reference)
+    named = {**({} if base is None else {"base": base}), **experts}
+    title = donor or next(iter(named))
+    _describe_donor(report, (title, named[title]), named)
     # Weights are described in the type and with the rows of the result, which may be new to both.
     specs = _specs(result, dtype)
     companions = (path for path in reference.path.glob("*.json") if path.is_file())

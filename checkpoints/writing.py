@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +15,11 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from checkpoints.companions import copy_companions, copy_tokenizer
 from checkpoints.dtypes import BYTES, name_of
 from checkpoints.layout import INDEX, SINGLE
 from common.errors import UserError
-from common.files import read_json, write_json
+from common.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -28,50 +28,6 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5_000_000_000  # what transformers has long written
 _BLOCK = 1 << 22  # bytes that are hashed at a time
 _FLUSH = 1 << 28  # bytes after which the disk is made to begin, so that the end need not wait
-
-# All that makes text into ids and back, and what generation needs; no weights, no model card.
-_COMPANIONS = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json"),
-    *("vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
-)
-
-
-def _check_inside(donor: Path, name: str) -> None:
-    """Refuse a link that ends outside: what it names would be published with the merged model.
-
-    In the hub's cache, where everything is a link, a repository's files end in its `blobs`.
-    """
-    home = donor.resolve()
-    hub = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
-    within = home.parent.parent / "blobs" if hub else home
-    end = (donor / name).resolve()
-    if not (end.is_relative_to(home) or end.is_relative_to(within)):
-        raise UserError(
-            f"{donor / name}: a link that ends outside this folder; put a copy of the file there"
-        )
-
-
-def copy_companions(donors: Sequence[Path], folder: Path, dtype: str | None = None) -> None:
-    """Copy a model's configuration and tokenizer files, whichever of them exist.
-
-    Args:
-        donors: The folders to copy from; of files with one name the last counts.
-        folder: The folder to copy to.
-        dtype: The type that the weights have now, for the configuration; None for the donor's.
-
-    Raises:
-        UserError: A file is a link to another place.
-    """
-    for donor in donors:
-        for name in _COMPANIONS:
-            if (donor / name).is_file():
-                _check_inside(donor, name)
-                shutil.copyfile(donor / name, folder / name)
-    if dtype is not None:
-        config = read_json(folder / "config.json")
-        config.pop("torch_dtype", None)  # the key's older name
-        write_json(folder / "config.json", {**config, "dtype": dtype})
 
 
 @dataclass(frozen=True)
@@ -320,9 +276,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: Path) -> Path:
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    for path in sorted(tokenizer.iterdir()):
-        if path.name in _COMPANIONS and path.name != "config.json":
-            shutil.copyfile(path, folder / path.name)
+    copy_tokenizer(tokenizer, folder)
     hashes = write_weights(
         folder, {name: tensor.detach() for name, tensor in model.state_dict().items()}
     )

@@ -167,6 +167,7 @@ def plan(out: Path, config: MergeConfig) -> Report:
         unit="tensor" if whole_model else config.info.unit,
         passes=1 if config.info.prepare is None else 2,
         threads=config.threads,
+        donor=config.donor,
     )
     if not whole_model and not report.errors:
         merge = Merge(config, arrays=True)  # checks its layers' rules

@@ -46,7 +46,8 @@ def test_a_sound_merge_has_no_errors_and_its_size_is_counted(base, copy, tmp_pat
         dtype="BF16",
         shard_bytes=20_000,
     )
-    assert report.errors == [] and report.notes == []
+    (note,) = report.notes
+    assert report.errors == [] and note.startswith("next to the weights")
     report.require()
     text = "\n".join(report.lines())
     assert "base: llama, 21,664 parameters in 21 tensors, 2 layers of width 32, F32" in text
@@ -135,7 +136,7 @@ def test_what_differs_but_stops_nothing_is_noted(base, copy):
         "expert e: rms_norm_eps is 0.5, the base's 1e-06",
         "expert e: eos_token_id is 5, the base's 2",
         "expert e is stored in BF16, the base in F32",
-        "expert e has another chat_template.jinja",
+        "expert e has another chat template",
     ):
         assert part in notes
 
@@ -154,7 +155,9 @@ def test_tied_heads_biases_and_buffers_are_told(base, copy, make_model, tmp_path
     held = load_file(copy / SINGLE)
     save_file(held | {"count": torch.tensor([3])}, copy / SINGLE)
     counting = Checkpoint(copy)
-    assert "1 tensor without floating-point" in check_merge(counting, {"e": counting}).notes[0]
+    assert "1 tensor without floating-point" in "".join(
+        check_merge(counting, {"e": counting}).notes
+    )
 
 
 def test_a_tensor_of_numbers_of_another_kind_is_refused(base, copy):
