@@ -18,6 +18,7 @@ from merges.engine import registry
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
+    from merges.engine.requests import Statistic
 
 _DESCRIPTION = """\
 Merge checkpoints that were fine-tuned from one base into a single model folder: weights,
@@ -37,6 +38,7 @@ examples:
       --calibration ja=data/ja.jsonl math=data/math.jsonl --out merged/dam
   python -m merges --from-mergekit config.yml --locate org/model=models/model --out merged/kit
   python -m merges teachers --help
+  python -m merges statistics --help
 
 A folder with adapter_config.json among the experts is a LoRA adapter (PEFT); it is folded into the
 base in float32 first.
@@ -99,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="what `python -m merges teachers` wrote, for methods that learn from the experts",
+    )
+    add_values(
+        parser,
+        "--statistics",
+        metavar="NAME=DIR",
+        help="what `python -m merges statistics` wrote of a model, for methods that ask for it",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
     parser.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (1)")
@@ -176,6 +184,7 @@ def listing() -> str:
     lines = []
     for name, info in registry.describe().items():
         needs = [{"data": "calibration data"}.get(need, need) for need in sorted(info.needs)]
+        needs += [f"{kind} statistics of the {whose}" for whose, kind in info.statistics.items()]
         lines.append(f"{name}: {info.title}" + (f" ({info.paper})" if info.paper else ""))
         lines += textwrap.wrap(info.summary, 95, initial_indent="    ", subsequent_indent="    ")
         order = ", in order" if info.ordered else ""
@@ -225,6 +234,8 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] == "teachers":
         return importlib.import_module("merges.dam.teachers").main(list(argv[1:]))
+    if argv and argv[0] == "statistics":
+        return importlib.import_module("merges.statistics.cli").main(list(argv[1:]))
     arguments = build_parser().parse_args(argv)
     if arguments.list:
         print(listing())
@@ -252,8 +263,23 @@ def main(argv: Sequence[str]) -> int:
         parameters_for=rules,
         calibration=calibration,
         teachers=arguments.teachers,
+        statistics=open_statistics(arguments.statistics),
     )
     return 0
+
+
+def open_statistics(items: Sequence[str]) -> dict[str, Statistic]:
+    """Open the folders of ``--statistics`` options, ``name=folder`` texts.
+
+    Raises:
+        UserError: A folder holds no statistics, or a name is given twice.
+    """
+    folders = pairs(items, "--statistics", reserved="")
+    if not folders:
+        return {}
+    from merges.statistics.files import Statistics
+
+    return {name: Statistics(folder) for name, folder in folders.items()}
 
 
 def _open(
@@ -313,7 +339,16 @@ def _merge(
 
 
 def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
-    for option in ("method", "base", "experts", "set", "set_layers", "calibration", "teachers"):
+    for option in (
+        "method",
+        "base",
+        "experts",
+        "set",
+        "set_layers",
+        "calibration",
+        "teachers",
+        "statistics",
+    ):
         if getattr(arguments, option):
             raise UserError(
                 f"--{option.replace('_', '-')} is in the mergekit configuration; leave it out"

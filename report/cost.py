@@ -18,6 +18,7 @@ STAGES = {
     "base": "Base models",
     "experts": "Experts",
     "teachers": "DAM's teachers",
+    "statistics": "Statistics of layers",
     "merges": "Merges",
     "search": "Tuning and search",
     "evaluation": "Evaluation",
@@ -94,13 +95,15 @@ def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> It
 
 
 def teachers_of(case: str, model: Model, found: Sequence[Cost]) -> list[Cost]:
-    """Return the cost of the teachers' signal that a merge was given, nothing where none was.
+    """Return the cost of a merge's inputs: teachers' signal, statistics, a merged model.
 
     The rows that learn from it share it; taken alone, each would have had to pay for it.
     """
-    if "teachers" not in model.manifest.get("inputs", {}):
-        return []
-    return [cost for cost in found if (cost.stage, cost.case) == ("teachers", case)]
+    given = model.manifest.get("inputs", {})
+    made = {("merges", name.removeprefix("experts.")) for name in given}
+    made |= {("search", id) for _, id in made} | {("statistics", name) for name in given}
+    made |= {("teachers", name) for name in given}
+    return [cost for cost in found if cost.case == case and (cost.stage, cost.id) in made]
 
 
 def costs(experiment: Experiment) -> list[Cost]:
@@ -111,6 +114,9 @@ def costs(experiment: Experiment) -> list[Cost]:
         folder = results / case.id
         found += read_cost(folder / "data" / "cost.json", "data", case.id, "data")
         found += read_cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
+        for path in sorted(folder.glob("statistics/*/*/cost.json")):
+            name = f"{path.parts[-3]}.{path.parts[-2]}"  # as merges name it among their inputs
+            found += read_cost(path, "statistics", case.id, name)
         for model in case.all_models:
             if model.kind == "merge":
                 stage = "search" if searched(methods[model.id]) else "merges"
@@ -203,15 +209,17 @@ def rows_grid(experiment: Experiment, found: list[Cost]) -> Grid:
                 making = [cost for cost in steps if cost.stage != "evaluation"]
                 tests = [cost for cost in steps if cost.split == "test"]
                 rows.append(_model_row(table, model.label, making, tests, case.id))
-        if taught := [cost for cost in found if cost.stage == "teachers" and cost.case in worlds]:
-            rows.append(_model_row(table, STAGES["teachers"], taught, [], case.id))
+        for stage in ("teachers", "statistics"):
+            if shared := [cost for cost in found if cost.stage == stage and cost.case in worlds]:
+                rows.append(_model_row(table, STAGES[stage], shared, [], case.id))
     caption = (
         "Cost of making each model (training, merging, and its own search or tuning on dev "
         "items) and of its evaluation on test items. Seconds, peak memory and megabytes (asked "
         "for, from the page cache or not) are measured and vary; tokens are counted, a search's "
         "dev evaluations included, and FLOPs derived from them; a dash: none. A plain merge runs "
         "no model, and the arithmetic on its weights is not counted. DAM's rows share their "
-        "teachers' signal, which has a separate row and is not in theirs. Of several worlds, a "
+        "teachers' signal, and other rows share statistics of the models' layers; both have "
+        "separate rows and are not in theirs. Of several worlds, a "
         "cost is the mean of those that have it. cost.csv has every step."
     )
     header = (

@@ -28,6 +28,8 @@ def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
         case, about = folder_of(name, seed, seeds), config["cases"][name]
         yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json"))
         yield from (f"{case}/{name}/cost.json" for name in ("data", "teachers"))
+        shared = sorted((results / case).glob("statistics/*/*/cost.json"))
+        yield from (str(path.relative_to(results)) for path in shared)
         for id in ("base", *about["experts"], *config["methods"]):
             # Which of these exists separates a parent from a merge; the others are skipped.
             for made in ("models", "merges"):

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--embeddings-and-norms", default="merged", choices=["merged", "base"])
     add_values(group, "--calibration", metavar="NAME=FILE")
     group.add_argument("--teachers", type=Path, metavar="DIR")
+    add_values(group, "--statistics", metavar="NAME=DIR")
     group = parser.add_argument_group("how it is scored (tune, evolve, greedy)")
     group.add_argument("--data", type=Path, metavar="DIR", help="folder with the dev items")
     group.add_argument("--suites", metavar="A,B", help="suites to score")

@@ -18,8 +18,8 @@ from common.errors import UserError
 from common.files import staged_directory
 from evaluation.own_data import own_tasks
 from evaluation.suites import Task, select
-from merges.cli import read_settings
-from merges.engine.checks import check_config, check_output
+from merges.cli import open_statistics, read_settings
+from merges.engine.checks import check_config, check_origin, check_output
 from merges.engine.config import MergeConfig
 from search import result
 from search.greedy import Greedy
@@ -174,10 +174,12 @@ def search(given: argparse.Namespace) -> str:
         embeddings_and_norms=given.embeddings_and_norms,
         calibration=pairs(given.calibration, "--calibration"),
         teachers=given.teachers,
+        statistics=open_statistics(given.statistics),
         device=given.device,
         threads=given.threads,
     )
     check_config(merging)
+    check_origin(merging)
     plan = _COMMANDS[given.command](given, merging)
     suites = given.suites.split(",")
     columns = _columns(given)
@@ -252,6 +254,7 @@ def search(given: argparse.Namespace) -> str:
                 **{name: parent.fingerprint for name, parent in parents.items()},
                 **{f"calibration.{n}": path for n, path in merging.calibration.items()},
                 **({"teachers": given.teachers} if given.teachers else {}),
+                **{f"{found.kind}.{n}": found.path for n, found in merging.statistics.items()},
                 "data": given.data,
                 **_own_inputs(given),
             },

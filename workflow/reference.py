@@ -119,7 +119,8 @@ def _methods() -> list[str]:
     lines = ["| method | from | needs | acts on |", "|---|---|---|---|"]
     for name, info in registry.describe().items():
         experts = [f"{info.experts} expert{'s' * (info.experts > 1)}"] if info.experts else []
-        needs = ", ".join([*sorted(info.needs), *experts]) or "-"
+        seen = [f"{kind} of the {whose}" for whose, kind in info.statistics.items()]
+        needs = ", ".join([*sorted(info.needs), *seen, *experts]) or "-"
         acts = "whole models" if info.whole_model else info.unit
         if info.paper:
             lines.append(f"| `{name}` | {info.title}, {_source(info.paper)} | {needs} | {acts} |")

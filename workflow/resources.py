@@ -32,6 +32,8 @@ WORK = {
     "train": Work(memory=6.0),
     # Expert after expert on the GPU, with the logits of one batch.
     "teachers": Work(memory=2.0, gpu_memory=1.25, minutes=4.0),
+    # Layer by layer: at most 4 GB at 8 B parameters (docs/merging.md), twice forward and backward.
+    "statistics": Work(memory=0.5, gpu_memory=0.5, minutes=8.0),
     # Streamed: the experts', the base's and about six more buffers of the largest parameter in
     # float32, together less than one model. Spectral methods take most of the time.
     "merge": Work(memory=1.0, minutes=8.0),

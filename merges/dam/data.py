@@ -50,6 +50,13 @@ class Calibration:
         """Return a row's number of tokens."""
         return self.starts[row + 1] - self.starts[row]
 
+    def first(self, rows: int) -> Calibration:
+        """Return the same with only the first rows."""
+        starts = self.starts[: rows + 1]
+        return _calibration(
+            self.expert, self.path, self.ids[: starts[-1]], starts, self.answers[:rows]
+        )
+
     def loss_span(self, row: int, tokens: LossTokens, last: bool = False) -> tuple[int, int]:
         """Return the positions of a row that count in the loss, as a half-open range.
 
@@ -120,10 +127,15 @@ def read_calibration(
             )
         starts.append(len(ids))
         answers.append(len(begin) + before)
-    tensor = torch.tensor(ids)
-    digest = hashlib.sha256(tensor.numpy().tobytes())
+    return _calibration(expert, Path(path), torch.tensor(ids), starts, answers)
+
+
+def _calibration(
+    expert: str, path: Path, ids: Tensor, starts: Sequence[int], answers: Sequence[int]
+) -> Calibration:
+    digest = hashlib.sha256(ids.numpy().tobytes())
     digest.update(torch.tensor(starts).numpy().tobytes())
-    return Calibration(expert, Path(path), tensor, starts, answers, digest.hexdigest())
+    return Calibration(expert, path, ids, starts, answers, digest.hexdigest())
 
 
 def draw(

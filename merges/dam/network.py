@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
 # is not among them.
-_PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 
 
 def _epsilon(norm: Any) -> float:
-    if type(norm).__name__ not in _PLAIN_NORMS:
+    if type(norm).__name__ not in PLAIN_NORMS:
         raise UserError(
             f"DAM cannot merge norms of the class {type(norm).__name__}; leave them unmerged"
         )
@@ -120,7 +120,7 @@ class Decoder:
         self.device = weights[0].device
         self.body.to(self.device)  # the rotary frequencies
         for name, module in list(self.body.named_modules()):
-            if type(module).__name__ in _PLAIN_NORMS:
+            if type(module).__name__ in PLAIN_NORMS:
                 norm = FrozenRMSNorm(module.weight.data, module.variance_epsilon)
                 _replace(self.body, name, norm)
         if recompute:

@@ -50,6 +50,7 @@ def check_config(config: MergeConfig) -> None:
         raise UserError(f"{what}: no base given; name the experts' common ancestor")
     _ = config.resolved  # checks the parameters
     _check_data(config)
+    _check_statistics(config)
 
 
 def numbers_by_expert(
@@ -133,6 +134,58 @@ def _check_data(config: MergeConfig) -> None:
     for path in [*calibration.values(), *([teachers] if teachers else [])]:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; make it first, or correct the path")
+
+
+def _check_statistics(config: MergeConfig) -> None:
+    """Refuse statistics that a method lacks or has no use for, and those of another kind."""
+    wanted: dict[str, str] = {}
+    for whose, kind in config.info.statistics.items():
+        wanted |= dict.fromkeys(config.experts if whose == "experts" else [whose], kind)
+    for name in config.statistics:
+        if name not in wanted:
+            takes = ", ".join(wanted) or "none"
+            raise UserError(
+                f"method {config.method} takes no statistics of {name!r} (it takes {takes}); "
+                "leave them out"
+            )
+    for name, kind in wanted.items():
+        if name not in config.statistics:
+            raise UserError(
+                f"method {config.method} needs statistics ({kind}) of {name}; make them with "
+                f"python -m merges statistics --collect {kind}, and give --statistics {name}=DIR"
+            )
+        if (found := config.statistics[name].kind) != kind:
+            raise UserError(
+                f"statistics of {name}: method {config.method} needs {kind}, these are {found}; "
+                f"make them with python -m merges statistics --collect {kind}"
+            )
+
+
+def check_origin(config: MergeConfig) -> list[str]:
+    """Refuse statistics of another model than is merged; say where they saw few tokens.
+
+    Returns:
+        Notes, one for each of the statistics whose Gram matrices lack full rank.
+
+    Raises:
+        UserError: They are of another model.
+    """
+    notes = []
+    for name, found in config.statistics.items():
+        if found.model != config.models[name].fingerprint:
+            raise UserError(
+                f"statistics of {name}: they are those of another checkpoint than "
+                f"{config.models[name].path}; make them again with python -m merges statistics"
+            )
+        if few := {layer: width for layer, width in found.widths().items() if width > found.tokens}:
+            layer, width = max(few.items(), key=lambda item: item[1])
+            more = f" and {len(few) - 1} more" if len(few) > 1 else ""
+            notes.append(
+                f"statistics of {name}: {found.tokens:,} tokens for the {width:,} inputs of "
+                f"{layer}{more}; where no token speaks, the ridge of "
+                f"{config.resolved.get('ridge', 0.0):g} decides"
+            )
+    return notes
 
 
 def check_result(base: Model, result: WholeModelResult, method: str) -> None:

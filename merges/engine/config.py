@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.writing import SHARD_BYTES
 from merges.engine import registry
-from merges.engine.requests import EmbeddingsAndNorms, Resuming
+from merges.engine.requests import EmbeddingsAndNorms, Resuming, Statistic
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
@@ -31,6 +31,8 @@ class MergeConfig:
         parameters_for: Parameters that differ between tensors; not for whole-model methods.
         calibration: Files of JSON lines by expert name, for methods that need data.
         teachers: Folder of precomputed teacher signals, for methods that use them.
+        statistics: Statistics by the model's name (``base`` or an expert's), for methods that ask
+            for them.
         compute_dtype: ``float32`` or ``float64``; where an input is stored in float64, its
             arithmetic is in float64 always.
         dtype: Type in which floating parameters are stored, by torch's name; None for the
@@ -53,6 +55,7 @@ class MergeConfig:
     parameters_for: LayerRules | None = None
     calibration: Mapping[str, Path] = field(default_factory=dict)
     teachers: Path | None = None
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
     compute_dtype: str = "float32"
     dtype: str | None = None
     device: str = "cpu"

@@ -14,7 +14,7 @@ from checkpoints.names import kind
 from common.errors import UserError
 from merges.engine import registry
 from merges.engine.checks import numbers_by_expert
-from merges.engine.pieces import ArrayPieces, Part, Piece, Pieces
+from merges.engine.pieces import ArrayPieces, Later, Part, Piece, Pieces
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,8 @@ class Merger:
 
         wide = double or self._config.compute_dtype == "float64"
         dtype = torch.float64 if wide else torch.float32
-        return Pieces(parts, self._info.unit, dtype, self._config.device)
+        later = self._info.one_by_one
+        return Pieces(parts, self._info.unit, dtype, self._config.device, later=later)
 
     def _run_prepare(self, pieces: Pieces, parameters: Mapping[str, Any]) -> Any:
         wanted = inspect.signature(self._prepare).parameters.values()
@@ -220,7 +221,8 @@ class Merger:
                 yield start, rounded(merged, torch_type(stored), name)
 
     def _call(self, piece: Piece, context: TensorContext, parameters: Mapping[str, Any]) -> Any:
-        shape = piece.experts[0].shape
+        experts = piece.experts
+        shape = experts.shape if isinstance(experts, Later) else experts[0].shape
         with np.errstate(all="ignore"):
             merged = self._function(piece.base, piece.experts, context, **parameters)
         if merged.shape != shape:

@@ -73,6 +73,7 @@ def write_record(
     data = {f"calibration.{name}": path for name, path in config.calibration.items()}
     if config.teachers is not None:
         data["teachers"] = config.teachers
+    data |= {f"{found.kind}.{name}": found.path for name, found in config.statistics.items()}
     inputs = {
         key if key == "base" else f"experts.{key}": model.fingerprint
         for key, model in models.items()

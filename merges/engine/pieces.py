@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,30 @@ if TYPE_CHECKING:
 
 Reader = Callable[[int, int], Any]
 
+
+class Later(Sequence):
+    """Tensors that are read anew whenever one is looked at.
+
+    Args:
+        readers: Read one each.
+        shape: Their shape.
+    """
+
+    def __init__(self, readers: Sequence[Callable[[], Any]], shape: tuple[int, ...]) -> None:
+        self._readers, self.shape = readers, shape
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __getitem__(self, number):
+        return self._readers[number]()
+
+
 # About ten float32 buffers of this many values fit a core's second-level cache of 2 MiB with room
 # to spare, and the cost of calling torch (a microsecond) is spread over enough of them.
 CPU_SIZE = 1 << 16
 GPU_SIZE = 1 << 24  # a GPU wants few, large launches
+LARGE = 1 << 26  # where a piece costs much however small it is: 0.27 GB in float32
 _SAMPLED = 1 << 27  # of so many values a 64th is sample enough
 _FLAT = (-1,)
 
@@ -87,6 +108,7 @@ class Pieces:
         dtype: Working type, float32 or float64; None for float32.
         device: Where the values go.
         start: Position of the first part in what `prepare` sees; see `TensorContext.place`.
+        later: Whether experts are read one by one, as they are looked at.
     """
 
     def __init__(
@@ -96,7 +118,9 @@ class Pieces:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         start: int = 0,
+        later: bool = False,
     ) -> None:
+        self._later = later
         self.parts = list(parts)
         self._unit = unit
         self._dtype = dtype
@@ -115,6 +139,8 @@ class Pieces:
 
     def _bounds(self, part: Part) -> Iterator[tuple[int, int]]:
         size = CPU_SIZE if str(self._device) == "cpu" else GPU_SIZE
+        if self._later:
+            size = LARGE
         if self._unit == "tensor":
             size = part.count
         elif self._unit == "rows":
@@ -139,6 +165,13 @@ class Pieces:
             source = part.sources[number] if part.sources else f"model {number + 1}"
             check_finite(values, part.context.tensor, source)
         return values if shape == _FLAT else values.reshape(shape)
+
+    def _experts(self, part: Part, start: int, stop: int, shape: tuple[int, ...]) -> Any:
+        count = range(len(part.experts))
+        if self._later:
+            readers = [functools.partial(self._values, part, n, start, stop, shape) for n in count]
+            return Later(readers, ((stop - start) // shape[1], shape[1]))
+        return [self._values(part, n, start, stop, shape) for n in count]
 
     def _convert(self, stored: Any) -> tuple[Any, bool]:
         """Convert stored values to the working type; return whether all may be finite too."""
@@ -179,7 +212,7 @@ class Pieces:
                 count = len(part.experts)
                 yield Piece(
                     None if part.base is None else self._values(part, count, start, stop, shape),
-                    [self._values(part, n, start, stop, shape) for n in range(count)],
+                    self._experts(part, start, stop, shape),
                     part.context.at(start, place + start),
                 )
             place += part.count

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from common.errors import UserError, nearest
 from merges.engine import parameters
+from merges.statistics.kinds import KINDS
 
 FOLDER = Path(__file__).resolve().parent.parent
 NEEDS = ("base", "data", "evaluation")
@@ -37,6 +38,8 @@ def method(
     unit: Unit = "tensor",
     prepare: str | None = None,
     arrays: bool = False,
+    statistics: Mapping[str, str] | None = None,
+    one_by_one: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register a merge method.
 
@@ -85,6 +88,12 @@ def method(
             or each ``tensor``.
         prepare: Name of the function of the same file that prepares its work.
         arrays: Whether it takes numpy arrays too.
+        statistics: The models whose statistics it wants, each with their kind: ``{"experts":
+            "gram"}``, ``{"base": "channels"}``; the kinds are those of `merges.statistics.kinds`.
+            They are `context.statistics`, by the model's name.
+        one_by_one: Whether `experts` are read from disk each time that one is looked at, so that
+            memory does not grow with their number, in pieces a thousand times as large: where a
+            piece costs much however small it is. For the unit ``rows``.
     """
     return lambda function: function
 
@@ -119,6 +128,8 @@ class MethodInfo:
     path: Path
     presets: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
     arrays: bool = False
+    statistics: Mapping[str, str] = field(default_factory=dict)
+    one_by_one: bool = False
 
 
 def _files(folder: Path) -> list[Path]:
@@ -173,6 +184,9 @@ def _info(
     unit = given.get("unit", "tensor")
     if unit not in get_args(Unit):
         raise UserError(f"unknown unit {unit!r}{nearest(unit, get_args(Unit))}")
+    for kind in (given.get("statistics") or {}).values():
+        if kind not in KINDS:
+            raise UserError(f"unknown statistics {kind!r}{nearest(kind, KINDS)}")
     whole_model = bool(given.get("whole_model", False))
     expected = _WHOLE_MODEL if whole_model else _PER_TENSOR
     if [argument.arg for argument in function.args.args] != expected:
@@ -192,6 +206,8 @@ def _info(
         unit=unit,
         prepare=given.get("prepare"),
         arrays=bool(given.get("arrays", False)),
+        statistics=given.get("statistics") or {},
+        one_by_one=bool(given.get("one_by_one", False)),
         summary=doc.splitlines()[0],
         doc=doc,
         parameters={parameter.name: parameter for parameter in found},

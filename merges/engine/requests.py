@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,30 @@ if TYPE_CHECKING:
 
 EmbeddingsAndNorms = Literal["merged", "base"]
 Values = TypeVar("Values", "torch.Tensor", np.ndarray)  # what a method is given is all of one kind
+
+
+class Readable(Protocol):
+    """Statistics of which values can be read; see `merges.statistics.files.Statistics`."""
+
+    def has(self, parameter: str, what: str) -> bool: ...
+    def read(
+        self, parameter: str, what: str, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor: ...
+
+
+class Statistic(Readable, Protocol):
+    """All that a method and the engine ask of a model's statistics."""
+
+    path: Path
+    kind: str
+    model: str
+    tokens: int
+
+    def widths(self) -> Mapping[str, int]: ...
+    @property
+    def norm(self) -> float: ...
+    def matrix(self, parameter: str, what: str) -> torch.Tensor: ...
+    def mean(self, parameter: str) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +55,7 @@ class TensorContext:
         place: Position of the first value given in all that `prepare` saw: `start`, or for a
             preparation over the whole model also the values of the parameters before this one.
         prepared: What the method's `prepare` function returned, None without one.
+        statistics: Statistics by the model's name, for methods that ask for them.
     """
 
     tensor: str
@@ -40,12 +65,20 @@ class TensorContext:
     start: int = 0
     place: int = 0
     prepared: Any = None
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def at(self, start: int, place: int, prepared: Any = None) -> TensorContext:
         """Return the same for values that begin elsewhere."""
         # Made for every piece: dataclasses.replace takes several times as long.
         return TensorContext(
-            self.tensor, self.experts, self.seed, self.shape, start, place, prepared
+            self.tensor,
+            self.experts,
+            self.seed,
+            self.shape,
+            start,
+            place,
+            prepared,
+            self.statistics,
         )
 
     def keep_mask(self, expert: str, like: Values, density: float) -> Values:

@@ -21,6 +21,7 @@ from merges.engine.checks import (
     check_donor,
     check_files,
     check_names,
+    check_origin,
     check_output,
     check_result,
     check_whole,
@@ -153,10 +154,12 @@ def plan(out: Path, config: MergeConfig) -> Report:
     check_config(config)
     models, whole_model = config.models.values(), config.info.whole_model
     data = [*config.calibration.values(), *([] if config.teachers is None else [config.teachers])]
+    data += [found.path for found in config.statistics.values()]
     check_output(out, [*(folder for model in models for folder in model.folders), *data])
     check_donor(config)
     if whole_model:
         check_whole(config)
+    notes = check_origin(config)
     report = check_merge(
         config.base,
         config.experts,
@@ -169,6 +172,7 @@ def plan(out: Path, config: MergeConfig) -> Report:
         threads=config.threads,
         donor=config.donor,
     )
+    report.notes += notes
     if not whole_model and not report.errors:
         merge = Merge(config, arrays=True)  # checks its layers' rules
         read = {shard for model in models for shard in model.shards}

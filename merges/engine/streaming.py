@@ -144,7 +144,13 @@ class Merge:
 
     def _part(self, name: str) -> Part:
         return Part(
-            TensorContext(name, self._merger.order, self._config.seed, self.specs[name].shape),
+            TensorContext(
+                name,
+                self._merger.order,
+                self._config.seed,
+                self.specs[name].shape,
+                statistics=self._config.statistics,
+            ),
             functools.partial(self._read, self._base, name)
             if self._base is not None and self._merger.reads_base
             else None,

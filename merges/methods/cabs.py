@@ -53,7 +53,7 @@ def cabs(
         UserError: n is more than m.
 
     Source:
-        Yang et al., CABS: conflict-aware and balanced sparsification, 2025. For n of at least m/2
+        CABS: conflict-aware and balanced sparsification, 2025. For n of at least m/2
         the authors' script lets the second expert also keep part of the overlap, and their script
         for RoBERTa drops shorter last groups; neither is done here.
     """

@@ -90,7 +90,7 @@ def doge(
             of the projection.
 
     Source:
-        Wei et al., Modeling multi-task model merging as adaptive projective gradient descent, 2025,
+        Modeling multi-task model merging as adaptive projective gradient descent, 2025,
         without test-time adaptation, as in fusion_bench, whose numbers are the defaults.
     """
     deltas = [expert.sub_(base) for expert in experts]

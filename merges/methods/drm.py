@@ -70,7 +70,7 @@ def drm(
             for N n >= m.
 
     Source:
-        Chaichana et al., Decom-Renorm-Merge: model merging on the right space improves
+        Decom-Renorm-Merge: model merging on the right space improves
         multitasking, 2025; the authors' code.
     """
     deltas = [expert.sub_(base) for expert in experts]

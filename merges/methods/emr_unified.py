@@ -32,9 +32,10 @@ def emr_unified(
         scale: lambda; 1 is the paper's unified vector.
 
     Source:
-        Huang et al., EMR-Merging: tuning-free high-performance model merging, 2024, elect. The
+        EMR-Merging: tuning-free high-performance model merging, 2024, elect. The
         paper, its code and fusion_bench also keep a mask and a factor for each task, and apply
-        those of the task at hand; one checkpoint for all tasks has neither.
+        those of the task at hand; one checkpoint for all tasks has neither. Their code counts a sum
+        of zero as negative, so that of 1 and -1 it takes -1; S as a sign has 0 there.
     """
     deltas = [expert.sub_(base) for expert in experts]
     sign = sum_of(deltas).sign_()

@@ -63,7 +63,7 @@ def lore(
         svd: As for `tsv_m`. Each round decomposes every task matrix.
 
     Source:
-        Liu et al., LoRE-Merging: exploring low-rank estimation for large language model merging,
+        LoRE-Merging: exploring low-rank estimation for large language model merging,
         2025. The authors' code was not available; mu, rounds and the mean are a re-implementation's
         (Long-to-Short).
     """

@@ -30,7 +30,7 @@ def magmax(
         scale: lambda. The paper tunes it on validation data; 1 adds the entries as they are.
 
     Source:
-        Marczak et al., MagMax: leveraging model merging for seamless continual learning, 2024. The
+        MagMax: leveraging model merging for seamless continual learning, 2024. The
         paper fine-tunes the experts one after the other; that is the experts' training, and no part
         of the merge. fusion_bench's MagMax is the same selection.
     """

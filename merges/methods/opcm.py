@@ -87,7 +87,7 @@ def opcm(
         svd: As for `tsv_m`; N - 1 decompositions of [m, n], twice.
 
     Source:
-        Tang et al., Merging models on the fly without retraining: a sequential approach to scalable
+        Merging models on the fly without retraining: a sequential approach to scalable
         continual model merging, 2025; fusion_bench. Both keep a running factor, which only the last
         expert's leaves in the result. They shuffle the order; here it is the one given.
     """

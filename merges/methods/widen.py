@@ -79,7 +79,7 @@ def widen(
         scale: lambda; the paper has none.
 
     Source:
-        Yu et al., Extend model merging from fine-tuned to pre-trained large language models via
+        Extend model merging from fine-tuned to pre-trained large language models via
         weight disentanglement, 2024; the authors' code. It divides by zero for columns of zeros.
     """
     if base.ndim != 2:

@@ -81,7 +81,7 @@ def wudi(
             operations; ``adam`` takes 2 m n^2 for each step.
 
     Source:
-        Cheng et al., Whoever started the interference should end it, 2025; fusion_bench. The closed
+        Whoever started the interference should end it, 2025; fusion_bench. The closed
         form is not in the paper; it follows from the objective.
     """
     deltas = [expert.sub_(base) for expert in experts]

@@ -11,8 +11,8 @@ from checkpoints.reading import Checkpoint
 from merges.engine import registry
 from merges.engine import run as engine
 from merges.engine.config import MergeConfig
+from tests.merges.fake_statistics import PLAIN
 
-PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("method", PER_TENSOR)
+@pytest.mark.parametrize("method", PLAIN)
 def test_a_gpu_merges_as_the_cpu_does(method: str, llama: Path, tmp_path: Path) -> None:
     names = ("ja", "math", "sql")[: registry.info(method).experts or 3]
     base = Checkpoint(llama / "base")

@@ -21,4 +21,5 @@ def test_the_table_of_methods_is_that_of_the_registry(name: str) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     acts = "whole models" if info.whole_model else info.unit
     experts = [f"{info.experts} expert{'s' * (info.experts > 1)}"] if info.experts else []
-    assert cells[2:] == [", ".join([*sorted(info.needs), *experts]) or "-", acts]
+    seen = [f"{kind} of the {whose}" for whose, kind in info.statistics.items()]
+    assert cells[2:] == [", ".join([*sorted(info.needs), *seen, *experts]) or "-", acts]

@@ -27,6 +27,7 @@ from merges.engine import pieces, registry
 from merges.engine import run as engine
 from merges.engine.config import MergeConfig
 from merges.engine.streaming import Collected, InMemory, Merge
+from tests.merges.fake_statistics import drawn
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
@@ -69,7 +70,9 @@ def test_a_tensor_without_values_passes(method: str, shape: tuple[int, int]) -> 
         f"e{number}": {"a": torch.zeros(shape), "b": torch.randn(4, 4, generator=generator)}
         for number in range(registry.info(method).experts or 3)
     }
-    assert engine.merge_tensors(method, base, experts, {})["a"].shape == shape
+    found = drawn(method, experts, {"a": shape, "b": (4, 4)})
+    merged = engine.merge_tensors(method, base, experts, {}, statistics=found)
+    assert merged["a"].shape == shape
 
 
 def test_a_copied_value_that_is_too_large_for_the_type_is_refused(

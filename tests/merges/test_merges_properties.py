@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from merges.engine import registry
 from merges.engine.run import merge_tensors
+from tests.merges.fake_statistics import drawn
 
 NAME = "model.layers.3.self_attn.q_proj.weight"
 WITH_BASE = ["task_arithmetic", "ties", "dare_ties"]
@@ -41,7 +42,10 @@ def run(
     **parameters: object,
 ) -> torch.Tensor:
     wrapped = {name: {NAME: expert} for name, expert in experts.items()}
-    return merge_tensors(method, {NAME: base}, wrapped, parameters, seed=seed)[NAME]
+    found = drawn(method, experts, {NAME: tuple(base.shape)})
+    return merge_tensors(method, {NAME: base}, wrapped, parameters, seed=seed, statistics=found)[
+        NAME
+    ]
 
 
 @quick

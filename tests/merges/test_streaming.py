@@ -17,6 +17,7 @@ from common.files import sha256_file
 from merges.engine import pieces, registry
 from merges.engine import run as engine
 from merges.engine.config import MergeConfig
+from tests.merges.fake_statistics import drawn
 
 NAMES = ("ja", "math", "sql")
 PER_TENSOR = [name for name, info in registry.describe().items() if not info.whole_model]
@@ -32,8 +33,9 @@ def experts_for(method: str) -> int:
 
 def merged(top: Path, method: str, **options: object) -> dict[str, torch.Tensor]:
     base, experts = read(top, experts_for(method))
+    found = drawn(method, experts, {name: base.shape(name) for name in base.names()})
     return engine.merge_checkpoints(
-        MergeConfig(method, base, experts, {}, seed=3, **options)
+        MergeConfig(method, base, experts, {}, seed=3, statistics=found, **options)
     ).tensors
 
 

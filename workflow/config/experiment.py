@@ -195,6 +195,15 @@ class Experiment(Entry):
                 f"evaluation has {wrong[0]!r}; set numerics: fast, or change it"
             )
 
+    def _check_merged(self, row: Row, merged: Row, where: str, case: str) -> None:
+        """Refuse a row among a row's experts that the method cannot have."""
+        if registry.info(row.merge_method).experts != 1:
+            raise UserError(
+                f"{where} is a row; only a method of one expert works on a merged model"
+            )
+        if not merged.is_in(case) or any(name in self.methods for name in merged.experts or ()):
+            raise UserError(f"{where} is no row of {case}'s own experts; choose another")
+
     def _check_row(self, name: str, row: Row, where: str) -> None:
         for chosen in row.cases or ():
             known(chosen, self.cases, where, "case")
@@ -206,7 +215,10 @@ class Experiment(Entry):
             if name in case.parents:
                 raise UserError(f"{where}: {name!r} is the name of a model of {id}; choose another")
             for expert in row.experts or ():
-                known(expert, case.experts, where, "expert", id)
+                if expert in self.methods and expert != name and expert not in case.experts:
+                    self._check_merged(row, self.methods[expert], f"{where}: {expert}", id)
+                else:
+                    known(expert, case.experts, where, "expert", id)
         if row.tune and len(row.tune) != self.tuning.evaluations:
             raise UserError(
                 f"{where}: {len(row.tune)} candidates under 'tune', but tuning.evaluations gives "

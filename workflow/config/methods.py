@@ -114,7 +114,9 @@ class Row(Entry):
     )
     cases: Some[Name] | None = Field(None, description="Cases that have the row; all if absent.")
     experts: Some[Name] | None = Field(
-        None, description="Experts that are merged; all of the case if absent."
+        None,
+        description="Experts that are merged; all of the case if absent. For a method that works "
+        "on merged models: another row.",
     )
     embeddings_and_norms: Embeddings = Field(
         "merged", description="Whether embeddings and norms are merged or the base's."
@@ -139,6 +141,11 @@ class Row(Entry):
     def learns(self) -> bool:
         """Whether the merge learns from calibration data."""
         return self.method is not None and "data" in registry.info(self.method).needs
+
+    @property
+    def statistics(self) -> Mapping[str, str]:
+        """The models whose statistics the merge wants, each with their kind."""
+        return {} if self.method is None else registry.info(self.method).statistics
 
     def evaluations(self, experts: int) -> int:
         """Return how many dev evaluations a search takes at most, with so many experts."""

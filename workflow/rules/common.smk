@@ -18,6 +18,7 @@ from evaluation import own_data
 from evaluation.sources import data_files, evaluation_files
 from evaluation.suites import select
 from merges.engine import registry
+from merges.statistics.kinds import KINDS
 from search.sources import search_files
 from workflow import configuration, lock, order
 from workflow.config import hub

@@ -27,11 +27,24 @@ def needs_teachers(row):
     return row.method == "dam"
 
 
+def statistics_of(wildcards):
+    """The statistics that a merge wants, by the model's name."""
+    case, experts = experts_of(wildcards)
+    found = {}
+    for whose, kind in row_of(wildcards).statistics.items():
+        for model in experts if whose == "experts" else [whose]:
+            found[model] = f"{OUT}/{case}/statistics/{kind}/{model}/manifest.json"
+    return found
+
+
 def merge_inputs(wildcards):
     case, experts = experts_of(wildcards)
+    # A method that works on merged models has another row in the place of an expert.
+    kinds = {expert: "models" if expert in PARENTS[case] else "merges" for expert in experts}
     inputs = {
         "base": f"{OUT}/{case}/models/base/manifest.json",
-        "experts": [f"{OUT}/{case}/models/{expert}/manifest.json" for expert in experts],
+        "experts": [f"{OUT}/{case}/{kinds[name]}/{name}/manifest.json" for name in experts],
+        "statistics": list(statistics_of(wildcards).values()),
     }
     if row_of(wildcards).learns:
         inputs["calibration"] = calibrations(case, experts)
@@ -66,7 +79,10 @@ def parent_options(wildcards, input):
     if row.learns and not row.search and CONFIG.evaluation.device != "cpu":
         given["device"] = CONFIG.evaluation.device  # searches have it among their own options
     rows = calibration_rows(case, experts) if row.learns else {}
-    return f"{parents_given(input, experts, rows)} {options(given)}"
+    parents = parents_given(input, experts, rows)
+    if seen := statistics_of(wildcards):
+        parents += f" --statistics {pairs({name: folder_of(path) for name, path in seen.items()})}"
+    return f"{parents} {options(given)}"
 
 
 def method_of(wildcards):
@@ -149,6 +165,43 @@ rule teachers:
     shell:
         "rm -rf {params.folder}; "
         "python -m merges teachers {params.parents} {params.how} --out {params.folder}"
+        " --threads {threads} 2>&1 | tee {log}"
+
+
+def statistics_rows(wildcards):
+    """What a model is run on: an expert on its own rows, the base on those of all experts."""
+    experts = CASES[wildcards.case].experts
+    return list(experts) if wildcards.parent == "base" else [wildcards.parent]
+
+
+rule statistics:
+    """What a model's layers see and learn on its rows, shared by all rows that want this kind."""
+    input:
+        model=f"{OUT}/{{case}}/models/{{parent}}/manifest.json",
+        calibration=lambda wildcards: calibrations(wildcards.case, statistics_rows(wildcards)),
+    output:
+        f"{OUT}/{{case}}/statistics/{{kind}}/{{parent}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/statistics/{{kind}}/{{parent}}.log",
+    wildcard_constraints:
+        kind=any_of(KINDS),
+    priority: 80
+    resources:
+        **asks("statistics"),
+    params:
+        folder=output_folder,
+        model=lambda wildcards, input: folder_of(input.model),
+        rows=lambda wildcards: " ".join(
+            calibration_rows(wildcards.case, statistics_rows(wildcards)).values()
+        ),
+        how=lambda wildcards: options(
+            {"device": CONFIG.evaluation.device} if CONFIG.evaluation.device != "cpu" else {}
+        ),
+        seed=seed_of,
+        code=code("merges/statistics/files.py"),
+    shell:
+        "python -m merges statistics --model {params.model} --calibration {params.rows}"
+        " --collect {wildcards.kind} --seed {params.seed} {params.how} --out {params.folder}"
         " --threads {threads} 2>&1 | tee {log}"
 
 
