@@ -339,6 +339,7 @@ def _merge(
 
 
 def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
+    # Long because ruff gives each option a line.
     for option in (
         "method",
         "base",
