@@ -96,6 +96,9 @@ class CalibrationRows(Entry):
     """The data that data-driven merges learn from."""
 
     rows: Count = Field(2000, description="Rows of each expert.")
+    statistics: Count | None = Field(
+        None, description="The first so many rows are those that statistics see; all if absent."
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(
         2048, description="Most tokens of a row; a longer one is cut at its end."
     )

@@ -174,6 +174,15 @@ def statistics_rows(wildcards):
     return list(experts) if wildcards.parent == "base" else [wildcards.parent]
 
 
+def statistics_options():
+    given = {}
+    if CONFIG.calibration.statistics:
+        given["rows"] = CONFIG.calibration.statistics
+    if CONFIG.evaluation.device != "cpu":
+        given["device"] = CONFIG.evaluation.device
+    return options(given)
+
+
 rule statistics:
     """What a model's layers see and learn on its rows, shared by all rows that want this kind."""
     input:
@@ -194,9 +203,7 @@ rule statistics:
         rows=lambda wildcards: " ".join(
             calibration_rows(wildcards.case, statistics_rows(wildcards)).values()
         ),
-        how=lambda wildcards: options(
-            {"device": CONFIG.evaluation.device} if CONFIG.evaluation.device != "cpu" else {}
-        ),
+        how=statistics_options(),
         seed=seed_of,
         code=code("merges/statistics/files.py"),
     shell:
