@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoints.adapter_names import OTHER_HEADS, is_turned, name_in
+from checkpoints.adapter_settings import CONFIG, Settings
 from checkpoints.dtypes import torch_type
-from checkpoints.layout import REMADE, read_object
+from checkpoints.layout import REMADE, weight_file
 from checkpoints.names import has_row_per_token, is_embedding, is_head, with_vocabulary_size
 from checkpoints.reading import Checkpoint, Model, hash_of_files, open_weights
 from common.errors import UserError
@@ -21,34 +21,15 @@ from common.manifest import check_recorded
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
+_INDEX = "adapter_model.safetensors.index.json"
 _PICKLE = "adapter_model.bin"
+_PICKLE_INDEX = "adapter_model.bin.index.json"
 _PREFIX = "base_model.model."
-# Fields of a LoRA configuration that leave W + scale B A true, whatever they hold. Any other field
-# must be empty: it belongs to a variant that changes the formula.
-_HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"),
-    *("eva_config", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform"),
-    *("loftq_config", "lora_dropout", "megatron_core", "modules_to_save", "peft_type"),
-    *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
-    *("task_type", "bias", "lora_bias", "fan_in_fan_out", "init_lora_weights", "use_rslora"),
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern"),
-}
-# Initial values that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and others subtract their
-# initial product from the base, so that the saved factors do not belong to the base on disk.
-_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-
-_MOST = 10**6  # for a rank or an alpha; published ones are below 10**4
-_LONGEST = 200  # characters of a pattern; PEFT's are names of modules
-_PATTERN = re.compile(r"(?:(?:\\[dDwW.-]|\[[\w.-]+\]|[\w.-])[*+?]?|[$^|)]|\((?:\?:)?)*", re.ASCII)
-
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
-# Layers that keep their weight as [in, out]; PEFT finds them by their class, whatever the
-# configuration says.
-_TURNED_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_TURNED_LAYERS = ("c_attn", "q_attn", "c_proj", "c_fc")
+_HEAD, _TIE = "lm_head.weight", "tie_word_embeddings"
+_TOKENS = ".token_adapter.trainable_tokens_delta"  # rows themselves, in spite of their name
 
 
 @dataclass
@@ -86,30 +67,13 @@ def open_model(
     return Adapter(path, base, allow_pickle=allow_pickle)
 
 
-def _number(value: object, least: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return least <= value <= _MOST
-
-
-def _may_be_matched(pattern: str) -> bool:
-    """Say whether a pattern from a file is sure to be matched in bounded time.
-
-    Names, alternatives and groups as PEFT writes them, with at most two repeats of a single
-    character and four optional ones, and nothing repeated that holds a repeat.
-    """
-    if len(pattern) > _LONGEST or not _PATTERN.fullmatch(pattern):
-        return False
-    plain = re.sub(r"\\.|\[[^]]*\]|\(\?:", "x", pattern)
-    return len(re.findall(r"[*+]", plain)) <= 2 and plain.count("?") <= 4
-
-
 class Adapter(Model):
     """A PEFT LoRA adapter over its base, read as the model that folding makes of the two.
 
     W = W_0 + s B A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (rslora), in
     float32 (float64 where the base is), never rounded in between. Only the rows asked for are
-    made. Fully saved modules and trained biases replace the base's.
+    made. Fully saved modules, trained biases and rows of trained tokens replace the base's. A tied
+    base of which embedding or head were trained alone is untied, as PEFT does.
 
     Args:
         path: The folder, with adapter_config.json and adapter_model.safetensors.
@@ -129,100 +93,164 @@ class Adapter(Model):
         self.path = Path(path)
         self.config = base.config
         self._base = base
-        self._names = frozenset(base.names())
+        self._names = set(base.names())
         check_recorded(self.path)
-        self._settings = read_object(self.path / CONFIG)
-        self._check_settings()
+        self._settings = Settings(self.path)
         if base.config.get("quantization_config"):
             raise UserError(f"{base.path}: a quantised base; name the one in full precision")
-        safe, pickled = (
-            file if file.is_file() else None for file in (self.path / _WEIGHTS, self.path / _PICKLE)
-        )
+        safe = weight_file(self.path, _WEIGHTS, _INDEX)
+        pickled = None if safe else weight_file(self.path, _PICKLE, _PICKLE_INDEX)
         missing = f"{self.path}: no {_WEIGHTS}"
         self._weights = open_weights(safe, pickled, missing, allow_pickle)
-        self._updates: dict[str, _Update] = {}
+        self._updates: dict[str, list[_Update]] = {}
         self._replaced: dict[str, str] = {}  # names in the adapter's file
+        self._rows: dict[str, tuple[str, list[int]]] = {}  # the name there, and its tokens
+        self._tied = self._tied_embedding()  # None where the base has a head
+        self._head: str | None = None  # a head that the base lacks
+        self._settle_head()
         # What is replaced comes first: an embedding of more rows may be changed further.
         for key in sorted(self._weights.stored, key=lambda key: (".lora_" in key, key)):
             self._take(key)
-        if not self._updates and not self._replaced:
+        if not (self._updates or self._replaced or self._rows):
             raise UserError(f"{path}: the adapter's file holds no weights; {REMADE}")
-        for name in self._updates.keys() | self._replaced.keys():
-            self._check_tying(name)
+        self._settle_tied_updates()
         self._check_rows()
+        self.notes = tuple(self._settings.notes)
         self._factors = functools.lru_cache(maxsize=8)(self._read_factors)
 
-    def _refuse(self, what: str) -> UserError:
-        return UserError(
-            f"{self.path}: {what}, which is not supported; fold the adapter with PEFT's "
-            "merge_and_unload and give the model that results"
+    def _tied_embedding(self) -> str | None:
+        if any(map(is_head, self._names)):
+            return None
+        return next((name for name in sorted(self._names) if is_embedding(name)), None)
+
+    def _saved(self) -> dict[str, str]:
+        """Return the names of modules that are saved whole, and where the adapter's file has them.
+
+        PEFT may write such a module three times: by its name, and as two of its parts.
+        """
+        found = {}
+        for key in self._weights.stored:
+            inner = key.removeprefix(_PREFIX)
+            parts = (".lora_", ".base_layer.", ".token_adapter.", ".original_module.")
+            if not any(part in inner for part in parts):
+                name = name_in(self._names, inner.replace(".modules_to_save.", "."))
+                if ".modules_to_save." not in inner or name not in found:
+                    found[name] = key
+        return found
+
+    def _settle_head(self) -> None:
+        """Find out whether a tied base gets a head that differs from its embedding.
+
+        Where one of the two was trained and saved whole, PEFT unties them.
+        """
+        if self._tied is None:
+            return
+        saved = self._saved()
+        heads = [name for name in saved if is_head(name) and name.endswith(".weight")]
+        if not heads and self._tied not in saved:
+            return
+        if heads and self._tied in saved and self._are_equal(saved[heads[0]], saved[self._tied]):
+            return  # written twice, and still one
+        outer = self._tied.rpartition(".")[0].rpartition(".")[2]
+        self._head = heads[0] if heads else "embed_out.weight" if outer == "embed_in" else _HEAD
+        self._names.add(self._head)
+        text = self.config.get("text_config")
+        nested = {"text_config": {**text, _TIE: False}} if isinstance(text, dict) else {}
+        self.config = {**self.config, _TIE: False, **nested}
+        self._settings.notes.append(
+            f"{self.path}: {self._head} and {self._tied} differ after the training, so that this "
+            f"model is untied ({_TIE} false), as PEFT makes it"
         )
 
-    def _check_settings(self) -> None:
-        settings = self._settings
-        if settings.get("peft_type") != "LORA":
-            raise self._refuse(f"an adapter of type {settings.get('peft_type')!a}")
-        if settings.get("use_dora"):
-            raise self._refuse("a DoRA adapter (use_dora)")
-        for field in sorted(settings.keys() - _HARMLESS):
-            if settings[field]:
-                raise self._refuse(f"{field!a} is set in {CONFIG}")
-        start = settings.get("init_lora_weights", True)
-        if not any(start is known or start == known for known in _STARTS):
-            raise self._refuse(f"init_lora_weights={start!a} changes the base")
-        if settings.get("bias", "none") not in ("none", "all", "lora_only"):
-            raise self._refuse(f"bias={settings['bias']!a}")
-        for field, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", 0)):
-            own = settings.get(pattern) or {}
-            values = [settings.get(field), *(own.values() if isinstance(own, dict) else [None])]
-            if not all(_number(value, least) for value in values):
-                raise UserError(
-                    f"{self.path / CONFIG}: {field} or {pattern} is no number from {least} on, "
-                    f"or one over {_MOST:,}; {REMADE}"
-                )
-            for key in own:
-                if not _may_be_matched(key):
-                    raise self._refuse(f"the {pattern} {reprlib.repr(key)}")
+    def _are_equal(self, one: str, other: str) -> bool:
+        stored = self._weights.stored
+        if stored[one].shape != stored[other].shape:
+            return False
+        count = math.prod(stored[one].shape)
+        pair = [self._weights.read(key, 0, count) for key in (one, other)]
+        return bool((pair[0] == pair[1]).all())
 
-    def _setting(self, field: str, pattern: str, module: str) -> float:
-        """Look a module's rank or alpha up: the first pattern that matches its end wins."""
-        for key, value in (self._settings.get(pattern) or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({key})$", module):
-                    return value
-            except re.error:
-                raise UserError(
-                    f"{self.path / CONFIG}: {pattern} holds {key!a}, no regular expression; "
-                    f"{REMADE}"
-                ) from None
-        return self._settings[field]
+    def _settle_tied_updates(self) -> None:
+        """Say what becomes of updates to a matrix that is embedding and head at once."""
+        if self._tied is None or self._head is not None or self._tied not in self._updates:
+            return
+        updates = self._updates[self._tied]
+        if len(updates) > 1 and self._settings.values.get("ensure_weight_tying"):
+            # One update under two names, which PEFT 0.21 adds twice when it merges.
+            del updates[1:]
+            self._settings.notes.append(
+                f"{self.path}: ensure_weight_tying: the update of {self._tied} is added once, as "
+                "in the training; PEFT's merge_and_unload (0.21) adds it twice"
+            )
+            return
+        self._settings.notes.append(
+            f"{self.path}: the update of {self._tied} also changes the output head, which is tied "
+            "to it, as in PEFT's merge_and_unload; in the training it changed one of the two"
+        )
+
+    def _place(self, name: str) -> str:
+        if self._tied is not None and self._head is None and is_head(name):
+            return self._tied if name.endswith(".weight") else name
+        return name_in(self._names, name)
+
+    def _origin(self, name: str) -> str:
+        """Return the base's parameter that one starts from: an untied head from the embedding."""
+        return self._tied if name == self._head and self._tied is not None else name
 
     def _take(self, key: str) -> None:
         """File one entry of the adapter's weights under the parameter that it changes."""
         if not key.startswith(_PREFIX):
-            raise self._refuse(f"its tensor {key}")
+            raise self._settings.refuse(f"its tensor {key}")
         inner = key.removeprefix(_PREFIX)
         module, found, what = inner.partition(".lora_")
-        if not found:
-            # PEFT may write a saved module three times: by its own name, and as two of its parts.
+        if inner.endswith(_TOKENS):
+            self._take_rows(inner.removesuffix(_TOKENS), key)
+        elif not found:
             for part in (".modules_to_save.", ".original_module."):
                 if part in inner and key.replace(part, ".") in self._weights.stored:
                     return
-            self._replace(inner.replace(".base_layer.", "."), key)
+            inner = inner.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+            self._replace(self._place(inner), key)
         elif what in ("A.weight", "embedding_A"):
             self._take_factors(module, key, key.replace(f".lora_{what}", f".lora_{_PARTNER[what]}"))
         elif what == "B.bias":
-            self._check_shape(f"{module}.bias", self._weights.stored[key].shape, key)
-            self._updates[f"{module}.bias"] = _Update(self._scale(module)[1], key)
+            self._take_bias(module, key)
         elif what in _PARTNER.values():
             if key.replace(f".lora_{what}", f".lora_{_WHOLE[what]}") not in self._weights.stored:
                 raise UserError(f"{self.path}: {key} has no other half; {REMADE}")
         else:
-            raise self._refuse(f"its tensor {key}")
+            raise self._settings.refuse(f"its tensor {key}")
+
+    def _take_bias(self, module: str, key: str) -> None:
+        name = name_in(self._names, f"{module}.bias")
+        if name not in self._names:
+            raise UserError(
+                f"{self.path}: lora_bias trains {name}, and the base ({self._base.path}) has no "
+                "such bias, so that not even PEFT can fold it; train it again without lora_bias, "
+                "or leave it out"
+            )
+        self._check_shape(name, self._weights.stored[key].shape, key)
+        a = f"{_PREFIX}{module}.lora_A.weight"
+        rank = self._weights.stored[a].shape[0] if a in self._weights.stored else 0
+        self._updates[name] = [_Update(self._settings.scale(module, rank), key)]
+
+    def _take_rows(self, module: str, key: str) -> None:
+        name, tokens = self._place(f"{module}.weight"), self._settings.token_rows(module)
+        if name not in self._names:
+            self._check_shape(name, (), key)
+        rows, *rest = self.shape(name)
+        shape = self._weights.stored[key].shape
+        if shape != (len(tokens), *rest) or max(tokens, default=0) >= rows:
+            raise UserError(
+                f"{self.path}: {key} of shape {list(shape)} does not fit {len(tokens)} tokens of "
+                f"{name}, {[rows, *rest]} in the base ({self._base.path}); name the base that the "
+                "adapter was trained on"
+            )
+        self._rows[name] = (key, tokens)
 
     def _replace(self, name: str, key: str) -> None:
         shape = self._weights.stored[key].shape
-        held = self._base.shape(name) if name in self._names else None
+        held = self._base.shape(self._origin(name)) if name in self._names else None
         if held and has_row_per_token(name) and shape[1:] == held[1:]:
             # The adapter was trained with tokens added: it has its own embedding and head.
             if shape[0] != held[0]:
@@ -231,41 +259,30 @@ class Adapter(Model):
             self._check_shape(name, shape, key)
         self._replaced[name] = key
 
-    def _scale(self, module: str) -> tuple[float, float]:
-        rank = self._setting("r", "rank_pattern", module)
-        alpha = self._setting("lora_alpha", "alpha_pattern", module)
-        return rank, alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
-
     def _take_factors(self, module: str, a: str, b: str) -> None:
         stored = self._weights.stored
         if b not in stored:
             raise UserError(f"{self.path}: {a} has no other half; {REMADE}")
-        rank, scale = self._scale(module)
         if len(stored[a].shape) != 2 or len(stored[b].shape) != 2:
-            raise self._refuse(f"{a} is no matrix")
-        if stored[a].shape[0] != rank or stored[b].shape[1] != rank:
-            raise UserError(f"{self.path}: {a} is not of rank {rank}, as {CONFIG} has it; {REMADE}")
+            raise self._settings.refuse(f"{a} is no matrix")
+        if stored[a].shape[0] != stored[b].shape[1]:
+            raise UserError(f"{self.path}: {a} and its other half are of unlike ranks; {REMADE}")
+        scale = self._settings.scale(module, stored[a].shape[0])
         shape = (stored[b].shape[0], stored[a].shape[1])
-        turned = self._is_turned(module, a, shape)
-        self._check_shape(f"{module}.weight", shape[::-1] if turned else shape, a)
+        turned = is_turned(self._base, self._settings, module, a, shape)
+        name = self._place(f"{module}.weight")
+        self._check_shape(name, shape[::-1] if turned else shape, a)
         left, right = (a, b) if turned else (b, a)
-        self._updates[f"{module}.weight"] = _Update(scale, left, right, turned)
-
-    def _is_turned(self, module: str, key: str, shape: tuple[int, int]) -> bool:
-        """Return whether a weight is stored as [in, out], the other way round than B A."""
-        if ".lora_embedding_" in key:
-            return True
-        if self._base.config.get("model_type") in _TURNED_MODELS:
-            return module.rsplit(".", 1)[-1] in _TURNED_LAYERS
-        if not self._settings.get("fan_in_fan_out"):
-            return False
-        if shape[0] == shape[1]:
-            raise self._refuse("fan_in_fan_out is set and a square weight fits either way")
-        name = f"{module}.weight"
-        return name in self._names and self._base.shape(name) == shape[::-1]
+        self._updates.setdefault(name, []).append(_Update(scale, left, right, turned))
 
     def _check_shape(self, name: str, shape: tuple[int, ...], key: str) -> None:
         if name not in self._names:
+            if name.rpartition(".")[0].rpartition(".")[2] in OTHER_HEADS:
+                raise UserError(
+                    f"{self.path}: {key} is the head of another task (task_type "
+                    f"{self._settings.values.get('task_type')!a}), for which a merge of language "
+                    "models has no place; leave the adapter out"
+                )
             raise UserError(
                 f"{self.path}: {key} changes {name}, which the base ({self._base.path}) lacks; "
                 "name the base that the adapter was trained on"
@@ -285,55 +302,64 @@ class Adapter(Model):
                 f"rows {sorted(rows.values())}; name the base that the adapter was trained on"
             )
 
-    def _check_tying(self, name: str) -> None:
-        tied = not any(map(is_head, self._names))
-        if tied and is_embedding(name):
-            # Trained, it changed the embedding alone; folded, it would change the head as well.
-            raise self._refuse(f"it changes {name}, which the base also uses as its output head")
-
     def names(self) -> list[str]:
-        """Return the names of all parameters, sorted: the base's."""
-        return self._base.names()
+        """Return the names of all parameters, sorted: the base's, and a head that it lacks."""
+        return sorted(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape: the base's, but where an embedding was given more rows."""
         replaced = self._replaced.get(name)
-        return self._weights.stored[replaced].shape if replaced else self._base.shape(name)
+        if replaced:
+            return self._weights.stored[replaced].shape
+        return self._base.shape(self._origin(name))
 
     def dtype(self, name: str) -> str:
         """Return the type in which a parameter is read: F32 or F64 where the adapter changes it."""
         replaced = self._replaced.get(name)
-        stored = self._weights.stored[replaced].dtype if replaced else self._base.dtype(name)
-        if name in self._updates:
+        stored = (
+            self._weights.stored[replaced].dtype
+            if replaced
+            else self._base.dtype(self._origin(name))
+        )
+        if name in self._updates or name in self._rows:
             return "F64" if stored == "F64" else "F32"
         return stored
 
     def stored(self, name: str) -> str:
         """Return the type in which a parameter of a result is stored: the base's."""
-        return self._base.stored(name)
+        return self._base.stored(self._origin(name))
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        update = self._updates.get(name)
-        if update is None:
+        if not (name in self._updates or name in self._rows):
             return self._read_origin(name, start, stop)
         dtype = torch_type(self.dtype(name))
-        if not update.right:
-            vector = self._weights.read(update.left, start, stop).to(dtype)
-            return self._read_origin(name, start, stop).to(dtype).add_(vector, alpha=update.scale)
+        if len(self.shape(name)) == 1:
+            values = self._read_origin(name, start, stop).to(dtype)
+            for update in self._updates[name]:
+                vector = self._weights.read(update.left, start, stop).to(dtype)
+                values.add_(vector, alpha=update.scale)
+            return values
         columns = self.shape(name)[1]
         first, last = start // columns, -(-stop // columns)
-        left, right = self._factors(name)
         rows = self._read_origin(name, first * columns, last * columns).to(dtype)
-        rows = rows.reshape(-1, columns).addmm_(left[first:last], right, alpha=update.scale)
+        rows = rows.reshape(-1, columns)
+        for number, update in enumerate(self._updates.get(name, ())):
+            left, right = self._factors(name, number)
+            rows = rows.addmm_(left[first:last], right, alpha=update.scale)
+        key, tokens = self._rows.get(name, ("", []))
+        for place, token in enumerate(tokens):
+            if first <= token < last:
+                own = self._weights.read(key, place * columns, (place + 1) * columns)
+                rows[token - first] = own
         return rows.flatten()[start - first * columns : stop - first * columns]
 
     def _read_origin(self, name: str, start: int, stop: int) -> torch.Tensor:
         if name in self._replaced:
             return self._weights.read(self._replaced[name], start, stop)
-        return self._base.read(name, start, stop)
+        return self._base.read(self._origin(name), start, stop)
 
-    def _read_factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        update, dtype = self._updates[name], torch_type(self.dtype(name))
+    def _read_factors(self, name: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        update, dtype = self._updates[name][number], torch_type(self.dtype(name))
         pair = []
         for key in (update.left, update.right):
             stored = self._weights.stored[key]
@@ -345,7 +371,7 @@ class Adapter(Model):
     def ahead(self, name: str) -> None:
         """Ask the system to fetch the base's parameter from the disk."""
         if name not in self._replaced:
-            self._base.ahead(name)
+            self._base.ahead(self._origin(name))
 
     @property
     def folders(self) -> list[Path]:
