@@ -310,14 +310,26 @@ def case_grid(case: Case, seed: int) -> Grid:
     return dataclasses.replace(grid, notes=(*grid.notes, *_groups(case)))
 
 
+def untuned(case: Case) -> str:
+    """Return the word for titles of a table of merges beyond the paper's of which none is tuned."""
+    kinds = [m.manifest.get("parameters", {}).get("search", {}).get("kind") for m in case.more]
+    return "" if "tune" in kinds else ", untuned"
+
+
 def more_grid(case: Case, seed: int) -> Grid:
     """Lay out a case's merges beyond the paper's, in the columns of its table."""
     table = table_title(case.table)
+    chosen = (
+        "Untuned: where the data seen are none, each has its method's "
+        f"default parameters, so that a row compares with the untuned ones of {table}, and tuning "
+        "can change the order."
+        if untuned(case)
+        else "Where the data seen are dev items, the best of as many candidates was chosen as for "
+        f"the tuned rows of {table}; the others have their methods' default parameters."
+    )
     caption = (
         f"{case.title}. Methods beyond those of {table}, in its columns. {what_is_shown(case)} "
-        f"{where_from(case, seed)} Untuned: where the data seen are none, each has its method's "
-        f"default parameters, so that a row compares with the untuned ones of {table}, and tuning "
-        f"can change the order. {_errors(case)} {_bold(case, 'these')}."
+        f"{where_from(case, seed)} {chosen} {_errors(case)} {_bold(case, 'these')}."
     )
     beyond = case.beyond()
     name, title = f"{case.table}_more", f"{table}, other methods"

@@ -22,14 +22,30 @@ class Point:
     cpu_s: float  # CPU seconds of the same
 
 
-def points(case: Case, found: Sequence[Cost]) -> list[Point]:
+# What a merge was given of the experts' data, by the first word of its inputs' names.
+WITH_ANSWERS = ("empirical_fisher", "gradients", "kronecker")
+WITHOUT_ANSWERS = ("calibration", "teachers", "channels", "gram", "fisher")
+
+
+def data_of(model: Model) -> str:
+    """Say what a merge knows of the experts' data: ``none``, ``rows`` or ``answers``.
+
+    Dev items, on which some rows were tuned, are not among these data.
+    """
+    given = {name.partition(".")[0] for name in model.manifest.get("inputs", {})}
+    if given & set(WITH_ANSWERS):
+        return "answers"
+    return "rows" if given & set(WITHOUT_ANSWERS) else "none"
+
+
+def points(case: Case, found: Sequence[Cost], beyond: bool = False) -> list[Point]:
     """Collect the merges of a case's main table that have a score and a cost, in its order.
 
-    Of several worlds, both are means over them.
+    Of several worlds, both are means over them. With `beyond`, the other methods' follow.
     """
     worlds = {world.id for world in (case.worlds or case.each).values()}
     made = []
-    for model in case.models:
+    for model in case.all_models if beyond else case.models:
         steps = [
             cost
             for cost in found

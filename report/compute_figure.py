@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from report import palette
 from report.case_table import table_title
-from report.compute import CONFIDENCE, Point, pareto, points
+from report.compute import CONFIDENCE, Point, data_of, pareto, points
 from report.cost import Cost
-from report.experiment import Case
+from report.experiment import Case, Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +110,7 @@ def place_labels(
 
 
 def _panel(
-    axes: Axes, found: Sequence[Point], axis: str, config: Mapping[str, Any]
+    axes: Axes, found: Sequence[Point], axis: str, colour: Callable[[Model], tuple[float, ...]]
 ) -> tuple[list[float], list[float]]:
     given = [getattr(point, axis) for point in found]
     none = _decade_below(given)  # a logarithmic axis has no zero
@@ -117,7 +118,7 @@ def _panel(
     values = [point.score.value for point in found]
     for point, cost in zip(found, costs, strict=True):
         score = point.score
-        paint = palette.colour(point.model, config)
+        paint = colour(point.model)
         axes.errorbar(
             *(cost, score.value),
             yerr=CONFIDENCE * score.stderr,
@@ -163,11 +164,12 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
     figure = Figure(figsize=(10, 10.4), layout="constrained")
     FigureCanvasAgg(figure)
     merges = points(case, found)
+    colour = functools.partial(palette.colour, config=config)
     panels = figure.subplots(len(_AXES), 1)
     placed = []
     for axes, axis in zip(panels, _AXES, strict=True):
         if merges:
-            placed.append((axes, *_panel(axes, merges, axis, config)))
+            placed.append((axes, *_panel(axes, merges, axis, colour)))
         else:
             axes.text(0.5, 0.5, "no merge has both a score and a cost", ha="center")
     panels[0].set_title(
@@ -183,4 +185,32 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
     figure.set_layout_engine("none")
     for axes, costs, values in placed:
         place_labels(axes, costs, values, [point.model.label for point in merges])
+    return figure
+
+
+def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
+    """Draw every merge of a case over its CPU seconds, coloured by what it knows of the data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, merges = figure.subplots(), points(case, found, beyond=True)
+
+    def colour(model: Model) -> tuple[float, ...]:
+        return palette.paint(palette.DATA[data_of(model)][1], model, config)
+
+    if not merges:
+        axes.text(0.5, 0.5, "no merge has both a score and a cost", ha="center")
+        return figure
+    costs, values = _panel(axes, merges, "cpu_s", colour)
+    axes.set_xlabel("CPU seconds of making the merge, all that it was given included (logarithmic)")
+    axes.set_title(f"{table_title(case.table)}. Quality against data and price. {case.title}")
+    handles = [Patch(color=paint, label=label) for label, paint in palette.DATA.values()]
+    handles.append(Patch(color="#D0D0D0", label="pale: nothing chosen on dev"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    place_labels(axes, costs, values, [point.model.label for point in merges])
     return figure

@@ -10,7 +10,7 @@ from typing import Any
 from common.files import read_json
 from report import fields
 from report.case_table import table_title
-from report.experiment import Experiment, Model, searched, worlds_of
+from report.experiment import Case, Experiment, Model, searched, worlds_of
 from report.grid import MISSING, Cell, Grid, Row
 
 STAGES = {
@@ -104,6 +104,12 @@ def teachers_of(case: str, model: Model, found: Sequence[Cost]) -> list[Cost]:
     made |= {("search", id) for _, id in made} | {("statistics", name) for name in given}
     made |= {("teachers", name) for name in given}
     return [cost for cost in found if cost.case == case and (cost.stage, cost.id) in made]
+
+
+def has_statistics(case: Case, found: Sequence[Cost]) -> bool:
+    """Say whether some of a case's merges know statistics of the models' layers."""
+    worlds = {world.id for world in case.each.values()}
+    return any(cost.stage == "statistics" and cost.case in worlds for cost in found)
 
 
 def costs(experiment: Experiment) -> list[Cost]:

@@ -13,8 +13,8 @@ from common.files import read_json, write_bytes, write_text
 from report import kept, render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid
-from report.case_table import case_grid, more_grid, table_title
-from report.cost import costs, stages_grid
+from report.case_table import case_grid, more_grid, table_title, untuned
+from report.cost import costs, has_statistics, stages_grid
 from report.experiment import Case, Experiment, Model
 from report.grid import Grid, number
 from report.published import PAPER, load
@@ -27,7 +27,10 @@ _WRITTEN = "<!-- Written by `python -m report results`. Do not edit; see docs/RE
 
 def _figures(experiment: Experiment) -> list[str]:
     """Name the figures that a page shows."""
-    return ["averages", *(f"{case.table}_compute" for case in experiment.cases)]
+    found = costs(experiment)
+    informed = [case.table for case in experiment.cases if has_statistics(case, found)]
+    computed = [f"{case.table}_compute" for case in experiment.cases]
+    return ["averages", *computed, *(f"{table}_data" for table in informed)]
 
 
 def _image(experiment: Experiment, name: str, folder: str, alt: str) -> str:
@@ -77,9 +80,15 @@ def _case(experiment: Experiment, case: Case) -> str:
     alt = f"{case.title}: average against compute"
     parts = [f"## {title}. {case.title}\n", _code(case_grid(case, seed))]
     parts.append(_image(experiment, f"{case.table}_compute", "../figures", alt))
+    if f"{case.table}_data" in _figures(experiment):
+        alt = f"{case.title}: average of every method against data and price"
+        parts.append(_image(experiment, f"{case.table}_data", "../figures", alt))
     if case.more:
         grid = more_grid(case, seed)
-        parts += ["### Methods that the paper does not compare, untuned\n", _code(grid)]
+        parts += [
+            f"### Methods that the paper does not compare{untuned(case)}\n",
+            _code(grid),
+        ]
     return "\n".join(parts)
 
 

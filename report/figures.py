@@ -186,7 +186,7 @@ def titles(experiment: Experiment) -> dict[str, str]:
         f"Lines on the bars: one standard error over {experiment.cases[0].errors}. "
         "Pale bars: nothing was chosen on dev items; full colour: tuned or searched."
     )
-    names = {"averages": f"Averages of all models. {reading}"}
+    names, found = {"averages": f"Averages of all models. {reading}"}, cost.costs(experiment)
     for case in experiment.cases:
         names[f"{case.table}_tasks"] = (
             f"{case.title}: every task and every merge. {reading} "
@@ -201,6 +201,12 @@ def titles(experiment: Experiment) -> dict[str, str]:
             f"Bars: 1.96 standard errors over {case.errors}. Dashed: the Pareto line; no cheaper "
             "merge is above it."
         )
+        if cost.has_statistics(case, found):
+            names[f"{case.table}_data"] = (
+                f"{case.title}: quality against data and price, of all methods. Each merge pays "
+                "for its tuning and for all that it was given: statistics, cached predictions, a "
+                "merged model. Dashed: the Pareto line."
+            )
     if experiment.ablation:
         names["table3"] = (
             "Training objectives of DAM over seeds; seeds change DAM's data draw and order."
@@ -223,6 +229,10 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
             drawn[f"{case.table}_compute"] = compute_figure.compute_figure(
                 case, costs, experiment.config
             )
+            if cost.has_statistics(case, costs):
+                drawn[f"{case.table}_data"] = compute_figure.data_figure(
+                    case, costs, experiment.config
+                )
         if experiment.ablation:
             drawn["table3"] = ablation_figure(experiment.ablation)
         for name, figure in drawn.items():

@@ -15,7 +15,15 @@ from common.manifest import beside, check_recorded, read_manifest
 from report import render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
-from report.case_table import case_grid, has_groups, more_grid, near_ties, table_title, tasks_grid
+from report.case_table import (
+    case_grid,
+    has_groups,
+    more_grid,
+    near_ties,
+    table_title,
+    tasks_grid,
+    untuned,
+)
 from report.cost import costs, rows_grid, stages_grid
 from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
@@ -55,7 +63,9 @@ def _headline(experiment: Experiment) -> list[str]:
             )
         if others:
             value, stderr, label = others[0]
-            line += f"; of the other methods, untuned, {label} with {value:.3f} ± {stderr:.3f}"
+            line += (
+                f"; of the other methods{untuned(case)}, {label} with {value:.3f} ± {stderr:.3f}"
+            )
         lines.append(line + ".")
     return lines
 

@@ -35,11 +35,24 @@ def family(model: Model, config: Mapping[str, Any]) -> tuple[str, str]:
     return _FAMILIES.get(model.method, _OTHER)
 
 
+# What a merge knows of the experts' data; see `report.compute.data_of`.
+DATA = {
+    "none": ("no data", "#0072B2"),
+    "rows": ("the experts' rows", "#E69F00"),
+    "answers": ("the experts' rows and answers", "#009E73"),
+}
+
+
 def colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return a model's colour (RGB in [0, 1]): pale where nothing was chosen on dev items."""
+    """Return the colour of a model's family (RGB in [0, 1]); see `paint`."""
+    return paint(family(model, config)[1], model, config)
+
+
+def paint(full: str, model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a colour (RGB in [0, 1]), pale for a model of which nothing was chosen on dev."""
     from matplotlib.colors import to_rgb
 
-    paint: tuple[float, ...] = to_rgb(family(model, config)[1])
+    paint: tuple[float, ...] = to_rgb(full)
     row = config["methods"].get(model.id, {})
     if model.kind == "merge" and "hub" not in row and not searched(row):
         paint = tuple(part + (1 - part) * _PALE for part in paint)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import render
 from report.ablation_table import ablation_grid
-from report.case_table import case_grid, more_grid
+from report.case_table import case_grid, more_grid, untuned
 from report.cost import costs, stages_grid
 from report.experiment import Experiment
 from report.grid import Grid
@@ -42,7 +42,7 @@ def show(experiment: Experiment, out: Path) -> str:
     for case in experiment.cases:
         if case.more:
             grid = more_grid(case, experiment.seed)
-            parts.append(_section(f"{grid.title}, untuned. {case.title}", grid))
+            parts.append(_section(f"{grid.title}{untuned(case)}. {case.title}", grid))
     parts.append(
         "\n* highest among the merges (Table 3: of all)"
         f"{', or not separated from it' if experiment.cases[0].several else ''}.\nScores are of "

@@ -232,3 +232,7 @@ def test_a_methods_key_holds_the_engine_its_file_and_what_that_imports() -> None
     own = {f"merges/methods/{name}.py" for name in ("__init__", "linear", "dare", "ties")}
     assert methods == own
     assert not {"merges/cli.py", "common/progress.py"} & (linear | dare)
+
+
+def test_at_least_forty_methods() -> None:
+    assert len(registry.describe()) >= 40

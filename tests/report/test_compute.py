@@ -10,8 +10,8 @@ import json
 import pytest
 
 from report import cost, figures
-from report.compute import pareto, points
-from report.compute_figure import compute_figure, place_labels
+from report.compute import data_of, pareto, points
+from report.compute_figure import compute_figure, data_figure, place_labels
 from report.load import load
 
 
@@ -81,6 +81,34 @@ def test_a_row_pays_for_its_search_and_for_the_teachers_it_learned_from(small):
     assert [soup[name] for name in cost.DERIVED] == ["0", "0", "0", "0"]
     labels = [row.cells[1].text for row in cost.rows_grid(experiment, costs).rows]
     assert labels[-1] == "DAM's teachers"
+
+
+def test_a_row_pays_for_statistics_and_for_the_row_that_it_works_on(small):
+    case = small[1] / "case1"
+    for name, seconds in [("gram/ja", 3), ("gram/math", 5), ("fisher/ja", 100)]:
+        path = case / "statistics" / name / "cost.json"
+        path.parent.mkdir(parents=True)
+        write_cost(path, cpu_s=seconds, counted={"flops": 1e9})
+    write_cost(case / "merges/soup/cost.json", cpu_s=2, counted={})
+    write_cost(case / "merges/dam/cost.json", cpu_s=16, counted={})
+    inputs = {"soup": ["gram.ja", "gram.math"], "dam": ["experts.ties_tuned", "kronecker.ja"]}
+    write_cost(case / "merges/ties_tuned/cost.json", cpu_s=8, counted={})
+    for row, names in inputs.items():
+        path = case / f"merges/{row}/manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["inputs"] = dict.fromkeys(names, "0" * 64)
+        path.write_text(json.dumps(manifest))
+    experiment, costs = found(small)
+    made = {point.model.id: point for point in points(experiment.cases[0], costs, beyond=True)}
+    assert (made["soup"].cpu_s, made["soup"].flops) == (10, 2e9)
+    assert made["dam"].cpu_s == 24  # with the search of the merge that it was given
+    known = {id: data_of(point.model) for id, point in made.items()}
+    assert (known["soup"], known["dam"], known["ties_tuned"]) == ("rows", "answers", "none")
+    labels = [row.cells[1].text for row in cost.rows_grid(experiment, costs).rows]
+    assert labels[-1] == "Statistics of layers"
+    figure = data_figure(experiment.cases[0], costs, small[2])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "Model Soups" in texts and len(texts) == len(made)
 
 
 def test_what_the_price_lists_is_a_column(small):
