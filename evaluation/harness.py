@@ -261,6 +261,7 @@ class Harness:
         torch.manual_seed(self.seed)
         counted: dict[str, int] = {}
         entries, items = {}, []
+        notes: dict[str, None] = {}
         served: Backend | None = None
         # One task after another: a score then does not depend on what else is asked, and a run
         # with a store that is killed loses only one.
@@ -277,6 +278,9 @@ class Harness:
                 counted[kind] = counted.get(kind, 0) + amount
             items += done["items"]
             entries[task.name] = self._scorers[task.name].summarise(done["items"])
+            if cut := done.get("cut"):
+                entries[task.name]["cut"] = cut
+            notes |= dict.fromkeys(done.get("notes", ()))
             if stand_ins := self._stand_ins[task.name]:
                 entries[task.name]["stand_in"] = stand_ins
         summary = {
@@ -291,8 +295,9 @@ class Harness:
             "suites": suite_means(self.tasks, entries),
             "counted": counted,
         }
-        bounds = {name: self._settings[name] for name in ("limit", "max_length")}
-        return summary | {name: bound for name, bound in bounds.items() if bound}, items
+        extra = {name: self._settings[name] for name in ("limit", "max_length")}
+        extra["notes"] = list(notes)
+        return summary | {name: value for name, value in extra.items() if value}, items
 
     def _serve(self, model: PreTrainedModel | Path, name: str) -> Backend:
         dtype, device = self._settings["dtype"], self._device
@@ -329,14 +334,16 @@ class Harness:
         if self.bar is not None:
             self.bar.start(task.name, sum(map(len, by_kind.values())))
             lm.on_progress = self.bar.update
-        before = dict(lm.counted)
+        before, cut = dict(lm.counted), lm.cut
         for kind, asked in by_kind.items():
             for instance, answer in zip(asked, getattr(lm, kind)(asked), strict=True):
                 instance.resps.append(answer)
         counted = {kind: amount - before[kind] for kind, amount in lm.counted.items()}
         counted["flops"] = 2 * lm.parameters * counted["tokens"]
         items = [scorer.record(lm_task, *sample) for sample in lm_task.samples()]
-        return {"items": items, "counted": counted}
+        # Only where there is something to say: other results stay as they are.
+        said = {"cut": lm.cut - cut, "notes": list(lm.notes)}
+        return {"items": items, "counted": counted} | {k: v for k, v in said.items() if v}
 
     def _key(self, task: Task, folder: Path, weights: str | None) -> dict[str, Any]:
         """Say all that a task's answers depend on."""

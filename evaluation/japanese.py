@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,18 @@ _PICTURES = (
     (0x1F1E0, 0x1F1FF),
     (0x2702, 0x27B0),
 )
+_RANGE_MARK = "∶"  # neologdn leaves it as it is, and answers do not hold it
+_TILDES = "~～〜∼˜⁓"
+_NUMERALS = "0-9０-９〇一二三四五六七八九十百千万億"
+_KANA = "ぁ-ゖァ-ヺー"
+_RANGE = re.compile(
+    rf"\s*[{_TILDES}]+\s*(?=[-+約第¥$￥＄]?[{_NUMERALS}])|(?<=[^\s{_KANA}])\s*[{_TILDES}]\s*(?=\w)"
+)
+_WIDE_SIGN = re.compile(r"[－−‐‑‒–—](?=[0-9０-９])|(?<=[0-9０-９])ー(?=[0-9０-９])")
+_THOUSANDS = re.compile(r"(?<=[0-9０-９])[,，](?=[0-9０-９]{3}(?![0-9０-９]))")
 _PUNCTUATION = frozenset(
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰"
-    "〾〿–—‘’‛“”„‟…‧﹏." + string.punctuation
+    "〾〿–—‘’‛“”„‟…‧﹏." + _RANGE_MARK + string.punctuation
 )
 
 
@@ -42,6 +52,21 @@ def normal(text: str) -> str:
 
     kept = "".join(character for character in text if not is_picture(character))
     return " ".join(neologdn.normalize(kept).split())
+
+
+def with_numbers(text: str) -> str:
+    """Write ranges, signs and thousands so that `normal` neither deletes nor changes them.
+
+    `normal` deletes every tilde, which makes 23 of 2~3, and takes a full-width minus for a long
+    vowel. A tilde that lengthens a vowel (すご〜い) or ends a text is left to it.
+
+    Returns:
+        The text with ∶ for the tilde of a range, ASCII signs in front of digits, and thousands
+        without commas.
+    """
+    text = _WIDE_SIGN.sub("-", text)
+    text = _THOUSANDS.sub("", text)
+    return _RANGE.sub(_RANGE_MARK, text)
 
 
 @functools.cache

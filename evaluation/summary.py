@@ -37,6 +37,11 @@ def _lines(name: str, task: Mapping[str, Any], width: int) -> Iterator[str]:
     for metric, part in task["metrics"].items():
         if "undefined" in part:
             yield f"    {metric} is {part['undefined']}"
+    if cut := task.get("cut"):
+        yield (
+            f"    {cut} of {task['items']} prompts are longer than the model reads and lost their "
+            "beginning"
+        )
     for role, why in task.get("stand_in", {}).items():
         yield f"    not the benchmark's own {role}: {why}"
 

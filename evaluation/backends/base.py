@@ -45,12 +45,19 @@ class Prompt:
         limit: The most tokens to write, at least one.
         past_end: Whether the end-of-sequence token ends nothing and special tokens are text, as
             the JP Language Model Evaluation Harness has it.
+        ends: What else ends the answer, a name in `stops.ENDS`; None for nothing.
     """
 
     tokens: np.ndarray
     stops: tuple[str, ...]
     limit: int
     past_end: bool = False
+    ends: str | None = None
+
+    @property
+    def kind(self) -> tuple[tuple[str, ...], bool, str | None]:
+        """What decides when the answer is complete, but for its length."""
+        return self.stops, self.past_end, self.ends
 
 
 class NotFinite(Exception):
@@ -70,6 +77,8 @@ class Backend(abc.ABC):
     Attributes:
         model_name: The model's name in messages.
         counted: Requests answered and tokens that went through the model since `serve`.
+        cut: Items whose prompts lost their beginning since `serve`.
+        notes: What a reader of the model's scores should know.
         on_progress: Called with the number of requests answered since its last call.
     """
 
@@ -78,6 +87,7 @@ class Backend(abc.ABC):
 
     def _prepare(self, rule: Rule, name: str) -> None:
         self._prepared: dict[Hashable, Any] = {}
+        self._shortened: set[Hashable] = set()
         self.on_progress: Callable[[int], None] = lambda _: None
         self.set_rule(rule)
         self._begin(name)
@@ -85,6 +95,8 @@ class Backend(abc.ABC):
     def _begin(self, name: str) -> None:
         self.model_name = name
         self.counted = {"requests": 0, "tokens": 0}
+        self.notes: list[str] = []
+        self.cut = 0
 
     def set_rule(self, rule: Rule) -> None:
         """Tokenise by another rule from now on."""
@@ -152,8 +164,12 @@ class Backend(abc.ABC):
         )
         key = (self.rule, self.window, self.vocabulary, self._layout(), *digests)
         if key not in self._prepared:
-            self._prepared[key] = make()
-        return self._prepared[key]
+            self._shortened = set()
+            made = make()
+            self._prepared[key] = (made, len(self._shortened))
+        made, shortened = self._prepared[key]
+        self.cut += shortened
+        return made
 
     def _pair(self, item: Hashable, before: list[int], after: list[int]) -> Pair:
         """Cut a context on the left so that it fits the window."""
@@ -164,6 +180,8 @@ class Backend(abc.ABC):
             )
         self._check_known([*before, *after])
         cut = max(0, len(before) + len(after) - self.window - 1)
+        if cut:
+            self._shortened.add(item)
         # Cut differently, the choices of an item have no beginning in common.
         return Pair((item, cut), before[cut:], after)
 
@@ -202,13 +220,17 @@ class Backend(abc.ABC):
         if not 1 <= limit < self.window:
             problem = f"max_gen_toks {limit} does not fit the window of {self.window} tokens"
             raise self._in_task(request.task_name, f"{problem}: give 1 or more, and less")
-        tokens = self._encoder.encode_prompt(text)[-(self.window - limit) :]
+        tokens = self._encoder.encode_prompt(text)
+        if len(tokens) > self.window - limit:
+            self._shortened.add((request.task_name, request.doc_id))
+            tokens = tokens[-(self.window - limit) :]
         try:
             self._check_known(tokens)
         except UserError as error:
             raise self._in_task(request.task_name, error) from None
         stops, past_end = tuple(settings["until"]), bool(settings.get("ignore_eos"))
-        return Prompt(np.array(tokens, np.int32), stops, limit, past_end)
+        ends = settings.get("ends")
+        return Prompt(np.array(tokens, np.int32), stops, limit, past_end, ends)
 
     def _in_task(self, task: str | None, problem: object) -> UserError:
         return UserError(f"model {self.model_name!r}, task {task}: {problem}")

@@ -225,12 +225,12 @@ class _Writing:
 
     def __init__(self, backend: PlainBackend, part: Pass, prompts: Sequence[Prompt]) -> None:
         self._decoder, self._part, self._endings = backend._decoder, part, backend._endings
-        kinds = list(dict.fromkeys((prompt.stops, prompt.past_end) for prompt in prompts))
-        self._found = [self._endings.ending(*kind, backend._ends) for kind in kinds]
+        kinds = list(dict.fromkeys(prompt.kind for prompt in prompts))
+        self._found = [self._endings.ending(kind, backend._ends) for kind in kinds]
         words = backend.vocabulary
         self._ends = torch.stack([table(ending.tokens, words) for ending in self._found])
         self._holds = torch.stack([table(ending.holding, words) for ending in self._found])
-        self._kind = torch.tensor([kinds.index((p.stops, p.past_end)) for p in prompts])
+        self._kind = torch.tensor([kinds.index(p.kind) for p in prompts])
         self._limits = torch.tensor([prompt.limit for prompt in prompts])
 
     def _checked(self, logits: Tensor, live: Tensor, going: Tensor) -> Tensor:
@@ -286,6 +286,6 @@ class _Writing:
         done = self._ends[kind, tokens] | (self._limits[live] <= number)
         for place in (self._holds[kind, tokens] & going & ~done).nonzero()[:, 0].tolist():
             row = int(live[place])
-            strings = self._found[int(self._kind[row])].strings
-            done[place] = self._endings.said(written[self._part.chosen[row]], strings)
+            ending = self._found[int(self._kind[row])]
+            done[place] = self._endings.said(written[self._part.chosen[row]], ending)
         return done

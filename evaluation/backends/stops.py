@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from evaluation.backends.tokenisation import stop_tokens
+from evaluation.sql import extraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# What may end an answer besides strings: strings that come first, and a function that looks at the
+# whole text whenever one of them does.
+ENDS: dict[str, tuple[tuple[str, ...], Callable[[str], bool]]] = {
+    "sql": ((";", extraction.FENCE), extraction.is_complete)
+}
+
+
 @dataclass(frozen=True)
 class Ending:
-    """What ends an answer: a token, or a string, looked for after the tokens in `holding` alone."""
+    """What ends an answer: a token, or a text, looked at after the tokens in `holding` alone.
+
+    A text ends that holds one of the strings, or that `ends` (of `ENDS`) takes for complete.
+    """
 
     tokens: frozenset[int]
     holding: frozenset[int]
     strings: tuple[str, ...]
+    ends: str | None = None
 
 
 class Endings:
@@ -49,16 +61,24 @@ class Endings:
         texts = enumerate(self._texts)
         return frozenset(token for token, text in texts if any(part in text for part in parts))
 
-    def _ending(self, stops: tuple[str, ...], past_end: bool, ends: tuple[int, ...]) -> Ending:
+    def _ending(
+        self,
+        kind: tuple[tuple[str, ...], bool, str | None],
+        last: tuple[int, ...],
+    ) -> Ending:
+        stops, past_end, ends = kind
         tokens, strings = stop_tokens(self._tokenizer, stops, past_end)
-        tokens |= set() if past_end else set(ends)
-        holding = frozenset().union(*(self._tokens_with(string[-1]) for string in strings))
-        return Ending(frozenset(tokens), holding, tuple(strings))
+        tokens |= set() if past_end else set(last)
+        marks = [*strings, *(ENDS[ends][0] if ends else ())]
+        holding = frozenset().union(*(self._tokens_with(mark[-1]) for mark in marks))
+        return Ending(frozenset(tokens), holding, tuple(strings), ends)
 
-    def said(self, answer: Sequence[int], strings: Iterable[str]) -> bool:
-        """Say whether an answer's text holds one of the strings."""
+    def said(self, answer: Sequence[int], ending: Ending) -> bool:
+        """Say whether an answer's text is complete."""
         text = self._tokenizer.decode(list(answer), skip_special_tokens=True)
-        return any(string in text for string in strings)
+        if any(string in text for string in ending.strings):
+            return True
+        return ending.ends is not None and ENDS[ending.ends][1](text)
 
 
 def end_tokens(given: int | list[int] | None) -> tuple[int, ...]:

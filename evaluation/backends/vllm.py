@@ -23,6 +23,7 @@ from common.cost import hold_gpus
 from common.errors import UserError
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.replicas import Replica, devices_of, share, visible_gpus
+from evaluation.backends.stops import ENDS
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
 from evaluation.backends.vllm_setup import prepare
 
@@ -233,25 +234,44 @@ class VLLMBackend(Backend, VLLM):
         return answers
 
     def _write(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        settings = []
-        for prompt in prompts:
-            ends, strings = stop_tokens(self.tokenizer, prompt.stops, prompt.past_end)
-            settings.append(
-                SamplingParams(
-                    temperature=0,
-                    max_tokens=prompt.limit,
-                    stop=strings,
-                    stop_token_ids=sorted(ends),
-                    ignore_eos=prompt.past_end,
-                )
-            )
-        written = []
-        for index, output in enumerate(self._ask([p.tokens.tolist() for p in prompts], settings)):
-            if output.metrics.is_corrupted:
-                raise NotFinite(index)
-            written.append(list(output.outputs[0].token_ids))
-            self.counted["tokens"] += len(written[-1]) - 1
+        written: list[list[int]] = [[] for _ in prompts]
+        waiting, again = list(range(len(prompts))), False
+        while waiting:
+            lists = [[*prompts[i].tokens.tolist(), *written[i]] for i in waiting]
+            settings = [self._sampling(prompts[i], len(written[i])) for i in waiting]
+            outputs = self._ask(lists, settings, again)
+            for i, output in zip(waiting, outputs, strict=True):
+                if output.metrics.is_corrupted:
+                    raise NotFinite(i)
+                written[i] += output.outputs[0].token_ids
+                self.counted["tokens"] += len(output.outputs[0].token_ids) - 1
+            # A mark that might have ended an answer, but is quoted or opens a fence, ends nothing.
+            waiting = [
+                i
+                for i, output in zip(waiting, outputs, strict=True)
+                if prompts[i].ends is not None
+                and isinstance(output.outputs[0].stop_reason, str)
+                and len(written[i]) < prompts[i].limit
+                and not self._is_complete(prompts[i], written[i])
+            ]
+            again = True
         return written
+
+    def _sampling(self, prompt: Prompt, written: int) -> SamplingParams:
+        tokens, strings = stop_tokens(self.tokenizer, prompt.stops, prompt.past_end)
+        marks = ENDS[prompt.ends][0] if prompt.ends else ()
+        return SamplingParams(
+            temperature=0,
+            max_tokens=prompt.limit - written,
+            stop=[*strings, *marks],
+            stop_token_ids=sorted(tokens),
+            ignore_eos=prompt.past_end,
+        )
+
+    def _is_complete(self, prompt: Prompt, answer: list[int]) -> bool:
+        text = self.tokenizer.decode(answer, skip_special_tokens=not prompt.past_end)
+        said = any(string in text for string in prompt.stops if string)
+        return said or (prompt.ends is not None and ENDS[prompt.ends][1](text))
 
     def _ask(
         self,

@@ -10,6 +10,19 @@ FENCE = "```"
 # A string, a quoted name or a comment, inside which a mark means nothing; then the marks.
 _STRINGS = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
 _COMMENTS = r"--[^\n]*|/\*.*?\*/"
+_WRITING = re.compile(
+    r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|[;]|```", re.DOTALL
+)
+# How statements begin; white space, brackets and comments may come first.
+_STATEMENT = re.compile(
+    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:select|with|values|table|explain|insert|update|delete)\b",
+    re.DOTALL | re.IGNORECASE,
+)
+_OPENED = re.compile(
+    r"```(?:[ \t]*(?!select\b|with\b|values\b|table\b)[\w.+-]*[ \t]*\r?\n|\w*sql\w*\s|[ \t]*(?=[^\s\w`]|\w+\s))",
+    re.IGNORECASE,
+)
+_INTRODUCTION = 400  # characters of prose that may precede a fence
 _MARKS = re.compile(rf"{_STRINGS}|{_COMMENTS}|[;{{}}]|```", re.DOTALL)
 
 
@@ -47,13 +60,41 @@ def published(text: str) -> str:
     return text.partition(";")[0].partition(FENCE)[0].strip()
 
 
+def _start(text: str) -> int | None:
+    """Find where the statement of an answer begins; None where that is not certain yet.
+
+    The prompt ends with an open fence, which an answer may open again, with any name of a language
+    and behind an introduction.
+    """
+    introduced = text.find(FENCE) if not _STATEMENT.match(text) else -1
+    if introduced < 0:
+        return 0 if _STATEMENT.match(text) or len(text) > _INTRODUCTION else None
+    opened = _OPENED.match(text, introduced)
+    return opened.end() if opened else None
+
+
 def corrected(text: str) -> str:
     """Cut an answer at the first semicolon or fence outside strings and comments.
 
-    The prompt ends with an open fence; one that the answer opens again at its start is ignored.
+    A fence that the answer opens again is passed over.
     """
-    text = re.sub(rf"\A\s*{FENCE}(?:sql)?\s", "", text)
+    start = _start(text) or 0
+    text = text[start:]
     for mark, position in marks(text):
         if mark in (";", FENCE):
             return text[:position].strip()
     return text.strip()
+
+
+def is_complete(text: str) -> bool:
+    """Say whether an answer that is still being written holds a statement's end.
+
+    A semicolon or a fence in a string, a name or a comment that is open ends nothing.
+    """
+    start = _start(text)
+    if start is None:
+        return False
+    for match in _WRITING.finditer(text, start):
+        if match.group() in (";", FENCE):
+            return True
+    return False

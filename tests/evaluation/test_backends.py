@@ -126,7 +126,7 @@ def test_joint_rule_equals_lm_eval(folders, tokenizer, choices, kind):
     from lm_eval.models.huggingface import HFLM
 
     backend = HFBackend(folders[kind], tokenizer, batch_size=8, max_length=WINDOW)
-    assert backend._grows_trees() == (kind != "alibi")
+    assert backend._takes_trees() == (kind != "alibi")
     plain = HFLM(
         pretrained=load_model(folders[kind]),
         tokenizer=with_bos(folders["llama"]),
@@ -208,13 +208,13 @@ def test_batches_and_memory_do_not_change_answers(
         results.append((backend.loglikelihood(choices), backend.generate_until(writings)))
     monkeypatch.setattr(trees, "_MASK_ENTRIES", 1 << 12)
     backend = HFBackend(model, tokenizer, 64, rule)
-    batches = backend._arrange(backend._pairs(choices))
+    batches = backend._arrange(backend._pairs(choices)).plan
     assert max(len(batch.tokens) for batch in batches) > 1
     for batch in batches:
         assert len(batch.tokens) == 1 or batch.tokens.numel() * batch.tokens.shape[1] <= 1 << 12
     results.append((backend.loglikelihood(choices), results[0][1]))
     # Requests in another order, and the ordinary way without trees.
-    monkeypatch.setattr(HFBackend, "_grows_trees", lambda self: False)
+    monkeypatch.setattr(HFBackend, "_takes_trees", lambda self: False)
     backend = HFBackend(model, tokenizer, 4, rule)
     back = (
         backend.loglikelihood(choices[::-1])[::-1],

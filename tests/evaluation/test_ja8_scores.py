@@ -52,6 +52,26 @@ def test_extraction(answer, golds, exact, f1):
 
 
 @pytest.mark.parametrize(
+    "answer,gold,published,corrected",
+    [
+        ("2~3", "23", 1, 0),
+        ("2～3", "2〜3", 1, 1),
+        ("10〜20円", "1020円", 1, 0),
+        ("すご〜い", "すごい", 1, 1),  # a tilde that lengthens a vowel
+        ("2－3", "2-3", 0, 1),
+        ("－5度", "-5度", 0, 1),
+        ("1,000人", "1000人", 0, 1),
+        ("サーバー3", "サーバー3", 1, 1),
+    ],
+)
+def test_ranges_and_signs(answer, gold, published, corrected):
+    row = {"answers": [gold]}
+    assert functions.extraction(row, [answer])["exact_match"] == published
+    found = functions.extraction_with_numbers(row, [answer])
+    assert (found["exact_match"], found["gold"]) == (corrected, [gold])
+
+
+@pytest.mark.parametrize(
     "answer,number,published,corrected",
     [
         ("5+6=11。答えは11です。", 11, 1, 1),
@@ -67,6 +87,20 @@ def test_extraction(answer, golds, exact, f1):
         ("1.2.3", 1, 0, 0),
         ("9" * 400, 9, 0, 0),
         ("", 0, 0, 0),
+        # A right number, and what may follow or surround it.
+        ("答えは72です，", 72, 1, 1),
+        ("答えは72です…", 72, 1, 1),
+        ("The answer is 72, so she has enough.", 72, 0, 1),
+        ("72 dollars.", 72, 0, 1),
+        ("答えは７２．", 72, 0, 1),
+        ("合計 ¥7,200，です", 7200, 1, 1),
+        ("72.00円", 72, 1, 1),
+        ("72％です", 72, 1, 1),
+        ("面積は72㎡、72 m2", 72, 0, 1),
+        ("－5です", -5, 0, 1),
+        ("70-72個", 72, 0, 1),
+        ("1万2千円", 12000, 0, 1),
+        ("答えは72.5", 72, 0, 0),
     ],
 )
 def test_calculations(answer, number, published, corrected):

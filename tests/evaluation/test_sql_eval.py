@@ -220,7 +220,7 @@ def test_the_suites_functions_serve_the_harness(dumps, tmp_path):
     (tmp_path / "databases/sql_eval").symlink_to(dumps)
     resources = {}
     row = item("SELECT {id, name} FROM items", category="ratio")
-    for fidelity, until in (("published", [";", "```"]), ("corrected", ["```", ";\n"])):
+    for fidelity, until in (("published", [";", "```"]), ("corrected", [])):
         (task,) = select(["sql_eval/basic"], fidelity=fidelity)
         context = SimpleNamespace(
             task=task, data=tmp_path, engine="sqlite", postgres=None, resources=resources

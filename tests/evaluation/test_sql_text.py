@@ -166,3 +166,29 @@ def test_real_prompts_have_the_published_lengths():
         for row in real_rows("classic")
     ]
     assert (min(lengths), round(statistics.mean(lengths)), max(lengths)) == (1600, 5413, 12628)
+
+
+@pytest.mark.parametrize(
+    "answer,statement,ended",
+    [
+        ("```sql\nSELECT 1;\n```", "SELECT 1", "```sql\nSELECT 1;"),
+        ("```SQL\nSELECT 1\n```", "SELECT 1", "```SQL\nSELECT 1\n```"),
+        ("```Sql SELECT 1```", "SELECT 1", "```Sql SELECT 1```"),
+        ("\n```\nSELECT 1; more", "SELECT 1", "\n```\nSELECT 1;"),
+        ("```postgresql\nSELECT ';\n';", "SELECT ';\n'", "```postgresql\nSELECT ';\n';"),
+        (
+            "Here's the query:\n```sql\nSELECT 1;",
+            "SELECT 1",
+            "Here's the query:\n```sql\nSELECT 1;",
+        ),
+        ("-- all;\nSELECT 1;\n", "-- all;\nSELECT 1", "-- all;\nSELECT 1;"),
+        ("SELECT '```';", "SELECT '```'", "SELECT '```';"),
+        ("SELECT 1\n```\nIt is 1.", "SELECT 1", "SELECT 1\n```"),
+        ("SELECT 1", "SELECT 1", None),
+    ],
+)
+def test_a_fence_may_be_opened_again(answer, statement, ended):
+    """The answer is cut where it is written to its end, and writing stops at that place."""
+    assert extraction.corrected(answer) == statement
+    ends = [n for n in range(len(answer) + 1) if extraction.is_complete(answer[:n])]
+    assert (answer[: ends[0]] if ends else None) == ended

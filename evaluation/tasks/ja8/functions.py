@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from evaluation import japanese
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 _RELATIONS = ("entailment", "contradiction", "neutral")
 _NUMBER = re.compile(r"-?[0-9.,]+")
+# Full-width and typographic forms of what a number is made of. Not NFKC, which makes digits of
+# superscripts and of units: ² and ㎡ would end a number.
+_FORMS = str.maketrans("０１２３４５６７８９，．－−‐‑–＋", "0123456789,.-----+")
+# A sign that no number or letter precedes (else it subtracts or joins), digits that may be divided
+# into thousands, decimals.
+_SIGN = r"(?:(?<![A-Za-z0-9)）])-)?"
+_WRITTEN = re.compile(
+    rf"(?<![.])(?P<value>{_SIGN}(?:[0-9]{{1,3}}(?:[,'’\u00a0\u2009\u202f][0-9]{{3}})+(?![0-9])|[0-9]+)"
+    r"(?:\.[0-9]+)?)(?P<unit>[千万億]?)"
+)
+_UNITS = {"千": 10**3, "万": 10**4, "億": 10**8}
+# Digits that belong to a unit, a formula or an exponent.
+_NO_NUMBERS = re.compile(r"(?:\b[ckmdμ]?m|(?<=[0-9])[ckmdμ]?m|CO|H)[23](?![0-9])|\^\{?-?[0-9]+\}?")
 _CHOOSE = "出力は以下から選択してください：\n"
 
 
@@ -153,6 +166,14 @@ def extraction(row: Row, results: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def extraction_with_numbers(row: Row, results: Sequence[str]) -> dict[str, Any]:
+    """Compare likewise, with ranges and signs left in the texts."""
+    golds = [japanese.with_numbers(answer) for answer in row["answers"]]
+    return extraction({"answers": golds}, [japanese.with_numbers(results[0])]) | {
+        "gold": row["answers"]
+    }
+
+
 def last_number(text: str) -> int | None:
     """Find the last number of a text, None where there is none or it is not an integer.
 
@@ -173,9 +194,28 @@ def calculation(row: Row, results: Sequence[str]) -> dict[str, Any]:
     return {"acc": float(last_number(results[0]) == number), "gold": number}
 
 
+def last_written_number(text: str) -> int | None:
+    """Find the last number of a text as a reader does, None where it is not an integer.
+
+    Whatever punctuation follows is not part of it; digits may be full-width, divided into
+    thousands, followed by zeros after a point, or by 千, 万 and 億 (1万2千).
+    """
+    text = _NO_NUMBERS.sub(" ", text.translate(_FORMS))
+    total, end = Decimal(0), None
+    for match in _WRITTEN.finditer(text):
+        value = Decimal(re.sub(r"[^-0-9.]", "", match["value"]))
+        value = value * _UNITS[match["unit"]] if match["unit"] else value
+        # 1万 and 2千 are parts of one number where nothing stands between them.
+        joined = end == match.start() and text[match.start() - 1] in "千万億"
+        total, end = (total + value if joined else value), match.end()
+    whole = end is not None and total == total.to_integral_value()
+    return int(total) if whole else None
+
+
 def calculation_in_any_digits(row: Row, results: Sequence[str]) -> dict[str, Any]:
-    """Compare the last number of the entire answer, full-width digits included."""
-    return calculation(row, [unicodedata.normalize("NFKC", results[0])])
+    """Compare the last number of the entire answer, however it is written."""
+    number = row["answer_number"]
+    return {"acc": float(last_written_number(results[0]) == number), "gold": number}
 
 
 def subword_rouge2(
@@ -188,7 +228,8 @@ def subword_rouge2(
 
 def word_rouge2(row: Row, results: Sequence[str]) -> dict[str, float]:
     """Score a summary by pairs of MeCab's words."""
-    return {"rouge2": rouge2(japanese.words(results[0]), japanese.words(row["summary"]))}
+    answer, target = (japanese.with_numbers(text) for text in (results[0], row["summary"]))
+    return {"rouge2": rouge2(japanese.words(answer), japanese.words(target))}
 
 
 def _generation(task: str, fidelity: str) -> dict[str, Any]:
@@ -211,6 +252,8 @@ def _generation(task: str, fidelity: str) -> dict[str, Any]:
         aggregation = "bootstrap_median" if published else "mean"
         changes["process_results"] = subword_rouge2 if published else word_rouge2
         changes["metric_list"] = [{"metric": "rouge2", "aggregation": aggregation}]
+    elif not published:
+        changes["process_results"] = extraction_with_numbers
     return changes
 
 

@@ -25,8 +25,8 @@ def definition(task: str, prompt: str | None, fidelity: str) -> dict[str, Any]:
     """Return what a fidelity changes in a task's definition; there is one prompt."""
     if fidelity == "published":
         return {}
-    # A semicolon may be in a string; one at the end of a line ends the statement.
-    return {"generation_kwargs": {"until": ["```", ";\n"]}}
+    # No string ends a statement by itself: it may be quoted, or be a fence that is opened again.
+    return {"generation_kwargs": {"until": [], "ends": "sql"}}
 
 
 def prompt(doc: dict[str, Any], context: Context) -> str:

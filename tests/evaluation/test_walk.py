@@ -1,0 +1,78 @@
+"""Many model types: scores and texts of the hf backend against plain passes of the models."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import UserError
+from tests import compatibility
+from tests.evaluation import walk
+
+# Of a sum of up to six log-probabilities, computed in float32.
+_EXACT = 2e-5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory, make_bpe):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_bpe(folder, sentencepiece=True)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def check(found: dict) -> None:
+    assert found["error"] < _EXACT, found
+    assert found["texts"], found
+    assert found["generate"], found
+
+
+@pytest.mark.parametrize(
+    "kind,ways",
+    [
+        ("gpt_neo", ("rows", "batch")),
+        ("lfm2", ("rows", "kept")),
+        ("mamba", ("rows", "own")),
+        ("openai-gpt", ("rows", "anew")),
+        ("gemma3_text", ("trees", "batch")),
+    ],
+)
+def test_the_quickest_right_way_is_taken_and_said(tokenizer, capsys, kind, ways):
+    found = walk.compare(kind, tokenizer)
+    check(found)
+    assert (found["score"], found["write"]) == ways
+    said = capsys.readouterr().err
+    assert said.count("\n") == (ways != ("trees", "batch"))
+    assert (f"note: model '{kind}' ({kind}): the quicker ways differ" in said) == bool(said)
+
+
+@pytest.mark.slow
+def test_a_walk_through_the_types_of_transformers(tokenizer):
+    from evaluation.backends.probe import SCORE_WAYS, WALKED, WRITE_WAYS
+
+    found = [walk.compare(kind, tokenizer) for kind in sorted(walk.TYPES)]
+    for one in found:
+        check(one)
+    quick = {one["kind"] for one in found if (one["score"], one["write"]) == ("trees", "batch")}
+    assert quick >= WALKED
+    rows = [
+        [one["kind"], "right", "right", SCORE_WAYS[one["score"]], WRITE_WAYS[one["write"]]]
+        for one in found
+    ]
+    compatibility.keep(
+        "1-model-types",
+        "Model types in `python -m evaluation`",
+        f"{len(rows)} types of transformers, each a tiny model with random weights in float32, "
+        "whose windows and chunks are shorter than the texts. Log-likelihoods are compared with "
+        f"one plain pass for each choice, summed in float64 (within {_EXACT:g} nats), and texts "
+        "with plain passes over everything for each token and with transformers' own `generate`. "
+        "The last two columns say which way the probe of the `hf` backend chose.",
+        ["type", "log-likelihoods", "texts", "a pass reads", "answers are written as"],
+        rows,
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(walk.BOTH_WAYS))
+def test_a_model_that_reads_both_ways_is_refused(tokenizer, kind):
+    with pytest.raises(UserError, match=rf"model '{kind}': type {kind} is no left-to-right"):
+        walk.compare(kind, tokenizer)
