@@ -18,9 +18,10 @@ PAGE = ROOT / "docs" / "compatibility.md"
 _HEAD = """\
 # Compatibility
 
-Which kinds of models were tried, and what came out. Each table is the record of a test; `python -m tests.compatibility` writes
-this page from the records in [data/compatibility](data/compatibility). With `BOTTLE_RECORD=1` in the environment, a test writes its
-record anew, and without it, compares.
+Which kinds of models were tried, and what came out. Each table is the record of a test;
+`python -m tests.compatibility` writes this page from the records in
+[data/compatibility](data/compatibility). With `BOTTLE_RECORD=1` in the environment, a test writes
+its record anew, and without it, compares.
 """
 
 

@@ -105,7 +105,7 @@ def _integers(config: Any, wanted: re.Pattern[str]) -> set[int]:
 
 
 def _switch(config: dict[str, Any]) -> int | None:
-    """Return the length from which positions are encoded otherwise, for the whole batch."""
+    """Return the length from which positions are encoded otherwise, for all rows of a batch."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     if kind not in ("longrope", "dynamic"):

@@ -98,17 +98,17 @@ def score(
     vocabulary: int,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[float, bool]]:
-    """Score continuations, each in a row of its own, with no mask and no cache.
+    """Score continuations, each in a separate row, with no mask and no cache.
 
     Args:
         forward: The model.
         pairs: The continuations.
         size: The most rows of a pass; with 1 nothing is padded.
         vocabulary: How many logits there are for a token.
-        on_progress: Told how many were scored since its last call.
+        on_progress: Called with how many were scored since its last call.
 
     Returns:
-        In the order of `pairs`: log-likelihood (summed in float64) and whether it is the greedy one.
+        In the order of `pairs`: log-likelihood (summed in float64), whether it is the greedy one.
     """
     answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for batch in _batches(pairs, size, vocabulary):

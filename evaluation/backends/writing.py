@@ -67,7 +67,7 @@ class Writer:
         """Choose every row's next token.
 
         Returns:
-            [rows], int64; and the places of rows that go on.
+            [rows], int64; and the places of rows that are not complete.
         """
         finite = torch.isfinite(logits).all(1).tolist()
         bad = [row for row, fine in zip(rows, finite, strict=True) if not fine]
@@ -126,7 +126,7 @@ class Writer:
             self.read += len(going)
 
     def _remembering(self, row: int) -> None:
-        """Write one row with whatever the model itself keeps of what it has read."""
+        """Write one row with the cache that the model itself makes."""
         tokens = torch.from_numpy(self._prompts[row].tokens)[None]
         memory: dict[str, Any] = {}
         while True:

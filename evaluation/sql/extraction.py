@@ -11,7 +11,8 @@ FENCE = "```"
 _STRINGS = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
 _COMMENTS = r"--[^\n]*|/\*.*?\*/"
 _WRITING = re.compile(
-    r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|[;]|```", re.DOTALL
+    r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;|```",
+    re.DOTALL,
 )
 # How statements begin; white space, brackets and comments may come first.
 _STATEMENT = re.compile(
@@ -19,7 +20,8 @@ _STATEMENT = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OPENED = re.compile(
-    r"```(?:[ \t]*(?!select\b|with\b|values\b|table\b)[\w.+-]*[ \t]*\r?\n|\w*sql\w*\s|[ \t]*(?=[^\s\w`]|\w+\s))",
+    r"```(?:[ \t]*(?!select\b|with\b|values\b|table\b)[\w.+-]*[ \t]*\r?\n"
+    r"|\w*sql\w*\s|[ \t]*(?=[^\s\w`]|\w+\s))",
     re.IGNORECASE,
 )
 _INTRODUCTION = 400  # characters of prose that may precede a fence
@@ -94,7 +96,4 @@ def is_complete(text: str) -> bool:
     start = _start(text)
     if start is None:
         return False
-    for match in _WRITING.finditer(text, start):
-        if match.group() in (";", FENCE):
-            return True
-    return False
+    return any(match.group() in (";", FENCE) for match in _WRITING.finditer(text, start))

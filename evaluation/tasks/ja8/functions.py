@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 _RELATIONS = ("entailment", "contradiction", "neutral")
 _NUMBER = re.compile(r"-?[0-9.,]+")
-# Full-width and typographic forms of what a number is made of. Not NFKC, which makes digits of
+# Full-width and typographic forms of digits, points and signs. Not NFKC, which makes digits of
 # superscripts and of units: ² and ㎡ would end a number.
 _FORMS = str.maketrans("０１２３４５６７８９，．－−‐‑–＋", "0123456789,.-----+")
 # A sign that no number or letter precedes (else it subtracts or joins), digits that may be divided
@@ -205,7 +205,7 @@ def last_written_number(text: str) -> int | None:
     for match in _WRITTEN.finditer(text):
         value = Decimal(re.sub(r"[^-0-9.]", "", match["value"]))
         value = value * _UNITS[match["unit"]] if match["unit"] else value
-        # 1万 and 2千 are parts of one number where nothing stands between them.
+        # 1万 and 2千 are parts of one number where nothing is between them.
         joined = end == match.start() and text[match.start() - 1] in "千万億"
         total, end = (total + value if joined else value), match.end()
     whole = end is not None and total == total.to_integral_value()
