@@ -10,6 +10,7 @@ from typing import Any
 from checkpoints.companions import Companions
 from checkpoints.layout import read_object
 from common.errors import UserError
+from common.files import write_json, write_text
 
 _IDLE = ("transformers_version", "_from_model_config")  # in every generation_config.json
 
@@ -103,3 +104,16 @@ def differences(expert: Chat, donor: Chat) -> list[str]:
     if about := _generation(expert.generation, donor.generation):
         found.append(f"has another generation_config.json ({about})")
     return found
+
+
+def write_template(folder: Path, template: str) -> None:
+    """Make a template the only one of a result's folder, which is staged by the caller."""
+    for path in [*folder.glob("chat_template.*"), *folder.glob("additional_chat_templates/*")]:
+        path.unlink()
+    if (inner := folder / "additional_chat_templates").is_dir():
+        inner.rmdir()
+    about = folder / "tokenizer_config.json"
+    if about.is_file() and "chat_template" in (content := read_object(about)):
+        content.pop("chat_template")
+        write_json(about, content)
+    write_text(folder / "chat_template.jinja", template)

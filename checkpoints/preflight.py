@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -135,7 +136,9 @@ def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
         )
 
 
-def _describe_donor(report: Report, donor: tuple[str, Model], models: Mapping[str, Model]) -> None:
+def _describe_donor(
+    report: Report, donor: tuple[str, Model], models: Mapping[str, Model], template: str | None
+) -> None:
     """Note what comes from the donor with the weights, and what of the others is lost by it."""
     title, giver = donor
     companions = companions_of(giver.folders)
@@ -144,7 +147,10 @@ def _describe_donor(report: Report, donor: tuple[str, Model], models: Mapping[st
     for name, model in models.items():
         if model is giver:
             continue
-        lost = differences(chat_of(companions_of(model.folders)), ours)
+        theirs = chat_of(companions_of(model.folders))
+        if template is not None:  # neither's
+            theirs = dataclasses.replace(theirs, templates=ours.templates)
+        lost = differences(theirs, ours)
         if lost:
             label = name if name == "base" else f"expert {name}"
             report.notes.append(
@@ -181,6 +187,7 @@ def check_merge(
     passes: int = 1,
     threads: int = 1,
     donor: str | None = None,
+    chat_template: str | None = None,
 ) -> Report:
     """Check a merge and estimate its size, memory and time; nothing is read but headers.
 
@@ -196,6 +203,7 @@ def check_merge(
         threads: Parameters that are merged at a time.
         donor: The model that gives configuration and tokenizer; None for the base, or without
             one the first expert.
+        chat_template: The result's chat template; None for the donor's.
 
     Returns:
         The report; its errors are all that were found, not only the first.
@@ -224,7 +232,7 @@ def check_merge(
     _note_tensors(report, reference)
     named = {**({} if base is None else {"base": base}), **experts}
     title = donor or next(iter(named))
-    _describe_donor(report, (title, named[title]), named)
+    _describe_donor(report, (title, named[title]), named, chat_template)
     # Weights are described in the type and with the rows of the result, which may be new to both.
     specs = _specs(result, dtype)
     companions = (path for path in reference.path.glob("*.json") if path.is_file())

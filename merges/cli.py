@@ -356,6 +356,7 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
             )
     if not arguments.out:
         raise UserError("--out is missing; see python -m merges --help")
+    from merges.mergekit.templates import chosen_template
     from merges.mergekit.translation import translate
 
     order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))
@@ -363,6 +364,10 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     base, experts = _open(order.base, order.experts, order.adapters, arguments.allow_pickle)
     settings, rules, dtype = order.resolve(base, experts)
+    models = {**({} if base is None else {"base": base}), **experts}
+    template, notes = chosen_template(order.chat_template, models)
+    for note in notes:
+        print(note, file=sys.stderr)
     _merge(
         arguments,
         order.method,
@@ -373,4 +378,5 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype or dtype,
         donor=arguments.donor or order.donor,
         vocabulary=arguments.vocabulary or order.vocabulary or "refuse",
+        chat_template=template,
     )

@@ -44,6 +44,7 @@ class MergeConfig:
             name or ``base``; None for the base, or the first expert where there is no base.
         vocabulary: What to do where tokenizers differ; see `checkpoints.vocabulary.align`.
         shard_bytes: Most bytes of values in a weight file.
+        chat_template: The result's only chat template, a text; None for the donor's.
     """
 
     method: str
@@ -64,6 +65,7 @@ class MergeConfig:
     donor: str | None = None
     vocabulary: str = "refuse"
     shard_bytes: int = SHARD_BYTES
+    chat_template: str | None = None
 
     @functools.cached_property
     def info(self) -> registry.MethodInfo:

@@ -69,6 +69,7 @@ def write_record(
         "donor": config.donor,
         "vocabulary": config.vocabulary,
         **({} if rules is None else {"set_layers": rules.as_json()}),
+        **({} if config.chat_template is None else {"chat_template": config.chat_template}),
     }
     data = {f"calibration.{name}": path for name, path in config.calibration.items()}
     if config.teachers is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.chat import write_template
 from checkpoints.checking import check_compatible, check_finite
 from checkpoints.dtypes import stored_type, torch_name
 from checkpoints.preflight import Report, check_merge, types
@@ -171,6 +172,7 @@ def plan(out: Path, config: MergeConfig) -> Report:
         passes=1 if config.info.prepare is None else 2,
         threads=config.threads,
         donor=config.donor,
+        chat_template=config.chat_template,
     )
     report.notes += notes
     if not whole_model and not report.errors:
@@ -229,5 +231,7 @@ def merge_to_disk(
             own = None if giver is reference else torch_name(types(reference).split(", ")[0])
             copy_companions(giver.folders, folder, config.dtype or own)
             aligned.finish(folder)
+            if config.chat_template is not None:
+                write_template(folder, config.chat_template)
         write_record(folder, config, hashes, aligned.notes)
     return out

@@ -12,6 +12,7 @@ from common.errors import UserError, nearest
 from common.yaml_files import read_yaml
 from merges.mergekit.recipes import RECIPES
 from merges.mergekit.settings import SOURCE, Parameters, Slice
+from merges.mergekit.templates import check_template
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
@@ -27,10 +28,10 @@ _TOP = (
     "out_dtype",
     "tokenizer_source",
     "tokenizer",
+    "chat_template",
 )
 _REMEDIES = {
     "modules": "give models or slices",
-    "chat_template": "that of the donor is copied; leave it out",
     "tokens": "only the tokenizer's source can be given",
     "pad_to_multiple_of": "only the tokenizer's source can be given",
     "residual_weight": "leave it out",
@@ -53,6 +54,7 @@ class Translated:
         vocabulary: ``base`` or ``union`` where the configuration asks for it.
         donor: The expert whose tokenizer is asked for.
         notes: Parts of the configuration without effect, a line each.
+        chat_template: ``auto``, a template's text, or None for the donor's.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Translated:
     vocabulary: str | None
     donor: str | None
     notes: tuple[str, ...]
+    chat_template: str | None = None
 
     def resolve(
         self, base: Model | None, experts: Mapping[str, Model]
@@ -314,4 +317,5 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
         vocabulary,
         donor,
         parameters.notes,
+        check_template(content.get("chat_template")),
     )
