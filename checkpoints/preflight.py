@@ -222,7 +222,7 @@ def check_merge(
         _compare(report, reference, name, expert)
         _check_expert(report, reference, name, expert, vocabulary)
     try:
-        aligned = align(reference, experts, vocabulary)
+        aligned = align(reference, experts, vocabulary, donor)
         report.notes += [note.rstrip(".") for note in aligned.notes]
         result = aligned.base
     except UserError as error:

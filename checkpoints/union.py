@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints.companions import companions_of
 from checkpoints.layout import read_object
 from checkpoints.tokens import CONFIG, TOKENIZER, Tokens, kind_of, merges_of
 from common.errors import UserError
@@ -16,8 +17,9 @@ from common.errors import UserError
 # Other forms of the base's vocabulary, which would contradict the new one.
 _STALE = (
     *("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt"),
-    "added_tokens.json",
+    *("added_tokens.json", "tekken.json"),
 )
+_STALE_KINDS = (".model", ".tiktoken", ".spm")
 _LESS_LIKELY = 10.0  # in log probability: far below any token that words are cut into
 
 
@@ -109,7 +111,7 @@ def _verify(text: str, base: Tokens, new: Sequence[NewToken]) -> None:
 
 
 def output_tokenizer(
-    folder: Path, base: Tokens, new: Sequence[NewToken]
+    folders: Sequence[Path], base: Tokens, new: Sequence[NewToken]
 ) -> dict[str, bytes | None]:
     """Make the tokenizer files of a result whose vocabulary is a union.
 
@@ -118,7 +120,7 @@ def output_tokenizer(
     to them, after all of the base's (BPE), or with their own scores (Unigram).
 
     Args:
-        folder: The base's folder.
+        folders: The base's folder, and those of adapters on it.
         base: Its vocabulary.
         new: The tokens to append, with consecutive ids from the base's highest on.
 
@@ -152,10 +154,12 @@ def output_tokenizer(
     text = json.dumps(content, ensure_ascii=False, indent=1)
     _verify(text, base, new)
     files: dict[str, bytes | None] = {TOKENIZER: text.encode()}
-    settings = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    held = companions_of(folders).files
+    settings = read_object(held[CONFIG]) if CONFIG in held else {}
     if isinstance(settings.get("added_tokens_decoder"), dict):
         for token in (token for token in new if token.added):
             item = {k: v for k, v in token.source.added[token.text].items() if k != "id"}
             settings["added_tokens_decoder"][str(token.id)] = item
         files[CONFIG] = json.dumps(settings, ensure_ascii=False, indent=1).encode()
-    return files | {name: None for name in _STALE if (folder / name).is_file()}
+    stale = (name for name in held if name in _STALE or name.endswith(_STALE_KINDS))
+    return files | dict.fromkeys(stale)

@@ -115,40 +115,48 @@ def _plan(
     tokens: Tokens,
     rows: int,
     result: Mapping[int, str],
+    count: int,
     base: tuple[Model, Tokens, int],
     holders: Mapping[str, list[Holder]],
+    padding: Mapping[int, Holder],
 ) -> Rows:
     """Find where each row of a model of so many rows comes from in the result.
 
     Args:
         model: The model, with its `tokens` and its number of `rows`.
         result: The result's tokens by id; an id without one is a row of padding.
+        count: The result's rows.
         base: The base, its vocabulary and its rows.
         holders: For each token that the base lacks, who has a row for it.
+        padding: For rows of padding that the base lacks, who has them.
     """
     whose, base_tokens, base_rows = base
     taken = set(tokens.ids.values())
-    count = max(base_rows, max(result, default=-1) + 1)
     origin, place = np.zeros(count, dtype=np.int8), np.arange(count)
     means: dict[int, list[Holder]] = {}
     for row in range(count):
         token = result.get(row)
         if token is None:  # padding, unless the model has a token there
             own = row if row < rows and row not in taken else None
+            held = row if row < base_rows else None
         else:
             own = tokens.ids.get(token)
+            held = base_tokens.ids.get(token)
         if own is not None and own < rows:
             place[row] = own
-        elif token is None or token in base_tokens.ids:
-            origin[row], place[row] = BASE, row
+        elif held is not None and held < base_rows:
+            origin[row], place[row] = BASE, held
         else:
-            origin[row], means[row] = MEAN, holders[token]
+            origin[row] = MEAN
+            means[row] = [padding[row]] if token is None else holders[token]
     if whose is model:
         origin[origin == BASE] = OWN
     return Rows(origin, place, means)
 
 
-def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignment:
+def _match(
+    base: Model, experts: Mapping[str, Model], policy: Policy, donor: str | None
+) -> Alignment:  # long: each policy is a variation of the others
     base_rows, base_tokens = _rows_of(base, "the base"), _tokens_of(base, "the base", policy)
     known = {
         name: (
@@ -158,28 +166,40 @@ def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignme
         )
         for name, expert in experts.items()
     }
-    result = {number: token for number, token in base_tokens.by_id().items() if number < base_rows}
+    root = (base, base_tokens, base_rows)
+    first, ids, first_rows = root if donor is None else known[donor]
+    title = "the base" if donor is None else f"expert {donor}"
+    result = {number: token for number, token in ids.by_id().items() if number < first_rows}
+    count = first_rows
     new: list[NewToken] = []
-    holders: dict[str, list[Holder]] = {}
     if policy == "union":
-        if max(base_tokens.ids.values(), default=-1) >= base_rows:
+        if max(ids.ids.values(), default=-1) >= first_rows:
             raise UserError(
-                f"the base ({base.path}): its tokenizer has ids beyond its {base_rows} rows and "
+                f"{title} ({first.path}): its tokenizer has ids beyond its {first_rows} rows and "
                 "cannot be extended; choose the vocabulary policy base"
             )
-        following = max(base_tokens.ids.values(), default=-1) + 1
-        for name, (expert, tokens, rows) in known.items():
+        following = max(ids.ids.values(), default=-1) + 1
+        others = known if donor is None else {"base": root, **known}
+        appended: set[str] = set()
+        for name, (_, tokens, rows) in others.items():
             for token, number in sorted(tokens.ids.items(), key=lambda item: item[1]):
-                if token in base_tokens.ids or number >= rows:
+                if token in ids.ids or number >= rows or token in appended:
                     continue
-                if token not in holders:  # the first expert that has it gives it its id
-                    result[following + len(new)] = token
-                    new.append(NewToken(token, following + len(new), tokens, name))
+                # The first model that has it gives it its id.
+                result[following + len(new)] = token
+                new.append(NewToken(token, following + len(new), tokens, name))
+                appended.add(token)
+        count = max(count, max(result, default=-1) + 1)
+    holders: dict[str, list[Holder]] = {}
+    wanted = {t for t in result.values() if not base_tokens.ids.get(t, base_rows) < base_rows}
+    for expert, tokens, rows in known.values():
+        for token, number in tokens.ids.items():
+            if token in wanted and number < rows:
                 holders.setdefault(token, []).append((expert, number))
-    root = (base, base_tokens, base_rows)
+    padding = {row: (first, row) for row in range(base_rows, first_rows) if row not in result}
 
     def reorder(model: Model, tokens: Tokens, rows: int) -> tuple[Model, Rows]:
-        plan = _plan(model, tokens, rows, result, root, holders)
+        plan = _plan(model, tokens, rows, result, count, root, holders, padding)
         return (model if plan.is_identity(rows) else Reordered(model, base, plan)), plan
 
     aligned, notes = {}, []
@@ -193,21 +213,25 @@ def _match(base: Model, experts: Mapping[str, Model], policy: Policy) -> Alignme
                 "of the models that have the token."
             )
     changed, plan = reorder(base, base_tokens, base_rows)
+    if donor is not None:
+        notes.append(f"the tokens have the ids of the donor, expert {donor}.")
     if new:
         notes.append(
-            f"{len(new)} tokens that the base lacks are appended from id {new[0].id} on; a model "
+            f"{len(new)} tokens that {title} lacks are appended from id {new[0].id} on; a model "
             "without one has the mean of the models with it."
         )
     return Alignment(
         changed,
         aligned,
-        len(plan.origin) if len(plan.origin) != base_rows else None,
-        output_tokenizer(base.path, base_tokens, new),
+        count if count != first_rows else None,
+        output_tokenizer(first.folders, ids, new),
         tuple(notes),
     )
 
 
-def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> Alignment:
+def align(
+    base: Model, experts: Mapping[str, Model], policy: str = "refuse", donor: str | None = None
+) -> Alignment:
     """Bring models to one vocabulary by a policy.
 
     ``refuse``: another tokenizer than the base's is an error. ``base``: the result has the base's
@@ -226,10 +250,12 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
             may be among the experts.
         experts: The experts by name.
         policy: See above.
+        donor: The expert whose vocabulary takes the base's place in ``base`` and ``union``; None,
+            or a name that is no expert's, for the base.
 
     Returns:
         The models with one vocabulary. The result's configuration and tokenizer must be the
-        base's, changed by `Alignment.finish`.
+        base's, or the donor's, changed by `Alignment.finish`.
 
     Raises:
         UserError: The policy is unknown, refuses the models, or cannot be followed with them.
@@ -242,7 +268,7 @@ def align(base: Model, experts: Mapping[str, Model], policy: str = "refuse") -> 
     if policy == "crop-to-base":
         return _crop(base, experts)
     if policy != "refuse":
-        return _match(base, experts, cast(Policy, policy))
+        return _match(base, experts, cast(Policy, policy), donor if donor in experts else None)
     # Under refuse nothing is changed, so that one tokenizer must fit all.
     for name, expert in experts.items():
         check_tokenizer(base, expert, f"expert {name} ({expert.path})")

@@ -252,10 +252,10 @@ def check_donor(config: MergeConfig) -> Model:
     """
     models, donor = config.models, config.donor
     first = next(iter(models))
-    if donor not in (None, first) and config.vocabulary != "refuse":
+    if donor not in (None, first) and config.vocabulary == "crop-to-base":
         raise UserError(
-            f"donor: under the vocabulary policy {config.vocabulary} the tokenizer is that of "
-            f"{first!r}; leave the donor out"
+            f"donor: under the vocabulary policy crop-to-base the tokenizer is that of {first!r}; "
+            "leave the donor out"
         )
     if donor is not None and donor not in models:
         raise UserError(f"donor: no model {donor!r}{nearest(donor, models)}")

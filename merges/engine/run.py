@@ -221,7 +221,7 @@ def merge_to_disk(
     for text in report.notes:
         note(text)
     reference, giver = config.reference, check_donor(config)
-    aligned = align(reference, config.experts, config.vocabulary)
+    aligned = align(reference, config.experts, config.vocabulary, config.donor)
     merged = dataclasses.replace(config, base=config.base and aligned.base, experts=aligned.experts)
     # A link leads to where the user wants the model: what it points to is replaced.
     with staged_directory(out.resolve()) as folder:

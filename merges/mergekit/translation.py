@@ -233,7 +233,7 @@ def _tokenizer(content: Mapping[str, Any], names: Mapping[str, str]) -> tuple[st
     donor = next((name for name, text in names.items() if text == source), None)
     if donor is None:
         raise _refuse(f"tokenizer source {source!r}", "give base, union or one of the models")
-    return None, donor
+    return "base", donor  # the vocabulary of that model, instead of the base's
 
 
 class _Places:

@@ -52,7 +52,7 @@ def unite(folder, base, others):
             if token not in known:
                 known.add(token)
                 new.append(NewToken(token, max(base.ids.values()) + 1 + len(new), tokens, name))
-    return new, output_tokenizer(folder, base, new)
+    return new, output_tokenizer([folder], base, new)
 
 
 @pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordPiece"])
@@ -137,4 +137,4 @@ def test_tokenizers_of_other_kinds_are_refused(tmp_path, ours, theirs):
 
 def test_nothing_new_changes_nothing(tmp_path):
     base = train(tmp_path / "base", "BPE", ENGLISH)
-    assert output_tokenizer(tmp_path / "base", base, []) == {}
+    assert output_tokenizer([tmp_path / "base"], base, []) == {}

@@ -161,6 +161,35 @@ def test_union_appends_and_averages(model, tmp_path):
     assert "3 tokens that the base lacks are appended from id 9 on" in aligned.notes[-1]
 
 
+@pytest.mark.parametrize("policy", ["base", "union"])
+def test_a_donors_vocabulary_takes_the_bases_place(model, tmp_path, policy):
+    base = model("base", BASE_WORDS, ["<x>"])
+    chat_words = [*SPECIAL, "q", "c", "b", "a"]
+    chat = model("chat", chat_words, ["<|im_end|>"], padding=4)
+    other = model("other", [*BASE_WORDS, "q"], ["<z>"])
+    aligned = align(base, {"chat": chat, "other": other}, policy, "chat")
+    # The donor's ids stay. Appended: what the base has besides, then the other expert's.
+    result = [*chat_words, "<|im_end|>"]
+    result += ["d", "<x>", "<z>"] if policy == "union" else []
+    places = {
+        "base": {word: n for n, word in enumerate([*BASE_WORDS, "<x>"])},
+        "chat": {word: n for n, word in enumerate([*chat_words, "<|im_end|>"])},
+        "other": {word: n for n, word in enumerate([*BASE_WORDS, "q", "<z>"])},
+    }
+    models = {"base": base, "chat": chat, "other": other}
+    assert aligned.rows is None  # the donor's padding is long enough
+    for label, found in {"base": aligned.base, **aligned.experts}.items():
+        values = found.load(EMBEDDING)
+        assert len(values) == len(chat.load(EMBEDDING)) == 13
+        for place, word in enumerate(result):
+            has = {x: models[x].load(EMBEDDING)[p[word]] for x, p in places.items() if word in p}
+            mean = sum(value.double() for value in has.values()) / len(has)
+            expected = has.get(label, has.get("base", mean.float()))
+            assert torch.equal(values[place], expected), (label, word)
+        assert torch.equal(values[12], row(chat, EMBEDDING, 12))  # padding
+    assert ("tokenizer.json" in aligned.files) == (policy == "union")
+
+
 def test_union_keeps_rows_of_padding(model):
     base = model("base", BASE_WORDS, padding=5)
     expert = model("expert", BASE_WORDS, ["<new>"], padding=1)

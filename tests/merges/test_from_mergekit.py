@@ -255,7 +255,7 @@ def test_a_model_with_an_adapter(run: Run) -> None:
         ({"tokenizer": {"source": "base"}}, "base", None),
         ({"tokenizer": {}}, "union", None),
         ({"tokenizer_source": "BASE"}, "base", None),
-        ({"tokenizer": {"source": "math"}}, "refuse", "math"),
+        ({"tokenizer": {"source": "math"}}, "base", "math"),
     ],
 )
 def test_tokenizers(asked: dict, vocabulary: str, donor: str, run: Run, tmp_path: Path) -> None:
@@ -267,6 +267,28 @@ def test_tokenizers(asked: dict, vocabulary: str, donor: str, run: Run, tmp_path
     run({"merge_method": "task_arithmetic", "base_model": base, "models": models, **asked})
     recipe = manifest(tmp_path)
     assert (recipe["vocabulary"], recipe["donor"]) == (vocabulary, donor)
+
+
+@pytest.mark.parametrize("asked", ["auto", "{{ messages[0].content }}"])
+def test_chat_templates(asked: str, run: Run, top: Path, tmp_path: Path) -> None:
+    models = two({"weight": 1}, {"weight": 2})
+    for name, text in [("base", None), ("ja", "one "), ("math", "one"), ("lora", "other")]:
+        (top / name / "chat_template.jinja").unlink(missing_ok=True)
+        if text is not None:
+            (top / name / "chat_template.jinja").write_text(text)
+    run(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": models,
+            "chat_template": asked,
+        }
+    )
+    for name in ("ja", "math", "lora"):
+        (top / name / "chat_template.jinja").unlink()
+    own = "one" if asked == "auto" else asked
+    assert manifest(tmp_path)["chat_template"] == own
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == own
 
 
 def test_models_are_located(run: Run, top: Path) -> None:
@@ -328,7 +350,8 @@ def _sliced(*ranges: Any, **more: Any) -> dict[str, Any]:
         ({**GOOD, "merge_method": "passthrough"}, "merge_method passthrough is not supported"),
         ({**GOOD, "merge_method": "ram"}, "method ram: no base given"),
         ({"merge_method": "linear", "modules": {}}, "'modules' in the configuration is not"),
-        ({**GOOD, "chat_template": "auto"}, "'chat_template' in the configuration is not"),
+        ({**GOOD, "chat_template": "chatml"}, "chat_template chatml is a file of mergekit"),
+        ({**GOOD, "chat_template": "{{ short }}"}, "is no template; give its text, or auto"),
         ({**GOOD, "dtyp": 1}, r"unknown key 'dtyp' .*did you mean 'dtype'"),
         ({**GOOD, "slices": []}, "give either models or slices"),
         ({"merge_method": "linear"}, "give either models or slices"),
