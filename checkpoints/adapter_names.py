@@ -1,4 +1,4 @@
-"""How an adapter's file calls a base's parameters, and which way round these lie."""
+"""How an adapter's file calls a base's parameters, and which weights it holds transposed."""
 
 from __future__ import annotations
 
