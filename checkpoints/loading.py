@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.layout import REMADE
 from checkpoints.names import is_head
 from checkpoints.reading import Checkpoint, Model
+from checkpoints.tokenizers_own import as_in_file, file_alone
 from common.errors import UserError, reason_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def refuse_invented(where: Path, missing: Iterable[str], unexpected: Iterable[st
 def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer; nothing is fetched, and no code that comes with it runs.
 
+    It reads text as tokenizer.json says, whatever class tokenizer_config.json names.
+
     Args:
         folder: The model's folder.
         remedy: What else the user can do, for the message.
@@ -53,13 +56,17 @@ def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
+    settings = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(folder, **settings)
     except Exception as error:  # whatever a missing or a damaged file makes of it
+        if (own := file_alone(folder, **settings)) is not None:
+            return own
         raise UserError(
             f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "
             f"model's there again{remedy}"
         ) from None
+    return as_in_file(found, folder, **settings)
 
 
 def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from checkpoints.loading import check_weights
 from checkpoints.reading import Checkpoint
+from checkpoints.tokenizers_own import folder_of
 from common.cost import hold_gpus
 from common.errors import UserError
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
@@ -110,11 +111,14 @@ class VLLMBackend(Backend, VLLM):
         self.model: Any
         self._checkpoint = _checked(model)
         visible = _check_gpus(tensor_parallel, data_parallel)
+        # A later engine reads it too.
+        self._words = contextlib.ExitStack()
+        words = self._words.enter_context(folder_of(tokenizer))
         with _starting(model):
             VLLM.__init__(
                 self,
                 pretrained=str(model),
-                tokenizer=tokenizer.name_or_path,
+                tokenizer=words,
                 dtype=dtype,
                 batch_size="auto",
                 max_batch_size=batch_size,
