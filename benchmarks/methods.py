@@ -207,15 +207,16 @@ def compare(records: Records, work: Path, repeats: int) -> None:
 
 
 def scaling(records: Records, work: Path, size: str) -> None:
-    """Peak memory of models of three depths, and of RegMean with three numbers of experts."""
-    for layers in (6, 12, 24):
+    """Peak memory of models of three depths on one row, and of RegMean of more and more experts."""
+    write_rows(work / "rows.jsonl", 1, 0)
+    for layers in (3, 6, 12):
         name = f"layers{layers}"
         make_model(work / "models" / name, size, layers, 0)
         for kind in ("statistics", "fisher"):
             peak = measured(kind, work, name)[1]
             title = "gram" if kind == "statistics" else kind
             records.add(f"{title} statistics, {layers} layers", "peak MB", peak, None)
-    for experts in (2, 4, 8):
+    for experts in (2, 8):
         peak = measured("regmean", work, experts=experts)[1]
         records.add(f"RegMean of {experts} experts", "peak MB", peak, None)
 
@@ -226,6 +227,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--size", choices=list(SIZES), default="0.1B")
+    parser.add_argument("--layers", type=int, help="in place of the size's")
     parser.add_argument("--rows", type=int, default=16, help=f"of {LENGTH} tokens")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("benchmark-methods"))
@@ -240,7 +242,8 @@ def main() -> None:
     work = given.work / given.size
     work.mkdir(parents=True, exist_ok=True)
     for number in range(3):
-        make_model(work / "models" / f"e{number}", given.size, SIZES[given.size][2], number)
+        layers = given.layers or SIZES[given.size][2]
+        make_model(work / "models" / f"e{number}", given.size, layers, number)
     write_rows(work / "rows.jsonl", given.rows, 0)
     records = Records()
     compare(records, work, given.repeats)

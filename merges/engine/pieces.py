@@ -43,7 +43,7 @@ class Later(Sequence):
 # to spare, and the cost of calling torch (a microsecond) is spread over enough of them.
 CPU_SIZE = 1 << 16
 GPU_SIZE = 1 << 24  # a GPU wants few, large launches
-LARGE = 1 << 26  # where a piece costs much however small it is: 0.27 GB in float32
+LARGE = 1 << 24  # where a piece costs much however small it is: 67 MB in float32
 _SAMPLED = 1 << 27  # of so many values a 64th is sample enough
 _FLAT = (-1,)
 
@@ -197,7 +197,8 @@ class Pieces:
         place, number = self._start, -1
         every = 1 + self.count // _SAMPLED if sample else 1
         for part in self.parts:
-            shape = self._shape(part)
+            # A sample of a tensor has not its shape.
+            shape = _FLAT if sample and self._unit == "tensor" else self._shape(part)
             columns = shape[-1] if self._unit == "rows" else 1
             for start, stop in self._bounds(part):
                 number += 1

@@ -92,7 +92,7 @@ def method(
             "gram"}``, ``{"base": "channels"}``; the kinds are those of `merges.statistics.kinds`.
             They are `context.statistics`, by the model's name.
         one_by_one: Whether `experts` are read from disk each time that one is looked at, so that
-            memory does not grow with their number, in pieces a thousand times as large: where a
+            memory does not grow with their number, in pieces some hundred times as large: where a
             piece costs much however small it is. For the unit ``rows``.
     """
     return lambda function: function

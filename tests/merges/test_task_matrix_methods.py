@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from merges.arithmetic import selection
 from merges.engine.run import merge_tensors
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
@@ -287,6 +288,14 @@ def test_doge_by_hand() -> None:
     still = merged("doge", base, experts, steps=0, density=1.0)
     expected = base + sum(0.07 * (x - base) / np.linalg.norm(x - base) for x in experts)
     close(still, expected)
+
+
+def test_doge_trims_a_large_model_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a size, the threshold of the whole model is found from a sample of each tensor."""
+    base, experts = models(5, 2, (40, 30))
+    small = merged("doge", base, experts, steps=2)
+    monkeypatch.setattr(selection, "_FEW", 100)
+    close(merged("doge", base, experts, steps=2), small, 0)
 
 
 @shapes
