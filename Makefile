@@ -21,7 +21,7 @@ TEST_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=20
-IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist loadfile
+IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist worksteal
 SLOW := workflow or postgres or faults
 ELSEWHERE := vllm or slurm or gpu or rehearsal or emulation
 VLLM := .venv-vllm

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.calling import call, say
@@ -88,9 +88,35 @@ def request(module: str, arguments: Sequence[str]) -> int | None:
     Returns:
         The exit code, or None where no worker answers and the caller has to do it itself.
     """
+    return ask(os.environ[VARIABLE], module, arguments, os.getcwd(), sys.path, os.environ)
+
+
+def ask(
+    worker: str,
+    module: str,
+    arguments: Sequence[str],
+    folder: str,
+    path: Sequence[str],
+    environment: Mapping[str, str],
+    streams: Sequence[int] = (0, 1, 2),
+) -> int | None:
+    """Have a warm worker run a module's `main(arguments) -> int` as another process would.
+
+    Args:
+        worker: The name of its socket.
+        module: What has the `main`.
+        arguments: Its arguments.
+        folder: Where it works.
+        path: Where it looks for modules.
+        environment: Its variables.
+        streams: File descriptors of its standard input, output and error.
+
+    Returns:
+        The exit code, or None where no worker answers and the caller has to do it itself.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(_address(os.environ[VARIABLE]))
+        connection.connect(_address(worker))
         answers = _same_user(connection)
     except OSError:
         answers = False
@@ -100,14 +126,14 @@ def request(module: str, arguments: Sequence[str]) -> int | None:
     message = {
         "module": module,
         "arguments": list(arguments),
-        "folder": os.getcwd(),
-        "path": sys.path,
-        "environment": dict(os.environ),
+        "folder": folder,
+        "path": list(path),
+        "environment": dict(environment),
     }
     answer = b""
     with connection, contextlib.suppress(OSError):  # the worker was killed
-        streams = array.array("i", [0, 1, 2])
-        connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        rights = array.array("i", streams)
+        connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         connection.sendall(json.dumps(message).encode() + b"\n")
         while block := connection.recv(64):
             answer += block

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ CAPPED = {
     "NUMBA_CPU_NAME": "x86-64",
     "NUMBA_CPU_FEATURES": "-avx",
 }
+# All steps keep their compiled kernels here; numba keeps those of other settings apart.
+KERNELS = tempfile.TemporaryDirectory()
 HERE = "AVX2" in machine.describe()["instructions"]
 needs_avx2 = pytest.mark.skipif(not HERE, reason="portable numerics need a processor with AVX2")
 
@@ -67,7 +70,7 @@ def step(folder, before=(), **environment):
     """Run PROGRAM as the workflow runs a step; return what it printed."""
     (folder / "program.py").write_text(PROGRAM)
     kept = {k: v for k, v in os.environ.items() if k not in {*numerics.SETTINGS, warm.VARIABLE}}
-    own = {"PYTHONPATH": f"{Path.cwd()}:{folder}", "NUMBA_CACHE_DIR": str(folder / "numba")}
+    own = {"PYTHONPATH": f"{Path.cwd()}:{folder}", "NUMBA_CACHE_DIR": KERNELS.name}
     done = subprocess.run(
         [*before, sys.executable, "-c", "from common.cli import run; run('program')"],
         env=kept | own | {"OMP_NUM_THREADS": "1"} | environment,

@@ -8,15 +8,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from common.warm import PRELOAD, VARIABLE, Worker
+from common.warm import PRELOAD, VARIABLE, Worker, ask
 
 ROOT = Path(__file__).resolve().parents[2]
+# What Snakemake and the Snakefile import, apart from the project's own modules.
+SNAKEMAKE = (
+    *("snakemake.cli", "snakemake.report.html_reporter", "docutils.core", "smart_open"),
+    *("chardet", "requests", "yte", "pydantic", "pandas", "pyarrow.compute"),
+)
 
 
 def tiny(config: dict) -> dict:
@@ -95,9 +102,11 @@ class Project:
 
     Attributes:
         worker: Socket of a warm worker for the commands; None where each run has its own.
+        driver: Socket of one that has Snakemake loaded; None where each command loads it.
     """
 
     worker: str | None = None
+    driver: str | None = None
 
     def __init__(self, folder: Path, config: dict) -> None:
         self.folder = folder
@@ -117,14 +126,27 @@ class Project:
         text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
         (self.folder / "tiny.yaml").write_text(text, encoding="utf-8")
 
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return kept | ({VARIABLE: self.worker} if self.worker else {})
+
+    def _ask_driver(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """Run Snakemake in a fork of the driver: its imports cost more than a dry run."""
+        path = [str(self.folder), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
+        with tempfile.TemporaryFile("w+") as output, open(os.devnull) as nothing:
+            streams = (nothing.fileno(), output.fileno(), output.fileno())
+            code = ask(
+                *(self.driver, "snakemake.cli", arguments, str(self.folder)),
+                *(path, self.environment(), streams),
+            )
+            output.seek(0)
+            return code, output.read()
+
     def start(self, *command: str, **options) -> subprocess.Popen:
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        if self.worker:
-            environment[VARIABLE] = self.worker
         return subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.folder,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,6 +154,8 @@ class Project:
         )
 
     def run(self, *command: str) -> tuple[int, str]:
+        if self.driver and command[0] == "snakemake":
+            return self._ask_driver(command[1:])
         process = self.start(*command)
         output = process.communicate()[0]
         return process.returncode, output
@@ -204,11 +228,18 @@ def worker():
             yield os.environ.pop(VARIABLE)  # not for the other tests of this process
 
 
+@pytest.fixture(scope="session")
+def driver():
+    """The socket of one warm worker that has loaded Snakemake."""
+    with Worker((*SNAKEMAKE, "tests.workflow.any_copy")):
+        yield os.environ.pop(VARIABLE)
+
+
 @pytest.fixture
-def project(reproduced, worker, tmp_path):
+def project(reproduced, worker, driver, tmp_path):
     """A private copy of the reproduced project, Snakemake's own records included."""
     shutil.copytree(reproduced.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
     copied = Project.__new__(Project)
     copied.folder, copied.config = tmp_path, copy.deepcopy(reproduced.config)
-    copied.worker = worker
+    copied.worker, copied.driver = worker, driver
     return copied

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from common.sources import no_number, reachable
+from common.warm import PRELOAD
 from evaluation.sources import data_files, evaluation_files
 from evaluation.suites import select
 from merges.engine import registry
@@ -155,7 +156,8 @@ BESIDES = {
 # Runs steps in forks of one process, and writes which files of the project each has imported.
 SPY = """
 import importlib, json, os, sys
-import lm_eval, torch, transformers
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)  # once for all steps
 root = os.environ["PYTHONPATH"] + os.sep
 for name, (module, arguments) in json.loads(sys.argv[1]).items():
     if os.fork() == 0:
@@ -217,7 +219,7 @@ def test_every_module_that_a_step_imports_is_in_its_key_or_cannot_change_a_numbe
     made = steps("case2", ("de", "ko", "sql"), ["bottle_okapi_de/arc", "bottle_sql_eval"])
     commands = {name: (f"{step[0]}.cli", step[1]) for name, step in made.items()}
     done = subprocess.run(
-        [sys.executable, "-c", SPY, json.dumps(commands)],
+        [sys.executable, "-c", SPY, json.dumps(commands), json.dumps(PRELOAD)],
         cwd=project.results,
         env=os.environ | {"PYTHONPATH": str(project.folder), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
