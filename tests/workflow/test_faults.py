@@ -72,7 +72,7 @@ def fresh(reproduced, tmp_path):
 
 
 def first_case(project):
-    """Leave a project's first case and three rows of it: a plain one, a tuned one, a learned one."""
+    """Leave a project its first case and three rows: a plain, a tuned and a learned one."""
     rows = ("soup", "ties_tuned", "dam_paper")
     project.config = copy.deepcopy(project.config)
     for key in ("ablation", "studies"):
