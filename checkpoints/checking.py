@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints.configs import config_differences, says
 from checkpoints.dtypes import FLOATS
 from checkpoints.reading import Model
 from common.errors import UserError
@@ -36,22 +37,51 @@ def check_architecture(base: Model, expert: Model, where: str) -> None:
     Raises:
         UserError: A field that both configurations have differs.
     """
-    ours, theirs = flat_config(base.config), flat_config(expert.config)
-    for field in _ARCHITECTURE:
-        known = ours.get(field) is not None and theirs.get(field) is not None
-        if known and ours[field] != theirs[field]:
-            raise UserError(
-                f"{where} is of another architecture: {field} is {theirs[field]!a}, the base's is "
-                f"{ours[field]!a}; {_SAME_BASE}"
-            )
     for model, name in ((expert, where), (base, f"the base ({base.path})")):
         check_full_precision(model, name)
+    ours, theirs = flat_config(base.config), flat_config(expert.config)
+    pairs = {field: (ours.get(field), theirs.get(field)) for field in _ARCHITECTURE}
+    built = {} if pairs["model_type"][0] != pairs["model_type"][1] else _built(base, expert)
+    for field, (own, other) in {**pairs, **built}.items():
+        if own is None or other is None or own == other or _alike(own, other):
+            continue
+        raise UserError(
+            f"{where} is of another architecture: {field} is {other!a}, the base's is {own!a}; "
+            f"{_SAME_BASE}"
+        )
+
+
+def _built(base: Model, expert: Model) -> dict[str, Any]:
+    """Return what makes an architecture, differs as transformers builds it, and is said by both.
+
+    What only one says, tensors show; and it is noted.
+    """
+    found = config_differences(base.config, expert.config)
+    return {
+        key: pair
+        for key, pair in found.items()
+        if (field := key.rsplit(".", 1)[-1]) in _ARCHITECTURE
+        and says(base.config, field)
+        and says(expert.config, field)
+    }
+
+
+def _alike(one: object, other: object) -> bool:
+    """Return whether two values are names of nearly the same activation, which is only noted."""
+    names = {str(one), str(other)}
+    return any(all(word in name for name in names) for word in ("gelu", "relu")) or names == {
+        "silu",
+        "swish",
+    }
 
 
 def check_full_precision(model: Model, where: str) -> None:
     """Raise a UserError if a model, called `where`, is quantised by its configuration."""
     if model.config.get("quantization_config"):
-        raise UserError(f"{where} is quantised; merge the models in full precision instead")
+        raise UserError(
+            f"{where} is quantised, as its config.json and its tensors say; merge the models in "
+            "full precision instead"
+        )
 
 
 def _check_tensors(base: Model, expert: Model, where: str) -> None:

@@ -121,6 +121,8 @@ def _show(arguments: argparse.Namespace) -> None:
     rows = model.config.get("vocab_size", "an unknown number of")
     print(f"tokenizer: {len(tokens.ids):,} tokens" if tokens else "tokenizer: none", end="")
     print(f", {rows} rows in the configuration")
+    for note in model.notes:
+        print(f"note: {note}")
 
 
 def _preflight(arguments: argparse.Namespace) -> None:

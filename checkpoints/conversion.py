@@ -7,7 +7,13 @@ from pathlib import Path
 
 from checkpoints.companions import companions_of
 from checkpoints.reading import Checkpoint
-from checkpoints.writing import SHARD_BYTES, StreamedWeights, TensorSpec
+from checkpoints.writing import (
+    SHARD_BYTES,
+    StreamedWeights,
+    TensorSpec,
+    WithCopies,
+    with_copies,
+)
 from common.errors import UserError
 from common.files import sha256_file, staged_directory
 from common.manifest import NAME, write_manifest
@@ -40,17 +46,20 @@ def convert(
     model = Checkpoint(source, allow_pickle=True)
     companions = companions_of([model.path])
     note(companions.note())
+    for text in model.notes:
+        note(text)
     specs = {name: TensorSpec(model.stored(name), model.shape(name)) for name in model.names()}
     values = sum(map(model.count, model.names()))
     progress = Progress(values, f"converting {source.name}: values")
     with staged_directory(out) as folder:
-        with StreamedWeights(folder, specs, shard_bytes) as weights:
-            for name in weights.names():  # in pieces: a parameter may not fit into memory twice
+        with StreamedWeights(folder, with_copies(specs, model.copies), shard_bytes) as weights:
+            sink = WithCopies(weights, model.copies)
+            for name in specs:  # in pieces: a parameter may not fit into memory twice
                 for start in range(0, model.count(name), _PIECE):
                     stop = min(start + _PIECE, model.count(name))
-                    weights.write(name, start, model.read(name, start, stop))
+                    sink.write(name, start, model.read(name, start, stop))
                     progress.step(stop - start, name)
-                weights.done(name)
+                sink.done(name)
         companions.copy(folder)
         write_manifest(
             folder / NAME,

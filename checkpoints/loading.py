@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.layout import REMADE
+from checkpoints.architecture import QUANTISED
+from checkpoints.layout import REMADE, read_object
 from checkpoints.names import is_head
 from checkpoints.reading import Checkpoint, Model
+from checkpoints.stored import TIE
 from checkpoints.tokenizers_own import as_in_file, file_alone
 from common.errors import UserError, reason_of
 
@@ -83,12 +85,14 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    Checkpoint(folder)  # says what is damaged in plainer words than transformers
+    model_folder = Checkpoint(folder)  # says what is damaged in plainer words than transformers
     # No progress, and no table of missing weights, which the error below says in a line.
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        if not _is_quantised_by_word(model_folder.config):
+            settings |= _without_leftover(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
@@ -109,7 +113,27 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
             f"{list(built)}; {REMADE}"
         )
     refuse_invented(Path(folder), info["missing_keys"], info["unexpected_keys"])
+    if model_folder.config.get(TIE) is False:  # transformers keeps a head that differs, and says so
+        model.config.tie_word_embeddings = False
     return model
+
+
+def _is_quantised_by_word(config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    return bool(config.get(QUANTISED) or (isinstance(text, dict) and text.get(QUANTISED)))
+
+
+def _without_leftover(folder: Path | str) -> dict[str, Any]:
+    """Return a setting that hides a leftover block on quantisation; none where there is none."""
+    if not _is_quantised_by_word(read_object(Path(folder) / "config.json")):
+        return {}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, QUANTISED):
+            delattr(part, QUANTISED)
+    return {"config": config}
 
 
 def check_weights(folder: Path | str) -> None:

@@ -15,9 +15,11 @@ from typing import Literal
 from checkpoints.chat import chat_of, differences
 from checkpoints.checking import check_compatible, flat_config
 from checkpoints.companions import companions_of
+from checkpoints.configs import config_differences
 from checkpoints.dtypes import FLOATS
 from checkpoints.names import is_head
 from checkpoints.reading import Model
+from checkpoints.settling import settle
 from checkpoints.tokens import TOKENIZER
 from checkpoints.vocabulary import align
 from checkpoints.writing import SHARD_BYTES, TensorSpec, divided
@@ -30,11 +32,6 @@ _PIECE = 1 << 16  # values that are merged at a time where a method allows it
 _BUFFERS = 6  # work buffers of a method, besides one for each model
 _DISK = 1e9  # bytes a second, reading and writing alike
 _NANOSECONDS = 2.0  # of arithmetic for each value of each model
-# Fields that change what a model computes and show in no tensor.
-_FUNCTION = (
-    *("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "rms_norm_eps"),
-    *("layer_norm_eps", "tie_word_embeddings", "max_position_embeddings"),
-)
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -117,13 +114,13 @@ def describe(model: Model) -> str:
 
 def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
     ours, theirs = flat_config(base.config), flat_config(expert.config)
-    for field_name in (*_FUNCTION, *_TOKENS):
-        known = field_name in ours and field_name in theirs
-        if known and ours[field_name] != theirs[field_name]:
-            report.notes.append(
-                f"expert {name}: {field_name} is {theirs[field_name]}, the base's "
-                f"{ours[field_name]}; the result has the base's"
-            )
+    told = config_differences(base.config, expert.config)
+    told |= {key: (ours[key], theirs[key]) for key in _TOKENS if key in ours and key in theirs}
+    report.notes += [
+        f"expert {name}: {key} is {other}, the base's {own}; the result has the base's"
+        for key, (own, other) in told.items()
+        if own != other
+    ]
     if types(base) != types(expert):
         report.notes.append(
             f"expert {name} is stored in {types(expert)}, the base in {types(base)}; "
@@ -221,6 +218,8 @@ def check_merge(
         report.facts.append(f"expert {name}: {types(expert)}, {expert.path}")
         _compare(report, reference, name, expert)
         _check_expert(report, reference, name, expert, vocabulary)
+    for name, model in {**({} if base is None else {"the base": base}), **experts}.items():
+        report.notes += [f"{'expert ' * (model is not base)}{name}: {n}" for n in model.notes]
     try:
         aligned = align(reference, experts, vocabulary, donor)
         report.notes += [note.rstrip(".") for note in aligned.notes]
@@ -276,7 +275,8 @@ def _check_expert(report: Report, base: Model, name: str, expert: Model, vocabul
     """Collect what the merge itself would stop at, without the rows that a policy brings."""
     try:
         if vocabulary == "refuse":
-            check_compatible(base, {name: expert})
+            settled = settle(base, {name: expert})
+            check_compatible(settled.base, settled.experts)
         else:
             aligned = align(base, {name: expert}, vocabulary)
             check_compatible(aligned.base, aligned.experts, same_tokenizer=False)

@@ -8,8 +8,9 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from checkpoints.layout import (
 )
 from checkpoints.names import has_row_per_token
 from checkpoints.pickles import PickledWeights
+from checkpoints.stored import reading_of
 from common.cost import count_mapped
 from common.errors import UserError
 from common.hashes import combined, sha256_cached
@@ -159,10 +161,15 @@ class Model(abc.ABC):
     Attributes:
         path: The folder that it is named after.
         config: The model's configuration.
+        notes: How it is read otherwise than its files say, a sentence each without a stop.
+        copies: Tensors of its files that are no separate parameters but equal one to which
+            they are tied, with its name; a result like this model holds them too.
     """
 
     path: Path
     config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    copies: Mapping[str, str] = MappingProxyType({})
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -273,6 +280,9 @@ class Checkpoint(Model):
 
     The bytes of safetensors go straight into the tensors; no file is mapped, so that memory holds
     only the values asked for, and a file that shrinks meanwhile is an error, not a crash.
+    Names are those of weights: a computed buffer, or a head that equals the embedding that it is
+    tied to, is left out, and the configuration is the one that holds for the weights
+    (`checkpoints.stored.reading_of`).
     With `mapped`, `read_array` copies nothing and gives views of the mapped files, which cannot be
     written to; pages of the system's cache then count as the process's own.
 
@@ -302,6 +312,9 @@ class Checkpoint(Model):
         self._stored = self._weights.stored
         if not self._stored:
             raise UserError(f"{path}: the weight files hold no tensor; {REMADE}")
+        found = reading_of(self)
+        self.config, self.notes, self.copies = found.config, found.notes, found.copies
+        self._stored = {n: item for n, item in self._stored.items() if n not in found.hidden}
 
     def names(self) -> list[str]:
         """Return the names of all parameters, sorted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from checkpoints.adapters import Adapter
 from checkpoints.layout import read_object
 from checkpoints.loading import check_depth
 from checkpoints.names import with_vocabulary_size
+from checkpoints.presented import Presented
 from checkpoints.reading import Model
 from checkpoints.rows import BASE, MEAN, OWN, Holder, Reordered, Rows
+from checkpoints.settling import settle
 from checkpoints.tokens import TOKENIZER, Tokens, compare_folders, read_tokens
 from checkpoints.union import NewToken, output_tokenizer
 from common.errors import UserError, nearest
@@ -72,7 +75,8 @@ def _rows_of(model: Model, label: str) -> int:
 
 def _tokens_of(model: Model, label: str, policy: str, base: Tokens | None = None) -> Tokens:
     tokens = read_tokens(model.path)
-    if tokens is None and isinstance(model, Adapter):
+    origin = model.origin if isinstance(model, Presented) else model
+    if tokens is None and isinstance(origin, Adapter):
         tokens = base  # an adapter without a tokenizer was trained with its base's
     if tokens is None:
         raise UserError(
@@ -232,7 +236,7 @@ def _match(
 def align(
     base: Model, experts: Mapping[str, Model], policy: str = "refuse", donor: str | None = None
 ) -> Alignment:
-    """Bring models to one vocabulary by a policy.
+    """Bring models to one set of names (`checkpoints.settling`) and to one vocabulary by a policy.
 
     ``refuse``: another tokenizer than the base's is an error. ``base``: the result has the base's
     tokenizer; the experts' rows of embedding and head are put in its order, and rows of tokens
@@ -265,14 +269,19 @@ def align(
         raise UserError(f"vocabulary policy {policy!r} is unknown{nearest(policy, known)}")
     for model in (base, *experts.values()):
         check_depth(model)
+    settled = settle(base, experts)
+    base, experts = settled.base, settled.experts
     if policy == "crop-to-base":
-        return _crop(base, experts)
-    if policy != "refuse":
-        return _match(base, experts, cast(Policy, policy), donor if donor in experts else None)
-    # Under refuse nothing is changed, so that one tokenizer must fit all.
-    for name, expert in experts.items():
-        check_tokenizer(base, expert, f"expert {name} ({expert.path})")
-    return Alignment(base, dict(experts))
+        aligned = _crop(base, experts)
+    elif policy != "refuse":
+        aligned = _match(base, experts, cast(Policy, policy), donor if donor in experts else None)
+    else:
+        # Under refuse nothing is changed, so that one tokenizer must fit all.
+        for name, expert in experts.items():
+            check_tokenizer(base, expert, f"expert {name} ({expert.path})")
+        aligned = Alignment(base, dict(experts))
+    notes = (*(f"{note}." for note in settled.notes), *aligned.notes)
+    return dataclasses.replace(aligned, notes=notes)
 
 
 def check_tokenizer(base: Model, expert: Model, where: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 5_000_000_000  # what transformers has long written
+Found = TypeVar("Found")
 _BLOCK = 1 << 22  # bytes that are hashed at a time
 _FLUSH = 1 << 28  # bytes after which the disk is made to begin, so that the end need not wait
 
@@ -229,6 +230,46 @@ class StreamedWeights:
                     "weight_map": {name: shard.path.name for name, shard in self._shard_of.items()},
                 },
             )
+
+
+class Sink(Protocol):
+    """Where values go, in any order."""
+
+    def write(self, name: str, start: int, values: Any) -> None:
+        """Take some consecutive values of a parameter."""
+
+    def done(self, name: str) -> None:
+        """Note that all values of a parameter are written."""
+
+
+def with_copies(found: Mapping[str, Found], copies: Mapping[str, str]) -> dict[str, Found]:
+    """Add to what is known by parameter the same of their copies (see `WithCopies`)."""
+    return {**found, **{copy: found[of] for copy, of in copies.items()}}
+
+
+class WithCopies:
+    """Writes what is tied to a parameter together with it.
+
+    Args:
+        sink: Takes the values, of the copies too.
+        copies: The copies with the parameter that each equals.
+    """
+
+    def __init__(self, sink: Sink, copies: Mapping[str, str]) -> None:
+        self._sink, self._copies = sink, copies
+
+    def _all(self, name: str) -> list[str]:
+        return [name, *(copy for copy, of in self._copies.items() if of == name)]
+
+    def write(self, name: str, start: int, values: Any) -> None:
+        """Write values of a parameter and of its copies."""
+        for each in self._all(name):
+            self._sink.write(each, start, values)
+
+    def done(self, name: str) -> None:
+        """Note that a parameter and its copies are written."""
+        for each in self._all(name):
+            self._sink.done(each)
 
 
 def write_weights(

@@ -357,13 +357,16 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
     if not arguments.out:
         raise UserError("--out is missing; see python -m merges --help")
     from merges.mergekit.templates import chosen_template
+    from checkpoints.settling import settle
     from merges.mergekit.translation import translate
 
     order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))
     for note in order.notes:
         print(note, file=sys.stderr)
     base, experts = _open(order.base, order.experts, order.adapters, arguments.allow_pickle)
-    settings, rules, dtype = order.resolve(base, experts)
+    reference = next(iter(experts.values())) if base is None else base
+    settled = settle(reference, experts)  # parameters are for the names that the merge has
+    settings, rules, dtype = order.resolve(base and settled.base, settled.experts)
     models = {**({} if base is None else {"base": base}), **experts}
     template, notes = chosen_template(order.chat_template, models)
     for note in notes:

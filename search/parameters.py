@@ -11,7 +11,7 @@ from checkpoints.names import is_embedding, is_head, kind
 from common.errors import UserError
 from merges.engine import registry
 from merges.engine.config import MergeConfig
-from merges.engine.layer_rules import count_layers, layer_of
+from merges.engine.stacks import count_layers, layer_of
 from search.merged import MergedSpace
 from search.space import Gene, Recipe
 
@@ -87,7 +87,7 @@ def groups(
         last = min(first + granularity, layers) - 1
         title = f"layer {first}" if granularity == 1 else f"layers {first}-{last}"
         rule = {"layers": [first, last]}
-        inside = [n for n in names if (at := layer_of(n)) is not None and first <= at <= last]
+        inside = [n for n in names if (at := layer_of(n)) and first <= at.number <= last]
         present = {_kind_in_layer(name) for name in inside}
         # A group of which nothing is merged would only add genes without effect.
         if kinds == "together":

@@ -106,7 +106,7 @@ def replay(given: argparse.Namespace) -> str:
     base, experts = _parents(given, record)
     vocabulary = record["parameters"].get("vocabulary", "refuse")
     aligned = align(base, experts, vocabulary)
-    space = _space(record, base, aligned.experts)
+    space = _space(record, aligned.base, aligned.experts)
     history = []
     # The genomes are in the table with all digits, so the model is the same to the bit.
     for row in rows[: given.evaluations]:
@@ -122,7 +122,7 @@ def replay(given: argparse.Namespace) -> str:
     with staged_directory(given.out) as folder:
         recipe = space.decode(winner.genome)
         with measure(folder / "cost.json") as cost:
-            result.write_model(folder, space, recipe, base)
+            result.write_model(folder, space, recipe, aligned.base)
             cost.count(evaluations=0)
         search = record["parameters"]["search"]
         about = search | {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.card import model_card, public_name
-from checkpoints.writing import write_checkpoint
+from checkpoints.settling import settle_config
+from checkpoints.writing import with_copies, write_checkpoint
 from common import manifest
 from common.files import read_json, sha256_file, write_json, write_text
 from merges.engine import registry
@@ -24,7 +25,8 @@ _DATA_FLOW = ("data-flow", "Layers along a path", "arXiv:2403.13187")
 def write_model(folder: Path, space: Space, recipe: Recipe, base: Model) -> None:
     """Write a candidate of a space into a staged folder, with the base's tokenizer and settings."""
     tensors, changes = space.tensors(recipe)
-    write_checkpoint(folder, tensors, base.path)
+    write_checkpoint(folder, with_copies(tensors, base.copies), base.path)
+    settle_config(folder, base)
     if changes:
         path = folder / "config.json"
         write_json(path, read_json(path) | changes)

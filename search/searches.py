@@ -10,6 +10,7 @@ from typing import Any
 from checkpoints.checking import check_compatible
 from checkpoints.devices import check_device
 from checkpoints.reading import Checkpoint, Model
+from checkpoints.settling import check_allocatable
 from checkpoints.vocabulary import align
 from common import manifest, numerics, sources
 from common.cli import json_list, pairs
@@ -164,11 +165,12 @@ def search(given: argparse.Namespace) -> str:
     check_output(given.out, [parent.path for parent in parents.values()])
     check_device(given.device)
     aligned = align(base, experts, given.vocabulary)
+    check_allocatable(base, aligned.base)
     if given.space == "parameter":  # the other space checks its models itself
-        check_compatible(base, aligned.experts, same_tokenizer=False)
+        check_compatible(aligned.base, aligned.experts, same_tokenizer=False)
     merging = MergeConfig(
         given.method,
-        base,
+        aligned.base,
         aligned.experts,
         seed=given.seed,
         embeddings_and_norms=given.embeddings_and_norms,
@@ -235,7 +237,7 @@ def search(given: argparse.Namespace) -> str:
                     "full_average": winner.full,
                 }
             recipe = plan.space.decode(winner.genome)
-            result.write_model(folder, plan.space, recipe, base)
+            result.write_model(folder, plan.space, recipe, aligned.base)
             result.write_table(folder, table(history))
             cost.count(evaluations=len(history))
             for evaluation in history:

@@ -11,25 +11,9 @@ from typing import Any
 from common.errors import UserError, nearest
 from common.files import read_json
 from merges.engine import registry
+from merges.engine.stacks import Stacks, layer_of, position
 
-_LAYER = re.compile(r"\b(?:layers|layer|h|blocks)\.(\d+)\.")
 _KEYS = ("match", "layers", "set", "gradient")
-
-
-def layer_of(tensor: str) -> int | None:
-    """Return the number of the layer that a tensor belongs to, None for one of no layer."""
-    found = _LAYER.search(tensor)
-    return None if found is None else int(found[1])
-
-
-def count_layers(tensors: Collection[str]) -> int:
-    """Return how many layers a model has, by the names of its tensors."""
-    return 1 + max((layer for name in tensors if (layer := layer_of(name)) is not None), default=-1)
-
-
-def position(layer: int, first: int, last: int) -> float:
-    """Return where a layer is among [first, last]: from 0 to 1, and 1 where it is the only one."""
-    return 1.0 if first == last else (layer - first) / (last - first)
 
 
 def interpolate(values: Sequence[float], place: float) -> float:
@@ -47,7 +31,7 @@ class Rule:
 
     Attributes:
         match: Regular expression searched for in the name, None to match any.
-        layers: First and last layer number, both included, None for any tensor.
+        layers: First and last layer number, both included, in every stack; None for any tensor.
         set: Parameters of the method, checked.
         gradient: Parameters that change from layer to layer: the values between which they are
             interpolated, or these by expert (a number is the same in every layer).
@@ -64,20 +48,20 @@ class Rule:
             return False
         if self.layers is None:
             return True
-        number = layer_of(tensor)
-        return number is not None and self.layers[0] <= number <= self.layers[1]
+        layer = layer_of(tensor)
+        return layer is not None and self.layers[0] <= layer.number <= self.layers[1]
 
-    def settings(self, tensor: str, layers: int) -> dict[str, Any]:
+    def settings(self, tensor: str, stacks: Stacks) -> dict[str, Any]:
         """Return the rule's parameters for a tensor that it is for.
 
         Args:
             tensor: The tensor's name.
-            layers: The model's number of layers.
+            stacks: The model's stacks of layers; a gradient goes over each.
         """
-        number = layer_of(tensor)
-        if number is None or not self.gradient:
+        layer = layer_of(tensor)
+        if layer is None or not self.gradient:
             return self.set
-        place = position(number, *(self.layers or (0, layers - 1)))
+        place = position(layer.number, *self.layers) if self.layers else stacks.place(layer)
 
         def value(points: Any) -> Any:
             if isinstance(points, dict):
@@ -106,7 +90,7 @@ class LayerRules:
         rules: Mappings with ``match`` (a regular expression searched for in the tensor's name),
             ``layers`` ([first, last], included) or both, and with ``set`` (parameters),
             ``gradient`` or both. A gradient has for a parameter a list of numbers, evenly spread
-            over the model's layers (or those of ``layers``) with straight lines between, or such
+            over the layers of each stack (or ``layers``) with straight lines between, or such
             a list for each expert; tensors of no layer are not touched by it. A rule of a gradient
             alone needs neither match nor layers.
         source: Where the rules come from, for messages.
@@ -125,18 +109,18 @@ class LayerRules:
         self.rules = [
             _rule(method, rule, f"{source}, rule {number}") for number, rule in enumerate(rules, 1)
         ]
-        self._layers: int | None = None
+        self._stacks = Stacks(())
 
     def __call__(self, tensor: str) -> dict[str, Any]:
         """Return the settings that differ from the method's for this tensor."""
         overrides: dict[str, Any] = {}
         for rule in self.rules:
             if rule.applies(tensor):
-                if rule.gradient and self._layers is None:
+                if rule.gradient and not self._stacks.limits:
                     raise RuntimeError(
                         "a gradient needs check_used first, which counts the model's layers"
                     )
-                overrides.update(rule.settings(tensor, self._layers or 0))
+                overrides.update(rule.settings(tensor, self._stacks))
         return overrides
 
     def check_used(self, tensors: Collection[str]) -> None:
@@ -149,7 +133,7 @@ class LayerRules:
             UserError: A rule applies to no tensor, most likely a slip, or a gradient reaches a
                 value that the parameter cannot have.
         """
-        self._layers = count_layers(tensors)
+        self._stacks = Stacks(tensors)
         for number, rule in enumerate(self.rules, 1):
             where = f"{self.source}, rule {number}"
             touched = [tensor for tensor in tensors if rule.applies(tensor)]
@@ -164,7 +148,7 @@ class LayerRules:
                 )
             if rule.gradient:
                 for tensor in touched:
-                    _check(self.method, rule.settings(tensor, self._layers), where)
+                    _check(self.method, rule.settings(tensor, self._stacks), where)
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the rules as they can be written to a file and read again."""

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.chat import write_template
 from checkpoints.checking import check_compatible, check_finite
-from checkpoints.dtypes import stored_type, torch_name
-from checkpoints.preflight import Report, check_merge, types
-from checkpoints.vocabulary import align
-from checkpoints.writing import StreamedWeights, copy_companions, divided, write_weights
+from checkpoints.dtypes import stored_type
+from checkpoints.preflight import Report, check_merge
+from checkpoints.settling import settle_config
+from checkpoints.vocabulary import Alignment, align
+from checkpoints.writing import (
+    StreamedWeights,
+    WithCopies,
+    copy_companions,
+    divided,
+    with_copies,
+    write_weights,
+)
 from common.cost import Cost, measure
 from common.errors import UserError
 from common.files import staged_directory
@@ -126,7 +134,8 @@ def merge_checkpoints(config: MergeConfig) -> WholeModelResult:
     from merges.engine.streaming import Collected, Merge
 
     check_config(config)
-    check_compatible(config.reference, config.experts)
+    config = _aligned(config)[0]
+    check_compatible(config.reference, config.experts, same_tokenizer=False)
     if config.info.whole_model:
         return _merge_whole(config)
     merge = Merge(config)
@@ -135,6 +144,20 @@ def merge_checkpoints(config: MergeConfig) -> WholeModelResult:
     merge.run(sink, list(merge.specs), f"merging ({config.method})")
     parameters_merged = sum(tensor.numel() for tensor in sink.tensors.values())
     return WholeModelResult(sink.tensors, counted={"parameters": parameters_merged})
+
+
+def _aligned(config: MergeConfig) -> tuple[MergeConfig, Alignment]:
+    """Return the merge of the same models with one set of names and one vocabulary."""
+    aligned = align(config.reference, config.experts, config.vocabulary, config.donor)
+    base = config.base and aligned.base
+    return dataclasses.replace(config, base=base, experts=aligned.experts), aligned
+
+
+def _copies_of(config: MergeConfig, merged: MergeConfig) -> dict[str, str]:
+    """Return the reference's copies that the result has: none where it is untied."""
+    names = merged.reference.names()
+    copies = config.reference.copies
+    return {new: of for new, of in copies.items() if of in names and new not in names}
 
 
 def plan(out: Path, config: MergeConfig) -> Report:
@@ -176,25 +199,37 @@ def plan(out: Path, config: MergeConfig) -> Report:
     )
     report.notes += notes
     if not whole_model and not report.errors:
-        merge = Merge(config, arrays=True)  # checks its layers' rules
+        merge = Merge(_aligned(config)[0], arrays=True)  # checks its layers' rules
         read = {shard for model in models for shard in model.shards}
         check_files(len(read) + len(divided(merge.specs, config.shard_bytes)))
     return report
 
 
-def _write_weights(folder: Path, config: MergeConfig, cost: Cost) -> Mapping[str, str]:
-    """Merge into a folder; return the sha256 of each weight file by its name."""
+def _write_weights(
+    folder: Path, config: MergeConfig, copies: Mapping[str, str], cost: Cost
+) -> Mapping[str, str]:
+    """Merge into a folder; return the sha256 of each weight file by its name.
+
+    Args:
+        folder: The result's, staged.
+        config: The merge, its models with one set of names.
+        copies: See `checkpoints.reading.Model`.
+        cost: Takes the amounts.
+    """
     from merges.engine.streaming import Merge
 
     if config.info.whole_model:
         result = _merge_whole(config)
         write_extras(folder, result)
         cost.count(**result.counted)
-        return write_weights(folder, result.tensors, config.shard_bytes)
+        tensors = with_copies(result.tensors, copies)
+        return write_weights(folder, tensors, config.shard_bytes)
     merge = Merge(config, arrays=True)
     merge.work_alone()
-    with StreamedWeights(folder, merge.specs, config.shard_bytes) as weights:
-        merge.run(weights, weights.names(), f"merging ({config.method})")
+    specs = with_copies(merge.specs, copies)
+    with StreamedWeights(folder, specs, config.shard_bytes) as weights:
+        order = [name for name in weights.names() if name in merge.specs]
+        merge.run(WithCopies(weights, copies), order, f"merging ({config.method})")
     cost.count(**merge.counted())
     return weights.hashes
 
@@ -220,16 +255,14 @@ def merge_to_disk(
     report.require()
     for text in report.notes:
         note(text)
-    reference, giver = config.reference, check_donor(config)
-    aligned = align(reference, config.experts, config.vocabulary, config.donor)
-    merged = dataclasses.replace(config, base=config.base and aligned.base, experts=aligned.experts)
+    giver = check_donor(config)
+    merged, aligned = _aligned(config)
     # A link leads to where the user wants the model: what it points to is replaced.
     with staged_directory(out.resolve()) as folder:
         with measure(folder / COST) as cost:
-            hashes = _write_weights(folder, merged, cost)
-            # Another model's configuration may name another type than the weights have.
-            own = None if giver is reference else torch_name(types(reference).split(", ")[0])
-            copy_companions(giver.folders, folder, config.dtype or own)
+            hashes = _write_weights(folder, merged, _copies_of(config, merged), cost)
+            copy_companions(giver.folders, folder, config.dtype)
+            settle_config(folder, merged.reference, config.dtype)
             aligned.finish(folder)
             if config.chat_template is not None:
                 write_template(folder, config.chat_template)

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.checking import check_finite
 from checkpoints.dtypes import FLOATS, stored_type, torch_type
 from checkpoints.reading import Model
-from checkpoints.writing import TensorSpec, spec_of
+from checkpoints.writing import Sink, TensorSpec, spec_of
 from common.errors import UserError
 from common.progress import Progress
 from merges.engine.config import MergeConfig
@@ -67,13 +67,6 @@ class InMemory(Model):
     def fingerprint(self) -> str:
         """Not known: what is in memory has no file to hash."""
         raise NotImplementedError
-
-
-class Sink(Protocol):
-    """Where merged values go, in any order."""
-
-    def write(self, name: str, start: int, values: Any) -> None: ...
-    def done(self, name: str) -> None: ...
 
 
 class Collected:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError, nearest
-from merges.engine.layer_rules import LayerRules, count_layers, interpolate, layer_of, position
+from merges.engine.layer_rules import LayerRules, interpolate
+from merges.engine.stacks import Stacks, layer_of, position
 from merges.mergekit.recipes import SILENT, WORDS, Recipe, Word
 
 SOURCE = "mergekit configuration"
@@ -153,12 +154,20 @@ class Parameters:
         layer = layer_of(tensor)
         if layer is None:
             return self._slices[0 if _BEFORE.search(tensor) else -1]
-        return next(s for s in self._slices if s.last is None or layer <= s.last)
+        # A single slice speaks for all stacks; several are of a model with one stack.
+        return next(
+            (s for s in self._slices if s.last is None or layer.number <= s.last), self._slices[-1]
+        )
 
-    def _find(self, word: str, about: Word, tensor: str, model: str | None, layers: int) -> Any:
+    def _find(self, word: str, about: Word, tensor: str, model: str | None, stacks: Stacks) -> Any:
         part, layer, place = self._part(tensor), layer_of(tensor), 0.0
         if layer is not None:
-            place = position(layer, part.first, layers - 1 if part.last is None else part.last)
+            sliced = part.last is not None and stacks.stack_of(layer) == stacks.main
+            place = (
+                position(layer.number, part.first, part.last or 0)
+                if sliced
+                else stacks.place(layer)
+            )
         for settings in (part.each.get(model or "", {}), part.shared, self._shared):
             if word in settings:
                 try:
@@ -172,27 +181,46 @@ class Parameters:
             raise UserError(f"{SOURCE}: no {word}{of} for tensor {tensor}; give one")
         return about.default
 
-    def evaluate(self, tensor: str, layers: int) -> dict[str, Any]:
-        """Return our method's parameters for a tensor of a model with so many layers.
+    def evaluate(self, tensor: str, stacks: Stacks) -> dict[str, Any]:
+        """Return our method's parameters for a tensor of a model with these stacks of layers.
 
         Raises:
             UserError: One is missing, of another type, or not supported.
         """
         values = {}
         for word, about in self._recipe.shared.items():
-            values[about.ours] = about.turn(self._find(word, about, tensor, None, layers))
+            values[about.ours] = about.turn(self._find(word, about, tensor, None, stacks))
         for word, about in self._recipe.only.items():
-            if (value := self._find(word, about, tensor, None, layers)) != about.default:
+            if (value := self._find(word, about, tensor, None, stacks)) != about.default:
                 raise UserError(
                     f"{SOURCE}: {word}: {value} is not supported in {self._method}; "
                     "leave it out or choose another method"
                 )
         for word, about in self._recipe.each.items():
             values[about.ours] = {
-                name: self._find(word, about, tensor, model, layers)
+                name: self._find(word, about, tensor, model, stacks)
                 for name, model in self._names.items()
             }
         return {**self._recipe.join(values), **self._fixed}
+
+    def _check_slices(self, stacks: Stacks) -> None:
+        """Refuse slices that do not cover the text's layers, or divide one stack of several."""
+        last = self._slices[-1].last
+        if last is None:
+            return
+        layers = 1 + stacks.limits[stacks.main][1] if stacks.main else 0
+        if last != layers - 1:
+            where = f" in {stacks.main} of" if len(stacks.limits) > 1 else " in"
+            raise UserError(
+                f"{SOURCE}: leaving out layers is not supported ({last + 1} in the slices, "
+                f"{layers}{where} the model); name them all"
+            )
+        if len(self._slices) > 1 and len(stacks.limits) > 1:
+            raise UserError(
+                f"{SOURCE}: the model has several stacks of layers ({stacks.describe()}), and "
+                "slices do not say which they divide; give models, with lists of numbers for "
+                "parameters that differ between layers"
+            )
 
     def resolve(self, tensors: Collection[str]) -> tuple[dict[str, Any], LayerRules | None]:
         """Work out the parameters for a model.
@@ -206,13 +234,9 @@ class Parameters:
         Raises:
             UserError: The slices do not cover the layers, or as for `evaluate`.
         """
-        layers = count_layers(tensors)
-        if (last := self._slices[-1].last) is not None and last != layers - 1:
-            raise UserError(
-                f"{SOURCE}: leaving out layers is not supported ({last + 1} in the slices, "
-                f"{layers} in the model); name them all"
-            )
-        values = {tensor: self.evaluate(tensor, layers) for tensor in tensors}
+        stacks = Stacks(tensors)
+        self._check_slices(stacks)
+        values = {tensor: self.evaluate(tensor, stacks) for tensor in tensors}
         first = next(iter(values.values()))
         common = {
             name: value

@@ -263,6 +263,10 @@ def test_a_quantised_base_is_refused(base, tmp_path):
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"] = {"bits": 4}
     (quantised / "config.json").write_text(json.dumps(config))
+    assert Adapter(tmp_path / "a", Checkpoint(quantised)).names()  # a leftover, with true weights
+    tensors = load_file(quantised / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.qweight"] = torch.zeros(2, 2, dtype=torch.int32)
+    save_file(tensors, quantised / "model.safetensors")
     refused(tmp_path / "a", quantised, "quantised base")
 
 

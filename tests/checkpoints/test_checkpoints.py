@@ -125,6 +125,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path, copy):
         Checkpoint(copy)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.float4_e2m1fn_x2, "F4")]
+)
+def test_float8_and_float4_are_refused_by_their_type(copy, dtype, stored):
+    values = torch.zeros(2, 4, dtype=torch.uint8).view(dtype)  # F4's header says [2, 8]
+    save_file({"w": values}, copy / SINGLE)
+    with pytest.raises(UserError, match=f"has type '{stored}', .*convert the checkpoint to BF16"):
+        Checkpoint(copy)
+
+
 def change(copy, **tensors):
     held = load_file(copy / SINGLE)
     for name, tensor in tensors.items():

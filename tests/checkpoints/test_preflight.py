@@ -76,7 +76,6 @@ def test_sizes_agree_with_the_files_that_are_written(base, tmp_path):
         ({"num_key_value_heads": 4}, "num_key_value_heads is 4, the base's is 2"),
         ({"hidden_size": 64}, "hidden_size is 64"),
         ({"text_config": {"num_hidden_layers": 9}}, "num_hidden_layers is 9"),
-        ({"quantization_config": {"bits": 4}}, "is quantised"),
     ],
 )
 def test_another_architecture_is_refused(base, copy, fields, match):
