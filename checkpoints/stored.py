@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from checkpoints.architecture import QUANTISED, architecture, parsed
 from checkpoints.dtypes import FLOATS
 from checkpoints.names import is_embedding, is_head
-
-if TYPE_CHECKING:
-    from checkpoints.reading import Model
 
 TIE = "tie_word_embeddings"
 _COMPARED_AT_ONCE = 1 << 22  # values
@@ -31,6 +28,27 @@ _QUANTISED_PARTS = {
     *("quant_map", "nested_quant_map", "SCB", "weight_format", "W_q"),
     *("gate_up_proj_blocks", "gate_up_proj_scales", "down_proj_blocks", "down_proj_scales"),
 }
+
+
+class Tensors(Protocol):
+    """What is asked of a model (`checkpoints.reading.Model`, which this file serves)."""
+
+    config: dict[str, Any]
+
+    def names(self) -> list[str]:
+        """Return the names of all parameters, sorted."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape."""
+
+    def dtype(self, name: str) -> str:
+        """Return the type in which a parameter is read."""
+
+    def count(self, name: str) -> int:
+        """Return a parameter's number of values."""
+
+    def read_array(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read some consecutive values, bfloat16 as its patterns."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,7 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def _values(model: Model, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+def _values(model: Tensors, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Read some values of a parameter as float64."""
     array = model.read_array(name, start, stop)
     if model.dtype(name) == "BF16":
@@ -58,19 +76,19 @@ def _values(model: Model, name: str, start: int = 0, stop: int | None = None) ->
     return array.astype(np.float64)
 
 
-def _is_frequencies(model: Model, name: str) -> bool:
+def _is_frequencies(model: Tensors, name: str) -> bool:
     if len(model.shape(name)) != 1 or model.dtype(name) not in FLOATS or not model.count(name):
         return False
     values = _values(model, name)
     return bool((values >= 0).all() and values[0] <= 1 and (np.diff(values) <= 0).all())
 
 
-def _is_turns(model: Model, name: str) -> bool:
+def _is_turns(model: Tensors, name: str) -> bool:
     shape = model.shape(name)  # cosines or sines, by position in the last dimension but one
     return len(shape) in (2, 4) and bool((np.abs(_values(model, name)) <= 1).all())
 
 
-def _is_mask(model: Model, name: str) -> bool:
+def _is_mask(model: Tensors, name: str) -> bool:
     shape = model.shape(name)
     if len(shape) != 4 or shape[:2] != (1, 1) or shape[2] != shape[3] or not shape[2]:
         return False
@@ -80,23 +98,23 @@ def _is_mask(model: Model, name: str) -> bool:
     return bool(first[0] == 1 and not first[1:].any() and (last == 1).all())
 
 
-def _is_masked_score(model: Model, name: str) -> bool:
+def _is_masked_score(model: Tensors, name: str) -> bool:
     return model.count(name) == 1 and bool(_values(model, name)[0] <= _MASKED)
 
 
-def _is_positions(model: Model, name: str) -> bool:
+def _is_positions(model: Tensors, name: str) -> bool:
     count = model.count(name)
     plain = model.dtype(name) not in FLOATS and model.shape(name) in ((count,), (1, count))
     return plain and bool((_values(model, name) == np.arange(count)).all())
 
 
-def _is_zeros(model: Model, name: str) -> bool:
+def _is_zeros(model: Tensors, name: str) -> bool:
     count = model.count(name)
     plain = model.dtype(name) not in FLOATS and model.shape(name) in ((count,), (1, count))
     return plain and not _values(model, name).any()
 
 
-_BUFFERS: dict[str, Callable[[Model, str], bool]] = {
+_BUFFERS: dict[str, Callable[[Tensors, str], bool]] = {
     "inv_freq": _is_frequencies,
     "original_inv_freq": _is_frequencies,
     "cos_cached": _is_turns,
@@ -108,7 +126,7 @@ _BUFFERS: dict[str, Callable[[Model, str], bool]] = {
 }
 
 
-def _is_computed(model: Model, name: str) -> bool:
+def _is_computed(model: Tensors, name: str) -> bool:
     """Return whether a tensor is a buffer that every loader computes, by name and values."""
     path = name.split(".")
     if path[-1] == "bias" and len(path) > 1 and path[-2] in _MASKS:
@@ -119,7 +137,7 @@ def _is_computed(model: Model, name: str) -> bool:
     return known is not None and known(model, name)
 
 
-def equal_tensors(model: Model, one: str, other: str) -> bool:
+def equal_tensors(model: Tensors, one: str, other: str) -> bool:
     """Return whether two parameters of a model have equal shapes and values."""
     if model.shape(one) != model.shape(other):
         return False
@@ -156,7 +174,7 @@ def with_tie(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     return changed
 
 
-def head_and_embedding(model: Model) -> tuple[str, str] | None:
+def head_and_embedding(model: Tensors) -> tuple[str, str] | None:
     """Return the only output head and the only embedding, where a model stores one of each."""
     heads = [name for name in model.names() if is_head(name) and name.endswith(".weight")]
     embeddings = [name for name in model.names() if is_embedding(name)]
@@ -165,7 +183,7 @@ def head_and_embedding(model: Model) -> tuple[str, str] | None:
     return heads[0], embeddings[0]
 
 
-def _shared(model: Model) -> list[str]:
+def _shared(model: Tensors) -> list[str]:
     """Return parameters that may be copies of another one: heads, embeddings, T5's ``shared``."""
     return [
         name
@@ -174,7 +192,7 @@ def _shared(model: Model) -> list[str]:
     ]
 
 
-def _copies(model: Model) -> dict[str, str]:
+def _copies(model: Tensors) -> dict[str, str]:
     """Return what an architecture with several embeddings ties, where the values agree.
 
     Returns:
@@ -194,7 +212,7 @@ def _copies(model: Model) -> dict[str, str]:
     return {one: other for one, other in pairs if built.tied.get(one) == other}
 
 
-def is_quantised(model: Model) -> bool:
+def is_quantised(model: Tensors) -> bool:
     """Return whether the tensors, whatever the configuration says, are of a quantised model."""
     return any(
         name.rsplit(".", 1)[-1] in _QUANTISED_PARTS
@@ -204,7 +222,7 @@ def is_quantised(model: Model) -> bool:
     )
 
 
-def _full_precision(model: Model, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _full_precision(model: Tensors, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Drop a block that a quantising program left in a configuration of ordinary tensors."""
     text = config.get("text_config")
     inner = isinstance(text, dict) and bool(text.get(QUANTISED))
@@ -224,7 +242,7 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def reading_of(model: Model) -> Reading:
+def reading_of(model: Tensors) -> Reading:
     """Find out how a model folder is to be read.
 
     Args:

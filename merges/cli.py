@@ -356,8 +356,8 @@ def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
             )
     if not arguments.out:
         raise UserError("--out is missing; see python -m merges --help")
-    from merges.mergekit.templates import chosen_template
     from checkpoints.settling import settle
+    from merges.mergekit.templates import chosen_template
     from merges.mergekit.translation import translate
 
     order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from checkpoints.loading import load_causal
 from checkpoints.reading import Checkpoint
@@ -193,6 +192,8 @@ def test_rotary_frequencies_in_some_files_are_no_difference(holders, family, mer
 
 
 def gpt2(folder, seed):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = GPT2Config(
@@ -274,6 +275,8 @@ def test_the_configuration_states_the_type_of_the_file(family, merge):
 
 
 def test_stacked_and_single_experts_are_one_model(tmp_path, merge, make_model):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
     config = MixtralConfig(
         **SMALL,
         vocab_size=48,
