@@ -178,17 +178,19 @@ def head_and_embedding(model: Tensors) -> tuple[str, str] | None:
     """Return the only output head and the only embedding, where a model stores one of each."""
     heads = [name for name in model.names() if is_head(name) and name.endswith(".weight")]
     embeddings = [name for name in model.names() if is_embedding(name)]
-    if len(heads) != 1 or len(embeddings) != 1:
+    if len(heads) != 1 or len(embeddings) != 1 or any(map(_is_shared, model.names())):
         return None
     return heads[0], embeddings[0]
+
+
+def _is_shared(name: str) -> bool:
+    return name.split(".")[-2:] == ["shared", "weight"]
 
 
 def _shared(model: Tensors) -> list[str]:
     """Return parameters that may be copies of another one: heads, embeddings, T5's ``shared``."""
     return [
-        name
-        for name in model.names()
-        if is_head(name) or is_embedding(name) or name.rpartition(".")[0].endswith("shared")
+        name for name in model.names() if is_head(name) or is_embedding(name) or _is_shared(name)
     ]
 
 

@@ -300,3 +300,28 @@ def test_stacked_and_single_experts_are_one_model(tmp_path, merge, make_model):
     assert merged.keys() == a.keys()
     for name, value in merged.items():
         assert torch.allclose(value.double(), (a[name].double() + b[name]) / 2, atol=1e-7), name
+
+
+def test_copies_in_an_encoder_decoder_are_no_difference(tmp_path, merge):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4}
+    for seed, name in enumerate(("base", "a", "b")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = T5ForConditionalGeneration(T5Config(vocab_size=48, **sizes))
+        model.save_pretrained(tmp_path / name)
+    shared = "shared.weight"
+    copies = ("encoder.embed_tokens.weight", HEAD)  # not all that the class ties
+    change(tmp_path / "a", lambda t: t.update({name: t[shared].clone() for name in copies}))
+    found = merge(tmp_path)
+    assert not found.tensors.keys() & set(copies)
+    assert torch.allclose(found.tensors[shared].double(), mean(tmp_path, shared), atol=1e-6)
+
+
+def test_another_number_of_heads_is_refused_under_any_name(tmp_path, merge):
+    for name in ("base", "a", "b"):
+        gpt2(tmp_path / name, 0)
+    configure(tmp_path / "a", lambda config: config.update(n_head=4))
+    with pytest.raises(UserError, match="num_attention_heads is 4, the base's is 2"):
+        merge(tmp_path)
