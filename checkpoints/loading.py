@@ -82,7 +82,6 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
         UserError: The folder is not a model, transformers cannot load it, or it lacks a weight or
             has one too many, but for those that the architecture ties or declares.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     model_folder = Checkpoint(folder)  # says what is damaged in plainer words than transformers
@@ -93,7 +92,7 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
     try:
         if not _is_quantised_by_word(model_folder.config):
             settings |= _without_leftover(folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _class_of(model_folder).from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,  # without it transformers asks whoever sits at the terminal
@@ -134,6 +133,18 @@ def _without_leftover(folder: Path | str) -> dict[str, Any]:
         if hasattr(part, QUANTISED):
             delattr(part, QUANTISED)
     return {"config": config}
+
+
+def _class_of(checkpoint: Checkpoint) -> Any:
+    """Choose the class that builds a model which continues text, a wrapper for pictures too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as known
+
+    kind = checkpoint.config.get("model_type")
+    shows = kind in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if shows and kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def check_weights(folder: Path | str) -> None:

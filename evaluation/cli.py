@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ examples:
   python -m evaluation data --suite ja8
   python -m evaluation --model models/ja --suites ja8,kobest,okapi_de,sql_eval
   python -m evaluation --model models/ja --tasks quiz.yaml
+  python -m evaluation --model chat=models/base --adapter lora --suites kobest --chat-template
   python -m evaluation --model models/ja --suites ja8 --fidelity both --prompt 0.6 --limit 100
   python -m evaluation --model base=models/base --model ja=models/ja --suites bottle_ja8 \\
       --data data --split test --out-dir scores --store results/evaluation/store
@@ -63,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show suites and tasks and stop")
     about = "Hugging Face model folders; NAME defaults to the folder's"
     add_values(parser, "--model", metavar="[NAME=]DIR", help=about)
+    about = "a PEFT adapter of the one model, folded into it before it is scored"
+    parser.add_argument("--adapter", **folder, help=about)
     about = "suites, or single tasks as suite/task, by commas"
     parser.add_argument("--suites", metavar="A,B", help=about)
     parser.add_argument(
@@ -88,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     about = "keep finished tasks here and take them from here: a run cut short resumes"
     parser.add_argument("--store", **folder, help=about)
     parser.add_argument("--tokenizer", **folder, help="default: each model's own")
+    parser.add_argument(
+        "--chat-template",
+        action="store_true",
+        help="write prompts with the tokenizer's chat template, solved examples as turns",
+    )
     about = "hf: transformers (default)"
     parser.add_argument("--backend", choices=("hf", "vllm"), default="hf", help=about)
     about = "what runs the SQL of sql_eval (sqlite)"
@@ -145,6 +154,8 @@ def _check(arguments: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         raise UserError("--suites is missing; python -m evaluation --help shows examples")
     if not models:
         raise UserError("no --model was given; python -m evaluation --help shows examples")
+    if arguments.adapter and len(models) > 1:
+        raise UserError("--adapter is for one model; give its base alone with --model")
     if arguments.out and len(models) > 1:
         raise UserError("--out takes the scores of one model; give --out-dir DIR for several")
     for name in ("batch_size", "limit", "max_length", "threads", *_PARALLEL):
@@ -189,6 +200,7 @@ def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) 
     from evaluation.store import Store
 
     same = ["batch_size", "seed", "fidelity", "prompt", "limit", "max_length", "backend"]
+    same += ["chat_template"]
     same += ["dtype", "device", "engine", "postgres"]
     return Harness(
         arguments.data,
@@ -234,6 +246,8 @@ def _evaluate_one(
             "prompt": arguments.prompt,
             "limit": arguments.limit,
             **({"max_length": arguments.max_length} if arguments.max_length else {}),
+            **({"chat_template": True} if arguments.chat_template else {}),
+            **({"adapter": str(arguments.adapter)} if arguments.adapter else {}),
             "backend": arguments.backend,
             "engine": arguments.engine,
             "batch_size": arguments.batch_size,
@@ -250,6 +264,21 @@ def _evaluate_one(
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     models, suites = _check(arguments)
+    with contextlib.ExitStack() as folders:
+        if arguments.adapter:
+            from evaluation.adapted import folded
+
+            models = {
+                name: folders.enter_context(folded(base, arguments.adapter))
+                for name, base in models.items()
+            }
+        _evaluate_all(arguments, models, suites)
+
+
+def _evaluate_all(
+    arguments: argparse.Namespace, models: Mapping[str, Path], suites: list[str]
+) -> None:
+    """Score models one after another; those with one tokenizer share what is prepared."""
     from checkpoints.reading import Checkpoint
     from evaluation.backends import check_max_length
 

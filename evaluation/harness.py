@@ -27,6 +27,7 @@ from evaluation.backends import check_max_length, class_of, open_backend
 from evaluation.backends.base import Backend
 from evaluation.backends.tokenisation import Rule
 from evaluation.bar import Bar
+from evaluation.chat import chat_settings
 from evaluation.definitions import bind, load_definition
 from evaluation.items import PROCESSORS, Context, Item, Scorer, suite_means
 from evaluation.lm_task import LocalTask, read_items, read_pool, read_stand_ins
@@ -88,6 +89,8 @@ class Harness:
         fidelity, prompt: As `evaluation.suites.select`.
         limit: Items a task, after its shuffle; None takes all.
         max_length: The most tokens that a model reads at once; None for what it was made for.
+        chat_template: Whether prompts are written with the tokenizer's chat template, examples as
+            turns before the item.
         backend: hf or vllm.
         dtype, device: Of the models that `evaluate_folder` loads.
         parallel: ``tensor_parallel`` and ``data_parallel`` of the vllm backend, where above 1.
@@ -114,6 +117,7 @@ class Harness:
         prompt: str | None = None,
         limit: int | None = None,
         max_length: int | None = None,
+        chat_template: bool = False,
         backend: str = "hf",
         dtype: str = "float32",
         device: str = "cpu",
@@ -138,6 +142,9 @@ class Harness:
             "max_length": max_length,
             "engine": engine,
         }
+        if chat_template:
+            self._settings["chat_template"] = True
+        self._asking = chat_settings(self._tokenizer, tokenizer) if chat_template else {}
         self._device = device
         self._parallel = dict(parallel or {})
         self._batch_size = batch_size
@@ -295,7 +302,7 @@ class Harness:
             "suites": suite_means(self.tasks, entries),
             "counted": counted,
         }
-        extra = {name: self._settings[name] for name in ("limit", "max_length")}
+        extra = {k: self._settings.get(k) for k in ("limit", "max_length", "chat_template")}
         extra["notes"] = list(notes)
         return summary | {name: value for name, value in extra.items() if value}, items
 
@@ -324,7 +331,7 @@ class Harness:
         lm_task, scorer = self._lm_tasks[task.name], self._scorers[task.name]
         lm.set_rule(Rule(task.how, task.bos))
         try:
-            lm_task.build_all_requests(rank=0, world_size=1)
+            lm_task.build_all_requests(rank=0, world_size=1, **self._asking)
         except _ROW_FAULTS as error:
             raise self._unusable(task, error) from error
         by_kind: dict[str, list[Instance]] = {}

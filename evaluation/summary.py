@@ -55,6 +55,7 @@ def summary(scores: dict[str, Any]) -> str:
     about = [scores["split"], scores["backend"], scores["dtype"]]
     about += [f"limit {scores['limit']}"] if "limit" in scores else []
     about += [f"max length {scores['max_length']}"] if "max_length" in scores else []
+    about += ["chat template"] if "chat_template" in scores else []
     lines = [f"{scores['model']} ({', '.join(about)}; ± standard error)"]
     width = max(len(name) for name in scores["tasks"])
     for suite, means in scores["suites"].items():
