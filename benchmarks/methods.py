@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -52,6 +55,12 @@ def make_model(folder: Path, size: str, layers: int, seed: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def model_apart(*given: Any) -> None:
+    """Make a model in a separate process, because a child's peak begins at its parent's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(make_model, *given).result()
 
 
 def write_rows(path: Path, rows: int, seed: int) -> Path:
@@ -211,7 +220,7 @@ def scaling(records: Records, work: Path, size: str) -> None:
     write_rows(work / "rows.jsonl", 1, 0)
     for layers in (3, 6, 12):
         name = f"layers{layers}"
-        make_model(work / "models" / name, size, layers, 0)
+        model_apart(work / "models" / name, size, layers, 0)
         for kind in ("statistics", "fisher"):
             peak = measured(kind, work, name)[1]
             title = "gram" if kind == "statistics" else kind
@@ -243,7 +252,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     for number in range(3):
         layers = given.layers or SIZES[given.size][2]
-        make_model(work / "models" / f"e{number}", given.size, layers, number)
+        model_apart(work / "models" / f"e{number}", given.size, layers, number)
     write_rows(work / "rows.jsonl", given.rows, 0)
     records = Records()
     compare(records, work, given.repeats)
