@@ -82,7 +82,7 @@ def merge(tmp_path):
 @pytest.fixture(scope="module")
 def tied(make_model, tmp_path_factory):
     top = tmp_path_factory.mktemp("tied")
-    make_model(top / "base", tie_word_embeddings=True, **SMALL)
+    make_model(top / "base", tie_word_embeddings=True, num_hidden_layers=1, **SMALL)
     for seed, name in enumerate("ab", 1):
         noisy(top / "base", top / name, seed)
     return top
