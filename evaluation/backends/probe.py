@@ -132,13 +132,20 @@ class _Text:
         return self._known[places].tolist()
 
 
-def _pairs(text: _Text, lengths: Sequence[int], room: int) -> list[Pair]:
-    """Make items of three choices of unlike lengths behind texts of these lengths."""
+def _pairs(text: _Text, lengths: Sequence[int], room: int, most: int) -> list[Pair]:
+    """Make items of three choices of unlike lengths behind texts of these lengths.
+
+    `room` is the length of ordinary choices, `most` of a text with its choice.
+    """
     pairs = []
     for item, length in enumerate(lengths):
         before, shared = text.tokens(length), text.tokens(1)
-        for count in (3, 1, 5):
-            after = (shared * (count > 1) + text.tokens(5))[: min(count, room)]
+        # A long choice moves those that are laid out behind it away from their text, by half a
+        # window where the text passes one. Where attention is sharp, few tokens meet what the
+        # move hides: the last choice is long too.
+        far = max(1, min(length // 2, most - length))
+        for count in (far, 1, far) if length > _LENGTH else (min(3, room), 1, min(5, room)):
+            after = (shared * (count > 1) + text.tokens(count))[:count]
             pairs.append(Pair(item, before, after))
     return pairs
 
@@ -187,7 +194,7 @@ class Probe:
         far += [switch] if switch and switch < window else []
         self._most = min(far) if far else None
         short = [max(1, base // 3), base, max(1, base // 9), max(1, base // 2)]
-        self._pairs = _pairs(self._text, [n + room for n in tried] + short[:3], room)
+        self._pairs = _pairs(self._text, [n + room for n in tried] + short[:3], room, window)
         # Half of the answers begin before a feature's length and end behind it.
         across = [m for n in tried for m in (n + room, max(1, n - room // 2))]
         self._prompts = _prompts(self._text, across + short, room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from common.errors import UserError
 from tests import compatibility
@@ -44,6 +45,27 @@ def test_the_quickest_right_way_is_taken_and_said(tokenizer, capsys, kind, ways)
     said = capsys.readouterr().err
     assert said.count("\n") == (ways != ("trees", "batch"))
     assert (f"note: model '{kind}' ({kind}): the quicker ways differ" in said) == bool(said)
+
+
+@pytest.mark.parametrize("sharp", [1, 3])
+def test_a_window_beyond_the_usual_probe_is_noticed(tokenizer, sharp):
+    """GPT-Neo's window of 256, with weights that make attention flat or sharp."""
+    from evaluation.backends.base import Pair
+    from evaluation.backends.hf import HFBackend
+
+    model = walk.make("gpt_neo", window_size=256)
+    for parameter in model.parameters():
+        parameter.data *= sharp
+    backend = HFBackend(model, tokenizer, batch_size=4)
+    draw = torch.Generator().manual_seed(3)
+    before, *choices = (
+        torch.randint(3, 300, (n,), generator=draw).tolist() for n in (400, 30, 40, 35, 25)
+    )
+    pairs = [Pair(0, before, choice) for choice in choices]
+    found = [value for value, _ in backend._score(backend._arrange(pairs), len(pairs))]
+    expected = [walk.plain_loglikelihood(model, before, choice) for choice in choices]
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert backend._ways().score == "rows"
 
 
 @pytest.mark.slow
