@@ -105,7 +105,7 @@ def forward(model: Path, rows: Path) -> None:
 
 
 def regmean(experts: int, work: Path) -> None:
-    """Merge with statistics that lie there."""
+    """Merge with statistics that were made before."""
     from merges.cli import main
 
     names = [f"e{number}" for number in range(experts)]
@@ -129,6 +129,7 @@ def dense(work: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
+    # Long because it is one procedure, to be compared with its paper at a glance.
     models, grams = [], []
     for number in range(3):
         folder = work / "models" / f"e{number}"

@@ -189,7 +189,7 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
 
 
 def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
-    """Draw every merge of a case over its CPU seconds, coloured by what it knows of the data."""
+    """Draw every merge of a case over its CPU seconds, in the colours of `palette.DATA`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -186,6 +186,7 @@ def titles(experiment: Experiment) -> dict[str, str]:
         f"Lines on the bars: one standard error over {experiment.cases[0].errors}. "
         "Pale bars: nothing was chosen on dev items; full colour: tuned or searched."
     )
+    # Long because of the texts.
     names, found = {"averages": f"Averages of all models. {reading}"}, cost.costs(experiment)
     for case in experiment.cases:
         names[f"{case.table}_tasks"] = (

@@ -167,7 +167,7 @@ def write_statistics(order: Order, out: Path) -> bool:
     """
     if order.kind not in KINDS:
         raise UserError(f"unknown statistics {order.kind!r}{nearest(order.kind, KINDS)}")
-    # Long because of what the manifest records; the work is `Pass.run`.
+    # Long because the manifest records much; the work is `Pass.run`.
     code = ("merges/statistics/collecting.py",)
     inputs: dict[str, Path | str] = {"model": order.model.fingerprint}
     inputs |= {f"calibration.{number}": own.path for number, own in enumerate(order.data)}
