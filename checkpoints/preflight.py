@@ -112,12 +112,12 @@ def describe(model: Model) -> str:
     )
 
 
-def _compare(report: Report, base: Model, name: str, expert: Model) -> None:
+def _compare(report: Report, base: Model, name: str, expert: Model, donor: str) -> None:
     ours, theirs = flat_config(base.config), flat_config(expert.config)
     told = config_differences(base.config, expert.config)
     told |= {key: (ours[key], theirs[key]) for key in _TOKENS if key in ours and key in theirs}
     report.notes += [
-        f"expert {name}: {key} is {other}, the base's {own}; the result has the base's"
+        f"expert {name}: {key} is {other}, the base's {own}; the result has {donor}'s"
         for key, (own, other) in told.items()
         if own != other
     ]
@@ -216,7 +216,8 @@ def check_merge(
     report = Report([f"{'base' if base else 'first expert'}: {describe(reference)}"])
     for name, expert in experts.items():
         report.facts.append(f"expert {name}: {types(expert)}, {expert.path}")
-        _compare(report, reference, name, expert)
+        whose = donor if donor and donor != "base" else "the base"
+        _compare(report, reference, name, expert, whose)
         _check_expert(report, reference, name, expert, vocabulary)
     for name, model in {**({} if base is None else {"the base": base}), **experts}.items():
         report.notes += [f"{'expert ' * (model is not base)}{name}: {n}" for n in model.notes]

@@ -140,6 +140,12 @@ def test_what_differs_but_stops_nothing_is_noted(base, copy):
         assert part in notes
 
 
+def test_notes_name_the_donor_that_is_given(base, copy):
+    configure(copy, eos_token_id=5)
+    report = check_merge(Checkpoint(base), {"e": Checkpoint(copy)}, donor="e")
+    assert "expert e: eos_token_id is 5, the base's 2; the result has e's" in report.notes
+
+
 def test_tied_heads_biases_and_buffers_are_told(base, copy, make_model, tmp_path):
     tied = Checkpoint(make_model(tmp_path / "tied", tie_word_embeddings=True))
     assert "head tied to the embedding" in check_merge(tied, {"e": tied}).facts[0]

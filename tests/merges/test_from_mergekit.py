@@ -269,28 +269,6 @@ def test_tokenizers(asked: dict, vocabulary: str, donor: str, run: Run, tmp_path
     assert (recipe["vocabulary"], recipe["donor"]) == (vocabulary, donor)
 
 
-@pytest.mark.parametrize("asked", ["auto", "{{ messages[0].content }}"])
-def test_chat_templates(asked: str, run: Run, top: Path, tmp_path: Path) -> None:
-    models = two({"weight": 1}, {"weight": 2})
-    for name, text in [("base", None), ("ja", "one "), ("math", "one"), ("lora", "other")]:
-        (top / name / "chat_template.jinja").unlink(missing_ok=True)
-        if text is not None:
-            (top / name / "chat_template.jinja").write_text(text)
-    run(
-        {
-            "merge_method": "task_arithmetic",
-            "base_model": "base",
-            "models": models,
-            "chat_template": asked,
-        }
-    )
-    for name in ("ja", "math", "lora"):
-        (top / name / "chat_template.jinja").unlink()
-    own = "one" if asked == "auto" else asked
-    assert manifest(tmp_path)["chat_template"] == own
-    assert (tmp_path / "out" / "chat_template.jinja").read_text() == own
-
-
 def test_models_are_located(run: Run, top: Path) -> None:
     models = [{"model": "org/one@v1", "parameters": {"weight": 1}}]
     content = {"merge_method": "linear", "models": models}
