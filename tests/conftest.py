@@ -82,6 +82,7 @@ def make_model():
 
 _WHY_NOT = {
     "workflow": "slow tests of the workflow: `make test` runs them",
+    "slow": "tests of many seconds: `make test` runs them",
     "postgres": "tests with a PostgreSQL server: `make test` runs them",
     "faults": "long fault tests: `make test-all` runs them",
     "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",

@@ -22,7 +22,14 @@ OPTIONS = [
             ("--set", ["density=0.3", 'weights={"ja": 1}']),
             ("--calibration", ["ja=ja.jsonl", "math=math.jsonl"]),
             ("--locate", ["org/a=a", "org/b=b"]),
+            ("--statistics", ["ja=ja", "math=math"]),
         )
+    ),
+    (
+        "merges.statistics.cli.build_parser",
+        ["--model", "m", "--out", "o"],
+        "--calibration",
+        ["ja=ja.jsonl", "math=math.jsonl"],
     ),
     (
         "merges.dam.teachers.build_parser",
@@ -34,7 +41,7 @@ OPTIONS = [
     *(
         ("search.cli.build_parser", [command, *SEARCH], option, ["one=1", "two=2"])
         for command in ("tune", "evolve", "greedy")
-        for option in ("--set", "--calibration")
+        for option in ("--set", "--calibration", "--statistics")
     ),
     *(
         ("search.cli.build_parser", [command, *MODELS], "--experts", ["ja=ja", "math=math"])

@@ -21,6 +21,7 @@ from merges.mergekit.translation import translate
 VALUES = {"base": 1.0, "ja": 2.0, "math": 5.0}
 ATTENTION, MLP = "model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight"
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+Run = Callable[..., dict[str, torch.Tensor]]
 
 
 def _fill(folder: Path, value: float, dtype: torch.dtype = torch.float32) -> None:
@@ -47,9 +48,6 @@ def top(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path
         factors[f"{where}.lora_B.weight"] = torch.ones(32, 1)
     save_file(factors, folder / "lora" / "adapter_model.safetensors")
     return folder
-
-
-Run = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture
@@ -384,9 +382,7 @@ def test_a_slice_of_other_models_is_refused(run: Run) -> None:
 def test_models_of_unlike_types_want_one(
     run: Run, top: Path, make_model: Callable[..., Path]
 ) -> None:
-    folder = top / "mixed"
-    make_model(folder, num_hidden_layers=4)
-    path = folder / "model.safetensors"
+    path = make_model(top / "mixed", num_hidden_layers=4) / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {HEAD: tensors[HEAD].to(torch.float64)}, path, {"format": "pt"})
     content = {"merge_method": "linear", "parameters": {"weight": 1}}

@@ -127,11 +127,18 @@ def test_experts_may_be_of_other_depths_than_the_base(world, make_model, tmp_pat
     # The first candidate is expert b, one layer deeper than the base.
     start = Harness(world / "data", suites, "dev", other / "b").evaluate_folder(other / "b", "b")
     assert start[0]["tasks"]["bottle_kobest/copa"]["value"] == float(rows[0]["dev_average"])
-    # Another vocabulary, or output head, is refused as before.
+    # An expert whose head is its embedding takes part with that head, which the result keeps.
     shutil.rmtree(other / "b")
     make_model(other / "b", "mistral", 7, num_hidden_layers=3, tie_word_embeddings=True)
-    with pytest.raises(UserError, match=r"lm_head\.weight outside the layers differs in name"):
-        run(other, tmp_path / "refused")
+    assert run(other, tmp_path / "tied", *given) == 0
+    start = Harness(world / "data", suites, "dev", other / "b").evaluate_folder(other / "b", "b")
+    first = history(tmp_path / "tied")[0]
+    assert start[0]["tasks"]["bottle_kobest/copa"]["value"] == float(first["dev_average"])
+    embedding = Checkpoint(other / "b").read("model.embed_tokens.weight")
+    made = Checkpoint(tmp_path / "tied")
+    assert torch.equal(made.read("lm_head.weight"), embedding)
+    assert made.config["tie_word_embeddings"] is False
+    # Another vocabulary is refused.
     shutil.rmtree(other / "b")
     make_model(other / "b", "mistral", 7, 50, num_hidden_layers=3)
     with pytest.raises(UserError, match=r"expert b .* has another tokenizer"):
