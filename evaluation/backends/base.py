@@ -45,7 +45,7 @@ class Prompt:
         limit: The most tokens to write, at least one.
         past_end: Whether the end-of-sequence token ends nothing and special tokens are text, as
             the JP Language Model Evaluation Harness has it.
-        ends: What else ends the answer, a name in `stops.ENDS`; None for nothing.
+        ends: What else ends the answer, a name in `evaluation.ends.ENDS`; None for nothing.
     """
 
     tokens: np.ndarray

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from evaluation.backends.tokenisation import stop_tokens
-from evaluation.sql import extraction
+from evaluation.ends import ENDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-# What may end an answer besides strings: strings that come first, and a function that looks at the
-# whole text whenever one of them does.
-ENDS: dict[str, tuple[tuple[str, ...], Callable[[str], bool]]] = {
-    "sql": ((";", extraction.FENCE), extraction.is_complete)
-}
 
 
 @dataclass(frozen=True)

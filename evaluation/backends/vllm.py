@@ -24,9 +24,9 @@ from common.cost import hold_gpus
 from common.errors import UserError
 from evaluation.backends.base import Backend, NotFinite, Pair, Prompt
 from evaluation.backends.replicas import Replica, devices_of, share, visible_gpus
-from evaluation.backends.stops import ENDS
 from evaluation.backends.tokenisation import CORRECTED, Rule, stop_tokens
 from evaluation.backends.vllm_setup import prepare
+from evaluation.ends import ENDS
 
 prepare()
 

@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import UserError
 from evaluation import metrics
-from evaluation.backends.stops import ENDS
 from evaluation.definitions import bind, load_definition
+from evaluation.ends import ENDS
 from evaluation.suites import FOLDER, KINDS, load_suites, select
 
 TASKS = [task for suite in load_suites().values() for task in suite.tasks.values()]

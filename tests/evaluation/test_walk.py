@@ -91,6 +91,7 @@ def test_a_walk_through_the_types_of_transformers(tokenizer):
         "The last two columns say which way the probe of the `hf` backend chose.",
         ["type", "log-likelihoods", "texts", "a pass reads", "answers are written as"],
         rows,
+        compared=3,  # which way passes the probe may depend on a processor's rounding
     )
 
 

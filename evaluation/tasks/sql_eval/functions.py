@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from evaluation.ends import ENDS
+from evaluation.sql import extraction
 from evaluation.sql.sql_eval import SqlEval, dialect_of
 
 if TYPE_CHECKING:
     from evaluation.items import Context
 
 _RESOURCE = "sql_eval"
+ENDS["sql"] = ((";", extraction.FENCE), extraction.is_complete)
 
 
 def _opened(context: Context) -> SqlEval:
