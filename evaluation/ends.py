@@ -8,5 +8,5 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# By name: strings that come first, and a function that looks at the text whenever one of them comes.
+# By name: strings that come first, and a function that looks at the text once one of them comes.
 ENDS: dict[str, tuple[tuple[str, ...], Callable[[str], bool]]] = {}
