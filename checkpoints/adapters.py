@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 from checkpoints.adapter_names import OTHER_HEADS, is_turned, name_in
 from checkpoints.adapter_settings import CONFIG, Settings
+from checkpoints.architecture import says_quantised
 from checkpoints.dtypes import torch_type
 from checkpoints.layout import REMADE, weight_file
-from checkpoints.names import has_row_per_token, is_embedding, is_head, with_vocabulary_size
+from checkpoints.names import (
+    has_row_per_token,
+    is_embedding,
+    is_head,
+    text_part,
+    with_vocabulary_size,
+)
 from checkpoints.reading import Checkpoint, Model, hash_of_files, open_weights
+from checkpoints.stored import TIE
 from common.errors import UserError
 from common.manifest import check_recorded
 
@@ -28,7 +36,7 @@ _PICKLE_INDEX = "adapter_model.bin.index.json"
 _PREFIX = "base_model.model."
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
-_HEAD, _TIE = "lm_head.weight", "tie_word_embeddings"
+_HEAD = "lm_head.weight"
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # rows themselves, in spite of their name
 
 
@@ -96,7 +104,7 @@ class Adapter(Model):
         self._names = set(base.names())
         check_recorded(self.path)
         self._settings = Settings(self.path)
-        if base.config.get("quantization_config"):
+        if says_quantised(base.config):
             raise UserError(f"{base.path}: a quantised base; name the one in full precision")
         safe = weight_file(self.path, _WEIGHTS, _INDEX)
         pickled = None if safe else weight_file(self.path, _PICKLE, _PICKLE_INDEX)
@@ -154,12 +162,12 @@ class Adapter(Model):
         outer = self._tied.rpartition(".")[0].rpartition(".")[2]
         self._head = heads[0] if heads else "embed_out.weight" if outer == "embed_in" else _HEAD
         self._names.add(self._head)
-        text = self.config.get("text_config")
-        nested = {"text_config": {**text, _TIE: False}} if isinstance(text, dict) else {}
-        self.config = {**self.config, _TIE: False, **nested}
+        text = text_part(self.config)
+        nested = {"text_config": {**text, TIE: False}} if text else {}
+        self.config = {**self.config, TIE: False, **nested}
         self._settings.notes.append(
             f"{self.path}: {self._head} and {self._tied} differ after the training, so that this "
-            f"model is untied ({_TIE} false), as PEFT makes it"
+            f"model is untied ({TIE} false), as PEFT makes it"
         )
 
     def _are_equal(self, one: str, other: str) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.names import text_part
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -52,6 +54,11 @@ class Architecture:
 
 def _text(config: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in config.items() if k != QUANTISED}, sort_keys=True)
+
+
+def says_quantised(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration has a block on quantisation, which may be a leftover."""
+    return bool(config.get(QUANTISED) or text_part(config).get(QUANTISED))
 
 
 def parsed(config: Mapping[str, Any]) -> PreTrainedConfig | None:
@@ -136,8 +143,7 @@ def stacks_experts(config: Mapping[str, Any]) -> bool:
     """Return whether transformers reads one matrix for each expert into [gate; up] and down."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    text = config.get("text_config")
-    kinds = [config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None]
+    kinds = (part.get("model_type") for part in (config, text_part(config)))
     for kind in filter(None, kinds):
         for entry in get_checkpoint_conversion_mapping(kind) or ():
             steps = [type(step).__name__ for step in getattr(entry, "operations", ())]

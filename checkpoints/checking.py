@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints.configs import config_differences, says
+from checkpoints.architecture import says_quantised
+from checkpoints.configs import config_differences, says, usual
 from checkpoints.dtypes import FLOATS
+from checkpoints.names import text_part
 from checkpoints.reading import Model
 from common.errors import UserError
 
@@ -27,8 +29,7 @@ _ARCHITECTURE = (
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with those of its text model, where it has one inside, on top."""
-    text = config.get("text_config")
-    return {**config, **(text if isinstance(text, dict) else {})}
+    return {**config, **text_part(config)}
 
 
 def check_architecture(base: Model, expert: Model, where: str) -> None:
@@ -68,16 +69,13 @@ def _built(base: Model, expert: Model) -> dict[str, Any]:
 
 def _alike(one: object, other: object) -> bool:
     """Return whether two values are names of nearly the same activation, which is only noted."""
-    names = {str(one), str(other)}
-    return any(all(word in name for name in names) for word in ("gelu", "relu")) or names == {
-        "silu",
-        "swish",
-    }
+    names = {str(usual(one)), str(usual(other))}
+    return len(names) == 1 or any(all(word in name for name in names) for word in ("gelu", "relu"))
 
 
 def check_full_precision(model: Model, where: str) -> None:
     """Raise a UserError if a model, called `where`, is quantised by its configuration."""
-    if model.config.get("quantization_config"):
+    if says_quantised(model.config):
         raise UserError(
             f"{where} is quantised, as its config.json and its tensors say; merge the models in "
             "full precision instead"

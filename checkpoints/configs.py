@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from checkpoints.architecture import QUANTISED, parsed
+from checkpoints.names import text_part
 from checkpoints.stored import TIE
 
 # Keys that change no value of a forward pass, or that are compared elsewhere: the vocabulary with
@@ -24,6 +25,11 @@ _SYNONYMS = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_accurate": 
 _OLD_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
+def usual(value: object) -> object:
+    """Return the usual name of an activation that has several; any other value as it is."""
+    return _SYNONYMS.get(value, value) if isinstance(value, str) else value
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return what counts, nested keys joined by dots."""
     found: dict[str, Any] = {}
@@ -34,7 +40,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and all(isinstance(k, str) for k in value):
             found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = _SYNONYMS.get(value, value) if isinstance(value, str) else value
+            found[prefix + key] = usual(value)
     return found
 
 
@@ -111,8 +117,7 @@ def config_differences(
 
 def says(config: Mapping[str, Any], field: str) -> bool:
     """Return whether a configuration gives a field, by this name or by its type's own."""
-    text = config.get("text_config")
-    parts = [config, *([text] if isinstance(text, dict) else [])]
+    parts = [config, text_part(config)]
     names = {field}
     for part in parts:
         built = parsed(part) if "model_type" in part else None

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.architecture import QUANTISED
+from checkpoints.architecture import QUANTISED, says_quantised
 from checkpoints.layout import REMADE, read_object
-from checkpoints.names import is_head
+from checkpoints.names import is_head, text_part
 from checkpoints.reading import Checkpoint, Model
 from checkpoints.stored import TIE
 from checkpoints.tokenizers_own import as_in_file, file_alone
@@ -90,7 +90,7 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        if not _is_quantised_by_word(model_folder.config):
+        if not says_quantised(model_folder.config):
             settings |= _without_leftover(folder)
         model, info = _class_of(model_folder).from_pretrained(
             folder,
@@ -117,14 +117,9 @@ def load_causal(folder: Path | str, **settings: Any) -> PreTrainedModel:
     return model
 
 
-def _is_quantised_by_word(config: Mapping[str, Any]) -> bool:
-    text = config.get("text_config")
-    return bool(config.get(QUANTISED) or (isinstance(text, dict) and text.get(QUANTISED)))
-
-
 def _without_leftover(folder: Path | str) -> dict[str, Any]:
     """Return a setting that hides a leftover block on quantisation; none where there is none."""
-    if not _is_quantised_by_word(read_object(Path(folder) / "config.json")):
+    if not says_quantised(read_object(Path(folder) / "config.json")):
         return {}
     from transformers import AutoConfig
 
@@ -156,8 +151,7 @@ def check_weights(folder: Path | str) -> None:
 
 
 def _depth(config: Mapping[str, Any]) -> int | None:
-    text = config.get("text_config")
-    about = text if isinstance(text, dict) else config
+    about = text_part(config) or config
     found = next((about[key] for key in _DEPTHS if key in about), None)
     return found if isinstance(found, int) else None
 

@@ -53,11 +53,17 @@ def has_row_per_token(name: str) -> bool:
     return is_embedding(name) or is_head(name)
 
 
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says of the text model inside; nothing where it has none."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else {}
+
+
 def with_vocabulary_size(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return a configuration with another number of rows, wherever it says it."""
     changed = dict(config)
-    if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = config["text_config"] | {"vocab_size": rows}
+    if text := text_part(config):
+        changed["text_config"] = text | {"vocab_size": rows}
         if "vocab_size" not in config:
             return changed
     return changed | {"vocab_size": rows}

@@ -11,7 +11,7 @@ from pathlib import Path
 from checkpoints.architecture import architecture, stacks_experts
 from checkpoints.dtypes import torch_name
 from checkpoints.layout import read_object
-from checkpoints.names import is_embedding, is_head
+from checkpoints.names import is_embedding, is_head, text_part
 from checkpoints.presented import Place, Presented, apart, whole
 from checkpoints.reading import Model
 from checkpoints.stored import TIE, head_and_embedding, says_tied, with_tie, without_quantisation
@@ -248,8 +248,8 @@ def _typed(config: dict, result: Model, dtype: str | None) -> dict:
     if said == most or (said is None and (len(counts) == 1 or dtype is not None)):
         return config
     changed = {key: value for key, value in config.items() if key != "torch_dtype"}
-    text = config.get("text_config")
-    if isinstance(text, dict) and {"dtype", "torch_dtype"} & text.keys():
+    text = text_part(config)
+    if {"dtype", "torch_dtype"} & text.keys():
         inner = {key: value for key, value in text.items() if key != "torch_dtype"}
         changed["text_config"] = inner | {"dtype": most}
     return changed | {"dtype": most}

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from checkpoints.architecture import QUANTISED, architecture, parsed
+from checkpoints.architecture import QUANTISED, architecture, parsed, says_quantised
 from checkpoints.dtypes import FLOATS
-from checkpoints.names import is_embedding, is_head
+from checkpoints.names import is_embedding, is_head, text_part
 
 TIE = "tie_word_embeddings"
 _COMPARED_AT_ONCE = 1 << 22  # values
@@ -102,16 +102,19 @@ def _is_masked_score(model: Tensors, name: str) -> bool:
     return model.count(name) == 1 and bool(_values(model, name)[0] <= _MASKED)
 
 
-def _is_positions(model: Tensors, name: str) -> bool:
+def _is_row_of_integers(model: Tensors, name: str) -> bool:
     count = model.count(name)
-    plain = model.dtype(name) not in FLOATS and model.shape(name) in ((count,), (1, count))
-    return plain and bool((_values(model, name) == np.arange(count)).all())
+    return model.dtype(name) not in FLOATS and model.shape(name) in ((count,), (1, count))
+
+
+def _is_positions(model: Tensors, name: str) -> bool:
+    if not _is_row_of_integers(model, name):
+        return False
+    return bool((_values(model, name) == np.arange(model.count(name))).all())
 
 
 def _is_zeros(model: Tensors, name: str) -> bool:
-    count = model.count(name)
-    plain = model.dtype(name) not in FLOATS and model.shape(name) in ((count,), (1, count))
-    return plain and not _values(model, name).any()
+    return _is_row_of_integers(model, name) and not _values(model, name).any()
 
 
 _BUFFERS: dict[str, Callable[[Tensors, str], bool]] = {
@@ -161,15 +164,14 @@ def says_tied(config: Mapping[str, Any]) -> bool:
     built = parsed(config) if "model_type" in config else None
     if built is not None:
         return bool(getattr(built, TIE, False))
-    text = config.get("text_config")
-    return bool(text.get(TIE)) if isinstance(text, dict) else False
+    return bool(text_part(config).get(TIE))
 
 
 def with_tie(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     """Return a configuration that says whether the head is tied, wherever it says it."""
     changed = {**config, TIE: tied}
-    text = config.get("text_config")
-    if isinstance(text, dict) and isinstance(text.get(TIE), bool):
+    text = text_part(config)
+    if isinstance(text.get(TIE), bool):
         changed["text_config"] = {**text, TIE: tied}
     return changed
 
@@ -226,9 +228,7 @@ def is_quantised(model: Tensors) -> bool:
 
 def _full_precision(model: Tensors, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Drop a block that a quantising program left in a configuration of ordinary tensors."""
-    text = config.get("text_config")
-    inner = isinstance(text, dict) and bool(text.get(QUANTISED))
-    if not (config.get(QUANTISED) or inner) or is_quantised(model):
+    if not says_quantised(config) or is_quantised(model):
         return config, []
     return without_quantisation(config), [
         f"{QUANTISED} in its config.json is a leftover (no tensor is quantised) and is left out"
@@ -238,8 +238,7 @@ def _full_precision(model: Tensors, config: dict[str, Any]) -> tuple[dict[str, A
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without its block on quantisation, wherever it is."""
     changed = {key: value for key, value in config.items() if key != QUANTISED}
-    text = config.get("text_config")
-    if isinstance(text, dict):
+    if text := text_part(config):
         changed["text_config"] = {key: value for key, value in text.items() if key != QUANTISED}
     return changed
 

@@ -174,6 +174,7 @@ class VLLMBackend(Backend, VLLM):
         for replica in self._replicas:
             replica.close()
         self._replicas = []
+        self._words.close()
 
     @property
     def window(self) -> int:

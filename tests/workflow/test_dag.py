@@ -135,8 +135,8 @@ def test_a_method_and_a_task_added_as_contributing_says_run_only_their_own_jobs(
     assert project.planned() == {}
     for key in ("ablation", "studies"):  # these and other rows would only take time
         del project.config[key]
-    rows_kept = {row: project.config["methods"][row] for row in ("soup", "ties_tuned")}
-    project.config["methods"] = rows_kept | yaml.safe_load(shown["config.yaml"])
+    kept = {row: project.config["methods"][row] for row in ("soup", "ties_tuned")}
+    project.config["methods"] = kept | yaml.safe_load(shown["config.yaml"])
     project.write()
     report = {"resolved_config": 1, "make_tables": 1, "make_figures": 1, "make_page": 1}
     assert project.planned() == {"merge": 2, "evaluate": 2, "smoke": 2, **report}
