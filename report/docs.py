@@ -128,7 +128,8 @@ def page(experiment: Experiment, discussion: str) -> str:
 
 
 def _best(case: Case, kind: str) -> Model | None:
-    found = [m for m in case.models if m.kind == kind and (kind != "merge" or m.best_of)]
+    rows = (*case.models, *case.more)
+    found = [model for model in rows if model.kind == kind and (kind != "merge" or model.best_of)]
     scored = [(model, score) for model in found if (score := case.average(model))]
     return max(scored, key=lambda entry: entry[1].value)[0] if scored else None
 
@@ -184,7 +185,8 @@ def _index(facts: Mapping[str, tuple[str, ...]]) -> str:
 def _entry(experiment: Experiment) -> tuple[str, ...]:
     best = [(case, _best(case, "merge")) for case in experiment.cases]
     merges = "; ".join(
-        f"{table_title(case.table)}: {model.label} {_average(case, model)}"
+        f"{table_title(case.table)}{', other methods' * (model in case.more)}: {model.label} "
+        f"{_average(case, model)}"
         for case, model in best
         if model
     )
