@@ -22,6 +22,7 @@ from evaluation.suites import Task, select
 from merges.cli import open_statistics, read_settings
 from merges.engine.checks import check_config, check_origin, check_output
 from merges.engine.config import MergeConfig
+from merges.engine.merger import load_libraries
 from search import result
 from search.greedy import Greedy
 from search.loop import Budget, Search, agreement, spread
@@ -188,6 +189,7 @@ def search(given: argparse.Namespace) -> str:
     if not (given.data / manifest.NAME).is_file():
         raise UserError(f"{given.data}: no {manifest.NAME} in this folder; make the data first")
     file = StateFile(given.out, _configuration(given, plan, parents, columns))
+    load_libraries(merging)
     with staged_directory(given.out) as folder:
         with measure(folder / "cost.json") as cost, contextlib.ExitStack() as stack:
             bench = Workbench(

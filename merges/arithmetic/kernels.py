@@ -131,6 +131,11 @@ def _divide(merged, share):
         merged[j] /= max(share[j], tiny)
 
 
+def load() -> None:
+    """Have numba load all that its first call of a process needs, about a CPU second."""
+    widen(np.zeros(1, dtype=np.float32), np.empty(1, dtype=np.float32))
+
+
 def widen(stored: np.ndarray, values: np.ndarray) -> bool:
     """Convert stored values to float32, exactly.
 

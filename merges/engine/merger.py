@@ -81,6 +81,16 @@ def takes_arrays(config: MergeConfig, types: Collection[str]) -> bool:
     )
 
 
+def load_libraries(config: MergeConfig) -> None:
+    """Load what computes a merge: a process's first use of it is no part of the merge's price."""
+    if takes_arrays(config, ()):
+        from merges.arithmetic import kernels
+
+        kernels.load()
+    else:
+        import torch  # noqa: F401
+
+
 class Merger:
     """Merges parameters one by one; several threads may use it at once.
 

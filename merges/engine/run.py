@@ -37,6 +37,7 @@ from merges.engine.checks import (
     numbers_by_expert,
 )
 from merges.engine.config import MergeConfig
+from merges.engine.merger import load_libraries
 from merges.engine.output import COST, write_extras, write_record
 from merges.engine.requests import WholeModelRequest, WholeModelResult
 
@@ -259,6 +260,7 @@ def merge_to_disk(
     merged, aligned = _aligned(config)
     # A link leads to where the user wants the model: what it points to is replaced.
     with staged_directory(out.resolve()) as folder:
+        load_libraries(config)
         with measure(folder / COST) as cost:
             hashes = _write_weights(folder, merged, _copies_of(config, merged), cost)
             copy_companions(giver.folders, folder, config.dtype)

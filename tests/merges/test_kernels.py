@@ -178,11 +178,17 @@ def test_an_overflow_is_refused_without_a_warning(
 
 def test_a_merge_on_arrays_imports_no_torch(llama: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom merges.cli import main\n"
+        "import sys\nfrom merges.cli import main\nfrom merges.engine import run\n"
+        # All is loaded when the merge's price begins to count; numba loads this at its first call.
+        "measure, loaded = run.measure, []\n"
+        "def counting(path):\n"
+        "    loaded.append('numba.np.arraymath' in sys.modules)\n"
+        "    return measure(path)\n"
+        "run.measure = counting\n"
         f"main(['--method', 'ties', '--base', {str(llama / 'base')!r}, '--experts', "
         f"{'ja=' + str(llama / 'ja')!r}, {'math=' + str(llama / 'math')!r}, "
         f"'--out', {str(tmp_path / 'out')!r}])\n"
-        "print('torch' in sys.modules, 'numba' in sys.modules)"
+        "print('torch' in sys.modules, *loaded)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
