@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -110,6 +110,22 @@ class TensorContext:
 
         draws = masks.uniform(self._stream(expert), self.start, like.numel())
         return draws.to(like.device, like.dtype).view(like.shape)
+
+    def statistics_of(self, models: Sequence[str], *what: str) -> list[Statistic] | None:
+        """Return models' statistics, None where one of them lacks something of this parameter.
+
+        Args:
+            models: Their names.
+            what: What each must have, such as ``values`` or ``gram``.
+        """
+        found = [self.statistics[name] for name in models]
+        complete = all(own.has(self.tensor, part) for own in found for part in what)
+        return found if complete else None
+
+    def values_of(self, found: Statistic, like: torch.Tensor) -> torch.Tensor:
+        """Read the statistics' values at these places, in the shape and type of `like`."""
+        values = found.read(self.tensor, "values", self.start, self.start + like.numel())
+        return values.to(like).view_as(like)
 
     def _stream(self, expert: str) -> tuple[int, str, str]:
         return (self.seed, expert, self.tensor)

@@ -28,20 +28,20 @@ def _weighted(
 
     factors = normalized(ones_or(weights, len(experts)), "fisher", "give others")
     average = sum_of([f * expert for f, expert in zip(factors, experts, strict=True)])
-    name, count = context.tensor, experts[0].numel()
-    found = [context.statistics[expert] for expert in context.experts]
-    if not all(own.has(name, "values") for own in found):
+    found = context.statistics_of(context.experts, "values")
+    if found is None:
         return average
+    name = context.tensor
     total, sums = torch.zeros_like(experts[0]), torch.zeros_like(experts[0])
     # One unit for all experts keeps float32 away from its smallest numbers.
     unit = max((own.mean(name) / (own.norm if normalize else 1.0) for own in found), default=0.0)
     for factor, expert, own in zip(factors, experts, found, strict=True):
         scale = 1 / unit / (own.norm if normalize else 1.0) if unit else 0.0
-        fisher = own.read(name, "values", context.start, context.start + count).to(expert)
-        fisher = fisher.mul_(scale).clamp_min_(floor * own.mean(name) * scale).mul_(factor)
+        fisher = context.values_of(own, expert).mul_(scale)
+        fisher.clamp_min_(floor * own.mean(name) * scale).mul_(factor)
         total += fisher
         # From the average, so that equal experts give themselves.
-        sums += fisher.view_as(expert) * (expert - average)
+        sums += fisher * (expert - average)
     return average + torch.where(total > 0, sums / total, 0.0)
 
 

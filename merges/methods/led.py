@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 def _scores(piece: Piece) -> list[torch.Tensor] | None:
     """Return |W| * mean |dL/dW| of every expert, then of the base; None without gradients."""
     context = piece.context
-    models = [*zip(context.experts, piece.experts, strict=True), ("base", piece.base)]
-    found = [(context.statistics[name], weight) for name, weight in models]
-    if not all(own.has(context.tensor, "values") for own, _ in found):
+    found = context.statistics_of((*context.experts, "base"), "values")
+    if found is None:
         return None
-    start, stop = context.start, context.start + piece.base.numel()
+    weights = (*piece.experts, piece.base)
     return [
-        own.read(context.tensor, "values", start, stop).to(weight).view_as(weight) * weight.abs()
-        for own, weight in found
+        context.values_of(own, weight) * weight.abs()
+        for own, weight in zip(found, weights, strict=True)
     ]
 
 

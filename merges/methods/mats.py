@@ -83,8 +83,8 @@ def mats(
     # Long because of its two small functions, which both need the experts' matrices.
     deltas = [expert.sub_(base) for expert in experts]
     name = context.tensor
-    found = [context.statistics[expert] for expert in context.experts]
-    if not all(own.has(name, "gram") and own.has(name, "output_gram") for own in found):
+    found = context.statistics_of(context.experts, "gram", "output_gram")
+    if found is None:
         return from_base(sum_of(deltas), 1 / len(deltas), base)
 
     def shrunk(matrix: torch.Tensor) -> torch.Tensor:

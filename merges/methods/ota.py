@@ -20,12 +20,10 @@ def curvatures(
     experts: Sequence[torch.Tensor], context: TensorContext
 ) -> list[torch.Tensor] | None:
     """Read v_i of the values that a piece has; None where a model has none."""
-    found = [context.statistics[expert] for expert in context.experts]
-    if not all(own.has(context.tensor, "values") for own in found):
+    found = context.statistics_of(context.experts, "values")
+    if found is None:
         return None
-    stop = context.start + experts[0].numel()
-    parts = [own.read(context.tensor, "values", context.start, stop) for own in found]
-    return [v.to(expert).view_as(expert) for v, expert in zip(parts, experts, strict=True)]
+    return [context.values_of(own, like) for own, like in zip(found, experts, strict=True)]
 
 
 def grafting_thresholds(pieces: Pieces, *, density: float) -> list[Threshold]:
@@ -46,10 +44,7 @@ def grafting_thresholds(pieces: Pieces, *, density: float) -> list[Threshold]:
     counted = [
         part.count
         for part in pieces.parts
-        if all(
-            part.context.statistics[expert].has(part.context.tensor, "values")
-            for expert in part.context.experts
-        )
+        if part.context.statistics_of(part.context.experts, "values") is not None
     ]
     count = kept(density, sum(counted)) if counted else 0
     return thresholds(pieces, scores, [count] * len(pieces.experts))

@@ -24,11 +24,11 @@ def inputs_of(
     from merges.arithmetic.regression import Inputs
 
     context = pieces.parts[0].context
-    found = [context.statistics[expert] for expert in context.experts]
-    name, shape = context.tensor, context.shape
-    if len(shape) != 2 or not all(own.has(name, "gram") for own in found):
+    found = context.statistics_of(context.experts, "gram")
+    if len(context.shape) != 2 or found is None:
         return None
-    return Inputs(found, factors_of(weights, len(found)), name, shape[1], alpha, ridge)
+    factors, width = factors_of(weights, len(found)), context.shape[1]
+    return Inputs(found, factors, context.tensor, width, alpha, ridge)
 
 
 def factors_of(weights: Sequence[float] | None, count: int) -> list[float]:
