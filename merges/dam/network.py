@@ -28,20 +28,27 @@ if TYPE_CHECKING:
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
 # is not among them.
-PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+_PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 
 
 def _epsilon(norm: Any) -> float:
-    if type(norm).__name__ not in PLAIN_NORMS:
+    if type(norm).__name__ not in _PLAIN_NORMS:
         raise UserError(
             f"DAM cannot merge norms of the class {type(norm).__name__}; leave them unmerged"
         )
     return norm.variance_epsilon
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def freeze_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """Replace the plain norms within a module by `FrozenRMSNorm`.
+
+    Returns:
+        The replaced norms by name, to put back with `set_submodule`.
+    """
+    plain = {n: m for n, m in module.named_modules() if type(m).__name__ in _PLAIN_NORMS}
+    for name, norm in plain.items():
+        module.set_submodule(name, FrozenRMSNorm(norm.weight.data, norm.variance_epsilon))
+    return plain
 
 
 def skeleton(config: Mapping[str, Any], attention: str = ATTENTION) -> PreTrainedModel:
@@ -74,7 +81,7 @@ def skeleton(config: Mapping[str, Any], attention: str = ATTENTION) -> PreTraine
     for name, module in list(model.named_modules()):
         # Rotary frequencies are buffers, not in the checkpoint: compute them on a true device.
         if list(module.buffers(recurse=False)) and not list(module.parameters(recurse=False)):
-            _replace(model, name, type(module)(model.config))
+            model.set_submodule(name, type(module)(model.config))
     return model.eval()
 
 
@@ -111,7 +118,7 @@ class Decoder:
                 name = name.removeprefix(prefix)
                 if isinstance(layer, MergedRMSNorm):
                     layer.epsilon = _epsilon(self.body.get_submodule(name))
-                _replace(self.body, name, layer)
+                self.body.set_submodule(name, layer)
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         needed = {name for name, _ in self.body.named_parameters()}
         self.body.load_state_dict({name: own[name] for name in needed}, assign=True)
@@ -119,10 +126,7 @@ class Decoder:
         weights = [*own.values(), *(layer.weights[0] for layer in (merged or {}).values())]
         self.device = weights[0].device
         self.body.to(self.device)  # the rotary frequencies
-        for name, module in list(self.body.named_modules()):
-            if type(module).__name__ in PLAIN_NORMS:
-                norm = FrozenRMSNorm(module.weight.data, module.variance_epsilon)
-                _replace(self.body, name, norm)
+        freeze_norms(self.body)
         if recompute:
             for layer in self.body.layers:
                 layer.forward = partial(

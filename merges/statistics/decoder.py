@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from checkpoints.checking import check_finite
 from checkpoints.reading import Model
 from common.errors import UserError
-from merges.dam.layers import FrozenRMSNorm
-from merges.dam.network import PLAIN_NORMS, skeleton
+from merges.dam.network import freeze_norms, skeleton
 from merges.dam.packing import Packing
 
 # Their layers read hidden states, positions and nothing else, and their embedding is no more than
@@ -85,7 +84,7 @@ class LayeredDecoder:
         weights = {name: self._read(top + name) for name in names}
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
-        plain = _with_fast_norms(module)
+        plain = freeze_norms(module)
         self._body.layers = nn.ModuleList([module])
         try:
             yield module
@@ -113,14 +112,6 @@ class LayeredDecoder:
             packing=packing,
         )
         return output.last_hidden_state.squeeze(0)
-
-
-def _with_fast_norms(module: nn.Module) -> dict[str, nn.Module]:
-    """Replace a layer's plain norms by `FrozenRMSNorm`; return the replaced ones by name."""
-    plain = {n: m for n, m in module.named_modules() if type(m).__name__ in PLAIN_NORMS}
-    for name, norm in plain.items():
-        module.set_submodule(name, FrozenRMSNorm(norm.weight.data, norm.variance_epsilon))
-    return plain
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[tuple[int, int, list[int]]]:
