@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.checking import check_finite
+from checkpoints.dtypes import torch_type
 from checkpoints.names import kind
 from checkpoints.reading import Model
 from common.errors import UserError
@@ -73,7 +74,7 @@ class _Prefix:
             if request.embeddings_and_norms == "base" and kind(name) in ("embedding", "norm"):
                 tensors[name] = base.load(name)
                 continue
-            tensors[name] = self._mean(name).to(base.load(name).dtype)
+            tensors[name] = self._mean(name).to(torch_type(base.dtype(name)))
         return tensors
 
     def _wide(self, model: Model, name: str) -> Tensor:
