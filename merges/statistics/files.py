@@ -96,10 +96,12 @@ class Statistics:
 
     def widths(self) -> dict[str, int]:
         """Return the width of every distinct input that has a Gram matrix."""
-        found = {name: stored.shape[0] for name, stored in self._weights.stored.items()}
-        return {
-            name.removesuffix(".gram"): n for name, n in found.items() if name.endswith(".gram")
-        }
+        return _widths(self._weights)
+
+
+def _widths(weights: SafetensorsWeights) -> dict[str, int]:
+    grams = {name: own for name, own in weights.stored.items() if name.endswith(".gram")}
+    return {name.removesuffix(".gram"): own.shape[0] for name, own in grams.items()}
 
 
 def read_rows(model: Model, paths: Sequence[Path], name: str) -> list[Calibration]:
@@ -185,10 +187,8 @@ def write_statistics(order: Order, out: Path) -> bool:
         own.run()
         _write_index(work)
         weights = SafetensorsWeights(work / INDEX)
-        names = weights.stored
-        widths = {n: names[n].shape[0] for n in names if n.endswith(".gram")}
         tokens = sum(order.lengths)
-        cost.count(forward_tokens=tokens, flops=_flops(order, widths))
+        cost.count(forward_tokens=tokens, flops=_flops(order, _widths(weights)))
         if order.kind in BACKWARD:
             cost.count(backward_tokens=tokens)
     write_manifest(
