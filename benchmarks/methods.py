@@ -109,11 +109,13 @@ def regmean(experts: int, work: Path) -> None:
     from merges.cli import main
 
     names = [f"e{number}" for number in range(experts)]
-    given = ["--experts", *(f"{name}={work / 'models' / 'e0'}" for name in names)]
-    if experts == 3:
-        given = ["--experts", *(f"{name}={work / 'models' / name}" for name in names)]
-    own = [f"{name}={work / 'gram' / (name if experts == 3 else 'e0')}" for name in names]
-    main(["--method", "regmean", *given, "--statistics", *own, "--out", str(work / "merged")])
+    sources = dict(zip(names, names if experts == 3 else ["e0"] * experts, strict=True))
+    models, own = (
+        [f"{name}={work / folder / source}" for name, source in sources.items()]
+        for folder in ("models", "gram")
+    )
+    given = ["--experts", *models, "--statistics", *own]
+    main(["--method", "regmean", *given, "--out", str(work / "merged")])
 
 
 def ours(work: Path) -> None:
