@@ -14,6 +14,7 @@ from report.cost import Cost
 from report.experiment import Case, Model
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
@@ -152,6 +153,24 @@ def _panel(
     return costs, values
 
 
+def _finish(
+    figure: Figure,
+    handles: Sequence[Artist],
+    placed: Sequence[tuple[Axes, Sequence[float], Sequence[float]]],
+    merges: Sequence[Point],
+) -> None:
+    """Add the legend, and to every panel (axes, costs, values) the labels of its points."""
+    from matplotlib.lines import Line2D
+
+    line = Line2D([], [], color="#666666", linestyle="--", label="Pareto line")
+    figure.legend(handles=[*handles, line], loc="outside lower center", ncols=5, frameon=False)
+    # The layout must be final before labels are placed: they are placed in pixels.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, costs, values in placed:
+        place_labels(axes, costs, values, [point.model.label for point in merges])
+
+
 def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
     """Draw a case's merges over their FLOPs and over their CPU seconds, with Pareto lines.
 
@@ -159,7 +178,6 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(10, 10.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -175,16 +193,7 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
     panels[0].set_title(
         f"{table_title(case.table)}. Quality against compute. {case.title}", loc="left"
     )
-    handles = [
-        *palette.handles([point.model for point in merges], config),
-        Line2D([], [], color="#666666", linestyle="--", label="Pareto line"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    # The layout must be final before labels are placed: they are placed in pixels.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes, costs, values in placed:
-        place_labels(axes, costs, values, [point.model.label for point in merges])
+    _finish(figure, palette.handles([point.model for point in merges], config), placed, merges)
     return figure
 
 
@@ -209,8 +218,5 @@ def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) ->
     axes.set_title(f"{table_title(case.table)}. Quality against data and price. {case.title}")
     handles = [Patch(color=paint, label=label) for label, paint in palette.DATA.values()]
     handles.append(Patch(color="#D0D0D0", label="pale: nothing chosen on dev"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    place_labels(axes, costs, values, [point.model.label for point in merges])
+    _finish(figure, handles, [(axes, costs, values)], merges)
     return figure
