@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from common import numerics
 from common.errors import UserError, reason_of
 
 _LONGEST = 4_000  # characters of a line; the longest of ours has 1,500
+_running: list[str] = []  # the commands of this process, each called by the one before it
 
 
 def say(line: str) -> None:
@@ -43,6 +45,11 @@ def _empty_output() -> None:
         os.close(nowhere)
 
 
+def command() -> str:
+    """Return the command that runs now, as a shell takes it; empty outside a command line."""
+    return _running[-1] if _running else ""
+
+
 def call(module: str, arguments: Sequence[str]) -> int:
     """Run the `main(arguments) -> int` of a module and turn errors into one line and an exit code.
 
@@ -55,6 +62,8 @@ def call(module: str, arguments: Sequence[str]) -> int:
         # A terminal that knows only ASCII shows the dagger in a table as an escape.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    package = module.removesuffix(".cli")
+    _running.append(shlex.join(["python", "-m", package, *map(str, arguments)]))
     try:
         numerics.prepare()
         code = importlib.import_module(module).main(list(arguments)) or 0
@@ -83,3 +92,5 @@ def call(module: str, arguments: Sequence[str]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+    finally:
+        _running.pop()

@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common import machine
+from common.calling import command
 from common.files import write_json
 
+_ROOT = Path(__file__).resolve().parent.parent
 _IO = Path("/proc/self/io")
 _mapped = 0  # bytes that this process has read through memory mappings
 _checked = 0.0  # CPU seconds of comparing files with their manifests, since they were reported
@@ -87,7 +90,8 @@ def measure(path: Path | str) -> Iterator[Cost]:
     it holds `wall_s` and `cpu_s` in seconds; `gpu_s`, the wall seconds times the GPUs that this
     process holds; `peak_rss_mb` and `peak_gpu_mb` in MB (10^6 bytes, of the process so far);
     `bytes_read` and `bytes_written` as in `_bytes_moved`; `checks_cpu_s`, the CPU seconds that
-    this process has spent on comparing files with their manifests; and `counted`.
+    this process has spent on comparing files with their manifests; `counted`; and, because equal
+    work must give equal manifests, the `command` and the `commit` that did it.
 
     Yields:
         The counter to which the block reports.
@@ -99,11 +103,12 @@ def measure(path: Path | str) -> Iterator[Cost]:
     wall_s = time.monotonic() - wall
     read, written = (after - before for after, before in zip(_bytes_moved(), moved, strict=True))
     gpus, peak_gpu_mb = _gpu_in_use()
+    cpu_s = _cpu_seconds() - cpu  # without that of asking for the commit
     write_json(
         path,
         {
             "wall_s": round(wall_s, 3),
-            "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "cpu_s": round(cpu_s, 3),
             "checks_cpu_s": round(_checked, 4),
             "gpu_s": round(wall_s * gpus, 3),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
@@ -111,6 +116,8 @@ def measure(path: Path | str) -> Iterator[Cost]:
             "bytes_read": read,
             "bytes_written": written,
             "counted": cost.counted,
+            "command": command(),
+            "commit": machine.commit(_ROOT),
         },
     )
     _checked = 0.0  # the next step of this process has its own

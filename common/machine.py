@@ -12,6 +12,7 @@ from typing import Any
 from common.files import read_json, write_json
 
 NAME = "machine.json"
+COMMIT = "BOTTLE_COMMIT"  # set by a workflow, which asks git once for all its steps
 # Of the many flags in /proc/cpuinfo, those that decide which kernels the libraries choose.
 _SETS = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX", "asimd": "NEON", "sve": "SVE"}
 
@@ -39,11 +40,13 @@ def commit(root: Path) -> str:
     """Return the checkout's commit, marked if tracked files differ; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
+        # Without optional locks: a commit that somebody makes meanwhile must not fail.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")

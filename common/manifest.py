@@ -16,7 +16,7 @@ from common import numerics, sources
 from common.cost import count_check
 from common.errors import UserError
 from common.files import read_json, sha256_file, write_json
-from common.hashes import sha256_cached
+from common.hashes import combined, sha256_cached
 
 NAME = "manifest.json"
 ACCEPT = "python -m checkpoints accept"
@@ -43,6 +43,13 @@ def hash_of(path: Path | str) -> str:
     """Hash an artefact: a file by its bytes, a folder by its manifest's."""
     path = Path(path)
     return sha256_file(path / NAME if path.is_dir() else path)
+
+
+def fingerprint(outputs: Mapping[str, str]) -> str | None:
+    """Return a model's fingerprint from the hashes of its files by name; None without weights."""
+    # Those in folders below are coefficients and the like.
+    files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
+    return combined({name: outputs[name] for name in files}) if files else None
 
 
 def write_manifest(

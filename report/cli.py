@@ -22,6 +22,7 @@ _EXAMPLES = """examples (R stands for results/bottle):
   python -m report results --config R/config.json --results R  # pages in docs/; without both: again
   python -m report figures --kept docs/results/bottle.jsonl --out figures  # without a finished run
   python -m report compare R OTHER --csv cells.csv
+  python -m report explain table1 "DAM (tuned)" MGSM --results R
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
 A model without scores becomes a row that says so."""
 
@@ -98,6 +99,13 @@ def _compare(given: argparse.Namespace) -> int:
     return compare.compare(given.first, given.second, given.csv)
 
 
+def _explain(given: argparse.Namespace) -> None:
+    from report import explain, load
+
+    experiment = load.load(given.config or given.results / "config.json", given.results)
+    print(explain.explain(experiment, given.table, given.row, given.column, given.seed), end="")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m report --help`."""
     from report.published import PAPER
@@ -150,5 +158,15 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument("first", type=Path, metavar="RESULTS", help="folder of a finished run")
     made.add_argument("second", type=Path, metavar="OTHER", help="folder of another one")
     made.add_argument("--csv", type=Path, metavar="FILE", help="write all cells here")
+    about = "explain a number: its parts, files, recipe, inputs, and the command that makes it"
+    made = commands.add_parser("explain", help=about, description=about)
+    made.set_defaults(run=_explain)
+    made.add_argument("table", metavar="TABLE", help="table1, table2_more, table3 ...")
+    made.add_argument("row", metavar="ROW", help="its label or its name in the configuration")
+    made.add_argument("column", metavar="COLUMN", help="the column's title")
+    made.add_argument("--seed", type=int, metavar="N", help="one world or run (default: all)")
+    about = "results folder (default: %(default)s)"
+    made.add_argument("--results", type=Path, default=Path("results/bottle"), help=about)
+    made.add_argument("--config", type=Path, help="default: config.json there")
     given = parser.parse_args(arguments)
     return given.run(given) or 0

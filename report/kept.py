@@ -55,7 +55,7 @@ def _chosen(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _reduced(name: str, content: Any) -> Any:
     """Leave out of a file what no table, cost or verdict reads."""
     if name.endswith("cost.json"):
-        return {key: value for key, value in content.items() if value}
+        return {k: v for k, v in content.items() if v and k not in ("command", "commit")}
     if name.endswith("manifest.json"):
         parameters = _chosen(content.get("parameters", {}), "set", "search", "embedding_from")
         weights = _chosen(content.get("outputs", {}), "model.safetensors")

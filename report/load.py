@@ -8,8 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
-from common.hashes import combined
-from common.manifest import beside, check_recorded, recorded_hash
+from common.manifest import beside, check_recorded, fingerprint, recorded_hash
 from common.worlds import folder_of, seeds_of
 from report import same_world
 from report.averages import Score
@@ -112,10 +111,7 @@ def _embeddings(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 
 def _fingerprint(folder: Path) -> str | None:
     """Return the fingerprint of a model by its manifest; None without one that has its weights."""
-    outputs = _optional(folder / "manifest.json").get("outputs", {})
-    # Those in folders below are coefficients and the like.
-    files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
-    return combined({name: outputs[name] for name in files}) if files else None
+    return fingerprint(_optional(folder / "manifest.json").get("outputs", {}))
 
 
 def _other_inputs(

@@ -6,11 +6,13 @@ import itertools
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from common.cli import call
 from common.worlds import folder_of, seeds_of
 
 ROOT = Path(__file__).parents[2]
@@ -137,3 +139,31 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write(folder / "config.json", config)
     fill(folder / "results", config)
     return folder / "config.json", folder / "results"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder that the real commands filled, with tiny models, one merge and no gate."""
+    top = tmp_path_factory.mktemp("finished")
+    results, world = top / "results", top / "results/case1"
+    config = json.loads(json.dumps(SMALL)) | {"ablation": None}
+    case = config["cases"]["case1"]
+    case["columns"] = [
+        {"label": "JComQA", "tasks": ["bottle_ja8/jcomqa"]},
+        {"label": "Pair", "tasks": ["bottle_ja8/marc", "bottle_ja8/mgsm"]},
+    ]
+    config["methods"] = {"soup": config["methods"]["soup"]}
+    case["experts"]["ja"]["domain"] = ["bottle_ja8/jcomqa"]
+    write(results / "config.json", config)
+    assert call("bottle.cli", ["tiny", str(top / "tiny")]) == 0
+    for id in ("base", "ja", "math_a"):
+        shutil.copytree(top / "tiny" / id, world / "models" / id)
+    shutil.copytree(top / "tiny/data", world / "data")
+    parents = [f"{id}={world}/models/{id}" for id in ("ja", "math_a")]
+    made = ["--method", "linear", "--base", f"{world}/models/base", "--experts", *parents]
+    assert call("merges.cli", [*made, "--out", f"{world}/merges/soup"]) == 0
+    models = [f"{world}/models/{id}" for id in ("base", "ja", "math_a")]
+    scored = ["--data", f"{world}/data", "--out-dir", f"{world}/scores/test", "--seed", "7"]
+    scored += ["--suites", ",".join(tasks_of(case)), "--model", *models, f"{world}/merges/soup"]
+    assert call("evaluation.cli", scored) == 0
+    return results

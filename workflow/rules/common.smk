@@ -11,7 +11,7 @@ if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
 
-from common import numerics, sources, warm
+from common import machine, numerics, sources, warm
 from common.errors import UserError
 from common.manifest import library_versions
 from evaluation import own_data
@@ -68,6 +68,9 @@ PARALLEL = " ".join(
 )
 # Read by the libraries when a job loads them.
 NUMERICS = numerics.environment(CONFIG.numerics)
+# Each step's cost.json names the commit.
+if machine.COMMIT not in os.environ:
+    os.environ[machine.COMMIT] = machine.commit(ROOT)
 # Jobs run this project's packages with the interpreter that runs Snakemake, from any folder. A
 # prefix replaces Snakemake's own strict mode, without which `| tee` would hide a failure.
 shell.prefix(
