@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from report import fields
 from report.averages import Score, spread
-from report.case_table import edits_of, what_is_shown
+from report.case_table import what_is_shown
 from report.experiment import Ablation
+from report.footnotes import edits_of
 from report.grid import Cell, Grid, Row, number
 
 
@@ -52,17 +53,23 @@ def ablation_grid(ablation: Ablation) -> Grid:
     case = ablation.case
     table = [[case.average(run) for run in entry.runs] for entry in ablation.objectives]
     totals = [spread([score and score.value for score in scores]) for scores in table]
-    # Rows beyond the paper's table are not in the comparison, so they cannot be its best.
+    # Rows beyond the paper's table are not in the comparison, so they cannot be its best; a mean
+    # over fewer seeds does not compare with the others'.
     compared = [
-        total for entry, total in zip(ablation.objectives, totals, strict=True) if not entry.extra
+        total if total and total.runs == len(ablation.seeds) and not entry.extra else None
+        for entry, total in zip(ablation.objectives, totals, strict=True)
     ]
     top = max((total.mean for total in compared if total), default=0.0)
     rows, notes = [], []
-    for entry, scores, total in zip(ablation.objectives, table, totals, strict=True):
+    for entry, scores, total, rival in zip(
+        ablation.objectives, table, totals, compared, strict=True
+    ):
         deviation = number(total.deviation) if total and total.deviation is not None else ""
-        strong = total is not None and not entry.extra and total.mean >= top - 1e-12
+        strong = rival is not None and rival.mean >= top - 1e-12
+        fewer = 0 < (total.runs if total else 0) < len(ablation.seeds)
+        count = f" ({total.runs} of {len(ablation.seeds)} seeds)" if total and fewer else ""
         cells = [
-            Cell(entry.label + ("°" if entry.extra else "")),
+            Cell(entry.label + "°" * entry.extra + count),
             Cell(number(total and total.mean), deviation, strong),
         ]
         cells += [Cell(number(score and score.value)) for score in scores]
@@ -71,6 +78,7 @@ def ablation_grid(ablation: Ablation) -> Grid:
             if run.status != "ok":
                 notes.append(f"{entry.label}, seed {run.seed}: {run.status}.")
             notes += [f"Seed {run.seed}, {edit}" for edit in edits_of(run)]
+            notes += [f"{entry.label}, seed {run.seed}: {why}." for why in run.lacking.values()]
     if any(entry.extra for entry in ablation.objectives):
         notes.append("° A row beyond the paper's table; it takes no part in the mark for the best.")
     done = [score.stderr for scores in table for score in scores if score is not None]

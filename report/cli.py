@@ -24,7 +24,8 @@ _EXAMPLES = """examples (R stands for results/bottle):
   python -m report compare R OTHER --csv cells.csv
   python -m report explain table1 "DAM (tuned)" MGSM --results R
 Only score files are needed (<case>/scores/test/<model>.json); nothing is merged or evaluated.
-A model without scores becomes a row that says so."""
+A model without scores becomes a row that says so. A damaged file costs its row or cell: all else is
+made, each fault is a line on standard error, and the exit code is 1 (with --go-on 0)."""
 
 
 @contextlib.contextmanager
@@ -45,42 +46,58 @@ def _experiment(given: argparse.Namespace) -> Iterator[Experiment]:
             yield experiment
 
 
-def _tables(given: argparse.Namespace) -> None:
+def _faults(experiment: Experiment, given: argparse.Namespace) -> int:
+    """Say what was damaged and is missing in what has been made; return the exit code."""
+    from common.calling import say
+    from report.cost import read_costs
+
+    lines = dict.fromkeys([*experiment.faults, *read_costs(experiment)[1]])
+    for line in lines:
+        say(f"error: {line}")
+    return int(bool(lines) and not given.go_on)
+
+
+def _tables(given: argparse.Namespace) -> int:
     from common.files import write_text
     from report import cost, tables
 
     with _experiment(given) as experiment:
         written = tables.write(experiment, given.out)
-        found = cost.costs(experiment)
+        found, code = cost.costs(experiment), _faults(experiment, given)
     path = given.cost or given.out.parent / "cost.csv"
     if found:
         write_text(path, cost.cost_csv(found))
     measured = f"; measured costs: {path}" if found else ""
     print(f"{len(written)} files of tables: {given.out}{measured}")
+    return code
 
 
-def _figures(given: argparse.Namespace) -> None:
+def _figures(given: argparse.Namespace) -> int:
     from report import figures
 
     with _experiment(given) as experiment:
-        written = figures.write(experiment, given.out)
+        written, code = figures.write(experiment, given.out), _faults(experiment, given)
     print(f"{len(written)} files of figures: {given.out}")
+    return code
 
 
-def _page(given: argparse.Namespace) -> None:
+def _page(given: argparse.Namespace) -> int:
     from report import page, published
 
     paper = published.load(given.published)
     with _experiment(given) as experiment:
         page.write(experiment, given.figures, given.tables, paper, given.out)
+        code = _faults(experiment, given)
     print(f"report: {given.out}")
+    return code
 
 
-def _show(given: argparse.Namespace) -> None:
+def _show(given: argparse.Namespace) -> int:
     from report import show
 
     with _experiment(given) as experiment:
         print(show.show(experiment, given.out), end="")
+        return _faults(experiment, given)
 
 
 def _results(given: argparse.Namespace) -> None:
@@ -126,6 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         made.add_argument("--results", type=Path, help="the results folder")
         made.add_argument("--kept", type=Path, help="kept scores of a run, instead of these two")
         made.add_argument("--out", type=Path, required=True, help=out)
+        made.add_argument("--go-on", action="store_true", help="exit with 0 despite damaged files")
         made.add_argument("--threads", type=int, default=1, help="accepted and not needed")
         return made
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from common.files import read_json
 from report import fields
 from report.case_table import table_title
 from report.experiment import Case, Experiment, Model, searched, worlds_of
 from report.grid import MISSING, Cell, Grid, Row
+from report.reading import COST, NUMBER, Reader, read
 
 STAGES = {
     "data": "Data",
@@ -76,14 +76,21 @@ MEASURED = (
 DERIVED = ("forward_tokens", "backward_tokens", "flops", "evaluations")
 
 
-def read_cost(path: Path, stage: str, case: str, id: str, split: str = "") -> Iterator[Cost]:
+def read_cost(
+    path: Path, stage: str, case: str, id: str, split: str = "", reader: Reader | None = None
+) -> Iterator[Cost]:
     """Yield the cost in a step's cost.json, nothing where there is none.
+
+    A damaged file is an error, or, where a reader is given, a line among its faults.
 
     A resumed search counts the time of its earlier runs. It is added, for as many GPUs as the last
     run held.
     """
     if path.exists():
-        content: dict[str, Any] = read_json(path)
+        shape = COST | dict.fromkeys(MEASURED, NUMBER)
+        content = (reader.optional if reader else read)(path, shape, "cost")
+        if not content:
+            return
         measured = {name: float(content.get(name, 0)) for name in MEASURED}
         counted = content.get("counted", {})
         earlier = counted.get("earlier_wall_s", 0.0)
@@ -114,15 +121,26 @@ def has_statistics(case: Case, found: Sequence[Cost]) -> bool:
 
 def costs(experiment: Experiment) -> list[Cost]:
     """Read the cost of every step that has one, in the order of the work."""
+    return read_costs(experiment)[0]
+
+
+@functools.lru_cache(maxsize=4)
+def read_costs(experiment: Experiment) -> tuple[list[Cost], list[str]]:
+    """Read what `costs` returns, and a line for each damaged file."""
     found: list[Cost] = []
+    reader = Reader(experiment.results)
     results, methods = experiment.results, experiment.config["methods"]
+
+    def add(path: Path, stage: str, case: str, id: str, split: str = "") -> None:
+        found.extend(read_cost(path, stage, case, id, split, reader))
+
     for _, case in worlds_of(experiment.cases):
         folder = results / case.id
-        found += read_cost(folder / "data" / "cost.json", "data", case.id, "data")
-        found += read_cost(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
+        add(folder / "data" / "cost.json", "data", case.id, "data")
+        add(folder / "teachers" / "cost.json", "teachers", case.id, "teachers")
         for path in sorted(folder.glob("statistics/*/*/cost.json")):
             name = f"{path.parts[-3]}.{path.parts[-2]}"  # as merges name it among their inputs
-            found += read_cost(path, "statistics", case.id, name)
+            add(path, "statistics", case.id, name)
         for model in case.all_models:
             if model.kind == "merge":
                 stage = "search" if searched(methods[model.id]) else "merges"
@@ -130,21 +148,20 @@ def costs(experiment: Experiment) -> list[Cost]:
             else:
                 stage = "base" if model.kind == "base" else "experts"
                 made = folder / "models"
-            found += read_cost(made / model.id / "cost.json", stage, case.id, model.id)
+            add(made / model.id / "cost.json", stage, case.id, model.id)
             for split in ("dev", "test"):
                 path = folder / "scores" / split / f"{model.id}.cost.json"
-                found += read_cost(path, "evaluation", case.id, model.id, split)
+                add(path, "evaluation", case.id, model.id, split)
     for entry in experiment.ablation.objectives if experiment.ablation else ():
         for run in entry.runs:
             folder = results / "ablation" / run.id
             places = [folder / "model" / "cost.json", folder / "cost.json"]
             path = next((path for path in places if path.exists()), places[0])
-            found += read_cost(path, "ablation", "ablation", run.id)
-            found += read_cost(
-                folder / "scores.cost.json", "evaluation", "ablation", run.id, "test"
-            )
+            add(path, "ablation", "ablation", run.id)
+            add(folder / "scores.cost.json", "evaluation", "ablation", run.id, "test")
     # A stable sort: within a stage, steps keep the order of the tables.
-    return sorted(found, key=lambda cost: list(STAGES).index(cost.stage))
+    found.sort(key=lambda cost: list(STAGES).index(cost.stage))
+    return found, reader.faults
 
 
 def cost_csv(found: list[Cost]) -> str:

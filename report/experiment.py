@@ -50,6 +50,10 @@ class Model:
     # What the smoke check found: perplexity, bits_per_byte, not_finite; empty where it has not run
     smoke: Mapping[str, Any] = field(default_factory=dict)
     edited: bool = False  # whether its scores were changed by hand and accepted
+    # By task of the table, why it has no score although the model has been evaluated
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    # How it was evaluated; see `report.scores.Outcome`
+    evaluated: Mapping[str, Any] = field(default_factory=dict)
     backend: str = ""  # what evaluated it, empty where that is not recorded
     # By task and role (items, fewshot), what its rows are instead of the benchmark's
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -98,6 +102,8 @@ class Case:
     notes: tuple[str, ...] = ()  # sentences of the configuration that are printed under its tables
     more: tuple[Model, ...] = ()  # merges beyond the paper's, which have a separate table
     failed: Mapping[str, str] = field(default_factory=dict)  # by expert, why the gate failed
+    # Lines on files that are damaged or are not what they should be
+    faults: tuple[str, ...] = ()
     # Of several worlds: the case in each, by seed; the models above are then means over them
     worlds: Mapping[int, Case] = field(default_factory=dict)
     # The worlds that take no part in the means, each with the reason
@@ -213,9 +219,10 @@ class Ablation:
     case: Case  # the case study whose models and columns it uses
     seeds: tuple[int, ...]  # seeds of the runs
     objectives: tuple[Objective, ...]
+    faults: tuple[str, ...] = ()  # lines on damaged files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # its costs are recalled, so that it has a hash
 class Experiment:
     """Everything that the report shows."""
 
@@ -225,3 +232,4 @@ class Experiment:
     cases: tuple[Case, ...]  # case studies in the configuration's order
     ablation: Ablation | None  # the objective's ablation, None where there is none
     config: Mapping[str, Any]  # the resolved configuration
+    faults: tuple[str, ...] = ()  # lines on files that are damaged or are not what they should be

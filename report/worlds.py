@@ -199,11 +199,22 @@ def _row(rows: Mapping[int, Model]) -> Model:
         best_of=shown[0].best_of and len(done) == len(rows),
         seed=None,
         tasks={},
+        lacking=_lacking(done),
         data=_joined([model.data for model in shown]),
         embeddings_and_norms=_joined([model.embeddings_and_norms for model in shown]),
         counted={n: sum(m.counted.get(n, 0) for m in shown) / len(shown) for n in sorted(names)},
         worlds=done,
     )
+
+
+def _lacking(rows: Mapping[int, Model]) -> dict[str, str]:
+    """Say which worlds' scores of a task are missing although the row was evaluated there."""
+    tasks = dict.fromkeys(task for model in rows.values() for task in model.lacking)
+    found = {}
+    for task in tasks:
+        why = [f"seed {s}: {m.lacking[task]}" for s, m in rows.items() if task in m.lacking]
+        found[task] = f"{len(rows) - len(why)} of {len(rows)} worlds ({'; '.join(why)})"
+    return found
 
 
 def _scored(case: Case) -> bool:

@@ -37,7 +37,7 @@ def paper_s(small):
     return config, results
 
 
-def score(path, value, stderr=0.01):
+def score(path, value, stderr=0.01, seed=7):
     tasks = ("bottle_ja8/a", "bottle_ja8/jsquad", "bottle_ja8/c", "bottle_gsm_en/gsm_en")
     values = value if isinstance(value, tuple) else (value,) * 4
     entries = {
@@ -45,7 +45,7 @@ def score(path, value, stderr=0.01):
         for task, one in zip(tasks, values, strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": 7, "tasks": entries}))
+    path.write_text(json.dumps({"seed": seed, "tasks": entries}))
 
 
 def judge(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
@@ -54,7 +54,7 @@ def judge(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
         score(results / f"case1/scores/test/{row}.json", value)
     for name, values in dict(objectives).items():
         for seed, value in enumerate(values):
-            score(results / f"ablation/{name}/seed{seed}/scores.json", value)
+            score(results / f"ablation/{name}/seed{seed}/scores.json", value, seed=seed)
     for row, amount in zip(("dam_tuned", "evolutionary"), flops, strict=True):
         path = results / f"case1/merges/{row}/cost.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,8 @@ rule resolved_config:
         "printenv EXPERIMENT > {output}"
 
 
+# `--go-on`: a damaged file costs its row and is named in the tables; without it, Snakemake would
+# remove what was made.
 rule make_tables:
     input:
         scores=all_scores(),
@@ -80,7 +82,7 @@ rule make_tables:
         code=code("report/tables.py", "report/cost.py"),
     shell:
         "python -m report {params.what} --config {input.config} --results {params.results}"
-        " --out {params.folder} 2>&1 | tee {log}"
+        " --out {params.folder} --go-on 2>&1 | tee {log}"
 
 
 use rule make_tables as make_figures with:
@@ -110,7 +112,8 @@ rule make_page:
         code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
-        " --tables {params.tables} --figures {params.figures} --out {output} 2>&1 | tee {log}"
+        " --tables {params.tables} --figures {params.figures} --out {output} --go-on"
+        " 2>&1 | tee {log}"
 
 
 if not SCORES_FROM:
