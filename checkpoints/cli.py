@@ -47,6 +47,14 @@ examples:
 
 Pickles are read as tensors alone; nothing in them is run.
 """
+_IMPORT = """\
+examples:
+  python -m checkpoints import-gguf gemma-3-270m-q4_k_m.gguf models/gemma
+  python -m checkpoints import-gguf model.gguf models/base --dtype float32
+
+Architectures: llama, qwen2, qwen3, gemma2, gemma3 (text). What the written model would leave out of
+the file ends the import.
+"""
 _ACCEPT = """\
 examples:
   python -m checkpoints accept models/ja
@@ -96,6 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     convert.add_argument("--model", type=Path, required=True, metavar="DIR")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR")
+    about = "write a GGUF file of llama.cpp as an ordinary model folder"
+    gguf = add_command(commands, "import-gguf", help=about, epilog=_IMPORT)
+    gguf.set_defaults(run=_import_gguf)
+    gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
+    gguf.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    about = "of the written weights: bfloat16, float32, float16 (bfloat16)"
+    gguf.add_argument("--dtype", default="bfloat16", metavar="TYPE", help=about)
+    about = "a folder with the model's own tokenizer, to take instead of the file's"
+    gguf.add_argument("--tokenizer", type=Path, metavar="DIR", help=about)
     about = "most bytes of weights in a file: 500MB, 5GB ... (5GB)"
     for command in (check, convert):  # argparse reads a default that is text like a given value
         command.add_argument(
@@ -163,6 +180,19 @@ def _smoke(arguments: argparse.Namespace) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--text {arguments.text}: cannot be read as UTF-8 ({error})") from None
     print("\n".join(lines(smoke(arguments.model, parents, arguments.out, text))))
+
+
+def _import_gguf(arguments: argparse.Namespace) -> None:
+    from checkpoints.gguf_file import import_gguf
+
+    values = import_gguf(
+        arguments.file,
+        arguments.out,
+        dtype=arguments.dtype,
+        tokenizer=arguments.tokenizer,
+        note=lambda text: print(f"note: {text}", file=sys.stderr),
+    )
+    print(f"imported {values / 1e6:.1f} M parameters -> {arguments.out}")
 
 
 def _accept(arguments: argparse.Namespace) -> None:
