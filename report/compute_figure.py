@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from report import palette
+from report import drawing, palette
 from report.case_table import table_title
 from report.compute import CONFIDENCE, Point, data_of, pareto, points
 from report.cost import Cost
@@ -23,6 +23,7 @@ _AXES = {
     "flops": "FLOPs of making the merge, its search and its teachers included (logarithmic)",
     "cpu_s": "CPU seconds of the same, measured (logarithmic)",
 }
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _DOT = 4.0  # half a point's width in typographic points, for what labels must not cover
 
 
@@ -65,17 +66,16 @@ def place_labels(
         axes: The panel, whose limits and size are final.
         costs: The points' x in data units.
         values: Their y in data units.
-        texts: The labels.
+        texts: The labels; an empty one is not written.
 
     Returns:
-        The labels' boxes (matplotlib's Bbox in pixels), one a text.
+        The labels' boxes (matplotlib's Bbox in pixels), one a written text.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.patheffects import AbstractPathEffect, withStroke
     from matplotlib.transforms import Bbox
 
-    # Without a white outline the Pareto line would strike through the text.
-    outlined: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground="white")]
+    # Without a white ground the Pareto line would strike through the text.
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}
     assert isinstance(axes.figure.canvas, FigureCanvasAgg)  # `compute_figure` makes it so
     renderer = axes.figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
@@ -92,9 +92,11 @@ def place_labels(
 
     # From the top, so that the labels of a crowd keep the order of their points.
     for place in sorted(range(len(texts)), key=lambda i: (-dots[i][1], dots[i][0])):
+        if not texts[place]:
+            continue
         x, y = dots[place]
         text = axes.text(0, 0, texts[place], fontsize=6.5, va="center", ha="left", zorder=5)
-        text.set_path_effects(outlined)
+        text.set_bbox(ground)
         size = text.get_window_extent(renderer)
         fallback = math.inf, Bbox.from_bounds(x + reach, y, size.width, size.height)
         found = (pair for pair in _places(x, y, size, reach) if free(pair[1]))
@@ -117,31 +119,37 @@ def _panel(
     none = _decade_below(given)  # a logarithmic axis has no zero
     costs = [max(value, none) for value in given]
     values = [point.score.value for point in found]
-    for point, cost in zip(found, costs, strict=True):
-        score = point.score
-        paint = colour(point.model)
-        axes.errorbar(
-            *(cost, score.value),
-            yerr=CONFIDENCE * score.stderr,
-            fmt="o" if point.model.best_of else "s",
-            markersize=5,
-            color=paint,
-            markeredgecolor="#444444",
-            markeredgewidth=0.5,
-            ecolor="#888888",
-            elinewidth=0.8,
+    reach = [CONFIDENCE * point.score.stderr for point in found]
+    low_ends, high_ends = (
+        [value + side * far for value, far in zip(values, reach, strict=True)] for side in (-1, 1)
+    )
+    axes.vlines(costs, low_ends, high_ends, color="#888888", linewidth=0.8, zorder=2.8)
+    for mark, kind in (("o", True), ("s", False)):
+        of_kind = [i for i, point in enumerate(found) if point.model.best_of is kind]
+        axes.scatter(
+            [costs[i] for i in of_kind],
+            [values[i] for i in of_kind],
+            marker=mark,
+            s=25,
+            c=[colour(found[i].model) for i in of_kind],
+            edgecolors="#444444",
+            linewidths=0.5,
             zorder=3,
         )
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 2, max(costs) * 8)
     low, high = min(values), max(values)
     axes.set_ylim(low - 0.09 * (high - low) - 0.03, high + 0.09 * (high - low) + 0.03)
+    start, end = (math.log10(edge) for edge in axes.get_xlim())
+    exponents = range(math.ceil(start), math.floor(end) + 1)
     if min(given) == 0:
-        ticks = [tick for tick in axes.get_xticks() if none < tick <= axes.get_xlim()[1]]
-        exponents = [round(math.log10(tick)) for tick in ticks]
-        labels = [f"$10^{{{exponent}}}$" for exponent in exponents]
-        axes.set_xticks([none, *ticks], ["none", *labels])
-        axes.minorticks_off()
+        exponents = range(round(math.log10(none)) + 1, math.floor(end) + 1)
+    # Unicode's raised digits take a tenth of the time of matplotlib's mathematics.
+    ticks = {10.0**power: "10" + str(power).translate(_RAISED) for power in exponents}
+    ticks = ({none: "none"} if min(given) == 0 else {}) | ticks
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    if min(given) == 0:
         axes.axvline(none * 3, color="#BBBBBB", linewidth=0.8, linestyle=":")
     rivals = [i for i, point in enumerate(found) if point.model.best_of]
     if rivals:
@@ -163,12 +171,29 @@ def _finish(
     from matplotlib.lines import Line2D
 
     line = Line2D([], [], color="#666666", linestyle="--", label="Pareto line")
-    figure.legend(handles=[*handles, line], loc="outside lower center", ncols=5, frameon=False)
-    # The layout must be final before labels are placed: they are placed in pixels.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    drawing.legend(figure, [*handles, line])
+    high = {
+        point.model.id for point in sorted(merges, key=lambda p: -p.score.value)[: drawing.MOST]
+    }
+    named = [point.model.id in high for point in merges]
+    texts = [
+        drawing.written(point.model.label) if one else ""
+        for point, one in zip(merges, named, strict=True)
+    ]
     for axes, costs, values in placed:
-        place_labels(axes, costs, values, [point.model.label for point in merges])
+        place_labels(axes, costs, values, texts)
+
+
+def _sheet(panels: int, entries: int, height: float = 5.2) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels one below another, with room for a legend's entries."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    below = drawing.legend_height(entries + 1)
+    figure = Figure(figsize=(10, height * panels))
+    FigureCanvasAgg(figure)
+    space = drawing.margins(figure, 0.65, 0.1, 0.35, below + 0.5, hspace=0.12)
+    return figure, list(figure.subplots(panels, 1, squeeze=False, gridspec_kw=space)[:, 0])
 
 
 def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
@@ -176,14 +201,10 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
 
     Squares are rows that take no part in the marks for the best merge, nor in the Pareto line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 10.4), layout="constrained")
-    FigureCanvasAgg(figure)
     merges = points(case, found)
     colour = functools.partial(palette.colour, config=config)
-    panels = figure.subplots(len(_AXES), 1)
+    handles = palette.handles([point.model for point in merges], config)
+    figure, panels = _sheet(len(_AXES), len(handles))
     placed = []
     for axes, axis in zip(panels, _AXES, strict=True):
         if merges:
@@ -191,21 +212,21 @@ def compute_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any])
         else:
             axes.text(0.5, 0.5, "no merge has both a score and a cost", ha="center")
     panels[0].set_title(
-        f"{table_title(case.table)}. Quality against compute. {case.title}", loc="left"
+        drawing.written(f"{table_title(case.table)}. Quality against compute. {case.title}", 110),
+        loc="left",
     )
-    _finish(figure, palette.handles([point.model for point in merges], config), placed, merges)
+    _finish(figure, handles, placed, merges)
     return figure
 
 
 def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> Figure:
     """Draw every merge of a case over its CPU seconds, in the colours of `palette.DATA`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, merges = figure.subplots(), points(case, found, beyond=True)
+    handles = [Patch(color=paint, label=label) for label, paint in palette.DATA.values()]
+    handles.append(Patch(color="#D0D0D0", label="pale: nothing chosen on dev"))
+    merges = points(case, found, beyond=True)
+    figure, (axes,) = _sheet(1, len(handles), height=9)
 
     def colour(model: Model) -> tuple[float, ...]:
         return palette.paint(palette.DATA[data_of(model)][1], model, config)
@@ -215,8 +236,7 @@ def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) ->
         return figure
     costs, values = _panel(axes, merges, "cpu_s", colour)
     axes.set_xlabel("CPU seconds of making the merge, all that it was given included (logarithmic)")
-    axes.set_title(f"{table_title(case.table)}. Quality against data and price. {case.title}")
-    handles = [Patch(color=paint, label=label) for label, paint in palette.DATA.values()]
-    handles.append(Patch(color="#D0D0D0", label="pale: nothing chosen on dev"))
+    title = f"{table_title(case.table)}. Quality against data and price. {case.title}"
+    axes.set_title(drawing.written(title, 110))
     _finish(figure, handles, [(axes, costs, values)], merges)
     return figure

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import io
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.calling import say
 from common.files import write_bytes
 from common.manifest import NAME, write_manifest
-from report import compute_figure, cost, palette
+from report import compute_figure, cost, drawing, palette
 from report.averages import Score, spread
 from report.case_table import table_title
 from report.experiment import Ablation, Case, Experiment, Model
@@ -24,17 +25,7 @@ if TYPE_CHECKING:
 _PANELS_ACROSS = 4
 _LINE = 36  # characters of a title over a panel of half a figure
 _BAR_IN = 0.175  # height of one bar's place in inches: an 8-point label fits
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,
-}
+FORMS = ("png", "pdf")
 
 
 def _of_task(task: str, model: Model) -> Score | None:
@@ -45,20 +36,28 @@ def _bars(
     axes: Axes, models: Sequence[Model], scores: Sequence[Score | None], config: Mapping[str, Any]
 ) -> None:
     """Draw one horizontal bar per model, the first on top, with its standard error."""
-    from matplotlib.patheffects import withStroke
+    from matplotlib.collections import LineCollection
 
-    outlined = [withStroke(linewidth=2.4, foreground="white")]  # else lost on DAM's dark bar
-    for place, (model, score) in enumerate(zip(models, scores, strict=True)):
+    known = [(at, score) for at, score in enumerate(scores) if score is not None]
+    paints = [palette.colour(models[at], config) for at, _ in known]
+    axes.barh(
+        [at for at, _ in known],
+        [score.value for _, score in known],
+        height=0.78,
+        color=paints,
+        linewidth=0,
+    )
+    ends = [[(s.value - s.stderr, at), (s.value + s.stderr, at)] for at, s in known]
+    # A white line below each: else it is lost on DAM's dark bar.
+    for width, colour in ((2.9, "white"), (0.9, "#444444")):
+        axes.add_collection(LineCollection(ends, linewidths=width, colors=colour, zorder=2.5))
+    for at, (model, score) in enumerate(zip(models, scores, strict=True)):
         if score is None:
-            axes.text(0.015, place, model.status.split(":")[0], va="center", color="#777777")
-            continue
-        paint = palette.colour(model, config)
-        axes.barh(place, score.value, height=0.78, color=paint, linewidth=0)
-        ends = (score.value - score.stderr, score.value + score.stderr)
-        axes.plot(ends, (place, place), color="#444444", linewidth=0.9, path_effects=outlined)
+            why = "no score" if model.status == "ok" else model.status.split(":")[0]
+            axes.text(0.015, at, drawing.written(why), va="center", color="#777777")
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlim(0, 1.02)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", ".5", "", "1"])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.5)
     axes.set_axisbelow(True)
@@ -71,42 +70,61 @@ def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) 
         Line2D([], [], color="#444444", linestyle=":", label="base"),
         Line2D([], [], color="#444444", linestyle="--", label="best expert"),
     ]
-    handles = [*palette.handles(models, config), *lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    drawing.legend(figure, [*palette.handles(models, config), *lines])
+
+
+def shown(case: Case, models: Sequence[Model]) -> list[Model]:
+    """Choose the rows of a figure: all, or, of very many, the merges with the highest averages."""
+    merges = [model for model in models if model.kind == "merge"]
+    if len(merges) <= drawing.MOST:
+        return list(models)
+    scored = [(score.value, model.id) for model in merges if (score := case.average(model))]
+    high = {id for _, id in sorted(scored, reverse=True)[: drawing.MOST]}
+    return [model for model in models if model.kind != "merge" or model.id in high]
 
 
 def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     """Draw every task of a case as a panel of bars, one bar a merge, and the average.
 
-    Dotted lines mark the base, dashed ones the best expert.
+    Dotted lines mark the base, dashed ones the best expert. Long because of the panels' parts.
     """
     from matplotlib.figure import Figure
 
-    merges = [model for model in case.models if model.kind == "merge"]
+    merges = [model for model in shown(case, case.models) if model.kind == "merge"]
     parents = [model for model in case.models if model.kind != "merge"]
     missed, held_out = case.not_learned(), case.held_out()
     panels: list[tuple[str, Callable[[Model], Score | None]]] = [("Average", case.average)]
     for task in case.tasks:
         marks = ("†" if task in missed else "") + ("‡" if task in held_out else "")
-        panels.append((case.task_label(task) + marks, functools.partial(_of_task, task)))
+        title = drawing.written(case.task_label(task), _LINE) + marks
+        panels.append((title, functools.partial(_of_task, task)))
     down = -(-len(panels) // _PANELS_ACROSS)
-    figure = Figure(figsize=(10, 0.9 + down * (_BAR_IN * len(merges) + 0.5)), layout="constrained")
-    grid = figure.subplots(down, _PANELS_ACROSS, sharey=True, sharex=True, squeeze=False)
+    high = _BAR_IN * max(len(merges), 1)
+    below = drawing.legend_height(len(palette.handles(merges, config)) + 2)
+    figure = Figure(figsize=(10, down * (high + 0.5) + below + 0.05))
+    labels = [drawing.written(model.label) for model in merges]
+    left = drawing.width_of(figure, labels) + 0.15
+    space = drawing.margins(
+        figure, left, 0.1, 0.3, below + 0.25, wspace=0.08, hspace=0.5 / high
+    )  # fmt: skip
+    grid = figure.subplots(down, _PANELS_ACROSS, squeeze=False, gridspec_kw=space)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for place, (axes, (title, score_of)) in enumerate(zip(grid.flat, panels, strict=False)):
         _bars(axes, merges, [score_of(model) for model in merges], config)
-        axes.set_title(title, fontweight="bold" if place == 0 else "normal", loc="left")
-        axes.tick_params(labelbottom=True)
+        # No bold: a second font in a PDF takes as long as all its bars.
+        axes.set_title(title, color="#555555" if place else "black", loc="left", y=1.0, pad=6)
         if place % _PANELS_ACROSS:
             axes.spines["left"].set_color("#BBBBBB")
+            axes.yaxis.set_visible(False)
+        else:
+            axes.set_yticks(range(len(merges)), labels)
         base, *experts = (score_of(model) for model in parents)
         if base is not None:
             axes.axvline(base.value, color="#444444", linestyle=":", linewidth=1.1)
         values = [score.value for score in experts if score is not None]
         if values:
             axes.axvline(max(values), color="#444444", linestyle="--", linewidth=0.9)
-    grid[0, 0].set_yticks(range(len(merges)), [model.label for model in merges])
     _legend(figure, merges, config)
     return figure
 
@@ -115,22 +133,30 @@ def averages_figure(experiment: Experiment) -> Figure:
     """Draw the averages of Tables 1 and 2, base and experts included."""
     from matplotlib.figure import Figure
 
-    cases = experiment.cases
-    longest = max(len(case.models) for case in cases)
-    figure = Figure(
-        figsize=(5 * max(len(cases), 2), 0.8 + _BAR_IN * 1.15 * longest), layout="constrained"
-    )
-    for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
-        averages = [case.average(model) for model in case.models]
-        _bars(axes, case.models, averages, experiment.config)
-        for place, score in enumerate(averages):
+    cases = [(case, shown(case, case.models)) for case in experiment.cases]
+    longest = max(len(models) for _, models in cases)
+    across = max(len(cases), 2)
+    figure = Figure(figsize=(5 * across, 0.8 + _BAR_IN * 1.15 * longest))
+    # Each panel has its labels at its left.
+    room = [
+        drawing.width_of(figure, [drawing.written(model.label) for model in models]) + 0.15
+        for _, models in cases
+    ]
+    for place, (case, models) in enumerate(cases):
+        left, width = 5 * place + room[place], 5 - room[place] - 0.15
+        box = drawing.margins(figure, left, 5 * across - left - width, 0.42, 0.55)
+        size = (box["right"] - box["left"], box["top"] - box["bottom"])
+        axes = figure.add_axes((box["left"], box["bottom"], *size))
+        averages = [case.average(model) for model in models]
+        _bars(axes, models, averages, experiment.config)
+        for at, score in enumerate(averages):
             if score is not None:
                 text = f"{score.value:.3f}".removeprefix("0")
-                axes.text(score.value + score.stderr + 0.012, place, text, va="center", fontsize=7)
+                axes.text(score.value + score.stderr + 0.012, at, text, va="center", fontsize=7)
         axes.set_xlim(0, 1.1)
-        axes.set_yticks(range(len(case.models)), [model.label for model in case.models])
-        title = textwrap.fill(f"{table_title(case.table)}. {case.title}", _LINE)
-        axes.set_title(title, loc="left")
+        axes.set_yticks(range(len(models)), [drawing.written(model.label) for model in models])
+        title = textwrap.fill(f"{table_title(case.table)}. {case.title}", _LINE, max_lines=2)
+        axes.set_title(title.replace("$", r"\$"), loc="left", y=1.0, pad=6)
         error = "between worlds and items" if case.several else "over items"
         axes.set_xlabel(f"mean over {len(case.averaged)} columns,\nwith standard error {error}")
     return figure
@@ -141,8 +167,10 @@ def ablation_figure(ablation: Ablation) -> Figure:
     from matplotlib.figure import Figure
 
     case = ablation.case
-    figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(ablation.objectives)), layout="constrained")
-    axes = figure.subplots()
+    labels = [drawing.written(entry.label) for entry in ablation.objectives]
+    figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(labels)))
+    left = drawing.width_of(figure, labels) + 0.15
+    axes = figure.subplots(gridspec_kw=drawing.margins(figure, left, 0.1, 0.3, 0.65))
     diamond: dict[str, Any] = {"fmt": "D", "markersize": 5, "color": "#222222", "capsize": 3}
     for place, entry in enumerate(ablation.objectives):
         averages = [case.average(run) for run in entry.runs]
@@ -158,26 +186,17 @@ def ablation_figure(ablation: Ablation) -> Figure:
     # Empty ones for the legend: a row's own may be missing.
     axes.scatter([], [], s=16, color="#56B4E9", label="one seed")
     axes.errorbar([], [], xerr=[], label="mean ± standard deviation over seeds", **diamond)
-    labels = [entry.label for entry in ablation.objectives]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.margins(x=0.08)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.5)
     axes.grid(axis="y", color="#EEEEEE", linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.set_title(f"Table 3. DAM's training objective. {case.title}", loc="left")
+    title = drawing.written(f"Table 3. DAM's training objective. {case.title}", 2 * _LINE)
+    axes.set_title(title, loc="left", y=1.0, pad=6, x=-left / 7.5)
     axes.set_xlabel(f"average over {len(case.averaged)} columns (the axis does not begin at 0)")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="lower center", ncols=2, frameon=False)
     return figure
-
-
-def rendered(figure: Figure, form: str) -> bytes:
-    """Return a figure as a file of a form, png or pdf; equal figures give equal bytes."""
-    # Dates and version strings would make equal figures differ.
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
-    stream = io.BytesIO()
-    figure.savefig(stream, format=form, dpi=200, metadata=metadata[form])
-    return stream.getvalue()
 
 
 def titles(experiment: Experiment) -> dict[str, str]:
@@ -189,6 +208,10 @@ def titles(experiment: Experiment) -> dict[str, str]:
     # Long because of the texts.
     names, found = {"averages": f"Averages of all models. {reading}"}, cost.costs(experiment)
     for case in experiment.cases:
+        merges = sum(model.kind == "merge" for model in case.models)
+        if merges > drawing.MOST:
+            few = f" Of {merges} merges, the {drawing.MOST} with the highest averages are shown."
+            names["averages"] += few if few not in names["averages"] else ""
         names[f"{case.table}_tasks"] = (
             f"{case.title}: every task and every merge. {reading} "
             "† not learned by its own expert; ‡ in no expert's domain."
@@ -215,6 +238,15 @@ def titles(experiment: Experiment) -> dict[str, str]:
     return names
 
 
+def _texts(experiment: Experiment) -> list[str]:
+    """List the texts in figures that come from the configuration."""
+    found = [case.title for case in experiment.cases]
+    found += [model.label for case in experiment.cases for model in case.all_models]
+    found += [case.task_label(task) for case in experiment.cases for task in case.tasks]
+    ablation = experiment.ablation
+    return found + [entry.label for entry in (ablation.objectives if ablation else ())]
+
+
 def write(experiment: Experiment, out: Path) -> list[Path]:
     """Write all figures and, last, their manifest; return the figures' paths."""
     import matplotlib
@@ -222,7 +254,14 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
     # No manifest while the figures change: it would vouch for files that it does not describe.
     (out / NAME).unlink(missing_ok=True)
     written = []
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    style, unknown = drawing.style(_texts(experiment))
+    if unknown:
+        say(f"note: no installed font has {unknown}; figures show them as boxes")
+    with (
+        warnings.catch_warnings(),
+        matplotlib.rc_context({**matplotlib.rcParamsDefault, **style, "backend": "agg"}),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         drawn = {"averages": averages_figure(experiment)}
         costs = cost.costs(experiment)
         for case in experiment.cases:
@@ -237,9 +276,9 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
         if experiment.ablation:
             drawn["table3"] = ablation_figure(experiment.ablation)
         for name, figure in drawn.items():
-            for form in ("png", "pdf"):
+            for form in FORMS:
                 path = out / f"{name}.{form}"
-                write_bytes(path, rendered(figure, form))
+                write_bytes(path, drawing.rendered(figure, form))
                 written.append(path)
     write_manifest(
         out / NAME,

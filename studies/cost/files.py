@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import write_bytes, write_text
 from common.manifest import NAME, write_manifest
-from report import figures, palette, render
+from report import drawing, palette, render
 from report.averages import spread, spread_of
 from report.experiment import Model
 from report.intervals import mean
@@ -112,10 +112,10 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     texts = {"csv": study_csv(looks), "md": render.markdown(study_grid(looks, config))}
     for form, text in texts.items():
         write_text(out / f"cost.{form}", text)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **figures.STYLE, "backend": "agg"}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **drawing.STYLE, "backend": "agg"}):
         figure = study_figure(looks, config)
         for form in ("png", "pdf"):
-            write_bytes(out / f"cost.{form}", figures.rendered(figure, form))
+            write_bytes(out / f"cost.{form}", drawing.rendered(figure, form))
     written = [out / f"cost.{form}" for form in (*texts, "png", "pdf")]
     scored = sorted((results / FOLDER).glob("*/*/seed*/test/after*.json"))
     scored = [path for path in scored if path.stem.removeprefix("after").isdigit()]

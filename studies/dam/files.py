@@ -8,7 +8,7 @@ from typing import Any
 
 from common.files import write_bytes, write_text
 from common.manifest import NAME, write_manifest
-from report import figures, render
+from report import drawing, render
 from studies.dam import tables
 from studies.dam.figures import FIGURES
 from studies.dam.load import Study, load
@@ -35,12 +35,12 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     write_text(out / "dam.csv", tables.csv(study, found))
     write_text(out / "dam.md", "\n\n".join(page.rstrip() for page in pages) + "\n")
     written = [out / "dam.csv", out / "dam.md"]
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **figures.STYLE, "backend": "agg"}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **drawing.STYLE, "backend": "agg"}):
         for name in _names(study):
             kind = study.config["comparisons"][name].get("figure")
             if kind:
                 path = out / f"dam_{name}.png"
-                write_bytes(path, figures.rendered(FIGURES[kind](study, name), "png"))
+                write_bytes(path, drawing.rendered(FIGURES[kind](study, name), "png"))
                 written.append(path)
     write_manifest(
         out / NAME,

@@ -1,0 +1,65 @@
+"""Figures with labels of every kind and with very many rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from report import cost, drawing, figures
+from report.compute_figure import compute_figure
+from report.load import load
+
+LABELS = ["x" * 200, "日本語のラベル" * 5, r"$\alphabet$", "$x_1$ and 🙂", "a_b^c {d} % \\"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DAM (tuned)", "DAM (tuned)"),
+        ("$x$", r"\$x\$"),
+        ("a\nb", "a b"),
+        ("begin" + "." * 200 + "end", "begin" + "." * 24 + "…" + "." * 10 + "end"),
+    ],
+)
+def test_a_label_is_cut_in_its_middle_and_is_no_mathematics(text, expected):
+    assert drawing.written(text) == expected
+    assert len(drawing.written(text).replace("\\", "")) <= 44
+
+
+def test_every_label_is_drawn_and_what_no_font_has_is_said_once(small, tmp_path, capsys):
+    config = small[2]
+    for about, label in zip(config["methods"].values(), LABELS, strict=False):
+        about["label"] = label
+    config["methods"]["slerp"]["label"] = LABELS[-1]
+    config["cases"]["case1"]["title"] = "$\\frac{ 日" * 30
+    small[0].write_text(json.dumps(config))
+    written = figures.write(load(small[0], small[1]), tmp_path)
+    assert all(path.stat().st_size > 5000 for path in written)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("note: no installed font has ")
+    assert "🙂" in lines[0] or r"\U0001f642" in lines[0]
+
+
+def test_of_very_many_rows_the_highest_are_drawn(small):
+    config, scores = small[2], small[1] / "case1/scores/test"
+    entry = json.loads((scores / "soup.json").read_text())
+    for number in range(60):
+        config["methods"][f"m{number}"] = {"label": f"Row {number}", "method": "linear"}
+        for score in entry["tasks"].values():
+            score["value"] = number / 100
+        (scores / f"m{number}.json").write_text(json.dumps(entry | {"model": f"m{number}"}))
+        made = small[1] / f"case1/merges/m{number}"
+        made.mkdir()
+        content = {"wall_s": 1, "cpu_s": 1 + number, "peak_rss_mb": 5, "counted": {"flops": 1e9}}
+        (made / "cost.json").write_text(json.dumps(content))
+    small[0].write_text(json.dumps(config))
+    experiment = load(small[0], small[1])
+    case = experiment.cases[0]
+    merges = [model for model in figures.shown(case, case.models) if model.kind == "merge"]
+    averages = [case.average(model).value for model in case.models if model.kind == "merge"]
+    assert len(merges) == drawing.MOST
+    assert {case.average(model).value for model in merges} == set(sorted(averages)[-40:])
+    assert "Of 64 merges, the 40 with the highest" in figures.titles(experiment)["averages"]
+    panel = compute_figure(case, cost.costs(experiment), config).axes[0]
+    assert sum(text.get_text() != "" for text in panel.texts) == drawing.MOST
