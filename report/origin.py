@@ -109,6 +109,7 @@ def _line(case: Case, model: Model, columns: Mapping[str, tuple[tuple[str, ...],
 
 
 def _case_tables(case: Case) -> Iterator[Table]:
+    columns: dict[str, tuple[tuple[str, ...], ...]]
     columns = {column.label: (column.tasks,) for column in case.columns}
     average = {"Avg": tuple(column.tasks for column in case.averaged)}
     shown = [(case.table, case.models, columns | average)]
@@ -116,8 +117,8 @@ def _case_tables(case: Case) -> Iterator[Table]:
         parents = tuple(model for model in case.models if model.kind != "merge")
         shown.append((f"{case.table}_more", parents + case.more, columns | average))
     if has_groups(case):
-        tasks = {case.task_label(task): ((task,),) for task in case.tasks}
-        shown.append((f"{case.table}_tasks", case.models, tasks))
+        columns = {case.task_label(task): ((task,),) for task in case.tasks}
+        shown.append((f"{case.table}_tasks", case.models, columns))
     for name, models, titles in shown:
         lines = {model.label: _line(case, model, titles) for model in models}
         yield Table(name, f"standard error over {case.errors}", titles, lines)
