@@ -38,6 +38,7 @@ rule all:
     default_target: True
     input:
         f"{OUT}/report.html",
+        f"{OUT}/items/manifest.json",
         f"{OUT}/tables/manifest.json",
         f"{OUT}/figures/manifest.json",
         # Named here too: Snakemake makes again what is gone only where a target asks for it.

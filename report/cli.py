@@ -46,12 +46,12 @@ def _experiment(given: argparse.Namespace) -> Iterator[Experiment]:
             yield experiment
 
 
-def _faults(experiment: Experiment, given: argparse.Namespace) -> int:
+def _faults(experiment: Experiment, given: argparse.Namespace, more: Sequence[str] = ()) -> int:
     """Say what was damaged and is missing in what has been made; return the exit code."""
     from common.calling import say
     from report.cost import read_costs
 
-    lines = dict.fromkeys([*experiment.faults, *read_costs(experiment)[1]])
+    lines = dict.fromkeys([*experiment.faults, *read_costs(experiment)[1], *more])
     for line in lines:
         say(f"error: {line}")
     return int(bool(lines) and not given.go_on)
@@ -86,8 +86,8 @@ def _page(given: argparse.Namespace) -> int:
 
     paper = published.load(given.published)
     with _experiment(given) as experiment:
-        page.write(experiment, given.figures, given.tables, paper, given.out)
-        code = _faults(experiment, given)
+        places = given.figures, given.tables, paper, given.out, given.items
+        code = _faults(experiment, given, page.write(experiment, *places))
     print(f"report: {given.out}")
     return code
 
@@ -153,7 +153,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     command("figures", "draw all figures", _figures, "folder of the figures")
     made = command("page", "build the HTML page", _page, "the page, an HTML file")
-    made.add_argument("--figures", type=Path, required=True, help="folder of the figures")
+    made.add_argument("--figures", type=Path, help="folder of the figures, to which it links")
+    made.add_argument("--items", type=Path, help="folder for the answers, which it loads on demand")
     made.add_argument("--tables", type=Path, help="folder of the tables, to which the page links")
     made.add_argument(
         "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
-from common.files import read_json, sha256_file
-from common.manifest import NAME, beside, fingerprint, read_manifest
+from common.files import sha256_file
+from common.manifest import NAME, beside, fingerprint
 from report.averages import Score, spread
 from report.case_table import has_groups
 from report.experiment import Ablation, Case, Experiment, Model
+from report.reading import COST, MANIFEST, Reader
 
 AGAIN = "again"  # folder of the scores that a cell's command makes
 UNKNOWN = "not recorded"
 _LONGEST = 120  # characters of a parameter that is shown; a longer one is read in its manifest
+_ABOUT = MANIFEST | {"kind": str, "versions": {}, "numerics": {}}
 _MADE = ("data", "models/*", "teachers", "statistics/*/*", "merges/*")  # in the order of the work
 
 
@@ -174,7 +176,7 @@ class Steps:
 
     def __init__(self, results: Path) -> None:
         """Say which folder; a world's manifests are read once they are asked for."""
-        self.results = results
+        self.results, self.reader = results, Reader(results)
         self._worlds: dict[str, dict[str, str]] = {}
 
     def world(self, world: str) -> dict[str, str]:
@@ -185,7 +187,8 @@ class Steps:
             for pattern in _MADE:
                 for path in sorted((self.results / world).glob(f"{pattern}/{NAME}")):
                     folder = path.parent.relative_to(self.results).as_posix()
-                    outputs = read_manifest(path).get("outputs", {})
+                    about = self.reader.optional(path, _ABOUT, "manifest")
+                    outputs = about.get("outputs", {})
                     found.setdefault(sha256_file(path), folder)
                     if weights := fingerprint(outputs):
                         found.setdefault(weights, folder)
@@ -195,16 +198,21 @@ class Steps:
 
     @functools.cache  # noqa: B019 - one object a command
     def step(self, path: str, world: str) -> Step | None:
-        """Return what is recorded of a folder or of a score file; None without a manifest."""
+        """Return the record of a folder or of a score file; None where none can be read."""
         place = self.results / path
         manifest = place / NAME if place.is_dir() else beside(place)
         if not manifest.is_file():
             return None
-        about = read_manifest(manifest)
+        defaults: dict[str, Any]
+        defaults = {"kind": "", "parameters": {}, "inputs": {}, "outputs": {}, "seed": None}
+        about = self.reader.optional(manifest, _ABOUT, "manifest")
+        if not about:
+            return None
+        about = defaults | {"versions": {}} | about
         known = self.world(world)
         inputs = [(name, hash, known.get(hash, "")) for name, hash in about["inputs"].items()]
         cost = place / "cost.json" if place.is_dir() else place.with_suffix(".cost.json")
-        ran = read_json(cost) if cost.is_file() else {}
+        ran = self.reader.optional(cost, COST, "cost")
         return Step(
             path,
             about,

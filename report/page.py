@@ -1,73 +1,34 @@
-"""One plain HTML page with everything, that opens offline and loads nothing."""
+"""One HTML page with everything, which opens offline and loads only answers, from next to it."""
 
 from __future__ import annotations
 
-import base64
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
-from common.errors import UserError
 from common.files import sha256_file, write_text
-from common.manifest import beside, check_recorded, read_manifest
-from report import render
+from common.manifest import beside, read_manifest
+from report import items, panels, render, summary
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
-from report.case_table import (
-    case_grid,
-    has_groups,
-    more_grid,
-    near_ties,
-    table_title,
-    tasks_grid,
-    untuned,
-)
+from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
+from report.cells import cells
 from report.cost import costs, rows_grid, stages_grid
 from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
 from report.figures import titles
 from report.grid import Cell, Grid, Row
 from report.load import score_files
+from report.origin import Steps
 from report.published import Published
 from report.smoke_table import smoke_grid
+from report.verdicts import verdicts
 
-
-def _ranked(case: Case, models: Sequence[Model]) -> list[tuple[float, float, str]]:
-    """Return average, error and label of the merges that are compared, the highest first."""
-    found = [
-        (score.value, score.stderr, model.label)
-        for model in models
-        if model.kind == "merge" and model.best_of and (score := case.average(model))
-    ]
-    return sorted(found, reverse=True)
-
-
-def _headline(experiment: Experiment) -> list[str]:
-    """Say in words, per case, which merge has the best average and how far the next is."""
-    lines = []
-    for case in experiment.cases:
-        ranked, others = _ranked(case, case.models), _ranked(case, case.more)
-        if not ranked:
-            lines.append(f"{case.title}: no merge has been scored on every column.")
-            continue
-        value, stderr, label = ranked[0]
-        line = f"{case.title}: {label} has the highest average, {value:.3f} ± {stderr:.3f}"
-        if len(ranked) > 1:
-            line += f"; next is {ranked[1][2]} with {ranked[1][0]:.3f} ± {ranked[1][1]:.3f}"
-        if tied := near_ties(case):
-            line += (
-                "; the 95 % interval of the difference, paired within worlds, does not separate "
-                f"{label} from {', '.join(tied)}"
-            )
-        if others:
-            value, stderr, label = others[0]
-            line += (
-                f"; of the other methods{untuned(case)}, {label} with {value:.3f} ± {stderr:.3f}"
-            )
-        lines.append(line + ".")
-    return lines
+_FORMS = (".png", ".pdf")
 
 
 def _links(tables: Path | None, out: Path) -> Markup:
@@ -130,57 +91,139 @@ def _provenance(experiment: Experiment) -> Markup:
     return (render.html(made) if merges else Markup("")) + render.part("folded", summary, grid)
 
 
-def page(experiment: Experiment, figures: Path, published: Published, links: str = "") -> str:
-    """Build the page: HTML with figures embedded, that refers to nothing outside itself.
+class _Drawn:
+    """Draws the page's figures, with links to the files of each where there are any."""
 
-    Args:
-        experiment: The experiment.
-        figures: Folder of the figures as PNG.
-        published: The paper's values.
-        links: HTML that links the tables' files.
+    def __init__(self, experiment: Experiment, figures: Path | None, out: Path) -> None:
+        self.experiment, self.captions = experiment, titles(experiment)
+        self.figures, self.out = figures, out
 
-    Raises:
-        UserError: A figure is missing.
-    """
-    found, seed = costs(experiment), experiment.seed
-    captions = titles(experiment)
+    def _files(self, name: str) -> list[str]:
+        if self.figures is None:
+            return []
+        files = [self.figures / f"{name}{form}" for form in _FORMS]
+        return [os.path.relpath(path, self.out.parent) for path in files if path.is_file()]
 
-    def image(name: str) -> Markup:
-        path = figures / f"{name}.png"
-        if not path.exists():
-            raise UserError(f"{path}: no such figure; run `python -m report figures` first")
-        check_recorded(path)
-        return render.part("image", captions[name], base64.b64encode(path.read_bytes()).decode())
+    def bars(self, name: str, shown: list[panels.Panel], models: tuple[Model, ...]) -> Markup:
+        families = panels.legend(models, self.experiment.config)
+        caption = self.captions[name]
+        return render.figure(name, caption, shown, families, self._files(name))
 
-    # The order in which sections are entered is their order on the page.
-    sections = {"Summary": render.part("listed", _headline(experiment)) + image("averages")}
-    for case in experiment.cases:
-        content = render.html(case_grid(case, seed))
-        content += image(f"{case.table}_tasks") + image(f"{case.table}_compute")
-        if has_groups(case):
-            content += render.html(tasks_grid(case, seed))
-        if case.more:
-            content += render.html(more_grid(case, seed))
-        sections[table_title(case.table)] = content
+    def plots(self, case: Case, shown: list[panels.Panel]) -> Markup:
+        name = f"{case.table}_compute"
+        families = panels.legend(case.models, self.experiment.config)
+        caption, files = self.captions[name], self._files(name)
+        return render.figure(name, caption, shown, families, files, True) if shown else Markup("")
+
+
+def _scored(grid: Grid, known: Mapping[str, Any]) -> Markup:
+    """Render a table of scores, whose cells lead to their origin."""
+    table = known["tables"].get(grid.name)
+    return render.html(grid, table["lines"], table["columns"]) if table else render.html(grid)
+
+
+def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: list) -> Markup:
+    experiment, seed = drawn.experiment, drawn.experiment.seed
+    content = _scored(case_grid(case, seed), known)
+    shown = panels.tasks(case, experiment.config)
+    content += drawn.bars(f"{case.table}_tasks", shown, case.models)
+    content += drawn.plots(case, panels.compute(case, found, experiment.config))
+    if has_groups(case):
+        content += _scored(tasks_grid(case, seed), known)
+    if case.more:
+        content += _scored(more_grid(case, seed), known)
+    return content
+
+
+def _sections(
+    drawn: _Drawn, published: Published, known: Mapping[str, Any], links: str
+) -> dict[str, Markup]:
+    """Build the sections in the order of the page."""
+    experiment, found = drawn.experiment, costs(drawn.experiment)
+    sections = {
+        table_title(case.table): _case_section(drawn, case, known, found)
+        for case in experiment.cases
+    }
     if experiment.ablation:
-        table = render.html(ablation_grid(experiment.ablation))
-        sections["Table 3"] = table + image("table3")
-    sections["Experts"] = render.html(experts_grid(experiment.cases, seed))
+        table = _scored(ablation_grid(experiment.ablation), known)
+        sections["Table 3"] = table + drawn.bars(
+            "table3", [panels.ablation(experiment.ablation)], ()
+        )
+    if known["items"]:
+        sections["Answers"] = render.part("answers")
+    sections["Experts"] = render.html(experts_grid(experiment.cases, experiment.seed))
     if checked := smoke_grid(experiment.cases):
         summary = f"Perplexity of {len(checked.rows)} models on a fixed text"
         sections["Smoke check"] = render.part("folded", summary, checked)
     if found:
         stages, rows = stages_grid(found), rows_grid(experiment, found)
         sections["Cost"] = render.html(stages) + render.html(rows)
-    values, claims = values_grid(experiment, published), claims_grid(experiment, published)
-    sections["What the paper states"] = render.part("paper", published, values, claims)
-    sections["Provenance"] = links + _provenance(experiment)
+    values = values_grid(experiment, published)
+    sections["What the paper states"] = render.part("paper", published, values)
+    sections["Provenance"] = Markup(links) + _provenance(experiment)
+    return sections
+
+
+def page(
+    experiment: Experiment,
+    figures: Path | None,
+    published: Published,
+    links: str = "",
+    answers: Path | None = None,
+    out: Path = Path("report.html"),
+    faults: list[str] | None = None,
+) -> str:
+    """Build the page: HTML that refers only to files near it.
+
+    Args:
+        experiment: The experiment.
+        figures: Folder of the figures as files, to which the page links; None links to none.
+        published: The paper's values.
+        links: HTML that links the tables' files.
+        answers: Folder of the answers' scripts; None leaves out their section.
+        out: Where the page will be, for its links.
+        faults: Takes a line for each damaged manifest.
+    """
+    drawn = _Drawn(experiment, figures, out)
+    steps = Steps(experiment.results)
+    known = cells(experiment, steps, os.path.relpath(experiment.results, out.parent))
+    known["items"] = os.path.relpath(answers, out.parent) if answers else ""
+    if faults is not None:
+        faults += steps.reader.faults
+    told = summary.answers(experiment, verdicts(experiment, published), len(published.claims))
+    averages = drawn.bars(
+        "averages",
+        panels.averages(experiment),
+        tuple(model for case in experiment.cases for model in case.models),
+    )
+    claims = claims_grid(experiment, published)
+    # A text within a script ends at the first "</".
+    data = json.dumps(known, ensure_ascii=False, separators=(",", ":"))
     template = render.templates().get_template("page.html.j2")
-    return template.render(name=experiment.name, sections=sections)
+    return template.render(
+        name=experiment.name,
+        first=render.part("first", summary.QUESTION, told, averages, claims),
+        sections=_sections(drawn, published, known, links),
+        cells=Markup(data.replace("</", "<\\/")),
+    )
 
 
 def write(
-    experiment: Experiment, figures: Path, tables: Path | None, published: Published, out: Path
-) -> None:
-    """Write the page to the file `out`, with links to the tables' files; see `page`."""
-    write_text(out, page(experiment, figures, published, _links(tables, out)))
+    experiment: Experiment,
+    figures: Path | None,
+    tables: Path | None,
+    published: Published,
+    out: Path,
+    answers: Path | None = None,
+) -> list[str]:
+    """Write the page to the file `out`, and the answers next to it; see `page`.
+
+    Returns:
+        A line for each file that is damaged and therefore not shown.
+    """
+    faults: list[str] = []
+    there = items.write(experiment, answers, faults) if answers else 0
+    shown = answers if there else None
+    text = page(experiment, figures, published, _links(tables, out), shown, out, faults)
+    write_text(out, text)
+    return faults

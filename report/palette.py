@@ -48,13 +48,18 @@ def colour(model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     return paint(family(model, config)[1], model, config)
 
 
+def pale(model: Model, config: Mapping[str, Any]) -> bool:
+    """Return whether a model is a merge of which nothing was chosen on dev items."""
+    row = config["methods"].get(model.id, {})
+    return model.kind == "merge" and "hub" not in row and not searched(row)
+
+
 def paint(full: str, model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return a colour (RGB in [0, 1]), pale for a model of which nothing was chosen on dev."""
     from matplotlib.colors import to_rgb
 
     paint: tuple[float, ...] = to_rgb(full)
-    row = config["methods"].get(model.id, {})
-    if model.kind == "merge" and "hub" not in row and not searched(row):
+    if pale(model, config):
         paint = tuple(part + (1 - part) * _PALE for part in paint)
     return paint
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 import textwrap
 import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from report.grid import Cell, Grid
 
@@ -105,19 +107,45 @@ def templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).with_name("templates"))
-    return Environment(
+    made = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
+    made.filters["split_tables"] = lambda text: re.split(r"(Table \d+)", text)
+    return made
 
 
-def part(name: str, *arguments: object) -> Markup:
-    """Render one of the macros in templates/parts.html.j2."""
-    return getattr(templates().get_template("parts.html.j2").module, name)(*arguments)
+def part(name: str, *arguments: object, file: str = "parts.html.j2") -> Markup:
+    """Render one of the macros in a file of templates."""
+    return getattr(templates().get_template(file).module, name)(*arguments)
 
 
-def html(grid: Grid) -> Markup:
-    """Render a table as an HTML figure."""
-    return part("table", grid)
+def figure(*arguments: object) -> Markup:
+    """Render a figure by the macro in templates/figures.html.j2."""
+    return part("figure", *arguments, file="figures.html.j2")
+
+
+def _line_of(text: str, lines: Mapping[str, Sequence[Any]]) -> str | None:
+    """Find the row that a label is of, which may have marks and a status behind it."""
+    fitting = [
+        (len(label), id)
+        for id, (label, _) in lines.items()
+        if text == label or text.startswith((f"{label}°", f"{label} ("))
+    ]
+    return max(fitting)[1] if fitting else None
+
+
+def html(
+    grid: Grid, lines: Mapping[str, Sequence[Any]] | None = None, columns: Collection[str] = ()
+) -> Markup:
+    """Render a table as an HTML figure.
+
+    Args:
+        grid: The table.
+        lines: Of a table of scores, its rows by id, each with its label first.
+        columns: The titles of its columns of scores.
+    """
+    found = {place: _line_of(row.cells[0].text, lines or {}) for place, row in enumerate(grid.rows)}
+    return part("table", grid, {place: id for place, id in found.items() if id}, columns)
 
 
 def _width(text: str) -> int:

@@ -3,7 +3,9 @@
 import hashlib
 
 RESULTS = SCORES_FROM or OUT
-TEMPLATES = [f"report/templates/{name}" for name in ("page.html.j2", "parts.html.j2", "page.css")]
+TEMPLATES = sorted(
+    f"report/templates/{path.name}" for path in (ROOT / "report/templates").iterdir()
+)
 # Commands read the configuration from the environment: Snakemake prints commands, not variables.
 os.environ["EXPERIMENT"] = json.dumps(CONFIG.model_dump(), indent=1, ensure_ascii=False)
 
@@ -101,7 +103,8 @@ rule make_page:
         figures=f"{OUT}/figures/manifest.json",
         config=f"{OUT}/config.json",
     output:
-        f"{OUT}/report.html",
+        page=f"{OUT}/report.html",
+        items=f"{OUT}/items/manifest.json",
     log:
         f"{OUT}/logs/page.log",
     localrule: True
@@ -109,10 +112,12 @@ rule make_page:
         results=RESULTS,
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
+        items=lambda wildcards, output: folder_of(output.items),
         code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
-        " --tables {params.tables} --figures {params.figures} --out {output} --go-on"
+        " --tables {params.tables} --figures {params.figures} --items {params.items}"
+        " --out {output.page} --go-on"
         " 2>&1 | tee {log}"
 
 
