@@ -104,7 +104,7 @@ rule make_page:
         config=f"{OUT}/config.json",
     output:
         page=f"{OUT}/report.html",
-        items=f"{OUT}/items/manifest.json",
+        answers=f"{OUT}/items/manifest.json",
     log:
         f"{OUT}/logs/page.log",
     localrule: True
@@ -112,11 +112,11 @@ rule make_page:
         results=RESULTS,
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
-        items=lambda wildcards, output: folder_of(output.items),
+        answers=lambda wildcards, output: folder_of(output.answers),
         code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
-        " --tables {params.tables} --figures {params.figures} --items {params.items}"
+        " --tables {params.tables} --figures {params.figures} --items {params.answers}"
         " --out {output.page} --go-on"
         " 2>&1 | tee {log}"
 
