@@ -202,7 +202,7 @@ def page(
     template = render.templates().get_template("page.html.j2")
     return template.render(
         name=experiment.name,
-        first=render.part("first", summary.QUESTION, told, averages, claims),
+        first=render.part("first", summary.QUESTION, told, averages, claims, list(known["tables"])),
         sections=_sections(drawn, published, known, links),
         cells=Markup(data.replace("</", "<\\/")),
     )

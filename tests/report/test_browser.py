@@ -1,0 +1,252 @@
+"""The page in a real browser: no error, sorting, filtering, origins, answers, links, widths."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+
+from common.cli import call
+from common.files import read_jsonl
+from tests.report.browser import CHROMIUM, Browser
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)"),
+]
+WIDTHS = (390, 1024, 1600)
+# What reaches over the window's edge or its own box, unless that is what scrolls.
+_CUT = """[...document.querySelectorAll('body *')].filter(node => {
+  const box = node.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 1 && !node.closest('.scroll, .plot, dialog');
+}).map(node => node.outerHTML.slice(0, 90))"""
+# Pairs of texts of a figure that lie over each other.
+_OVER = """[...document.querySelectorAll('figure svg[role=img]')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(node => [node, node.getBoundingClientRect()]);
+  return texts.flatMap(([one, a], place) => texts.slice(place + 1).filter(([, b]) =>
+    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3
+  ).map(([two]) => `${one.textContent} / ${two.textContent}`));
+})"""
+# Texts of a figure that its edge cuts.
+_OUTSIDE = """[...document.querySelectorAll('figure svg[role=img]')].flatMap(svg => {
+  const edge = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(node => {
+    const box = node.getBoundingClientRect();
+    return box.left < edge.left - 1 || box.right > edge.right + 1;
+  }).map(node => node.textContent);
+})"""
+
+
+@pytest.fixture(scope="module")
+def made(finished, full, tmp_path_factory) -> dict[str, Path]:
+    """Pages: `tiny` of real answers, and `full` of the default configuration."""
+    pages = {"tiny": finished / "report.html"}
+    given = ["--config", str(finished / "config.json"), "--results", str(finished)]
+    given += ["--items", str(finished / "items"), "--out", str(pages["tiny"])]
+    assert call("report.cli", ["page", *given]) == 0
+    pages["full"] = tmp_path_factory.mktemp("page") / "report.html"
+    given = ["--config", str(full[0]), "--results", str(full[1])]
+    assert call("report.cli", ["page", *given, "--out", str(pages["full"])]) == 0
+    return pages
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = Browser(tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    """Choose an entry of one of the lists above the answers."""
+    browser.run(f"box.{name}.value = {value!r}, box.{name}.dispatchEvent(new Event('change'))")
+
+
+@pytest.fixture(autouse=True)
+def no_errors(browser):
+    """No test may leave an error in the console."""
+    browser.errors.clear()
+    yield
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_cut_and_no_labels_overlap(browser, made, width):
+    browser.open(made["full"], width)
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run(_CUT) == []
+    assert browser.run(_OUTSIDE) == []
+    assert browser.run(_OVER) == []
+    # Some score of Table 1 is in view next to its row's label.
+    assert browser.run(
+        "document.querySelector('#table1 td.cell').getBoundingClientRect().right < innerWidth"
+    )
+
+
+def test_a_table_sorts_by_mouse_and_keyboard_and_back(browser, made):
+    browser.open(made["full"])
+    column = (
+        "[...document.querySelectorAll('#table1 tbody tr')].map(row => row.cells[11].textContent)"
+    )
+    before = browser.run(column)
+    numbers = sorted((float(text.split()[0]) for text in before), reverse=True)
+    button = "document.querySelectorAll('#table1 thead button')[11]"
+    browser.run(f"{button}.click()")
+    assert [float(text.split()[0]) for text in browser.run(column)] == numbers
+    assert browser.run(f"{button}.closest('th').getAttribute('aria-sort')") == "descending"
+    browser.run(f"{button}.focus()")
+    browser.press("Enter")
+    assert [float(text.split()[0]) for text in browser.run(column)] == numbers[::-1]
+    browser.press("Enter")
+    assert browser.run(column) == before
+
+
+def test_a_filter_shows_the_rows_with_its_words_and_counts_them(browser, made):
+    browser.open(made["full"])
+    browser.run(
+        "(() => { const box = document.querySelector('#table1 input'); box.value = 'dare';"
+        " box.dispatchEvent(new Event('input')); })()"
+    )
+    shown = browser.run(
+        "[...document.querySelectorAll('#table1 tbody tr')].filter(row => row.offsetHeight)"
+        ".map(row => row.cells[0].textContent)"
+    )
+    assert shown == ["DARE-TIES", "DARE-TIES (tuned)"]
+    assert browser.run("document.querySelector('#table1 [role=status]').textContent").startswith(
+        "3 of "
+    )
+
+
+def test_a_header_and_the_first_column_stay_in_view(browser, made):
+    browser.open(made["full"], 390, 500)
+    browser.run("document.querySelector('#table1 .scroll').scrollTo(200, 150)")
+    place = "document.querySelector('#table1 {}').getBoundingClientRect().{}"
+    left, top = (
+        browser.run(f"{place.format(f'{part} th', side)} - {place.format('.scroll', side)}")
+        for part, side in (("tbody", "left"), ("thead", "top"))
+    )
+    assert abs(left) < 1 and abs(top) < 1
+
+
+def test_a_score_opens_its_origin_by_keyboard(browser, made):
+    browser.open(made["tiny"])
+    browser.run("document.querySelector('#table1 [data-line=soup] td.cell').focus()")
+    browser.press("ArrowRight")
+    browser.press("Enter")
+    assert browser.run("document.getElementById('origin').open")
+    text = browser.run("document.getElementById('origin').textContent")
+    assert "Model Soups, Pair" in text and "bottle_ja8/marc" in text
+    assert "--suites bottle_ja8/marc,bottle_ja8/mgsm" in text
+    assert "Command:python -m merges --method linear" in text
+    links = browser.run(
+        "[...document.querySelectorAll('#origin a')].map(a => a.getAttribute('href'))"
+    )
+    assert links and all((made["tiny"].parent / link).exists() for link in links)
+    browser.press("Escape")
+    assert not browser.run("document.getElementById('origin').open")
+
+
+def test_answers_of_two_models_are_those_in_the_files(browser, made, finished):
+    browser.open(made["tiny"])
+    browser.run("document.querySelector('#table1 [data-line=soup] td.cell').click()")
+    browser.run("document.querySelector('#origin td button').click()")
+    choose(browser, "first", "case1/scores/test/ja.json")
+    choose(browser, "filter", "all items")
+    browser.wait("document.querySelectorAll('.item').length === 8")
+    records = {}
+    for id in ("soup", "ja"):
+        packed = (finished / f"case1/scores/test/{id}.items.jsonl.gz").read_bytes()
+        lines = zlib.decompress(packed, 31).decode().splitlines()
+        found = [
+            record for record in map(json.loads, lines) if record["task"] == "bottle_ja8/jcomqa"
+        ]
+        records[id] = {record["id"]: record for record in found}
+    rows = read_jsonl(finished / "case1/data/test/bottle_ja8/jcomqa.jsonl")
+    texts = browser.run("[...document.querySelectorAll('.item')].map(item => item.innerText)")
+    by_id = {row["id"]: row for row in rows}
+    for text in texts:
+        row = by_id[text.split()[0]]
+        assert row["prompt"] in text and f"Gold: {row['choices'][row['gold']]}" in text
+        for label, id in (("Japanese expert", "ja"), ("Model Soups", "soup")):
+            record = records[id][row["id"]]
+            right = "right" if record["score"] > 0.5 else "wrong"
+            told = text.partition(f"{label}: ")[2]
+            assert told.startswith(right)
+            assert told.splitlines()[1].strip() == row["choices"][record["answer"]]
+            assert f"{row['choices'][0]} {record['loglikelihoods'][0]:.2f}" in told
+    wanted = sum(
+        records["ja"][id]["score"] > 0.5 >= record["score"]
+        for id, record in records["soup"].items()
+    )
+    choose(browser, "filter", "first right, second wrong")
+    browser.wait(f"box.count.textContent === '{wanted} of 8 items'")
+    assert browser.run("document.querySelectorAll('.item').length") == wanted
+    browser.run("document.querySelector('#items .tools button').click()")  # all models
+    browser.wait("document.querySelectorAll('#items canvas').length === 4")
+
+
+def test_a_script_that_is_gone_is_named(browser, made, finished):
+    script = finished / "items/case1/scores/test/math_a.js"
+    kept = script.read_bytes()
+    script.unlink()
+    try:
+        browser.open(made["tiny"])
+        browser.run("document.querySelector('#table1 [data-line=math_a] td.cell').click()")
+        browser.run("document.querySelector('#origin td button').click()")
+        browser.wait("box.count.textContent.includes('math_a.js is not there')")
+        browser.errors.clear()  # the browser's own line on the missing file
+    finally:
+        script.write_bytes(kept)
+
+
+def test_every_link_leads_somewhere(browser, made):
+    for path in made.values():
+        browser.open(path)
+        links = browser.run("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
+        ids = set(browser.run("[...document.querySelectorAll('[id]')].map(node => node.id)"))
+        assert links
+        for link in links:
+            assert link[1:] in ids if link.startswith("#") else (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_the_contrast_of_aa(browser, made, scheme):
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.send("Emulation.setEmulatedMedia", features=media)
+    browser.open(made["full"])
+    found = browser.run("""[...document.querySelectorAll('p, td, th, a, .e, figcaption, button')]
+      .filter(node => node.offsetHeight).map(node => {
+        let below = node;
+        const back = () => getComputedStyle(below).backgroundColor;
+        while (back() === 'rgba(0, 0, 0, 0)' && below.parentElement) below = below.parentElement;
+        return getComputedStyle(node).color + ' ' + back();
+      })""")
+    browser.send("Emulation.setEmulatedMedia", features=[])
+
+    def light(colour: tuple[int, ...]) -> float:
+        parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    pairs = {tuple(map(int, re.findall(r"\d+", text)[:6])) for text in found}
+    assert len(pairs) > 3
+    for pair in pairs:
+        low, high = sorted((light(pair[:3]), light(pair[3:])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, pair
+
+
+def test_nothing_is_cut_on_paper(browser, made):
+    browser.open(made["full"], 1045)  # the width of A4, landscape, without its margins
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        wide = browser.run(
+            "[...document.querySelectorAll('.scroll, .plot, table')].filter(node =>"
+            " node.offsetHeight && node.getBoundingClientRect().right > innerWidth + 1).length"
+        )
+        assert wide == 0
+    finally:
+        browser.send("Emulation.setEmulatedMedia", media="")
+    assert browser.printed().startswith(b"%PDF")
