@@ -236,6 +236,7 @@ def import_gguf(
     dtype: str = "bfloat16",
     tokenizer: Path | None = None,
     note: Callable[[str], object] = lambda text: None,
+    extra: Mapping[str, str] | None = None,
 ) -> int:
     """Write a GGUF file as a model folder: safetensors, configuration, tokenizer, card, manifest.
 
@@ -245,6 +246,7 @@ def import_gguf(
         dtype: Type of the written weights by torch's name: bfloat16, float32, float16.
         tokenizer: A folder whose tokenizer is taken instead of the file's, if it has its tokens.
         note: Is called with what a reader should know of the result.
+        extra: Texts of further files, by name, such as a licence.
 
     Returns:
         The number of parameters, tied ones counted once.
@@ -280,7 +282,8 @@ def import_gguf(
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         hashes = write_weights(folder, weights)
-        write_text(folder / "README.md", _card(file, digest, dtype))
+        for name, text in {"README.md": _card(file, digest, dtype), **(extra or {})}.items():
+            write_text(folder / name, text)
         write_manifest(
             folder / NAME,
             kind="imported",

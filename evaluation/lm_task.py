@@ -171,13 +171,13 @@ class LocalTask(ConfigurableTask):
         return known[id(doc)]
 
     def contents(self) -> list[tuple[str, str, str]]:
-        """Return each item's id, prompt without shots, and right answer as text."""
+        """Return each item's id, prompt without shots, and right answer as it follows there."""
 
         def answer(doc: Row) -> str:
             target = self.doc_to_target(doc)
             if isinstance(target, int) and self.config.doc_to_choice is not None:
-                return str(self.doc_to_choice(doc)[target])
-            return str(target)
+                target = self.doc_to_choice(doc)[target]
+            return f"{self.config.target_delimiter}{target}"
 
         docs = self.dataset[self.config.test_split]
         return [(str(doc["id"]), str(self.doc_to_text(doc)), answer(doc)) for doc in docs]

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "bottle": {"common", "checkpoints"},
     "merges": {"common", "checkpoints"},
     "evaluation": {"common", "checkpoints"},
+    "cask": {"common", "checkpoints", "bottle", "evaluation"},
     "search": {"common", "checkpoints", "merges", "evaluation"},
     "paper/rehearsal": {"common", "paper/hub", "evaluation"},
     "report": {"common"},

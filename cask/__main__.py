@@ -1,0 +1,5 @@
+"""`python -m cask`."""
+
+from common.cli import run
+
+run("cask.cli")
