@@ -39,6 +39,7 @@ examples:
   python -m merges --from-mergekit config.yml --locate org/model=models/model --out merged/kit
   python -m merges teachers --help
   python -m merges statistics --help
+  python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card
 
 A folder with adapter_config.json among the experts is a LoRA adapter (PEFT); it is folded into the
 base in float32 first.
@@ -234,6 +235,8 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] == "teachers":
         return importlib.import_module("merges.dam.teachers").main(list(argv[1:]))
+    if argv and argv[0] == "card":
+        return importlib.import_module("merges.card").main(list(argv[1:]))
     if argv and argv[0] == "statistics":
         return importlib.import_module("merges.statistics.cli").main(list(argv[1:]))
     arguments = build_parser().parse_args(argv)

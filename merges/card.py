@@ -1,0 +1,97 @@
+"""Command line of `python -m merges card`: adds scores and a mergekit recipe to a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.cli import command_parser
+from common.errors import UserError
+from common.files import read_json, write_text
+from common.manifest import check_recorded, fingerprint, read_manifest
+from merges.mergekit.writing import mergekit_yaml
+
+_EPILOG = """\
+example (R stands for results/bottle):
+  python -m merges card R/case1/merges/soup --scores R/case1/scores/test/soup.json
+
+The scores become the `model-index` that the Hugging Face Hub reads. Scores of other weights are
+refused. The command may be given again: it replaces its earlier additions.
+"""
+_SCORES, _KIT = "\n## Scores\n", "\n## As a mergekit configuration\n"
+
+
+def _result(task: str, split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    suite, _, name = task.partition("/")
+    about = {"type": suite, "name": task, "config": name, "split": split}
+    metric = {"type": entry["metric"], "name": entry["metric"], "value": entry["value"]}
+    return {"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]}
+
+
+def _scores(paths: Sequence[Path], weights: str | None) -> list[dict[str, Any]]:
+    """Read score files, which must be of these weights."""
+    results = []
+    for path in paths:
+        check_recorded(path)
+        content = read_json(path)
+        if content.get("weights") != weights:
+            raise UserError(f"{path}: scores of other weights than this model's; evaluate it again")
+        for task, entry in content["tasks"].items():
+            if entry.get("value") is not None:
+                results.append(_result(task, content["split"], entry))
+    return results
+
+
+def with_scores(card: str, name: str, results: list[dict[str, Any]], kit: str | None) -> str:
+    """Add scores and a mergekit configuration to the text of a model card.
+
+    Args:
+        card: The card, with front matter.
+        name: The model's name.
+        results: Entries of the model index.
+        kit: The configuration as YAML, None where there is none.
+    """
+    _, front, body = card.split("---\n", 2)
+    for heading in (_SCORES, _KIT):
+        body = body.split(heading)[0]
+    body = body.rstrip("\n") + "\n"
+    values = yaml.safe_load(front)
+    if results:
+        values["model-index"] = [{"name": name, "results": results}]
+        body += f"{_SCORES}\n| task | split | metric | score |\n|---|---|---|---:|\n"
+        for entry in results:
+            about, (metric,) = entry["dataset"], entry["metrics"]
+            body += f"| {about['name']} | {about['split']} | {metric['name']} "
+            body += f"| {metric['value']:.3f} |\n"
+    if kit:
+        body += f"{_KIT}\n```yaml\n{kit}```\n"
+    front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{front}---\n{body}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line.
+
+    Raises:
+        UserError: The folder is no merge of ours, or the scores are not its own.
+    """
+    parser = command_parser("merges card", "Add scores and a mergekit recipe to a card.", _EPILOG)
+    parser.add_argument("model", type=Path, help="folder of a merged model")
+    parser.add_argument("--scores", type=Path, nargs="+", default=[], help="its score files")
+    given = parser.parse_args(argv)
+    path = given.model / "README.md"
+    if not (given.model / "manifest.json").is_file() or not path.is_file():
+        raise UserError(f"{given.model}: no merge with a manifest and a card; give its folder")
+    about = read_manifest(given.model)
+    if about["kind"] != "merge":
+        raise UserError(f"{given.model}: a {about['kind']} and no merge; give a merge's folder")
+    kit = mergekit_yaml(about["parameters"])
+    results = _scores(given.scores, fingerprint(about["outputs"]))
+    card = path.read_text(encoding="utf-8")
+    write_text(path, with_scores(card, given.model.resolve().name, results, kit))
+    parts = [f"{len(results)} scores", "a mergekit configuration" if kit else "no mergekit recipe"]
+    print(f"{path}: {', '.join(parts)}")
+    return 0
