@@ -27,11 +27,11 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from benchmarks.dam_authors import AuthorsTrainer  # noqa: E402
 from benchmarks.merge import Records  # noqa: E402
 from merges.dam import layers  # noqa: E402
+from merges.dam.architecture import Architecture, skeleton  # noqa: E402
 from merges.dam.data import Batch, Calibration  # noqa: E402
 from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
-from merges.dam.head import CHUNK  # noqa: E402
+from merges.dam.head import CHUNK, OutputHead  # noqa: E402
 from merges.dam.method import training_parameters  # noqa: E402
-from merges.dam.network import skeleton  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
 from merges.dam.training import Trainer  # noqa: E402
 from merges.engine.requests import WholeModelRequest  # noqa: E402
@@ -75,8 +75,9 @@ class Counts:
     def __init__(self, config: dict[str, Any], lengths: Sequence[int]) -> None:
         self.config, self.lengths, self.models = config, lengths, len(lengths)
         self.tensors = skeleton(config).state_dict()
+        self.architecture = Architecture.of(config, self.tensors)
         self.head = self.tensors[HEAD].numel()
-        self.linear = body_parameters(self.tensors, HEAD) + self.head
+        self.linear = body_parameters(self.architecture, self.tensors) + self.head
         self.rest = sum(tensor.numel() for tensor in self.tensors.values()) - self.linear
         matrices = {
             name: tensor.shape
@@ -145,10 +146,10 @@ class Counts:
     def flops(self) -> dict[str, float]:
         """Return the FLOPs of a step by variant, teachers cached for ours."""
         tokens = sum(self.lengths)
-        body = forward_flops(self.config, self.tensors, HEAD, self.lengths)
+        body = forward_flops(self.architecture, self.tensors, self.lengths)
         own = 2 * self.head * tokens
         full = [PADDED] * self.models
-        authors = forward_flops(self.config, self.tensors, HEAD, full) + 2 * self.head * sum(full)
+        authors = forward_flops(self.architecture, self.tensors, full) + 2 * self.head * sum(full)
         ordinary = 3 * body + 4 * own
         ours = ordinary + 2 * (self.models - 2) * self.by_model * tokens
         return {
@@ -180,12 +181,12 @@ class Counts:
 class _RandomStates:
     """In place of `merges.dam.teaching.Teachers`: cached states, here random."""
 
-    def __init__(self, heads: Sequence[Tensor]) -> None:
+    def __init__(self, heads: Sequence[OutputHead]) -> None:
         self.heads, self.computed_flops = list(heads), 0
 
     def states(self, index: int, batch: Batch, rows: Sequence[int]) -> Tensor:
         """Return (loss tokens, hidden) for one expert's dataset."""
-        head = self.heads[index]
+        head = self.heads[index].weight
         return torch.randn(len(batch.sources[index]), head.shape[1], dtype=head.dtype)
 
 
@@ -229,8 +230,10 @@ def our_step(
     parameters = training_parameters(
         samples=STEPS, optimizer="mofo", recompute_activations=recompute
     )
-    trainer = Trainer(request, parameters, Sources(base, config, experts, data, HEAD))
-    trainer.teachers = cast(Any, _RandomStates([own[HEAD] for own in experts.values()]))
+    architecture = Architecture.of(config, base)
+    trainer = Trainer(request, parameters, Sources(base, config, experts, data, architecture))
+    heads = [OutputHead(own[HEAD]) for own in experts.values()]
+    trainer.teachers = cast(Any, _RandomStates(heads))
     return trainer.step
 
 
@@ -289,7 +292,7 @@ def budget(records: Records) -> None:
             f"{name:<14} {flops[name] / 1e12:6.1f} TFLOP {traffic[name] / 1e9:8.0f} GB "
             f"{1000 * seconds[name]:8.0f} ms a step {ROWS * seconds[name] / 60:6.1f} min in all"
         )
-    cache = forward_flops(MISTRAL, counts.tensors, HEAD, LENGTHS) * ROWS
+    cache = forward_flops(counts.architecture, counts.tensors, LENGTHS) * ROWS
     print(f"teachers' states, once {cache / RATE:41.0f} s\n")
     print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
     for name in VARIANTS[:-1]:

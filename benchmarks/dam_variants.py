@@ -36,6 +36,7 @@ from benchmarks.dam_authors import (  # noqa: E402
 from checkpoints.reading import Checkpoint, Model  # noqa: E402
 from checkpoints.writing import write_weights  # noqa: E402
 from merges.dam import layers, network, training  # noqa: E402
+from merges.dam.architecture import skeleton  # noqa: E402
 from merges.dam.data import draw, read_calibration  # noqa: E402
 from merges.dam.method import training_parameters  # noqa: E402
 from merges.dam.packing import Packing  # noqa: E402
@@ -98,7 +99,7 @@ def make_models(world: World, work: Path) -> None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
-        for index, (name, like) in enumerate(network.skeleton(about).state_dict().items()):
+        for index, (name, like) in enumerate(skeleton(about).state_dict().items()):
             common, own = torch.Generator(), torch.Generator()
             common.manual_seed(index)
             own.manual_seed(1000 * number + index)
@@ -160,22 +161,21 @@ def _plain_merged_weight(layer: layers.MergedLayer) -> Tensor:
     return sum(others, first).to(layer.weights[0].dtype)
 
 
-class _PlainOutputLoss:
-    """The divergence by ordinary autograd from the logits of all tokens at once."""
+def _plain_output_loss(hidden: Tensor, head: Any, segments: Sequence[Any], objective: Any) -> Any:
+    """Do what `merges.dam.head.output_loss` does for the term kl alone.
 
-    @staticmethod
-    def apply(hidden: Tensor, weight: Tensor, segments: Sequence[Any], objective: Any) -> Any:
-        """Do what `merges.dam.head.OutputLoss` does for the term kl alone."""
-        temperature, total = objective.temperature, hidden.new_zeros((), dtype=torch.float32)
-        logits = F.linear(hidden, weight).float()
-        for segment in segments:
-            if segment.stop > segment.start:
-                expected = F.linear(segment.hidden, segment.head).float()
-                log_p = F.log_softmax(logits[segment.start : segment.stop] / temperature, -1)
-                q = F.softmax(expected / temperature, -1)
-                tokens = segment.count or segment.stop - segment.start
-                total = total + F.kl_div(log_p, q, reduction="sum") * temperature**2 / tokens
-        return total, total.detach()[None]
+    Ordinary autograd goes from the logits of all tokens at once.
+    """
+    temperature, total = objective.temperature, hidden.new_zeros((), dtype=torch.float32)
+    logits = head.logits(hidden)
+    for segment in segments:
+        if segment.stop > segment.start:
+            expected = segment.head.logits(segment.hidden)
+            log_p = F.log_softmax(logits[segment.start : segment.stop] / temperature, -1)
+            q = F.softmax(expected / temperature, -1)
+            tokens = segment.count or segment.stop - segment.start
+            total = total + F.kl_div(log_p, q, reduction="sum") * temperature**2 / tokens
+    return total, total.detach()[None]
 
 
 _hidden_states = network.Decoder.hidden_states
@@ -184,7 +184,7 @@ _hidden_states = network.Decoder.hidden_states
 _PLAIN: dict[str, tuple[Any, str, Any]] = {
     "packing": (network.Decoder, "hidden_states", _padded_states),
     "own merged weight": (layers.MergedLayer, "merged_weight", _plain_merged_weight),
-    "own output loss": (training, "OutputLoss", _PlainOutputLoss),
+    "own output loss": (training, "output_loss", _plain_output_loss),
 }
 
 

@@ -61,6 +61,26 @@ def says_quantised(config: Mapping[str, Any]) -> bool:
     return bool(config.get(QUANTISED) or text_part(config).get(QUANTISED))
 
 
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration's class takes: without its type, and infinity as a number.
+
+    transformers writes numbers that JSON lacks as {"__float__": "Infinity"}.
+    """
+
+    def number(value: Any) -> Any:
+        if isinstance(value, dict):
+            if set(value) == {"__float__"}:
+                return float(value["__float__"])
+            return {key: number(own) for key, own in value.items()}
+        return [number(own) for own in value] if isinstance(value, list) else value
+
+    found = {key: number(value) for key, value in config.items() if key != "model_type"}
+    # transformers' own classes ask for a tuple where JSON has a list.
+    if isinstance(limit := found.get("time_step_limit"), list):
+        found["time_step_limit"] = tuple(limit)
+    return found
+
+
 def parsed(config: Mapping[str, Any]) -> PreTrainedConfig | None:
     """Build the configuration's object with all its defaults; None where transformers cannot."""
     return _parsed(_text(config))
@@ -75,7 +95,7 @@ def _parsed(text: str) -> PreTrainedConfig | None:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+        return AutoConfig.for_model(settings["model_type"], **settings_of(settings))
     except Exception:  # whatever an unknown type or a wrong value makes of it
         return None
     finally:

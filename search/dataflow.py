@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import UserError, nearest
-from search.dataflow_model import Step, check_stackable, depth, load, path_table, sources
+from search.dataflow_model import (
+    PER_LAYER,
+    Step,
+    check_stackable,
+    depth,
+    kinds,
+    load,
+    path_table,
+    sources,
+)
 from search.space import Gene, Recipe, Space
 
 if TYPE_CHECKING:
@@ -73,6 +82,8 @@ class DataFlowSpace(Space):
             raise UserError("no expert can be called 'base'; give it another name")
         self._models = {BASE: base, **experts}
         check_stackable(self._models)
+        self._kinds = {name: kinds(model) for name, model in self._models.items()}
+        self._check_kinds()
         row = [(name, layer) for name in experts for layer in range(depth(experts[name]))]
         outside = next(iter(experts)) if embedding_from is None else embedding_from
         if outside not in self._models:
@@ -95,6 +106,16 @@ class DataFlowSpace(Space):
         self._row, self._repeats, self._scales = row, repeats, scales
         self._outside = outside
         self.genes = (*self._indicators(first), *self._scale_genes())
+
+    def _check_kinds(self) -> None:
+        """Refuse layers of a kind that the base, whose class is the result's, does not have."""
+        own, *others = (set(zip(*said.values(), strict=True)) for said in self._kinds.values())
+        for name, found in zip(list(self._kinds)[1:], others, strict=True):
+            if self._kinds[name].keys() != self._kinds[BASE].keys() or not found <= own:
+                raise UserError(
+                    f"expert {name}: its configuration has layers of a kind that the base lacks "
+                    f"({', '.join(PER_LAYER)}); give models of one architecture"
+                )
 
     def _indicators(self, first: str) -> list[Gene]:
         return [
@@ -186,8 +207,13 @@ class DataFlowSpace(Space):
         return tensors, self.config(recipe)
 
     def config(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the number of layers."""
-        return {"num_hidden_layers": len(recipe["path"])}
+        """Return the number of layers, and what is said of each by itself."""
+        path = recipe["path"]
+        said = {
+            key: [self._kinds[step["expert"]][key][step["layer"]] for step in path]
+            for key in self._kinds[BASE]
+        }
+        return {"num_hidden_layers": len(path), **said}
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """Say where each parameter comes from; see `search.space.Space.settings`."""
@@ -206,7 +232,7 @@ class DataFlowSpace(Space):
         """Return what the model card says of a path: its layers as a table."""
         return (
             f"Embedding, final norm and output head are those of `{recipe['embedding_from']}`; the "
-            "scales are folded into `o_proj` and `down_proj`. The layers:\n\n"
+            "scales are folded into what ends each branch of a layer. The layers:\n\n"
             f"{path_table(_steps(recipe))}",
         )
 

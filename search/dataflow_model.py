@@ -18,6 +18,11 @@ is the same again. Nothing else changes, and no class has to know of scales.
 
 What is left is epsilon: at a norm whose input has mean square m (that of u), it counts as eps
 instead of eps / S^2, a relative difference of about eps |1 - 1 / S^2| / (2 m) in its output.
+
+LayerNorms do the same, and so do branches that run side by side and branches whose sum is
+multiplied by a number. Gemma 2 and 3 have a second norm at the end of each branch, with a gain of
+1 + w: there it is this gain that is divided, so that w becomes (1 + w) / S_k - 1. Where a branch
+reads the hidden state itself (OLMo 2), none of this holds, and the model is refused.
 """
 
 from __future__ import annotations
@@ -35,10 +40,18 @@ if TYPE_CHECKING:
 
     from checkpoints.reading import Model
 
-# Pre-norm decoders: each branch reads an RMSNorm and ends in o_proj or down_proj.
-ARCHITECTURES = ("llama", "mistral")
+_LINEAR = r"\.(?:o_proj|down_proj)\.(?:weight|bias)$"
+_NORMS = r"\.post_(?:attention|feedforward)_layernorm\.weight$"
+# Pre-norm decoders, each with what its branches end in: linear layers, or norms with a gain of
+# 1 + w. A test follows a path with transformers' own layers of each.
+ARCHITECTURES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3"), _LINEAR),
+    **dict.fromkeys(("gemma", "granite", "cohere", "stablelm", "seed_oss", "arcee"), _LINEAR),
+    "phi": r"\.(?:dense|fc2)\.(?:weight|bias)$",
+    "starcoder2": r"\.(?:o_proj|c_proj)\.(?:weight|bias)$",
+    **dict.fromkeys(("gemma2", "gemma3_text"), _NORMS),
+}
 _LAYER = re.compile(r"(?P<before>.*\blayers\.)(?P<number>\d+)(?P<after>\..+)")
-_FOLDED = re.compile(r"\.(?:o_proj|down_proj)\.(?:weight|bias)$")
 # What a layer computes besides its weights; one configuration speaks for all layers of a model.
 _SHARED = (
     "model_type",
@@ -53,7 +66,14 @@ _SHARED = (
     "sliding_window",
     "attention_bias",
     "mlp_bias",
+    *("hidden_activation", "layer_norm_eps", "norm_eps", "use_bias", "use_qkv_bias", "qkv_bias"),
+    *("use_qk_norm", "qk_layernorm", "use_parallel_residual", "partial_rotary_factor"),
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+    *("logit_scale", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("query_pre_attn_scalar", "use_sliding_window", "use_bidirectional_attention"),
 )
+# Lists with an entry for each layer, which goes where the layer goes.
+PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ def check_stackable(models: Mapping[str, Model]) -> None:
         models: The models by name, at least one.
 
     Raises:
-        UserError: One is no Llama or Mistral, is quantised, or computes something else than the
+        UserError: One is none of `ARCHITECTURES`, is quantised, or computes something else than the
             first model, by its configuration or by its parameters' names and shapes.
     """
     from transformers import AutoConfig
@@ -94,7 +114,7 @@ def check_stackable(models: Mapping[str, Model]) -> None:
         if kind not in ARCHITECTURES:
             raise UserError(
                 f"expert {name} ({model.path}): layers of a {kind!a} model cannot be rearranged; "
-                f"give models of type {' or '.join(ARCHITECTURES)}"
+                f"give models of type {', '.join(ARCHITECTURES)}"
             )
         check_full_precision(model, f"expert {name} ({model.path})")
         # The class knows the defaults of keys that a configuration leaves out, and older keys.
@@ -120,6 +140,15 @@ def check_stackable(models: Mapping[str, Model]) -> None:
             )
 
 
+def kinds(model: Model) -> dict[str, list]:
+    """Return what a configuration says of each layer by itself, such as which of them slide."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**model.config)
+    found = {key: getattr(config, key, None) for key in PER_LAYER}
+    return {k: v for k, v in found.items() if isinstance(v, list) and len(v) == depth(model)}
+
+
 def _layer_of(tensor: str) -> tuple[int | None, str]:
     """Return a parameter's layer and the name within; None and all of the name outside layers."""
     found = _LAYER.fullmatch(tensor)
@@ -133,14 +162,16 @@ class Source:
     Attributes:
         model: The model's name.
         tensor: The parameter's name there.
-        divisor: What it is divided by: the cumulative scale for o_proj and down_proj, else 1.
+        divisor: What it is divided by: the cumulative scale for what ends a branch, else 1.
         dtype: The type in which it is stored, as safetensors writes it.
+        gain: Whether it stands for 1 + itself, which is what is divided.
     """
 
     model: str
     tensor: str
     divisor: float
     dtype: str
+    gain: bool = False
 
 
 def sources(path: Sequence[Step], outside: str, models: Mapping[str, Model]) -> dict[str, Source]:
@@ -172,12 +203,14 @@ def sources(path: Sequence[Step], outside: str, models: Mapping[str, Model]) -> 
             before = match["before"]
             within[match["after"]] = models[outside].stored(name)
     # A scale is folded into the weights, see the top of this file.
+    ends = ARCHITECTURES[models[outside].config["model_type"]]
     cumulative = 1.0
     for number, step in enumerate(path):
         cumulative *= step.scale
         for after, dtype in within.items():
-            divisor = cumulative if _FOLDED.search(after) else 1.0
-            source = Source(step.expert, f"{before}{step.layer}{after}", divisor, dtype)
+            divisor = cumulative if re.search(ends, after) else 1.0
+            name = f"{before}{step.layer}{after}"
+            source = Source(step.expert, name, divisor, dtype, ends == _NORMS)
             found[f"{before}{number}{after}"] = source
     return found
 
@@ -206,7 +239,8 @@ def load(name: str, source: Source, models: Mapping[str, Model]) -> torch.Tensor
     if source.divisor == 1.0 and values.dtype == stored:
         return values
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return rounded(wide / source.divisor, stored, name)
+    divided = (1 + wide) / source.divisor - 1 if source.gain else wide / source.divisor
+    return rounded(divided, stored, name)
 
 
 def path_table(path: Sequence[Step]) -> str:

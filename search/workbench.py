@@ -16,6 +16,7 @@ import torch
 from common.errors import UserError
 from evaluation.backends.hf import load_model
 from evaluation.harness import Harness
+from search.dataflow_model import PER_LAYER
 from search.evaluation import Evaluation
 from search.record import average_of
 
@@ -43,6 +44,12 @@ def choose_items(items: int, seed: int):
     return chosen
 
 
+def _kinds(config: Mapping[str, Any]) -> list[Hashable]:
+    """Return what a configuration says of each layer by itself, in their order."""
+    said = [config[key] for key in PER_LAYER if isinstance(config[key], list)]
+    return list(zip(*said, strict=True)) if said else [()] * config["num_hidden_layers"]
+
+
 class Allocated:
     """A model that becomes one candidate after another.
 
@@ -64,24 +71,33 @@ class Allocated:
         self.written = 0
         self._config = {
             key: copy.deepcopy(getattr(self.model.config, key, None))
-            for key in ("num_hidden_layers", "layer_types")
+            for key in ("num_hidden_layers", *PER_LAYER)
         }
-        self._pool: list[torch.nn.Module] = []
-        self._held: dict[str, Hashable] = {}
+        # For each place, a layer of each kind that has been there.
+        self._pool: list[dict[Hashable, torch.nn.Module]] = []
+        self._held: dict[int, Hashable] = {}  # by where a parameter's values begin
 
     def _deepen(self, changes: Mapping[str, Any]) -> None:
-        decoder = self.model.model
-        self._pool = self._pool or list(decoder.layers)
-        depth = changes.get("num_hidden_layers", self._config["num_hidden_layers"])
-        while len(self._pool) < depth:
-            layer = copy.deepcopy(self._pool[0])
+        decoder, config = self.model.model, self._config | dict(changes)
+        if not self._pool:
+            pairs = zip(_kinds(self._config), decoder.layers, strict=True)
+            self._pool = [{kind: layer} for kind, layer in pairs]
+        layers = [self._layer(place, kind) for place, kind in enumerate(_kinds(config))]
+        decoder.layers = torch.nn.ModuleList(layers)
+        for key, value in config.items():
+            setattr(self.model.config, key, value)
+
+    def _layer(self, place: int, kind: Hashable) -> torch.nn.Module:
+        """Return a layer for a place, a copy of the first one of its kind where there is none."""
+        if place == len(self._pool):
+            self._pool.append({})
+        if kind not in self._pool[place]:
+            layer = copy.deepcopy(next(own[kind] for own in self._pool if kind in own))
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):  # where its keys and values are cached
-                    setattr(module, "layer_idx", len(self._pool))  # noqa: B010
-            self._pool.append(layer)
-        decoder.layers = torch.nn.ModuleList(self._pool[:depth])
-        for key, value in (self._config | dict(changes)).items():
-            setattr(self.model.config, key, value)
+                    setattr(module, "layer_idx", place)  # noqa: B010
+            self._pool[place][kind] = layer
+        return self._pool[place][kind]
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters by name, of tied ones only the first."""
@@ -105,14 +121,16 @@ class Allocated:
         names = [
             name
             for name in parameters
-            if settings is None or name not in self._held or self._held[name] != settings[name]
+            if settings is None
+            or parameters[name].data_ptr() not in self._held
+            or self._held[parameters[name].data_ptr()] != settings[name]
         ]
         for name in names:  # what is half written belongs to no candidate
-            self._held.pop(name, None)
+            self._held.pop(parameters[name].data_ptr(), None)
         # The parameters are detached already, and a method that learns needs its gradients.
         counted = space.overwrite(recipe, parameters, names)
         if settings is not None:
-            self._held |= {name: settings[name] for name in names}
+            self._held |= {parameters[name].data_ptr(): settings[name] for name in names}
         self.written = len(names)
         return counted
 

@@ -161,11 +161,11 @@ class Coefficients:
             users = []
             if isinstance(layer, MergedLinear):
                 spread = _spread(name, layer, self._form.granularity, head_dim)
-                if layer.biases is not None:
-                    users.append((f"{name}.bias", "bias_coefficients", _SCALAR, biases))
             else:
                 width = layer.weights[0].shape[-1]
                 spread = Spread(width, (width,)) if vectors.get(name) else _SCALAR
+            if layer.biases is not None:
+                users.append((f"{name}.bias", "bias_coefficients", _SCALAR, biases))
             users.append((f"{name}.weight", "coefficients", spread, weights))
             for key, attribute, own, slots in users:
                 if self._form.granularity == "model" and own.count == 1:

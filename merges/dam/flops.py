@@ -7,36 +7,48 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoints.names import is_linear
+from checkpoints.architecture import parsed
+from merges.dam.architecture import Architecture
 
 
-def body_parameters(tensors: Mapping[str, Tensor], head: str) -> int:
-    """Count the weights that every token passes through: linear layers without the head."""
-    return sum(
-        tensor.numel()
-        for name, tensor in tensors.items()
-        if is_linear(name) and name != head and tensor.dim() == 2
+def body_parameters(architecture: Architecture, tensors: Mapping[str, Tensor]) -> int:
+    """Count the weights that every token passes through: linear layers without the head.
+
+    Of a mixture's experts these are as many as a token is sent to.
+    """
+    dense = sum(
+        tensors[f"{name}.weight"].numel()
+        for name in architecture.linear
+        if f"{name}.weight" != architecture.head
     )
+    inside = sum(tensors[name].numel() for name in architecture.experts)
+    if not inside:
+        return dense
+    all_of_them = architecture.about("num_local_experts", "num_experts", "n_routed_experts")
+    chosen = architecture.about("num_experts_per_tok")
+    return dense + (inside * chosen // all_of_them if chosen and all_of_them else inside)
 
 
 def attention_flops(config: Mapping[str, Any], lengths: Sequence[int]) -> int:
     """Count scores and weighted sums of causal attention, the masked half left out."""
-    heads = config["num_attention_heads"]
-    width = heads * (config.get("head_dim") or config["hidden_size"] // heads)
+    about = parsed(config)
+    heads = getattr(about, "num_attention_heads", 0) or 0
+    if about is None or not heads:  # a model without attention
+        return 0
+    width = heads * (getattr(about, "head_dim", None) or about.hidden_size // heads)
     visible = sum(length * (length + 1) // 2 for length in lengths)
-    return 4 * visible * width * config["num_hidden_layers"]
+    return 4 * visible * width * about.num_hidden_layers
 
 
 def forward_flops(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], head: str, lengths: Sequence[int]
+    architecture: Architecture, tensors: Mapping[str, Tensor], lengths: Sequence[int]
 ) -> int:
     """Count one forward of the body, as far as the final hidden states.
 
     Args:
-        config: The checkpoint's config.json.
+        architecture: The model's class.
         tensors: The checkpoint's weights.
-        head: Name of the output head's parameter.
         lengths: Tokens of each sample.
     """
-    linear = 2 * body_parameters(tensors, head) * sum(lengths)
-    return linear + attention_flops(config, lengths)
+    linear = 2 * body_parameters(architecture, tensors) * sum(lengths)
+    return linear + attention_flops(architecture.config, lengths)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 # Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
@@ -157,20 +159,43 @@ class MergedLayer(nn.Module):
 
     Args:
         weights: M frozen tensors of one shape.
+        biases: M frozen tensors (out_features,), or None for a layer without bias.
 
     Attributes:
         coefficients: (M, ...), one per model and whatever they are learnt for; see `MergedWeight`.
+        bias_coefficients: (M, 1), one scalar per model, where the layer has a bias.
     """
 
     coefficients: Tensor
+    bias_coefficients: Tensor
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.weights = tuple(weights)
+        self.biases = None if biases is None else torch.stack(tuple(biases))
 
     def merged_weight(self) -> Tensor:
         """Return W = sum_i c_i * W_i, in the shape of one model's weight."""
         return MergedWeight.apply(self.coefficients, *self.weights)
+
+    def merged_bias(self) -> Tensor | None:
+        """Return b = sum_i s_i b_i, (out_features,), or None for a layer without bias."""
+        if self.biases is None:
+            return None
+        return (self.bias_coefficients * self.biases).sum(0).to(self.biases.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged weight, for classes that read it themselves."""
+        return self.merged_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The merged bias, likewise."""
+        return self.merged_bias()
+
+    def replace(self, module: nn.Module) -> None:
+        """Take the place of a module of the model's class."""
 
     def goes_by_model(self, tokens: int) -> bool:
         """Return whether the gradients of so many tokens are found by `MergedProduct`."""
@@ -183,16 +208,10 @@ class MergedLinear(MergedLayer):
     Args:
         weights: M frozen tensors (out_features, in_features).
         biases: M frozen tensors (out_features,), or None for a layer without bias.
-
-    Attributes:
-        bias_coefficients: (M, 1), one scalar per model, where the layer has a bias.
     """
 
-    bias_coefficients: Tensor
-
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> None:
-        super().__init__(weights)
-        self.biases = None if biases is None else torch.stack(tuple(biases))
+        super().__init__(weights, biases)
         self._stack = torch.stack(self.weights) if weights[0].numel() <= SMALL else None
 
     def merged_weight(self) -> Tensor:
@@ -202,12 +221,6 @@ class MergedLinear(MergedLayer):
         own = self.coefficients
         own = own.reshape(len(own), -1, own.shape[-1])
         return (own * self._stack).sum(0).to(self._stack.dtype)
-
-    def merged_bias(self) -> Tensor | None:
-        """Return b = sum_i s_i b_i, (out_features,), or None for a layer without bias."""
-        if self.biases is None:
-            return None
-        return (self.bias_coefficients * self.biases).sum(0).to(self.biases.dtype)
 
     def goes_by_model(self, tokens: int) -> bool:
         """Return whether the gradients of so many tokens are found by `MergedProduct`."""
@@ -228,16 +241,50 @@ class MergedLinear(MergedLayer):
         return outputs if bias is None else outputs + bias
 
 
-class MergedEmbedding(MergedLayer):
+class MergedModule(MergedLayer):
+    """A module of the model's own class that computes with merged parameters.
+
+    It serves what the class may compute in its own way: norms that add 1 to their gain or subtract
+    a mean. Coefficients of a weight (..., width) are (M, width) or (M, 1).
+    """
+
+    def replace(self, module: nn.Module) -> None:
+        """Compute as this module does; its own parameters go."""
+        for name in list(module._parameters):
+            module._parameters[name] = None
+        self.own = module
+
+    def _compute(
+        self, inputs: Sequence[Any], weight: Tensor, bias: Tensor | None = None, **named: Any
+    ) -> Tensor:
+        given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        return functional_call(self.own, given, tuple(inputs), named)
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Apply the module to (..., width), and to what else its class takes."""
+        return self._compute(inputs, self.merged_weight(), self.merged_bias(), **named)
+
+
+class MergedEmbedding(MergedModule):
     """An embedding that looks up M models' rows and merges those alone.
 
     Its coefficients are (M, hidden) or (M, 1).
     """
 
+    def replace(self, module: nn.Module) -> None:
+        """Keep the module where its class does more than look up, such as to scale."""
+        if type(module) is not nn.Embedding:
+            module.padding_idx = None  # type: ignore[assignment]  # it counts rows looked up here
+            super().replace(module)
+
     def forward(self, ids: Tensor) -> Tensor:
         """Embed ids (...), giving (..., hidden)."""
-        rows = (F.embedding(ids, weight) for weight in self.weights)
-        return MergedWeight.apply(self.coefficients, *rows)
+        looked_up = (F.embedding(ids, weight) for weight in self.weights)
+        rows = MergedWeight.apply(self.coefficients, *looked_up)
+        if not hasattr(self, "own"):
+            return rows
+        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        return self._compute([places], _matrix(rows))
 
 
 class _NormFunction(torch.autograd.Function):
@@ -284,14 +331,12 @@ class MergedRMSNorm(MergedLayer):
 
     Args:
         weights: M frozen gains (hidden,).
-
-    Attributes:
-        epsilon: Added to the mean square; the model that takes the layer in says it.
+        epsilon: Added to the mean square.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], epsilon: float) -> None:
         super().__init__(weights)
-        self.epsilon = 0.0
+        self.epsilon = epsilon
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise (..., hidden)."""

@@ -119,6 +119,7 @@ def dam(
     embeddings: Literal["frozen", "scalar", "vector"] = "frozen",
     norms: Literal["frozen", "scalar", "vector"] = "frozen",
     unmerged: Literal["policy", "tanh_mean"] | None = None,
+    moe_experts: Literal["mean", "base"] = "mean",
     tokens_per_forward: Count = 0,
     recompute_activations: Flag = False,
 ) -> WholeModelResult:
@@ -187,6 +188,9 @@ def dam(
         norms: The same for the gains of the norms.
         unmerged: What is not merged is what the request's ``policy`` for embeddings and norms
             says, or ``tanh_mean``: tanh(1/N) times the experts' sum, as in the authors' code.
+        moe_experts: In a mixture of experts, what its experts' and routers' weights become: the
+            ``mean`` of the merged models' or the ``base``'s. They have no coefficients, because a
+            token sees few of them; all linear layers outside them have.
         tokens_per_forward: Steps with more tokens than this are computed sample by sample, or as
             many samples together as fit, and their gradients added: the same result in less
             memory. 0 for no limit.

@@ -155,6 +155,45 @@ class ShortAttention(torch.autograd.Function):
         return *packed, None, None, None
 
 
+def _explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with scores in full: c tanh(s / c) caps them, a sink takes its share of the softmax.
+
+    Args:
+        query: (1, heads, tokens, head_dim).
+        key: (1, key_value_heads, tokens, head_dim).
+        value: As key.
+        mask: Added to the scores, (tokens, tokens).
+        scale: Factor of the scores.
+        softcap: c, None for no cap.
+        sinks: A score for each head (heads,), None for none.
+
+    Returns:
+        (1, heads, tokens, head_dim).
+    """
+    shared = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+    scores = query @ key.mT * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        own = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, own.to(scores.dtype)], -1)
+    return scores.softmax(-1)[..., : mask.shape[1]] @ value
+
+
+# What classes hand on that changes no attention over packed samples.
+_WITHOUT_EFFECT = ("position_ids", "cache_position", "use_cache", "is_causal", "return_dict")
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -165,7 +204,9 @@ def packed_attention(
     packing: Packing,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: object,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample of a packed row.
 
@@ -178,13 +219,26 @@ def packed_attention(
         attention_mask: None; the packing replaces it.
         scaling: Factor of the scores; 1 / sqrt(head_dim) where None.
         sliding_window: As for `Packing.visible`.
+        softcap: As for `_explicit_attention`, as is s_aux, its sinks.
+        others: What else the class hands on.
 
     Returns:
         The output (1, tokens, heads, head_dim), and None in place of attention weights.
+
+    Raises:
+        ValueError: The class asks for something that is not known here.
     """
+    unknown = [
+        name
+        for name, value in others.items()
+        if name not in _WITHOUT_EFFECT and value is not None and value is not False and value != 0
+    ]
+    if unknown or attention_mask is not None:
+        raise ValueError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
     longest = packing.shape[1]
-    if longest <= SHORT:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    explicit = softcap is not None or s_aux is not None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if longest <= SHORT and not explicit and query.shape[-1] == value.shape[-1]:
         mask = packing.visible(longest, sliding_window, query.dtype)
         return ShortAttention.apply(query, key, value, packing, scale, mask), None
     outputs = []
@@ -192,6 +246,11 @@ def packed_attention(
         *(row.split(list(packing.lengths), 2) for row in (query, key, value)), strict=True
     )
     for length, (own, keys, values) in zip(packing.lengths, samples, strict=True):
+        if explicit:
+            mask = packing.visible(length, sliding_window, query.dtype)
+            output = _explicit_attention(own, keys, values, mask, scale, softcap, s_aux)
+            outputs.append(output.transpose(1, 2))
+            continue
         # Without a mask the kernel takes its fast causal path.
         window = None
         if sliding_window is not None and length > sliding_window:

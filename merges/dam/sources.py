@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,14 @@ from torch import Tensor
 
 from checkpoints.checking import check_finite
 from checkpoints.loading import check_weights, load_tokenizer
-from checkpoints.names import is_linear
 from checkpoints.reading import Model
 from common.errors import UserError
+from merges.dam.architecture import Architecture
+from merges.dam.checking import goes_packed
 from merges.dam.data import Calibration, read_calibration
-from merges.dam.network import Decoder, check_head, head_name
+from merges.dam.flops import forward_flops
+from merges.dam.head import OutputHead
+from merges.dam.network import Decoder
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,13 @@ class Sources:
     """Everything a training reads from disk; several trainings in one process share it.
 
     Attributes:
-        base: The base's weights by parameter name; those of linear layers but the output head,
+        base: The base's weights by parameter name; those of learned layers but the output head,
             which few trainings look at, have no more than shape and type (`whole_base` reads them).
         config: The base's config.json.
         experts: The experts' weights by expert name and parameter name, in the order of merging.
         calibrations: Each expert's data, in the same order.
-        head: Name of the output head's parameter.
+        architecture: The models' class.
+        packed: Whether samples go through it together, see `merges.dam.network.Decoder`.
         origin: The base's checkpoint.
     """
 
@@ -35,8 +39,31 @@ class Sources:
     config: dict
     experts: dict[str, dict[str, Tensor]]
     calibrations: list[Calibration]
-    head: str
+    architecture: Architecture
+    packed: bool = True
     origin: Model | None = None
+
+    @property
+    def head(self) -> str:
+        """Name of the output head's parameter."""
+        return self.architecture.head
+
+    def output_head(self, tensors: Mapping[str, Tensor]) -> OutputHead:
+        """Return the head of a model of this class, from its weights."""
+        bias = self.architecture.head_bias
+        return OutputHead(
+            tensors[self.head],
+            None if bias is None else tensors[bias],
+            self.architecture.finish,
+        )
+
+    def decoder(self, tensors: Mapping[str, Tensor]) -> Decoder:
+        """Return the body of a model of this class, from its weights."""
+        return Decoder(self.architecture, tensors, packed=self.packed)
+
+    def forward_flops(self, lengths: Sequence[int]) -> int:
+        """Count one forward of the body over samples of these lengths."""
+        return forward_flops(self.architecture, self.base, lengths)
 
     def whole_base(self) -> dict[str, Tensor]:
         """Read the base's weights that are not held, and return all of them."""
@@ -70,13 +97,6 @@ def _load(checkpoint: Model, device: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _held(tensors: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    return {
-        name: tensor.to("meta") if is_linear(name) and name != head else tensor
-        for name, tensor in tensors.items()
-    }
-
-
 def load_sources(
     base: Model,
     experts: Mapping[str, Model],
@@ -96,7 +116,7 @@ def load_sources(
 
     Raises:
         UserError: An expert has no data, data no expert, a weight is not finite, the data are
-            bad (`read_calibration`), or the architecture is unknown (`check_head`).
+            bad (`read_calibration`), or the architecture is unknown (`goes_packed`).
     """
     global _last
     if not experts:
@@ -127,18 +147,18 @@ def load_sources(
         read_calibration(name, Path(calibration[name]), tokenizer, context) for name in experts
     ]
     _last = None  # what is not wanted any more goes before the new comes
-    head, first = head_name(base.config, base.names()), calibrations[0]
+    architecture = Architecture.of(base.config, base.names())
     whole = _load(base, device)
-    decoder = Decoder(base.config, whole)
-    check_head(base.config, whole, first.ids[: first.length(0)], decoder)
-    held = _held(whole, head)
-    del whole, decoder
+    packed = goes_packed(architecture, whole, calibrations)
+    held = {n: t.to("meta") if n in architecture.held_back else t for n, t in whole.items()}
+    del whole
     sources = Sources(
         base=held,
         config=base.config,
         experts={name: _load(expert, device) for name, expert in experts.items()},
         calibrations=calibrations,
-        head=head,
+        architecture=architecture,
+        packed=packed,
         origin=base,
     )
     _last = (key, sources)

@@ -20,7 +20,6 @@ from common.files import staged_directory
 from common.manifest import NAME, check_recorded, read_manifest, write_manifest
 from common.progress import Progress
 from merges.dam.data import Calibration
-from merges.dam.flops import forward_flops
 from merges.dam.network import Decoder
 from merges.dam.packing import Packing
 from merges.dam.sources import load_sources
@@ -79,7 +78,7 @@ def write_teachers(
     with staged_directory(out) as folder:
         with measure(folder / "cost.json") as cost:
             for data in sources.calibrations:
-                decoder = Decoder(sources.config, sources.experts[data.expert])
+                decoder = sources.decoder(sources.experts[data.expert])
                 path = folder / f"{data.expert}.safetensors"
                 save_file({"hidden": compute_states(decoder, data, progress)}, path)
                 outputs[path.name] = path
@@ -93,7 +92,7 @@ def write_teachers(
                 lengths = [data.length(row) for row in range(len(data))]
                 cost.count(
                     forward_tokens=len(data.ids),
-                    flops=forward_flops(sources.config, sources.base, sources.head, lengths),
+                    flops=sources.forward_flops(lengths),
                 )
         write_manifest(
             folder / NAME,

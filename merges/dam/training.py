@@ -14,9 +14,8 @@ from common.errors import UserError
 from common.progress import Progress
 from merges.dam.coefficients import Coefficients, Form
 from merges.dam.data import Batch, count_loss_tokens, draw, make_batch, split
-from merges.dam.flops import forward_flops
-from merges.dam.head import OutputLoss, Segment
-from merges.dam.layers import MergedLinear
+from merges.dam.head import OutputHead, Segment, output_loss
+from merges.dam.layers import MergedEmbedding, MergedLinear
 from merges.dam.network import Decoder, merged_layers
 from merges.dam.objective import Objective
 from merges.dam.optimizers import make_optimizer, moments, restore_moments
@@ -68,16 +67,24 @@ class Trainer:
         # The base comes first, as its coefficients do, or what the experts' leave to 1.
         self.layers = merged_layers(
             [sources.whole_base(), *experts] if with_base else experts,
-            sources.head,
+            sources.architecture,
             parameters.merge_lm_head,
             kinds,
         )
         self.coefficients = self._coefficients(request.seed, kinds)
         self.rest = unmerged_parameters(
-            sources, self.layers, request.embeddings_and_norms, parameters.unmerged
+            sources,
+            self.layers,
+            request.embeddings_and_norms,
+            parameters.unmerged,
+            parameters.moe_experts,
         )
         self.decoder = Decoder(
-            sources.config, self.rest, self.layers, parameters.recompute_activations
+            sources.architecture,
+            self.rest,
+            self.layers,
+            parameters.recompute_activations,
+            sources.packed,
         )
         self.rows = draw(sources.calibrations, parameters.samples, parameters.epochs, request.seed)
         shared = self.rest if parameters.teacher_embeddings == "merged" else None
@@ -104,10 +111,10 @@ class Trainer:
                 self._resume(saved)
 
     def _coefficients(self, seed: int, kinds: Mapping[str, bool]) -> Coefficients:
-        parameters, config = self.parameters, self.sources.config
+        parameters, about = self.parameters, self.sources.architecture.about
         dtype = torch.promote_types(self.sources.base[self.sources.head].dtype, torch.float32)
         vectors = {
-            name: kinds["norm" if layer.weights[0].dim() == 1 else "embedding"]
+            name: kinds["embedding" if isinstance(layer, MergedEmbedding) else "norm"]
             for name, layer in self.layers.items()
             if not isinstance(layer, MergedLinear)
         }
@@ -120,14 +127,19 @@ class Trainer:
             seed=seed,
             dtype=torch.bfloat16 if parameters.coefficient_dtype == "bfloat16" else None,
         )
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        heads = about("num_attention_heads") or 1
+        head_dim = about("head_dim") or about("hidden_size") // heads
         models = len(self.sources.experts) + parameters.base_source
         return Coefficients(self.layers, models, dtype, form, vectors, head_dim, self._device)
 
-    def head(self) -> Tensor:
-        """Return the output matrix (vocabulary, hidden), merged where it is to be."""
+    def head(self) -> OutputHead:
+        """Return the output head, merged where it is to be."""
         layer = self.layers.get(self.sources.head.rpartition(".")[0])
-        return self.rest[self.sources.head] if layer is None else layer.merged_weight()
+        if layer is None:
+            return self.sources.output_head(self.rest)
+        return OutputHead(
+            layer.merged_weight(), layer.merged_bias(), self.sources.architecture.finish
+        )
 
     def loss(
         self,
@@ -154,11 +166,11 @@ class Trainer:
         segments = []
         for index, (start, stop) in enumerate(batch.segments):
             count = None if counts is None else counts[index]
-            signal: tuple[Tensor | None, Tensor | None] = (None, None)
+            signal: tuple[Tensor | None, OutputHead | None] = (None, None)
             if self.teachers:
                 signal = self.teachers.states(index, batch, rows[index]), self.teachers.heads[index]
             segments.append(Segment(start, stop, *signal, count))
-        total, outputs = OutputLoss.apply(hidden, self.head(), segments, self.objective)
+        total, outputs = output_loss(hidden, self.head(), segments, self.objective)
         terms = dict(zip(self.objective.output_terms, outputs, strict=True))
         if penalties:
             for name, value in self.objective.penalties(columns).items():
@@ -267,9 +279,7 @@ class Trainer:
     def _count(self, batch: Batch) -> None:
         tokens, loss = batch.packing.tokens, len(batch.loss)
         head = self.sources.base[self.sources.head].numel()
-        body = forward_flops(
-            self.sources.config, self.sources.base, self.sources.head, batch.packing.lengths
-        )
+        body = self.sources.forward_flops(batch.packing.lengths)
         self.counted["forward_tokens"] += tokens
         self.counted["backward_tokens"] += tokens
         # Backward costs twice the forward, or by model as many products as there are models.
@@ -286,14 +296,16 @@ class Trainer:
     def result(self) -> WholeModelResult:
         """Return the merged model with the current coefficients, the log and the counts."""
         tensors = {name: self.rest[name] for name in self.sources.base if name in self.rest}
+        transposed = self.sources.architecture.linear
         with torch.no_grad():
             self.coefficients.assign()
             for name, layer in self.layers.items():
-                tensors[f"{name}.weight"] = layer.merged_weight()
-                if isinstance(layer, MergedLinear) and (bias := layer.merged_bias()) is not None:
+                weight = layer.merged_weight()
+                tensors[f"{name}.weight"] = weight.T if transposed.get(name) else weight
+                if (bias := layer.merged_bias()) is not None:
                     tensors[f"{name}.bias"] = bias
         for name, tensor in tensors.items():
-            tensors[name] = tensor.to("cpu", self.sources.base[name].dtype)
+            tensors[name] = tensor.to("cpu", self.sources.base[name].dtype).contiguous()
         counted = dict(self.counted)
         if self.teachers:
             counted["flops"] += self.teachers.computed_flops

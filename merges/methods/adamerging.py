@@ -25,6 +25,7 @@ def adamerging(
     learning_rate: LearningRate = 1e-3,
     temperature: Positive = 1.0,
     tokens: Literal["all", "answer"] = "all",
+    moe_experts: Literal["mean", "base"] = "mean",
 ) -> WholeModelResult:
     """Learn a coefficient per task vector: W = W_0 + sum_i c_i (W_i - W_0).
 
@@ -47,6 +48,7 @@ def adamerging(
         temperature: T that divides the logits; the entropy is multiplied by its square.
         tokens: Whether every position that predicts a token of its sample counts, or only those
             that predict the answer.
+        moe_experts: As for `merges.dam.method.dam`: what a mixture's experts and routers become.
 
     Returns:
         The merged model with its coefficients, the log of the entropy and the counted cost.
@@ -80,5 +82,6 @@ def adamerging(
             embeddings=trained,
             norms=trained,
             title="AdaMerging",
+            moe_experts=moe_experts,
         ),
     )

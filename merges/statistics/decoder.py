@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from checkpoints.checking import check_finite
 from checkpoints.reading import Model
 from common.errors import UserError
-from merges.dam.network import freeze_norms, skeleton
+from merges.dam.architecture import skeleton
+from merges.dam.network import freeze_norms
 from merges.dam.packing import Packing
 
 # Their layers read hidden states, positions and nothing else, and their embedding is no more than

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from merges.dam import head, layers, objective
-from merges.dam.head import OutputLoss, Segment
+from merges.dam.head import OutputHead, Segment, output_loss
 from merges.dam.layers import MergedLinear
 from merges.dam.objective import Objective
 
@@ -111,8 +111,8 @@ def test_chunked_loss_of_several_terms_and_datasets(monkeypatch):
             expected = expected + factor * term / (stop - start)
     wanted = torch.autograd.grad(3 * expected, [hidden, weight])
     signals = zip(parts, teachers, heads, strict=True)
-    segments = [Segment(*part, states, matrix) for part, states, matrix in signals]
-    total, terms = OutputLoss.apply(hidden, weight, segments, chosen)
+    segments = [Segment(*part, states, OutputHead(matrix)) for part, states, matrix in signals]
+    total, terms = output_loss(hidden, OutputHead(weight), segments, chosen)
     actual = torch.autograd.grad(3 * total, [hidden, weight])
     torch.testing.assert_close(total, expected, **EXACT)
     torch.testing.assert_close(list(actual), list(wanted), **EXACT)
@@ -203,13 +203,13 @@ def test_minimum_of_a_quadratic_objective_is_the_least_squares_solution():
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
-    segments = [Segment(0, 30, data[0], weights[0]), Segment(30, 60, data[1], weights[1])]
+    heads = [OutputHead(weight) for weight in weights]
+    segments = [Segment(0, 30, data[0], heads[0]), Segment(30, 60, data[1], heads[1])]
 
     def closure():
         optimizer.zero_grad()
-        total, _ = OutputLoss.apply(
-            torch.cat(data), layer.merged_weight(), segments, Objective({"mse": 1.0})
-        )
+        head = OutputHead(layer.merged_weight())
+        total, _ = output_loss(torch.cat(data), head, segments, Objective({"mse": 1.0}))
         total.backward()
         return total
 

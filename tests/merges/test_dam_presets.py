@@ -101,7 +101,8 @@ def test_every_parameter_reaches_the_training(resolved):
         "teacher_embeddings": "merged", "granularity": "head", "transform": "relu",
         "init": "random", "coefficient_dtype": "bfloat16", "task_vectors": True,
         "base_source": True, "merge_lm_head": False, "embeddings": "scalar", "norms": "vector",
-        "unmerged": "tanh_mean", "tokens_per_forward": 9, "recompute_activations": True,
+        "unmerged": "tanh_mean", "moe_experts": "base", "tokens_per_forward": 9,
+            "recompute_activations": True,
     }  # fmt: skip
     assert vars(resolved(**changes)) == changes | {"start": None, "title": "DAM"}
 

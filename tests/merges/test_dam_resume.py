@@ -111,7 +111,8 @@ def test_without_a_state_a_diverged_training_names_step_and_term(world):
     trainer = Trainer(world, LONG.replace(objective={"mse": 1.0}), sources)
     trainer.step()
     before = trainer.coefficients.flat.detach().clone()
-    trainer.teachers.heads[1] = trainer.teachers.heads[1] * float("inf")
+    head = trainer.teachers.heads[1]
+    trainer.teachers.heads[1] = dataclasses.replace(head, weight=head.weight * float("inf"))
     with pytest.raises(UserError, match=r"^DAM: mse became (nan|inf) at step 2 of 24; lower[^;]*$"):
         trainer.step()
     assert torch.equal(trainer.coefficients.flat, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -10,16 +12,20 @@ from checkpoints.writing import write_checkpoint
 from common.errors import UserError
 from common.files import read_json, write_json
 from search import dataflow_model
+from search.dataflow import DataFlowSpace
 from search.dataflow_model import Step, check_stackable, path_table, sources
+from tests.merges import families
 
 
 @pytest.fixture(scope="session", autouse=True)
 def libraries():
     """Import what takes seconds only when the tests run: collecting them stays quick."""
-    global AutoModelForCausalLM, LlamaRMSNorm, MistralRMSNorm
+    global Allocated, AutoModelForCausalLM, LlamaRMSNorm, MistralRMSNorm
     from transformers import AutoModelForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+
+    from search.workbench import Allocated
 
 
 PATH = [
@@ -185,7 +191,7 @@ def test_models_whose_layers_do_not_fit_are_refused(make_model, tmp_path):
         check_stackable(models | {"biased": biased})
     config = read_json(tmp_path / "b" / "config.json")
     write_json(tmp_path / "b" / "config.json", config | {"model_type": "gpt_neox"})
-    with pytest.raises(UserError, match="give models of type llama or mistral"):
+    with pytest.raises(UserError, match="give models of type llama, mistral"):
         check_stackable({"b": Checkpoint(tmp_path / "b")})
 
 
@@ -196,3 +202,100 @@ def test_the_table_lists_every_step():
         "| 1 | math_a | 0 | 1.5000 | 1.5000 |",
         "| 2 | ja | 1 | 0.5000 | 0.7500 |",
     ]
+
+
+KINDS = {
+    "gemma2": {"rms_norm_eps": 0.0, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"rms_norm_eps": 0.0},
+    "granite": {"rms_norm_eps": 0.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "cohere": {"layer_norm_eps": 0.0},
+    "phi": {"layer_norm_eps": 0.0},
+    "starcoder2": {"norm_epsilon": 0.0},
+    "smollm3": {"rms_norm_eps": 0.0},
+    "qwen2": {"rms_norm_eps": 0.0},
+    "qwen3": {"rms_norm_eps": 0.0},
+    "stablelm": {"layer_norm_eps": 0.0},
+    "phi3": {"rms_norm_eps": 0.0},
+    "gemma": {"rms_norm_eps": 0.0},
+    "seed_oss": {"rms_norm_eps": 0.0},
+    "arcee": {"rms_norm_eps": 0.0},
+}
+FAST = ("gemma2", "gemma3_text", "granite", "phi")
+
+
+def random_parents(folder, kind):
+    for seed, name in enumerate("ab"):
+        families.make(kind, seed, **KINDS[kind]).double().save_pretrained(folder / name)
+    return {name: Checkpoint(folder / name) for name in "ab"}
+
+
+def with_scaled_states(models, kind):
+    """Give transformers' own model the path's layers, and scale what each one reads."""
+    stock = {name: load(model.path, torch.float64) for name, model in models.items()}
+    whole, sliding = load(models["a"].path, torch.float64), []
+    whole.model.layers = torch.nn.ModuleList()
+    for step in PATH:
+        layer = copy.deepcopy(stock[step.expert].model.layers[step.layer])
+        layer.register_forward_pre_hook(
+            lambda _, inputs, scale=step.scale: (scale * inputs[0], *inputs[1:])
+        )
+        whole.model.layers.append(layer)
+        for key in sliding_keys(whole.config):
+            sliding.append((key, getattr(stock[step.expert].config, key)[step.layer]))
+    for key in sliding_keys(whole.config):
+        setattr(whole.config, key, [value for name, value in sliding if name == key])
+    whole.config.num_hidden_layers = len(PATH)
+    return whole
+
+
+def sliding_keys(config):
+    return [key for key in ("layer_types", "no_rope_layers") if getattr(config, key, None)]
+
+
+def follow(kind, folder):
+    models = random_parents(folder, kind)
+    space = DataFlowSpace(models["a"], {"a2": models["a"], "b": models["b"]})
+    names = {"a": "a2", "b": "b"}
+    path = [{"expert": names[s.expert], "layer": s.layer, "scale": s.scale} for s in PATH]
+    recipe = {"path": path, "embedding_from": "a2"}
+    (folder / "path").mkdir()
+    tensors, changes = space.tensors(recipe)
+    write_checkpoint(folder / "path", tensors, models["a"].path)
+    config = read_json(folder / "path" / "config.json")
+    write_json(folder / "path" / "config.json", config | changes)
+    with torch.no_grad():
+        ours = load(folder / "path", torch.float64)(input_ids=IDS, use_cache=False).logits
+        theirs = with_scaled_states(models, kind)(input_ids=IDS, use_cache=False).logits
+    spread = (theirs - theirs.mean()).abs().max()
+    assert (ours - theirs).abs().max() < 2e-5 * spread  # norms compute in float32
+    unscaled = dict(recipe, path=[step | {"scale": 1.0} for step in path])
+    held = Allocated(models["a"])
+    for wanted in (recipe, unscaled, recipe):
+        held.become(space, wanted)
+    with torch.no_grad():
+        again = held.model(input_ids=IDS, use_cache=False).logits.double()
+        held.become(space, unscaled)
+        other = held.model(input_ids=IDS, use_cache=False).logits.double()
+    assert (again - theirs).abs().max() < 1e-3 * spread  # in float32
+    assert (other - theirs).abs().max() > 0.05 * spread  # the scales do matter
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_paths_of_other_classes_follow_their_own_layers(kind, tmp_path):
+    follow(kind, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - set(FAST)))
+def test_paths_of_more_classes(kind, tmp_path):
+    follow(kind, tmp_path)
+
+
+def test_every_class_of_paths_is_tested():
+    assert dataflow_model.ARCHITECTURES.keys() == KINDS.keys() | {"llama", "mistral"}
+
+
+def test_a_class_whose_branches_read_the_hidden_state_itself_is_refused(tmp_path):
+    families.make("olmo2").save_pretrained(tmp_path / "a")
+    with pytest.raises(UserError, match="layers of a 'olmo2' model cannot be rearranged"):
+        check_stackable({"a": Checkpoint(tmp_path / "a")})
