@@ -31,7 +31,7 @@ ROWS = [[0, 3, 5], [1, 2, 7]]
 KINDS = ("gemma2", "gemma3_text", "granite", "cohere", "phi", "qwen3", "mixtral")
 MORE = (
     *("qwen2", "gpt_neox", "gpt2", "qwen3_moe", "gpt_oss", "cohere2", "olmo2", "stablelm", "lfm2"),
-    *("falcon_h1", "deepseek_v3", "opt", "mamba", "phi3", "glm4", "starcoder2", "smollm3", "gemma"),
+    *("falcon_h1", "deepseek_v3", "opt", "mamba", "glm4"),
 )
 ONE_BY_ONE = ("stablelm", "lfm2", "falcon_h1", "mamba")
 IN_FLOAT32 = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "mamba", "falcon_h1")
