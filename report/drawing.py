@@ -32,7 +32,7 @@ def written(text: str, longest: int = _LONGEST) -> str:
 
     Args:
         text: Any text; a dollar sign in it would begin matplotlib's mathematics.
-        longest: The most characters; a label's beginning and its end tell rows apart.
+        longest: The most characters; a label's beginning and its end differ between rows.
     """
     text = " ".join(text.split())
     if len(text) > longest:

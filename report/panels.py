@@ -24,6 +24,7 @@ _LETTER, _SIZE = 0.56, 9.0  # mean width of a letter in font sizes, and the size
 _HALF = _SIZE / 2 + 0.5
 _LONGEST = 28  # letters of a bar's label
 _PLOT = (46.0, 12.0, 600.0, 330.0)  # left, top, right and bottom of a plot's axes
+_CROWD = 60  # points; of more, only those on the Pareto line are named, the others by a pointer
 _BLACK = "#222222"  # the palette's own, which a dark page shows as its text
 
 
@@ -219,6 +220,9 @@ def _labelled(marks: Sequence[Mark], line: Sequence[Mark]) -> list[Mark]:
         )
 
     for mark in sorted(marks, key=lambda mark: (mark.y, mark.x)):
+        if not mark.label:
+            placed.append(mark)
+            continue
         width = _LETTER * _SIZE * len(mark.label)
         places = _free_places(mark.x, mark.y, width)
         at = next((place for place in places if free(*box(place, width))), (mark.x + 8, mark.y))
@@ -277,11 +281,15 @@ def _plot(
     line = [rivals[place] for place in pareto([costs[place] for place in rivals], values)]
     path = [f"{marks[place].x:.1f}V{marks[place].y:.1f}" for place in line]
     best = ", ".join(f"{found[i].model.label} {number(found[i].score.value)}" for i in line)
+    steps = [marks[place] for place in line]
+    if len(marks) > _CROWD:
+        named = set(line)
+        marks = [m if i in named else dataclasses.replace(m, label="") for i, m in enumerate(marks)]
     return Panel(
         title,
         f"{title}: on the Pareto line, from cheap to dear, {best}.",
         _PLOT[3],
-        tuple(_labelled(marks, [marks[place] for place in line])),
+        tuple(_labelled(marks, steps)),
         ticks=tuple(axes.ticks()),
         levels=tuple(axes.levels()),
         path=f"M{marks[line[0]].x:.1f} {_PLOT[3]}H{'H'.join(path)}H{_PLOT[2]}" if line else "",

@@ -66,7 +66,13 @@ function filterable(table) {
   };
   const input = make("input", { type: "search", oninput: show });
   const label = make("label", {}, "Show rows with ", input);
-  table.closest(".scroll").before(make("div", { class: "tools" }, label, count));
+  table.closest(".scroll").before(make("div", { class: "tools" }, ...[label, widen(table), count].filter(Boolean)));
+}
+// A narrow window hides a table's columns of text behind the first, until a reader asks for them.
+function widen(table) {
+  if (!table.classList.contains("scores")) return null;
+  const box = make("input", { type: "checkbox", onchange: () => table.classList.toggle("wide") });
+  return make("label", { class: "narrow" }, box, " columns of text too");
 }
 for (const table of document.querySelectorAll("figure table")) {
   sortable(table);
