@@ -116,7 +116,7 @@ def test_a_filter_shows_the_rows_with_its_words_and_counts_them(browser, made):
     )
     assert shown == ["DARE-TIES", "DARE-TIES (tuned)"]
     assert browser.run("document.querySelector('#table1 [role=status]').textContent").startswith(
-        "3 of "
+        "2 of "
     )
 
 
