@@ -22,6 +22,10 @@ if not SCORES_FROM:
     if FETCHED:
 
         include: "paper/rules.smk"
+
+    if CASKS:
+
+        include: "cask/rules.smk"
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"

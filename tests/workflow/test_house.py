@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "search": {"common", "checkpoints", "merges", "evaluation"},
     "paper/rehearsal": {"common", "paper/hub", "evaluation"},
     "report": {"common"},
-    "workflow/config": {"common", "paper/hub", "merges", "evaluation", "search"},
+    "workflow/config": {"cask", "common", "paper/hub", "merges", "evaluation", "search"},
     "studies": {"common", "merges", "report", "workflow/config"},
     "workflow": {"common", "merges", "evaluation", "studies", "workflow/config"},
     "paper": {

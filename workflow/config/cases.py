@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -64,7 +64,7 @@ class Shape(Entry):
 
 
 class Size(Entry):
-    """Size of models that are fetched; what a step asks of a machine is computed from it."""
+    """Size of models that the bottle does not train; what steps ask of a machine depends on it."""
 
     parameters: Positive = Field(description="Number of parameters of one model.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
@@ -91,12 +91,36 @@ class CalibrationData(Entry):
         return {name: value for name, value in options.items() if value or name != "prompt"}
 
 
+class Finetune(Entry):
+    """How the cask fine-tunes an expert; options of `python -m cask train`."""
+
+    tasks: Some[TaskName] | None = Field(
+        None, description="Tasks whose training rows it learns; its `domain` if absent."
+    )
+    steps: Count = Field(description="Optimizer steps.")
+    batch_size: Count = Field(16, description="Rows in a step.")
+    learning_rate: Positive = Field(description="Peak learning rate.")
+    rank: Annotated[int, Field(ge=0)] = Field(
+        16, description="Rank of the LoRA adapter; 0 trains all weights of the linear layers."
+    )
+    max_tokens: Annotated[int, Field(ge=2)] = Field(
+        512, description="Rows of more tokens are left out."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `python -m cask train`."""
+        return {name: value for name, value in self.model_dump().items() if name != "tasks"}
+
+
 class Parent(Entry):
-    """A model that is merged: trained by the bottle (`train`) or fetched (`hub`)."""
+    """A model that is merged: trained by the bottle, fetched (`hub`), or of the cask."""
 
     label: str = Field(description="Name in tables and figures.")
     train: Train | None = Field(None, description="How the bottle trains it.")
     hub: Name | None = Field(None, description="Its name in the table `hub.table`.")
+    package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = Field(
+        None, description="A base's name in `python -m cask base --list`."
+    )
     backend: Backend | None = Field(
         None, description="What evaluates it, if not `evaluation.backend`."
     )
@@ -108,6 +132,7 @@ class Expert(Parent):
     domain: Some[TaskName] = Field(
         description="Tasks that it was trained for; the gate requires it to beat the base there."
     )
+    finetune: Finetune | None = Field(None, description="How the cask trains it from its base.")
     calibration: CalibrationData | None = Field(
         None, description="Published data from which its calibration rows are drawn."
     )
@@ -139,7 +164,7 @@ class Case(Entry):
         "`near` a competent one.",
     )
     model: Shape | None = Field(None, description="Shape of the models that the bottle trains.")
-    size: Size | None = Field(None, description="Size of the models that are fetched.")
+    size: Size | None = Field(None, description="Size of models that the bottle does not train.")
     vocabulary: Literal["refuse", "base", "union", "crop-to-base"] = Field(
         "refuse",
         description="What is done with an expert whose vocabulary is not the base's; see "
@@ -161,6 +186,11 @@ class Case(Entry):
     def fetched(self) -> bool:
         """Whether the models are published checkpoints; otherwise the bottle trains them."""
         return self.base.hub is not None
+
+    @property
+    def in_cask(self) -> bool:
+        """Whether the base comes from a package index, and the experts are trained from it."""
+        return self.base.package is not None
 
     @property
     def parameters(self) -> float:
@@ -195,6 +225,21 @@ class Case(Entry):
         return found
 
     @property
+    def taught(self) -> dict[str, list[str]]:
+        """The tasks that the cask trains each expert on."""
+        return {
+            name: expert.finetune.tasks or expert.domain
+            for name, expert in self.experts.items()
+            if expert.finetune is not None
+        }
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that the cask's longest training sees: so many are drawn for each expert."""
+        trained = [expert.finetune for expert in self.experts.values() if expert.finetune]
+        return max((entry.steps * entry.batch_size for entry in trained), default=0)
+
+    @property
     def searched_columns(self) -> list[list[str]]:
         """What guides a search: by column of the average, its tasks that `dev_tasks` names."""
         columns = [
@@ -212,7 +257,7 @@ class Case(Entry):
         """Refuse tasks of which the case's data hold no items."""
         for task in tasks:
             has_items = task.maker == "benchmark" if self.fetched else task.world == self.world
-            if task.maker != "own" and not has_items:
+            if task.maker != "own" and not (has_items or self.in_cask):
                 there = "benchmarks" if self.fetched else f"the bottle's tasks of {self.world}"
                 raise UserError(
                     f"{where}: {task.name} has no items here; the case has {there} and your own "
@@ -227,8 +272,9 @@ class Case(Entry):
             own: The user's own tasks, by name.
         """
         domains = [task for expert in self.experts.values() for task in expert.domain]
+        taught = [task for tasks in self.taught.values() for task in tasks]
         try:
-            tasks = select([*self.tasks, *domains], own=own)
+            tasks = select([*self.tasks, *domains, *taught], own=own)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         self._check_items(where, tasks)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from cask import packages
 from common import numerics
 from common.errors import UserError
 from common.worlds import folder_of, seeds_of
@@ -54,6 +55,11 @@ class Experiment(Entry):
     gate: Gate = Field(Gate(), description="What an expert has to pass.")
     calibration: CalibrationRows = Field(
         CalibrationRows(), description="The data that data-driven merges learn from."
+    )
+    accept_terms: list[Name] = Field(
+        [],
+        description="Terms of pretrained models that you have read and accept, by the names in "
+        "`python -m cask base --list`.",
     )
     hub: Hub = Field(Hub(), description="Where published models and data sets come from.")
     tasks: Annotated[dict[TaskName, OwnTask], BeforeValidator(_own_tasks)] = Field(
@@ -169,6 +175,9 @@ class Experiment(Entry):
         if self.scores_from is None:
             self.evaluation.check()
             self._check_numerics()
+            for case in self.cases.values():
+                if case.in_cask:
+                    packages.chosen(case.base.package, self.accept_terms)
         hub.check(self.hub, self.cases, self.methods)
 
     def _check_seeds(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from cask.packages import packages
 from common.errors import UserError
 from evaluation.data.sources import load_sources
 from evaluation.suites import load_suites, select
@@ -48,6 +49,8 @@ def has_dev(task: str) -> bool:
     plain = without_variant(task)
     if plain.partition("/")[0] not in load_suites():
         return True  # every task of a user's own has dev items
+    if load_suites()[plain.partition("/")[0]].content.get("maker") == "bottle":
+        return True
     source = load_sources().get(plain)
     # The rows that a variant shows as examples are known for the suite's first number of them.
     same = select([task])[0].shots == select([plain])[0].shots
@@ -61,7 +64,7 @@ def without_variant(task: str) -> str:
 
 
 def check(hub: Hub, cases: Mapping[str, Case], rows: Mapping[str, Row]) -> None:
-    """Refuse cases that are neither of the bottle nor of the hub, and unknown references.
+    """Refuse cases that are of no kind, or of several, and unknown references.
 
     Raises:
         UserError: One line with the place and, where there is one, the nearest valid name.
@@ -73,6 +76,8 @@ def check(hub: Hub, cases: Mapping[str, Case], rows: Mapping[str, Row]) -> None:
     for name, case in cases.items():
         if case.fetched:
             _check_fetched(case, f"cases.{name}", references, hub.table)
+        elif case.in_cask:
+            _check_cask(case, f"cases.{name}")
         else:
             _check_made(case, f"cases.{name}")
     for name, row in rows.items():
@@ -86,6 +91,18 @@ def _referred(references: References, name: str, kind: str, where: str, table: s
     known(name, references, where, "reference", table)
     if references[name].kind != kind:
         raise UserError(f"{where}: {name} is a {references[name].kind} in {table}, not a {kind}")
+
+
+def _check_cask(case: Case, where: str) -> None:
+    known(str(case.base.package), packages(), f"{where}.base", "package", "the cask")
+    if case.size is None:
+        raise UserError(f"{where} lacks the key 'size', from which steps ask for memory and time")
+    for key in ("world", "model"):
+        if getattr(case, key) is not None:
+            raise UserError(f"{where}: {key!r} is of a bottle's case, and the base is of a package")
+    for name, expert in case.experts.items():
+        if expert.finetune is None:
+            raise UserError(f"{where}: {name} lacks the key 'finetune'; the base is of a package")
 
 
 def _check_made(case: Case, where: str) -> None:
@@ -118,12 +135,12 @@ def _check_fetched(case: Case, where: str, references: References, table: str) -
 
 
 def _check_row(row: Row, where: str, case: Case, id: str) -> None:
-    if not case.fetched:
-        if row.hub is not None:
-            raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
-        return
-    if row.search:
+    if not case.fetched and row.hub is not None:
+        raise UserError(f"{where}: {id} is of the bottle; a published merge is not of it")
+    if row.search and (case.fetched or case.in_cask):
         _check_dev(case, id, where)
+    if not case.fetched:
+        return
     for expert in row.experts_of(case.experts) if row.learns else ():
         if case.experts[expert].calibration is None:
             raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")

@@ -99,7 +99,9 @@ SEARCHED = {
 # Some merges and cases are fetched from the hub, the others are made here.
 HUB_ROWS = [name for name, row in CONFIG.methods.items() if row.hub]
 FETCHED = [name for name, case in CASES.items() if case.fetched]
+CASKS = [name for name, case in CASES.items() if case.in_cask]
 MADE = [case for case in CASES if case not in FETCHED]
+BOTTLED = [case for case in MADE if case not in CASKS]
 PLAIN = [name for name, row in CONFIG.methods.items() if not row.search and not row.hub]
 
 

@@ -22,7 +22,7 @@ rule bottle_data:
     log:
         f"{OUT}/logs/{{case}}/data.log",
     wildcard_constraints:
-        case=any_of(MADE),
+        case=any_of(BOTTLED),
     priority: 100
     resources:
         **asks("data"),
@@ -49,7 +49,7 @@ rule bottle_base:
     log:
         f"{OUT}/logs/{{case}}/models/base.log",
     wildcard_constraints:
-        case=any_of(MADE),
+        case=any_of(BOTTLED),
     priority: 100
     resources:
         **asks("train"),
@@ -76,7 +76,7 @@ rule bottle_expert:
     log:
         f"{OUT}/logs/{{case}}/models/{{expert}}.log",
     wildcard_constraints:
-        case=any_of(MADE),
+        case=any_of(BOTTLED),
     priority: 90
     resources:
         **asks("train"),
