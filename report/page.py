@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from common.errors import UserError
 from common.files import sha256_file, write_text
-from common.manifest import beside, read_manifest
+from common.manifest import beside, check_recorded, read_manifest
 from report import items, panels, render, summary
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
@@ -97,12 +98,19 @@ class _Drawn:
     def __init__(self, experiment: Experiment, figures: Path | None, out: Path) -> None:
         self.experiment, self.captions = experiment, titles(experiment)
         self.figures, self.out = figures, out
+        self.faults: list[str] = []
 
     def _files(self, name: str) -> list[str]:
-        if self.figures is None:
-            return []
-        files = [self.figures / f"{name}{form}" for form in _FORMS]
-        return [os.path.relpath(path, self.out.parent) for path in files if path.is_file()]
+        found = []
+        for path in [self.figures / f"{name}{form}" for form in _FORMS] if self.figures else ():
+            try:
+                check_recorded(path)
+            except UserError as error:
+                self.faults.append(str(error))
+                continue
+            if path.is_file():
+                found.append(os.path.relpath(path, self.out.parent))
+        return found
 
     def bars(self, name: str, shown: list[panels.Panel], models: tuple[Model, ...]) -> Markup:
         families = panels.legend(models, self.experiment.config)
@@ -182,14 +190,12 @@ def page(
         links: HTML that links the tables' files.
         answers: Folder of the answers' scripts; None leaves out their section.
         out: Where the page will be, for its links.
-        faults: Takes a line for each damaged manifest.
+        faults: Takes a line for each damaged manifest or picture.
     """
     drawn = _Drawn(experiment, figures, out)
     steps = Steps(experiment.results)
     known = cells(experiment, steps, os.path.relpath(experiment.results, out.parent))
     known["items"] = os.path.relpath(answers, out.parent) if answers else ""
-    if faults is not None:
-        faults += steps.reader.faults
     told = summary.answers(experiment, verdicts(experiment, published), len(published.claims))
     averages = drawn.bars(
         "averages",
@@ -200,12 +206,15 @@ def page(
     # A text within a script ends at the first "</".
     data = json.dumps(known, ensure_ascii=False, separators=(",", ":"))
     template = render.templates().get_template("page.html.j2")
-    return template.render(
+    text: str = template.render(
         name=experiment.name,
         first=render.part("first", summary.QUESTION, told, averages, claims, list(known["tables"])),
         sections=_sections(drawn, published, known, links),
         cells=Markup(data.replace("</", "<\\/")),
     )
+    if faults is not None:
+        faults += [*steps.reader.faults, *drawn.faults]
+    return text
 
 
 def write(

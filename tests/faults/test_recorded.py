@@ -89,7 +89,7 @@ def reported(top):
 
 
 def illustrated(top):
-    check_recorded(top / "figures/averages.png")  # as the page does before it embeds one
+    check_recorded(top / "figures/averages.png")  # as the page does before it links one
 
 
 def paired(top):

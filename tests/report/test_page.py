@@ -240,8 +240,17 @@ def test_a_damaged_manifest_is_named_and_the_rest_of_the_page_made(small, tmp_pa
     (small[1] / "case1/data").mkdir(exist_ok=True)
     (small[1] / "case1/data/manifest.json").write_text("{")
     given = ["--config", str(small[0]), "--results", str(small[1]), "--items", str(tmp_path / "i")]
+    drawn = tmp_path / "figures/averages.png"
+    drawn.parent.mkdir()
+    drawn.write_bytes(b"whole")
+    (tmp_path / "figures/manifest.json").write_text(
+        json.dumps({"kind": "figures", "outputs": {"averages.png": "0" * 64}})
+    )
+    given += ["--figures", str(drawn.parent)]
     assert call("report.cli", ["page", *given, "--out", str(tmp_path / "report.html")]) == 1
-    assert "case1/data/manifest.json" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "case1/data/manifest.json" in errors and "figures/averages.png" in errors
+    assert 'href="figures/averages.png"' not in (tmp_path / "report.html").read_text("utf-8")
     assert "Model Soups" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
