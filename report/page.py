@@ -22,6 +22,7 @@ from report.cost import costs, rows_grid, stages_grid
 from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
 from report.figures import titles
+from report.findings import findings_grid
 from report.grid import Cell, Grid, Row
 from report.load import score_files
 from report.origin import Steps
@@ -167,7 +168,8 @@ def _sections(
         stages, rows = stages_grid(found), rows_grid(experiment, found)
         sections["Cost"] = render.html(stages) + render.html(rows)
     values = values_grid(experiment, published)
-    sections["What the paper states"] = render.part("paper", published, values)
+    claims = claims_grid(experiment, published)
+    sections["What the paper states"] = render.part("paper", published, values, claims)
     sections["Provenance"] = Markup(links) + _provenance(experiment)
     return sections
 
@@ -202,7 +204,7 @@ def page(
         panels.averages(experiment),
         tuple(model for case in experiment.cases for model in case.models),
     )
-    claims = claims_grid(experiment, published)
+    claims = findings_grid(experiment, published)
     # A text within a script ends at the first "</".
     data = json.dumps(known, ensure_ascii=False, separators=(",", ":"))
     template = render.templates().get_template("page.html.j2")

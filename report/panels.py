@@ -265,6 +265,7 @@ def _plot(
     title: str, found: Sequence[Point], costs: Sequence[float], config: Mapping[str, Any]
 ) -> Panel:
     """Lay out merges over what they cost, with the line that no cheaper merge is above."""
+    # Long because the points, the line and the words for both share one list.
     ends = [p.score.value + side * CONFIDENCE * p.score.stderr for p in found for side in (-1, 1)]
     axes, marks = _Axes(costs, ends), []
     for point, cost in zip(found, costs, strict=True):

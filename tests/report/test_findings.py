@@ -1,0 +1,40 @@
+"""The claims on the first screen: a row for each comparison, with those that agree."""
+
+from __future__ import annotations
+
+import json
+
+from report import published
+from report.findings import findings_grid
+from report.load import load
+from report.verdicts import verdicts
+
+
+def test_the_first_screen_shows_verdict_effect_and_the_seeds_that_agree(full):
+    experiment, paper = load(*full), published.load()
+    grid = findings_grid(experiment, paper)
+    rows = [[cell.text for cell in row.cells] for row in grid.rows]
+    assert [row[0] for row in rows if row[0] == "C3"] == ["C3"]  # also a claim without a verdict
+    found = verdicts(experiment, paper)
+    for claim in paper.claims:
+        own = [row for row in rows if row[0] == claim.id]
+        assert own and own[0][1] == claim.sentence
+        if claim.id in found:
+            assert {"holds", "does not hold", "open"} >= {row[2] for row in own}
+    case = experiment.config["cases"][experiment.config["ablation"]["case"]]
+
+    def averages(objective: str) -> list[float]:
+        values = []
+        for seed in experiment.config["ablation"]["seeds"]:
+            path = full[1] / f"ablation/{objective}/seed{seed}/scores.json"
+            tasks = json.loads(path.read_text())["tasks"]
+            columns = [[tasks[t]["value"] for t in c["tasks"]] for c in case["columns"]]
+            values.append(sum(sum(c) / len(c) for c in columns) / len(columns))
+        return values
+
+    gaps = [kl - mse for kl, mse in zip(averages("kl"), averages("mse"), strict=True)]
+    (row,) = [row for row in rows if row[3] == "Table 3: KL less MSE"]
+    mean = f"{sum(gaps) / len(gaps):+.3f}".replace("0.", ".")
+    assert row[0] == "C7" and row[4].startswith(f"{mean} [")
+    agreeing = sum(gap * sum(gaps) > 0 for gap in gaps)
+    assert row[5] == f"{agreeing} of {len(gaps)} seeds"
