@@ -24,12 +24,20 @@ def _cache_file() -> Path | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen == "off":
         return None
-    if chosen:
-        return Path(chosen)
+    return Path(chosen) if chosen else _standard_folder() / "hashes.json"
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of all that commands recall from earlier ones; None without one."""
+    file = _cache_file()
+    return file.parent if file else None
+
+
+def _standard_folder() -> Path:
     top = os.environ.get("XDG_CACHE_HOME", "")
     # The standard has relative paths ignored.
     folder = Path(top) if top and Path(top).is_absolute() else Path("~/.cache").expanduser()
-    return folder / "merging-in-a-bottle" / "hashes.json"
+    return folder / "merging-in-a-bottle"
 
 
 _parsed: tuple[list[int], dict[str, list]] = ([], {})  # the cache as it was last, and its content

@@ -10,6 +10,7 @@ from report.case_table import what_is_shown
 from report.experiment import Ablation
 from report.footnotes import edits_of
 from report.grid import Cell, Grid, Row, number
+from report.pairs import LEVEL, over_runs, resolution, separated, weights_of
 
 
 def _over_seeds(scores: Sequence[Score | None]) -> list[str]:
@@ -48,6 +49,34 @@ def ablation_csv(ablation: Ablation) -> str:
     return fields.text(rows)
 
 
+def _best(ablation: Ablation, means: Sequence[float | None]) -> tuple[set[str], list[str]]:
+    """Return the objectives that are not separated from the highest mean, and a note on the test.
+
+    Args:
+        ablation: The ablation.
+        means: One an objective; None for those that take no part.
+    """
+    rivals = [(m, o) for m, o in zip(means, ablation.objectives, strict=True) if m is not None]
+    if not rivals:
+        return set(), []
+    top, first = max(rivals, key=lambda entry: entry[0])
+    case, weights = ablation.case, weights_of(ablation.case.averaged)
+    tests = {
+        entry.id: over_runs(first.runs, entry.runs, case.average, weights)
+        for _, entry in rivals
+        if entry is not first
+    }
+    found = {id: test for id, test in tests.items() if test}
+    near = {id for id, p in separated(found).items() if p >= LEVEL}
+    equal = {entry.id for mean, entry in rivals if mean >= top - 1e-12}
+    least = resolution(found)
+    seen = (
+        f"The smallest difference from the highest mean that this table separates is about "
+        f"{number(least)} (the median over {len(found)} rows)."
+    )
+    return near | equal, [seen] if least is not None else []
+
+
 def ablation_grid(ablation: Ablation) -> Grid:
     """Lay out Table 3 for people: mean and standard deviation over seeds, and every seed."""
     case = ablation.case
@@ -59,13 +88,13 @@ def ablation_grid(ablation: Ablation) -> Grid:
         total if total and total.runs == len(ablation.seeds) and not entry.extra else None
         for entry, total in zip(ablation.objectives, totals, strict=True)
     ]
-    top = max((total.mean for total in compared if total), default=0.0)
-    rows, notes = [], []
+    best, notes = _best(ablation, [total and total.mean for total in compared])
+    rows = []
     for entry, scores, total, rival in zip(
         ablation.objectives, table, totals, compared, strict=True
     ):
         deviation = number(total.deviation) if total and total.deviation is not None else ""
-        strong = rival is not None and rival.mean >= top - 1e-12
+        strong = rival is not None and entry.id in best
         fewer = 0 < (total.runs if total else 0) < len(ablation.seeds)
         count = f" ({total.runs} of {len(ablation.seeds)} seeds)" if total and fewer else ""
         cells = [
@@ -90,7 +119,8 @@ def ablation_grid(ablation: Ablation) -> Grid:
         f"deviation over the seeds {seeds}, which change DAM's data draw and order while the "
         "experts stay. The standard error over test items of one run's "
         f"average is about {items}; it is not in the deviation, because all runs answer the same "
-        "items. Bold: the highest mean."
+        "items. Bold: the highest mean, and those that a t test paired over seeds and items does "
+        f"not separate from it ({100 * LEVEL:.0f} %, Holm's correction)."
     )
     header = ("Objective", "Mean", *(f"Seed {seed}" for seed in ablation.seeds))
     return Grid("table3", "Table 3", caption, header, tuple(rows), tuple(notes))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from report import fields
 from report.averages import Score
 from report.experiment import Case, Model
 from report.footnotes import footnotes
 from report.grid import Cell, Grid, Row, number, score_cell
-from report.worlds import gaps, groups
+from report.pairs import LEVEL, compared, groups, not_separated, resolution, separated, weights_of
 
-_Column = tuple[str, Callable[[Model], Score | None]]  # its title, and a row's score in it
+
+class _Column(NamedTuple):
+    title: str
+    of: Callable[[Model], Score | None]  # a row's score in it
+    weights: Mapping[str, float]  # of its tasks in that score
 
 
 def table_title(name: str) -> str:
@@ -42,25 +46,41 @@ def case_csv(case: Case) -> str:
     counted = fields.counted_names(case.models)
     columns = _columns(case)
     header = [*about, "seed"]
-    for label, _ in columns:
-        header += fields.score_titles(label)
+    for column in columns:
+        header += fields.score_titles(column.title)
     header += [f"counted {name}" for name in counted]
     for seed in case.worlds:
-        for label, _ in columns:
-            header += [f"{label} seed {seed}", f"{label} seed {seed} stderr"]
+        for column in columns:
+            header += [f"{column.title} seed {seed}", f"{column.title} seed {seed} stderr"]
+    header += ["Avg below the highest", "Avg p", "Avg p (Holm)"]
+    tested = _tested(case)
     rows = [header]
     for model in _rows(case):
         row = [str(getattr(model, key)) for key in about] + [seeds_text(model)]
         row[about.index("status")] += ", edited by hand" if model.edits else ""
-        for _, of in columns:
-            row += fields.score_fields(of(model))
+        for column in columns:
+            row += fields.score_fields(column.of(model))
         row += [f"{model.counted[n]:.0f}" if n in model.counted else "" for n in counted]
         for seed in case.worlds:
             world = model.worlds.get(seed)
-            for _, of in columns:
-                row += fields.score_fields(of(world) if world else None)[:2]
+            for column in columns:
+                row += fields.score_fields(column.of(world) if world else None)[:2]
+        row += tested.get(model.id, ["", "", ""])
         rows.append(row)
     return fields.text(rows)
+
+
+def _tested(case: Case) -> dict[str, list[str]]:
+    """Write by row how far its average is below the highest, with p-values."""
+    rivals = _rivals(case, case.average)
+    if not rivals or not _testable(case):
+        return {}
+    found = compared(rivals, rivals[0], case.average, _average(case).weights)
+    corrected = separated(found)
+    return {
+        id: [fields.decimals(one.value), fields.decimals(one.p), fields.decimals(corrected[id])]
+        for id, one in found.items()
+    }
 
 
 def seeds_text(model: Model) -> str:
@@ -80,16 +100,24 @@ def best(models: Sequence[Model], scores: Sequence[Score | None]) -> set[str]:
     return {id for id, value in values.items() if top > 0 and value >= top - 1e-12}
 
 
-def _best_or_tied(case: Case, of: Callable[[Model], Score | None]) -> set[str]:
-    """Return the ids of the highest merges and, of several worlds, of those that tie with them."""
-    complete = [model for model in case.models if whole(case, of, model)]
-    won = best(complete, [of(model) for model in complete])
-    rivals = [model for model in complete if model.kind == "merge" and model.best_of]
-    if not case.several or not won:
+def _rivals(case: Case, of: Callable[[Model], Score | None]) -> list[Model]:
+    """Return the merges that take part in a column's marks, the highest first."""
+    found = [m for m in case.models if m.kind == "merge" and m.best_of and whole(case, of, m)]
+    return sorted(found, key=lambda model: -(s.value if (s := of(model)) else 0.0))
+
+
+def _testable(case: Case) -> bool:
+    """Return whether differences between merges can be tested: over worlds, or paired items."""
+    return case.several or any(m.answers for m in case.models if m.kind == "merge")
+
+
+def _best_or_tied(case: Case, column: _Column) -> set[str]:
+    """Return the ids of the merges that are not separated from the highest in a column."""
+    rivals = _rivals(case, column.of)
+    won = best(rivals, [column.of(model) for model in rivals])
+    if not won or not _testable(case):
         return won
-    first = next(model for model in rivals if model.id in won)
-    apart = gaps([model for model in rivals if of(model)], first, of)
-    return won | {id for id, (gap, width) in apart.items() if gap <= width}
+    return won | not_separated(rivals, rivals[0], column.of, column.weights)
 
 
 def _items(case: Case) -> str:
@@ -127,11 +155,16 @@ def _errors(case: Case) -> str:
 
 
 def _bold(case: Case, whose: str) -> str:
-    if not case.several:
+    if not _testable(case):
         return f"Bold: the highest among {whose} merges"
+    how = (
+        "a t test of the differences within worlds"
+        if case.several
+        else "McNemar's test or sign flips on the items that both answered"
+    )
     return (
-        f"Bold: the highest among {whose} merges, and those that the 95 % interval of the "
-        "difference, paired within worlds, does not separate from it"
+        f"Bold: the highest among {whose} merges, and those that are not separated from it by "
+        f"{how} ({100 * LEVEL:.0f} %, Holm's correction for the comparisons of a column)"
     )
 
 
@@ -173,48 +206,54 @@ def _label(model: Model) -> str:
 def _scores_grid(
     case: Case, name: str, title: str, caption: str, columns: Sequence[_Column]
 ) -> Grid:
-    winners = [_best_or_tied(case, of) for _, of in columns]
+    winners = [_best_or_tied(case, column) for column in columns]
     rows = []
     for model in _rows(case):
         cells = [Cell(_label(model)), Cell(model.data), Cell(model.embeddings_and_norms)]
-        for (_, of), won in zip(columns, winners, strict=True):
-            score = of(model)
+        for column, won in zip(columns, winners, strict=True):
+            score = column.of(model)
             plain = Cell(number(score and score.value))
             strong = model.id in won
             cells.append(plain if model.kind == "chance" else score_cell(score, strong))
         group = "merge" if model.kind == "merge" else "reference"
         rows.append(Row(tuple(cells), group))
-    header = ("Model", "Data seen", "Embeddings, norms", *(label for label, _ in columns))
+    header = ("Model", "Data seen", "Embeddings, norms", *(column.title for column in columns))
     return Grid(name, title, caption, header, tuple(rows), tuple(footnotes(case)), texts=3)
 
 
 def _columns(case: Case, marked: bool = False) -> list[_Column]:
     """Return titles and scores: averaged columns, Avg, other columns."""
-    columns: list[_Column] = [
-        (
+    columns = [
+        _Column(
             column.label + (_marks(case, column.tasks) if marked else ""),
             operator.methodcaller("column", column),
+            weights_of([column]),
         )
         for column in case.columns
     ]
-    columns.insert(len(case.averaged), ("Avg", case.average))
+    columns.insert(len(case.averaged), _average(case))
     return columns
 
 
+def _average(case: Case) -> _Column:
+    return _Column("Avg", case.average, weights_of(case.averaged))
+
+
 def _grouped(case: Case) -> list[list[tuple[Model, Score]]]:
-    """Divide the compared merges of several worlds into groups of near-ties."""
-    merges = [model for model in case.models if model.kind == "merge" and model.best_of]
-    return groups(merges, case.average) if case.several else []
+    """Divide the compared merges into groups of near-ties, where differences can be tested."""
+    if not _testable(case):
+        return []
+    return groups(_rivals(case, case.average), case.average, _average(case).weights)
 
 
 def near_ties(case: Case) -> list[str]:
-    """Return the labels of the merges that several worlds do not separate from the highest."""
+    """Return the labels of the merges that are not separated from the highest."""
     first = [model.label for group in _grouped(case)[:1] for model, _ in group]
     return first[1:]
 
 
 def _groups(case: Case) -> list[str]:
-    """Say which rows of several worlds are separated by their averages."""
+    """Say which rows are separated by their averages, and how far apart they had to be."""
     found = _grouped(case)
     if not found:
         return []
@@ -223,9 +262,22 @@ def _groups(case: Case) -> list[str]:
         for place, group in enumerate(found, 1)
     )
     return [
-        f"Groups by Avg: {named}. The 95 % interval of the difference, paired within worlds, "
-        "separates the first row of a group from that of the group before; the others of a "
-        "group it does not separate from their first."
+        f"Groups by Avg: {named}. The test separates the first row of a group from that of the "
+        "group before, and not the others of a group from their first.",
+        *_seen(case),
+    ]
+
+
+def _seen(case: Case) -> list[str]:
+    """State the smallest difference from the highest average that a table could have seen."""
+    rivals = _rivals(case, case.average)
+    found = compared(rivals, rivals[0], case.average, _average(case).weights) if rivals else {}
+    least = resolution(found)
+    if least is None:
+        return []
+    return [
+        f"The smallest difference from the highest Avg that this table separates is about "
+        f"{number(least)} (the median over {len(found)} rows)."
     ]
 
 
@@ -275,8 +327,12 @@ def has_groups(case: Case) -> bool:
 
 def tasks_grid(case: Case, seed: int) -> Grid:
     """Lay out a case's scores task by task, where its columns are means over tasks."""
-    columns: list[_Column] = [
-        (case.task_label(task) + _marks(case, [task]), functools.partial(_of_task, task))
+    columns = [
+        _Column(
+            case.task_label(task) + _marks(case, [task]),
+            functools.partial(_of_task, task),
+            {task: 1.0},
+        )
         for task in case.tasks
     ]
     title = f"{table_title(case.table)}, task by task"

@@ -28,6 +28,28 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """A model's answers to a world's test items.
+
+    Attributes:
+        ids: By task, a hash of the items' names in their order.
+        scores: By task, the score of every item.
+        facts: By task whose items ask some facts repeatedly, the number of each item's fact.
+        top: By task, the share of items with the most frequent answer, and of those whose gold
+            answer is the most frequent one.
+        same: By expert, the share of all items with the same answer.
+        faults: What is wrong with the file.
+    """
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    top: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    same: Mapping[str, float] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A row of a table."""
 
@@ -54,6 +76,7 @@ class Model:
     lacking: Mapping[str, str] = field(default_factory=dict)
     # How it was evaluated; see `report.scores.Outcome`
     evaluated: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers | None = None  # what it answered, item by item; None where not known
     backend: str = ""  # what evaluated it, empty where that is not recorded
     # By task and role (items, fewshot), what its rows are instead of the benchmark's
     stand_ins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

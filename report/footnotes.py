@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from report.answers import ALIKE, CONSTANT, disguises, is_constant
 from report.experiment import Case, Model
 
 
@@ -61,7 +62,7 @@ def footnotes(case: Case) -> list[str]:
     notes += [*case.notes, *_stand_ins(case), *_backends(case)]
     if any(model.kind == "merge" and not model.best_of for model in case.models):
         notes.append("° Takes no part in the marks for the best merge.")
-    notes += _soups(case)
+    notes += [*_soups(case), *_disguised(case), *_constant(case), *_repeated(case)]
     if any(score.stderr == 0 for m in case.models for score in m.tasks.values()):
         notes.append(
             "±.000 stands where all items are right, or all wrong: the sample then says nothing "
@@ -97,3 +98,50 @@ def _soups(case: Case) -> list[str]:
 
 def _of_seeds(seeds: list[str]) -> str:
     return f" (seed{'s' if seeds[1:] else ''} {', '.join(seeds)})" if seeds else ""
+
+
+def _disguised(case: Case) -> list[str]:
+    """Name the merges that answer as one expert does, by expert and world."""
+    found: dict[str, list[str]] = {}
+    for model in case.models:
+        for seed, expert in disguises(model).items():
+            what = f"{model.label}: answers as {case.experts[expert]['label']} does"
+            found.setdefault(what, []).extend([] if seed is None else [str(seed)])
+    rule = f"at least {ALIKE:.0%} of all items; such a row of most worlds is no best merge"
+    return [f"{what}{_of_seeds(seeds)} ({rule})." for what, seeds in found.items()]
+
+
+def _constant(case: Case) -> list[str]:
+    """Name the cells whose model gives nearly every item of a task the same answer."""
+    found: dict[str, list[str]] = {}
+    for model in case.models:
+        for task in case.tasks:
+            seeds = [
+                seed
+                for seed, one in model.each.items()
+                if one.answers and is_constant(one.answers, task)
+            ]
+            if seeds:
+                where = _of_seeds([str(seed) for seed in seeds if seed is not None])
+                found.setdefault(model.label, []).append(f"{case.task_label(task)}{where}")
+    if not found:
+        return []
+    named = "; ".join(f"{label}: {', '.join(tasks)}" for label, tasks in found.items())
+    return [f"Constant answer, one and the same to at least {CONSTANT:.0%} of the items: {named}."]
+
+
+def _repeated(case: Case) -> list[str]:
+    """Say which tasks ask a fact in several items, so that fewer are independent."""
+    world = next(iter(case.each.values()))
+    known = next((model.answers for model in world.models if model.answers), None)
+    named = [
+        f"{case.task_label(task)} ({len(numbers)} items, {len(set(numbers))} answers)"
+        for task, numbers in (known.facts if known else {}).items()
+        if task in case.tasks and 2 * len(set(numbers)) <= len(numbers)
+    ]
+    if not named:
+        return []
+    return [
+        "Several items of a task have the same right answer, so that fewer are independent than "
+        f"the errors over items assume: {', '.join(named)}. Paired tests keep such items together."
+    ]

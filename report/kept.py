@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
+from common.errors import UserError
 from common.files import read_json, read_jsonl, write_text
 from common.manifest import check_recorded
 from common.worlds import folder_of, seeds_of
-from report.experiment import Experiment
+from report.answers import packed
+from report.experiment import Experiment, worlds_of
 from report.load import load
 
-_SCORE = ("value", "stderr", "items", "chance", "stand_in", "undefined")
+_SCORE = ("value", "stderr", "items", "chance", "stand_in", "undefined", "metric")
 
 
 def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
@@ -64,8 +66,32 @@ def _reduced(name: str, content: Any) -> Any:
         return {"parameters": parameters, "outputs": weights, "inputs": inputs, "extra": extra}
     if "tasks" in content:
         tasks = {task: _chosen(entry, *_SCORE) for task, entry in content["tasks"].items()}
-        return _chosen(content, "backend", "seed", "weights") | {"tasks": tasks}
+        return _chosen(content, "backend", "seed", "weights", "lm_eval") | {"tasks": tasks}
     return content
+
+
+def _answers(experiment: Experiment, results: Path) -> Iterator[tuple[str, Any]]:
+    """Yield what paired tests need of every row's items, as files next to its scores.
+
+    Raises:
+        UserError: A file is damaged: what is kept speaks for a run that nobody can look at again.
+    """
+    for line in experiment.faults:
+        raise UserError(line)
+    rows = [
+        (f"{world.id}/scores/test/{model.id}", model)
+        for _, world in worlds_of(experiment.cases)
+        for model in world.all_models
+    ]
+    objectives = experiment.ablation.objectives if experiment.ablation else ()
+    rows += [(f"ablation/{run.id}/scores", run) for each in objectives for run in each.runs]
+    folders = set()
+    for name, model in rows:
+        if model.answers:
+            # Which items ask for the same fact is the same for all rows of a world.
+            folder = name.split("/")[0]
+            yield f"{name}.answers.json", packed(model.answers, facts=folder not in folders)
+            folders.add(folder)
 
 
 def keep(config: Path, results: Path, out: Path) -> None:
@@ -81,6 +107,7 @@ def keep(config: Path, results: Path, out: Path) -> None:
             # Of a score's manifest, tables need no more than that the score was edited.
             if not name.endswith(".manifest.json") or "accepted" in kept["extra"]:
                 rows.append((name, kept))
+    rows += _answers(load(config, results), results)
     lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     write_text(out, "".join(f"{line}\n" for line in lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from common.files import read_json
 from common.manifest import beside
 from common.worlds import folder_of, seeds_of
 from report import same_world
+from report.answers import attached, is_an_expert
 from report.experiment import (
     Ablation,
     Case,
@@ -160,7 +162,8 @@ def load_case(
     for id, row in rows.items():
         models.append(model(id, "merges", label=row.get("label", id), kind="merge", row=row))
     beyond = {id for id, row in rows.items() if row.get("table") == "more"}
-    models = alike(reader, models, world / "scores" / "test")
+    paths = {model.id: world / "scores" / "test" / f"{model.id}.json" for model in models}
+    models = attached(reader, alike(reader, models, paths), paths)
     return Case(
         id=folder or case,
         table=entry["table"],
@@ -181,7 +184,12 @@ def load_worlds(config: Mapping[str, Any], results: Path, case: str) -> Case:
     seeds = seeds_of(config)
     found = {s: load_case(config, results, case, folder_of(case, s, seeds), s) for s in seeds}
     if len(seeds) == 1:
-        return found[seeds[0]]
+        (only,) = found.values()
+        models, more = (
+            tuple(replace(m, best_of=m.best_of and not is_an_expert({None: m})) for m in rows)
+            for rows in (only.models, only.more)
+        )
+        return replace(only, models=models, more=more)
     return pooled(found, case, stop=config.get("gate", {}).get("stop", True))
 
 
@@ -196,15 +204,15 @@ def load_ablation(config: Mapping[str, Any], results: Path, case: Case) -> Ablat
     reader, entry = Reader(results), config["ablation"]
     names = frozenset(entry["objectives"])
     smoke = _smoke(reader, results / "ablation" / "smoke.json")
-    objectives = []
+    runs, paths = [], {}
     for id, about in entry["objectives"].items():
-        runs = []
         for seed in entry["seeds"]:
             folder, name = results / "ablation" / id / f"seed{seed}", f"{id}/seed{seed}"
             # A run whose model is not kept was checked on its own.
             own = smoke if entry.get("keep_merges", True) else _smoke(reader, folder / "smoke.json")
             checked, wanted = own.get(name, {}), Wanted(names, case.tasks, seed)
             scores, made = folder / "scores.json", folder / "model"
+            paths[name] = scores
             manifest = reader.optional(made / "manifest.json", MANIFEST, "manifest")
             data = results / entry["case"] / "data"
             found = outcome(reader, id, scores, (made, manifest), checked, data, wanted)
@@ -224,7 +232,12 @@ def load_ablation(config: Mapping[str, Any], results: Path, case: Case) -> Ablat
                     manifest=manifest,
                 )
             )
-        objectives.append(Objective(id, runs[0].label, tuple(runs), about.get("extra", False)))
+    runs = attached(reader, alike(reader, runs, paths), paths)
+    count, objectives = len(entry["seeds"]), []
+    for place, (id, about) in enumerate(entry["objectives"].items()):
+        several = tuple(runs[place * count : (place + 1) * count])
+        label = about.get("label", id)
+        objectives.append(Objective(id, label, several, about.get("extra", False)))
     return Ablation(case, tuple(entry["seeds"]), tuple(objectives), tuple(reader.faults))
 
 

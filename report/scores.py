@@ -220,13 +220,13 @@ def _usual(values: Sequence[Any]) -> Any:
     return known.most_common(1)[0][0] if known else None
 
 
-def alike(reader: Reader, models: Sequence[Model], folder: Path) -> list[Model]:
+def alike(reader: Reader, models: Sequence[Model], paths: Mapping[str, Path]) -> list[Model]:
     """Take out of a column the scores that were not measured as the other rows' were.
 
     Args:
         reader: Collects the differences.
         models: A case's rows in one world.
-        folder: Of their score files, for the message.
+        paths: Of their score files, by row, for the message.
     """
     asked = [model.evaluated.get("tasks", {}) for model in models]
     names = dict.fromkeys(task for about in asked for task in about)
@@ -243,7 +243,7 @@ def alike(reader: Reader, models: Sequence[Model], folder: Path) -> list[Model]:
                 own, most = values.get(key), usual[task][key]
                 if own is not None and own != most and task in model.tasks:
                     lacking[task] = (
-                        f"{task} has {words.format(own)} in {folder / model.id}.json, most other "
+                        f"{task} has {words.format(own)} in {paths[model.id]}, most other "
                         f"rows {words.format(most).removeprefix('other ')}"
                     )
         for line in lacking.values():

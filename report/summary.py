@@ -46,7 +46,7 @@ def _sentence(case: Case) -> str:
     line = f"{case.title}: {best.label} has the highest average, {number(value)} ±{number(stderr)}"
     if tied := near_ties(case):
         line += (
-            "; the 95 % interval of the difference, paired within worlds, does not separate "
+            "; the paired test, corrected for the number of rows, does not separate "
             f"{best.label} from {', '.join(tied)}"
         )
     elif ranked[1:]:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from report.answers import is_an_expert
 from report.averages import Score
 from report.experiment import Case, Column, Model
 
@@ -154,26 +155,6 @@ def gaps(
     return found
 
 
-def groups(
-    models: Sequence[Model], of: Callable[[Model], Score | None]
-) -> list[list[tuple[Model, Score]]]:
-    """Divide rows into groups of near-ties, the highest first.
-
-    A group begins with the highest row that the paired interval separates from the first row of
-    the group before, and holds the rows that it does not separate from its own first row.
-    """
-    left = [(model, score) for model in models if (score := of(model))]
-    left.sort(key=lambda entry: -entry[1].value)
-    found = []
-    while left:
-        first = left[0][0]
-        apart = gaps([model for model, _ in left], first, of)
-        far = {id for id, (gap, width) in apart.items() if gap > width}
-        found.append([entry for entry in left if entry[0].id not in far])
-        left = [entry for entry in left if entry[0].id in far]
-    return found
-
-
 def _joined(values: Sequence[str]) -> str:
     return " / ".join(dict.fromkeys(values))
 
@@ -196,7 +177,7 @@ def _row(rows: Mapping[int, Model]) -> Model:
         shown[0],
         status=_status(rows),
         # A mean over fewer worlds does not compare with the other rows'.
-        best_of=shown[0].best_of and len(done) == len(rows),
+        best_of=shown[0].best_of and len(done) == len(rows) and not is_an_expert(done),
         seed=None,
         tasks={},
         lacking=_lacking(done),

@@ -16,7 +16,8 @@ from report.averages import Score
 from report.case_table import case_csv, case_grid
 from report.experiment import Model
 from report.load import load
-from report.worlds import gaps, groups, moderated, over_worlds, prior
+from report.pairs import groups
+from report.worlds import gaps, moderated, over_worlds, prior
 
 WORLDS, ITEMS = 3, 200
 
@@ -147,7 +148,7 @@ def test_groups_are_near_ties():
         scores = [score.tasks["t"] for score in model.worlds.values()] or [model.tasks["t"]]
         return Score(sum(score.value for score in scores) / len(scores), 0.0, ITEMS)
 
-    found = [{model.id for model, _ in group} for group in groups(rows, mean_of)]
+    found = [{model.id for model, _ in group} for group in groups(rows, mean_of, {})]
     assert found == [{"row0", "row1", "row2"}, {"row3", "row4"}]
 
 
