@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import torch
+from safetensors.torch import load_file, save_file
 
 from checkpoints.reading import Checkpoint
+from common.files import read_json, write_json
 from merges.engine.requests import WholeModelRequest
 from tests.conftest import tiny_tokenizer
 from tests.evaluation import walk
@@ -81,3 +85,16 @@ def make_request(folder, kind, dtype=torch.float32, experts=("one", "two"), rows
         embeddings_and_norms="base",
         threads=1,
     )
+
+
+def quantised(folder, model, method, dtype):
+    """Copy a model with one weight in eight bits and a block on quantisation."""
+    shutil.copytree(model.path, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(dtype)
+    tensors[f"{name}.absmax"] = torch.ones(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"quantization_config": {"quant_method": method}})
+    return folder

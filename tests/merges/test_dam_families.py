@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from checkpoints.reading import Checkpoint
 from common.errors import UserError
+from common.files import read_json
 from merges.dam import checking, head, packing
+from merges.dam.architecture import skeleton
 from merges.dam.data import make_batch
 from merges.dam.method import training_parameters
 from merges.dam.objective import Objective
@@ -23,7 +26,9 @@ from merges.dam.packing import Packing
 from merges.dam.sources import load_sources
 from merges.dam.states import expert_states
 from merges.dam.training import Trainer, train
+from merges.engine.config import MergeConfig
 from merges.engine.requests import Resuming
+from merges.engine.run import merge_to_disk
 from merges.methods.adamerging import adamerging
 from tests.merges import families
 
@@ -286,3 +291,22 @@ def test_the_head_s_function_is_differentiated(monkeypatch):
     total, _ = head.output_loss(leaves[0], own, segments, Objective({"kl": 1.0}, 1.0))
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(torch.autograd.grad(total, leaves), wanted)
+
+
+def test_wrappers_and_quantised_models_are_refused_in_one_line(tmp_path):
+    request = families.make_request(tmp_path, "llama", rows=2)
+    told = read_json(tmp_path / "base" / "config.json")
+    wrapped = {"model_type": "llava", "text_config": told}
+    with pytest.raises(UserError, match=r"'llava' model, text with pictures or sound; .* first$"):
+        skeleton(wrapped)
+    small = families.quantised(tmp_path / "small", request.base, "bitsandbytes", torch.uint8)
+    for method in ("dam", "adamerging"):
+        config = MergeConfig(
+            method, Checkpoint(small), request.experts, calibration=request.calibration
+        )
+        with pytest.raises(UserError, match=r"is quantised, .*; merge the models in full precis"):
+            merge_to_disk(tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+    small = families.quantised(tmp_path / "fp8", request.base, "fp8", torch.float8_e4m3fn)
+    with pytest.raises(UserError, match="convert the checkpoint to BF16"):
+        Checkpoint(small)
