@@ -12,6 +12,7 @@ import yaml
 from common.errors import UserError, nearest
 from common.sources import ROOT
 
+SAID = ("above", "below", "near", "matches", "not_above")  # of a difference; see report.verdicts
 PAPER = ROOT / "report" / "published" / "merging-in-a-bottle.yaml"
 
 
@@ -22,6 +23,7 @@ class Claim:
     id: str  # C1, C2 ...
     sentence: str
     tables: tuple[str, ...]  # the tables that bear on it
+    tests: tuple[Mapping[str, Any], ...] = ()  # how it is decided; the file of the values says how
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,28 @@ def _row(where: str, columns: tuple[str, ...], row: Mapping[str, Any]) -> Publis
     return PublishedRow(row["label"], tuple(row["ours"]), cells)
 
 
+def _tests(claim: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return claim.get("tests") or []
+
+
+def _test(
+    where: str, test: Mapping[str, Any], tables: Mapping[str, PublishedTable]
+) -> Mapping[str, Any]:
+    """Check a claim's test; see the file of the paper's values."""
+    table = test["table"]
+    if table not in tables:
+        raise UserError(f"{where}: unknown table {table!r}{nearest(table, tables)}")
+    said = test.get("is", "near" if "price" in test else None)
+    if said not in SAID:
+        raise UserError(f"{where}: unknown 'is' {said!r}{nearest(str(said), SAID)}")
+    rows = [] if "same_but" in test else [test["row"], *test["than"]]
+    known = [*tables[table].rows, "others"]
+    for row in rows if tables[table].rows else ():
+        if row not in known:
+            raise UserError(f"{where}: unknown row {row!r}{nearest(row, known)}")
+    return test
+
+
 def load(path: Path = PAPER) -> Published:
     """Read and check a file of published values.
 
@@ -90,7 +114,12 @@ def load(path: Path = PAPER) -> Published:
             }
             tables[name] = PublishedTable(table["title"], columns, rows, tuple(table["statements"]))
         claims = tuple(
-            Claim(claim["id"], claim["sentence"], tuple(claim["tables"]))
+            Claim(
+                claim["id"],
+                claim["sentence"],
+                tuple(claim["tables"]),
+                tuple(_test(f"{path.name}: claim {claim['id']}", t, tables) for t in _tests(claim)),
+            )
             for claim in content["claims"]
         )
         published = Published(

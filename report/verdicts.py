@@ -1,128 +1,93 @@
-"""What this experiment's tables say of the paper's claims, with numbers and their uncertainty."""
+"""What this experiment's tables say of the paper's claims, with numbers and their uncertainty.
+
+Which rows stand for whom and which test decides is in the file of published values.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from report.averages import Score
 from report.case_table import table_title
 from report.compute import points
-from report.cost import Cost, amount, costs
-from report.experiment import Case, Experiment, Model
-from report.intervals import difference, mean
-from report.published import Published
-from report.worlds import Gap, gaps
+from report.cost import amount, costs
+from report.experiment import Case, Experiment, Model, Objective
+from report.intervals import mean
+from report.pairs import Of, Test, agreeing, compared, over_runs, weights_of
+from report.published import Claim, Published
 
 MUCH_LOWER = 2.0  # claim C2's "much lower compute cost" is read as at most half
-LITTLE = 0.02  # "near" and "changes little" are read as two points of the average
+LITTLE = 0.02  # "near", "matches" and "changes little" are read as two points of a score
 _DRAWS = 4000  # of the scores, for the interval of a spread
+HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
+_WORDS = {HOLDS: "holds here", FAILS: "does not hold here", OPEN: "stays open here"}
 
 
-def _gap(value: float, width: float) -> str:
-    return f"{value:+.3f} ± {width:.3f}"
+@dataclass(frozen=True)
+class Finding:
+    """One comparison that bears on a claim.
+
+    Attributes:
+        table: Name of the table.
+        compared: What is compared, in words: ``DAM (tuned) less TIES (tuned), Avg``.
+        verdict: ``holds``, ``does not hold`` or ``open``.
+        effect: The difference with its interval; None for a price.
+        agree: In how many worlds or seeds the difference has the sign of the mean.
+        repeats: Of how many.
+        over: What these are: ``worlds`` or ``seeds``.
+        price: What the two cost, in words; empty where that is not compared.
+    """
+
+    table: str
+    compared: str
+    verdict: str
+    effect: Test | None
+    agree: int = 0
+    repeats: int = 0
+    over: str = "worlds"
+    price: str = ""
 
 
-def _judged(holds: bool, fails: bool) -> str:
-    return "holds here" if holds else "does not hold here" if fails else "stays open here"
+@dataclass(frozen=True)
+class Judgement:
+    """A claim with all that bears on it; the verdict is open where nothing does."""
+
+    claim: Claim
+    verdict: str
+    findings: tuple[Finding, ...]
 
 
-def _rows(case: Case, ids: Sequence[str]) -> list[Model]:
-    return [m for m in case.models if m.id in ids and case.average(m) is not None]
+def judge(what: str, low: float, high: float) -> str:
+    """Compare a 95 % interval with what a claim says of a difference.
+
+    Args:
+        what: ``above``, ``below``, ``near``, ``matches`` or ``not_above``.
+        low: The interval's lower end.
+        high: Its upper end.
+
+    Returns:
+        ``open`` where the interval contains the border.
+    """
+    holds, fails = {
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
+        "near": (low >= -LITTLE and high <= LITTLE, low > LITTLE or high < -LITTLE),
+        "matches": (low >= -LITTLE, high < -LITTLE),
+        "not_above": (high <= LITTLE and low <= 0, low > 0),
+    }[what]
+    return HOLDS if holds else FAILS if fails else OPEN
 
 
-def _best(case: Case, models: Sequence[Model]) -> Model:
-    found = [(model, score) for model in models if (score := case.average(model))]
-    return max(found, key=lambda entry: entry[1].value)[0]
-
-
-def _difference(case: Case, first: Model, second: Model) -> Gap:
-    """Compare the averages of two rows; of several worlds, paired within these."""
-    if case.several:
-        merges = [model for model in case.models if model.kind == "merge"]
-        return gaps(merges, first, case.average)[second.id]
-    one, other = ([score] for model in (first, second) if (score := case.average(model)))
-    return difference(one, other)
-
-
-def _dam_leads(case: Case, published: Published) -> str:
-    """C1: the best row of DAM against the best other merge."""
-    own = _rows(case, published.tables[case.table].rows["dam"].ours)
-    others = [
-        model
-        for model in case.models
-        if model.kind == "merge" and model.best_of and model.method != "dam"
-    ]
-    others = [model for model in others if case.average(model) is not None]
-    if not own or not others:
-        return ""
-    dam, rival = _best(case, own), _best(case, others)
-    gap, width = _difference(case, dam, rival)
-    verdict = _judged(gap - width > 0, gap + width < 0)
-    return f"C1 {verdict}: {dam.label} less {rival.label}: {_gap(gap, width)}."
-
-
-def _dam_against_search(case: Case, published: Published, found: Sequence[Cost]) -> str:
-    """C2 for one seed of the search; the cost study has several."""
-    rows = published.tables[case.table].rows
-    own, searches = _rows(case, rows["dam"].ours), _rows(case, rows["evolutionary"].ours)
-    spent = {point.model.id: point.flops for point in points(case, found)}
-    if not own or not searches:
-        return ""
-    dam, search = _best(case, own), _best(case, searches[-1:])
-    gap, width = _difference(case, dam, search)
-    price, other = spent.get(dam.id), spent.get(search.id)
-    line = f"{dam.label} less {search.label}: {_gap(gap, width)}"
-    if not price or not other:
-        return f"C2 stays open here, costs are missing: {line}."
-    verdict = _judged(gap + width >= 0 and MUCH_LOWER * price <= other, True)
-    return (
-        f"C2 {verdict}: {line}, for {amount(price)} FLOPs, teachers included, against "
-        f"{amount(other)}. One seed of the search; `python -m workflow study cost` runs several."
-    )
-
-
-def _objective(experiment: Experiment, *terms: str) -> list[Score] | None:
-    """Return the averages, one a seed, of the objective that consists of these terms."""
-    ablation = experiment.ablation
-    if ablation is None:
-        return None
-    about = experiment.config["ablation"]["objectives"]
-    for entry in ablation.objectives:
-        if not entry.extra and set(about[entry.id].get("objective", {})) == set(terms):
-            scores = [ablation.case.average(run) for run in entry.runs]
-            return [score for score in scores if score is not None] or None
-    return None
-
-
-def _ablation(experiment: Experiment) -> dict[str, str]:
-    """C7, C8, C9 and C12: differences in Table 3."""
-    kl, mse, entropy = (_objective(experiment, term) for term in ("kl", "mse", "entropy"))
-    cosine, norms = _objective(experiment, "kl", "cosine"), _objective(experiment, "kl", "l1", "l2")
-    found = {}
-    if kl and mse and entropy:
-        gaps = {"MSE": difference(kl, mse), "entropy": difference(kl, entropy)}
-        holds = all(gap - width > 0 for gap, width in gaps.values())
-        fails = any(gap + width < 0 for gap, width in gaps.values())
-        leads = "; ".join(f"less {name}: {_gap(*gap)}" for name, gap in gaps.items())
-        found["C7"] = f"C7 {_judged(holds, fails)}: KL {leads}."
-    if kl and cosine:
-        gap, width = difference(cosine, kl)
-        verdict = _judged(gap - width <= 0, True)
-        found["C8"] = f"C8 {verdict}: KL + cosine less KL: {_gap(gap, width)}."
-    if kl and entropy:
-        gap, width = difference(entropy, kl)
-        verdict = _judged(gap - width >= -LITTLE, gap + width < -LITTLE)
-        found["C9"] = f"C9 {verdict}: entropy less KL: {_gap(gap, width)}, near meaning {LITTLE:g}."
-    if kl and norms:
-        gap, width = difference(norms, kl)
-        fails = gap - width > LITTLE or gap + width < -LITTLE
-        verdict = _judged(abs(gap) + width <= LITTLE, fails)
-        found["C12"] = (
-            f"C12 {verdict}: KL + L1/L2 less KL: {_gap(gap, width)}, little meaning {LITTLE:g}."
-        )
-    return found
+def _joined(verdicts: Sequence[str], any_: bool = False) -> str:
+    """Put verdicts together, of which all must hold, or any."""
+    first, second = (HOLDS, FAILS) if any_ else (FAILS, HOLDS)
+    if first in verdicts:
+        return first
+    return second if verdicts and set(verdicts) == {second} else OPEN
 
 
 def deviation(scores: Sequence[float]) -> float:
@@ -151,57 +116,186 @@ def spread_difference(
     return gap, gaps[round(0.025 * (_DRAWS - 1))], gaps[round(0.975 * (_DRAWS - 1))]
 
 
-def _spreads(case: Case, first: Model, second: Model) -> tuple[float, float, float]:
-    """Compare two rows' spreads over the columns; of several worlds, paired within these."""
-
-    def scores(model: Model) -> list[Score]:
-        return [score for column in case.averaged if (score := model.column(column))]
-
-    if not case.several:
-        return spread_difference(scores(first), scores(second))
-
-    def spread(model: Model) -> Score:
-        return Score(deviation([score.value for score in scores(model)]), 0.0, 1)
-
-    gap, width = gaps([first, second], first, spread)[second.id]
-    return gap, gap - width, gap + width
+def _over_columns(case: Case, model: Model) -> list[Score]:
+    return [score for column in case.averaged if (score := model.column(column))]
 
 
-def _balance(case: Case, published: Published) -> str:
-    """C13: Model Soups' spread over the columns against DARE-TIES's."""
-    rows = published.tables[case.table].rows
-    soups, others = _rows(case, rows["soup"].ours), _rows(case, rows["dare_ties"].ours)
-    if not soups or not others:
-        return ""
-    found = []
+@dataclass(frozen=True)
+class _Side:
+    """A case as one test of a claim looks at it."""
+
+    experiment: Experiment
+    published: Published
+    case: Case
+    test: Mapping[str, Any]
+
+    def of(self, model: Model) -> Score | None:
+        """Return what the test compares of a row."""
+        if self.test.get("spread"):
+            scores = _over_columns(self.case, model)
+            full = len(scores) == len(self.case.averaged)
+            return Score(deviation([s.value for s in scores]), 0.0, 1) if full else None
+        column = self.test.get("column", "Avg")
+        if column == "Avg":
+            return model.average(self.case.averaged)
+        found = [entry for entry in self.case.columns if entry.label == column]
+        return model.column(found[0]) if found else None
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights of the tasks in that."""
+        if self.test.get("spread"):
+            return {}
+        column = self.test.get("column", "Avg")
+        columns = [c for c in self.case.columns if c.label == column] or self.case.averaged
+        return weights_of(columns)
+
+    def highest(self, role: str) -> Model | None:
+        """Return the row with the highest average of those that stand for one of the paper's."""
+        rows = self.published.tables[self.case.table].rows
+        own = rows[self.test["row"]].ours if role == "others" else rows[role].ours
+        merges = [m for m in self.case.models if m.kind == "merge" and self.of(m)]
+        if role == "others":
+            # All of a method's rows are its own, those beyond the published file too.
+            methods = {m.method for m in merges if m.id in own} if own else set()
+            found = [m for m in merges if m.id not in own and m.method not in methods and m.best_of]
+            ranked = [(score.value, m.id, m) for m in found if (score := self.of(m))]
+        else:
+            named = [m for m in merges if m.id in own]
+            found = [m for m in named if m.best_of] or named
+            ranked = [(score.value, m.id, m) for m in found if (score := self.case.average(m))]
+        return max(ranked, key=lambda entry: entry[:2])[2] if ranked else None
+
+    def compare(self, first: Model, second: Model) -> Finding:
+        """Test one row against another."""
+        quantity = "deviation over the columns" if self.test.get("spread") else ""
+        quantity = quantity or self.test.get("column", "Avg")
+        effect: Test
+        if self.test.get("spread") and not self.case.several:
+            pair = (_over_columns(self.case, model) for model in (first, second))
+            gap, low, high = spread_difference(*pair)
+            effect = Test(gap, low, high, math.nan)
+        else:
+            merges = [m for m in self.case.models if m.kind == "merge" and self.of(m)]
+            effect = compared(merges, first, self.of, self.weights())[second.id]
+        agree, repeats = agreeing(first, second, self.of, effect.value)
+        verdict = judge(self.test["is"], effect.low, effect.high)
+        words = f"{first.label} less {second.label}"
+        words += "" if quantity == "Avg" else f", {quantity}"
+        return Finding(self.case.table, words, verdict, effect, agree, repeats)
+
+    def price(self, first: Model, second: Model) -> Finding:
+        """Compare what two rows cost."""
+        spent = {p.model.id: p.flops for p in points(self.case, costs(self.experiment))}
+        own, other = spent.get(first.id), spent.get(second.id)
+        verdict, words = OPEN, "costs are missing"
+        if own and other:
+            verdict = HOLDS if own <= self.test["price"] * other else FAILS
+            words = f"{amount(own)} FLOPs, teachers included, against {amount(other)}"
+        pair = f"price of {first.label} beside {second.label}"
+        return Finding(self.case.table, pair, verdict, None, price=words)
+
+    def findings(self) -> list[Finding]:
+        """Make the test's comparisons; none where a row is missing."""
+        if "same_but" in self.test:
+            return [self.compare(*pair) for pair in _same_but(self.experiment, self.case, self.of)]
+        first = self.highest(self.test["row"])
+        others = [self.highest(role) for role in self.test["than"]]
+        if first is None or None in others:
+            return []
+        do = self.price if "price" in self.test else self.compare
+        return [do(first, other) for other in others if other]
+
+
+def _same_but(experiment: Experiment, case: Case, of: Of) -> Iterator[tuple[Model, Model]]:
+    """Pair rows with the base's embeddings and norms with rows that are the same but for these."""
+    key, methods = "embeddings_and_norms", experiment.config["methods"]
+
+    def rest(model: Model) -> dict[str, Any]:
+        entry = methods.get(model.id, {})
+        return {name: entry[name] for name in entry if name not in (key, "label")}
+
+    merges = [m for m in case.models if m.kind == "merge" and of(m)]
+    for one in merges:
+        for two in merges:
+            kept = one.embeddings_and_norms == "base" and two.embeddings_and_norms == "merged"
+            if kept and rest(one) == rest(two):
+                yield one, two
+
+
+def _objective(experiment: Experiment, terms: str) -> Objective | None:
+    """Return the objective of Table 3 that consists of some terms."""
+    ablation = experiment.ablation
+    about = experiment.config["ablation"]["objectives"] if ablation else {}
+    for entry in ablation.objectives if ablation else ():
+        own = set(about[entry.id].get("objective", {}))
+        if not entry.extra and own == set(terms.split()):
+            return entry
+    return None
+
+
+def _in_ablation(experiment: Experiment, test: Mapping[str, Any]) -> list[Finding]:
+    """Make a test's comparisons of objectives, paired over seeds and items."""
+    names = [test["row"], *test["than"]]
+    first, *others = (_objective(experiment, terms) for terms in names)
+    ablation, found = experiment.ablation, []
+    if ablation is None or first is None or None in others:
+        return []
+    case = ablation.case
     for other in others:
-        gap, low, high = _spreads(case, soups[0], other)
-        verdict = _judged(high < 0, low > 0)
-        found.append(f"against {other.label} {verdict}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return f"C13, deviation over the columns of {soups[0].label}, {'; '.join(found)}."
+        if other is None:
+            continue
+        pairs = zip(first.runs, other.runs, strict=True)
+        scores = [(case.average(one), case.average(two)) for one, two in pairs]
+        effect = over_runs(first.runs, other.runs, case.average, weights_of(case.averaged))
+        if effect is None:
+            return []
+        signs = [(one.value - two.value) * effect.value > 0 for one, two in scores if one and two]
+        verdict = judge(test["is"], effect.low, effect.high)
+        words = f"{first.label} less {other.label}"
+        found.append(
+            Finding("table3", words, verdict, effect, sum(signs), len(signs), over="seeds")
+        )
+    return found
+
+
+def judgements(experiment: Experiment, published: Published) -> list[Judgement]:
+    """Judge every claim of the paper, with all comparisons that bear on it.
+
+    A claim holds if all its tests do, fails if one of them does, and is open otherwise.
+    """
+    cases = {case.table: case for case in experiment.cases}
+    made = []
+    for claim in published.claims:
+        findings: list[Finding] = []
+        parts: list[str] = []
+        for test in claim.tests:
+            if test["table"] == "table3":
+                found = _in_ablation(experiment, test)
+            elif test["table"] in cases:
+                found = _Side(experiment, published, cases[test["table"]], test).findings()
+            else:
+                continue
+            findings += found
+            words = [finding.verdict for finding in found]
+            parts.append(_joined(words, any_=test.get("any", False)))
+        made.append(Judgement(claim, _joined(parts), tuple(findings)))
+    return made
+
+
+def effect_text(effect: Test) -> str:
+    """Write a difference with its 95 % interval."""
+    return f"{effect.value:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
 
 
 def verdicts(experiment: Experiment, published: Published) -> dict[str, str]:
-    """Judge the claims that the tables can judge.
-
-    Returns:
-        By the claim's id, a line: whether it holds here, the difference that decides and its
-        95 % interval over items, and over worlds or seeds where there are several. A claim is open
-        if the interval contains the border. Claims without scores are left out.
-    """
-    lines: dict[str, list[str]] = {}
-    found = costs(experiment)
-    for case in experiment.cases:
-        if case.table not in published.tables:
-            continue
-        judged = {"C13": _balance(case, published)}
-        if case.table == "table1":
-            judged["C1"] = _dam_leads(case, published)
-            judged["C2"] = _dam_against_search(case, published, found)
-        for id, line in judged.items():
-            if line:
-                lines.setdefault(id, []).append(f"{table_title(case.table)}: {line}")
-    if experiment.ablation:
-        for id, line in _ablation(experiment).items():
-            lines.setdefault(id, []).append(f"Table 3: {line}")
-    return {id: " ".join(parts) for id, parts in lines.items()}
+    """Say in a sentence each whether the claims hold here; those without scores are left out."""
+    lines = {}
+    for judged in judgements(experiment, published):
+        if judged.findings:
+            parts = [
+                f"{table_title(finding.table)}: {finding.compared}: "
+                + (effect_text(finding.effect) if finding.effect else finding.price)
+                for finding in judged.findings
+            ]
+            lines[judged.claim.id] = f"{_WORDS[judged.verdict]}: {'; '.join(parts)}."
+    return lines

@@ -88,3 +88,17 @@ def test_mistakes_are_named(tmp_path, content):
     refused(tmp_path, changed(lambda c: c.pop("claims")), "not a file of published values")
     with pytest.raises(UserError, match="no such file"):
         published.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"row": "damm"}, r"claim C1: unknown row 'damm' \(did you mean 'dam'"),
+        ({"than": ["other"]}, "claim C1: unknown row 'other'"),
+        ({"is": "abov"}, r"claim C1: unknown 'is' 'abov' \(did you mean 'above'"),
+        ({"table": "table9"}, "claim C1: unknown table 'table9'"),
+    ],
+)
+def test_a_claim_s_test_names_what_there_is(tmp_path, content, wrong, match):
+    content["claims"][0]["tests"][0] |= wrong
+    refused(tmp_path, content, match)

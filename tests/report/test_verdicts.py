@@ -11,7 +11,7 @@ from report import published
 from report.averages import Score
 from report.beside_paper import claims_grid
 from report.load import load
-from report.verdicts import spread_difference, verdicts
+from report.verdicts import judge, judgements, spread_difference, verdicts
 
 PAPER = published.load()
 
@@ -48,7 +48,7 @@ def score(path, value, stderr=0.01, seed=7):
     path.write_text(json.dumps({"seed": seed, "tasks": entries}))
 
 
-def judge(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
+def judged(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
     results = paper_s[1]
     for row, value in dict(rows).items():
         score(results / f"case1/scores/test/{row}.json", value)
@@ -67,25 +67,41 @@ def judge(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
 ROWS = {"dam_tuned": 0.7, "evolutionary": 0.5, "soup": 0.4, "ties_tuned": 0.4, "dare_ties": 0.3}
 
 
+def by_claim(experiment):
+    return {judged.claim.id: judged for judged in judgements(experiment, PAPER)}
+
+
 def test_dam_leads_and_is_cheaper(small, paper_s):
-    found, experiment = judge(small, paper_s, ROWS)
+    found, experiment = judged(small, paper_s, ROWS)
     # The average of two columns, of which one has two tasks: sqrt(.01^2 + .01^2 / 2) / 2 each.
     width = 1.959964 * math.sqrt(2) * math.sqrt(1.5e-4) / 2
-    assert found["C1"].endswith(f"C1 holds here: DAM less Evolutionary: +0.200 ± {width:.3f}.")
-    assert "C2 holds here" in found["C2"] and "for 1 G FLOPs" in found["C2"]
+    ends = f"[+{0.2 - width:.3f}, +{0.2 + width:.3f}]"
+    assert found["C1"] == f"holds here: Table 1: DAM less Evolutionary: +0.200 {ends}."
+    assert found["C2"].startswith("holds here") and "1 G FLOPs" in found["C2"]
     assert "against 4 G" in found["C2"]
     grid = claims_grid(experiment, PAPER)
     assert [row.cells[0].text for row in grid.rows] == [f"C{n}" for n in range(1, 14)]
-    assert grid.rows[0].cells[3].text == found["C1"] and grid.rows[3].cells[3].text == "–"
+    assert grid.rows[0].cells[3].text == found["C1"] and grid.rows[10].cells[3].text == "–"
 
 
 def test_dam_behind_or_as_dear(small, paper_s):
-    found, _ = judge(small, paper_s, ROWS | {"dam_tuned": 0.4})
-    assert "C1 does not hold here" in found["C1"] and "C2 does not hold here" in found["C2"]
-    found, _ = judge(small, paper_s, ROWS | {"dam_tuned": 0.505})
-    assert "C1 stays open here" in found["C1"] and "C2 holds here" in found["C2"]
-    found, _ = judge(small, paper_s, ROWS, flops=(3e9, 4e9))  # not even twice as cheap
-    assert "C2 does not hold here" in found["C2"]
+    found, _ = judged(small, paper_s, ROWS | {"dam_tuned": 0.4})
+    assert found["C1"].startswith("does not") and found["C2"].startswith("does not")
+    found, _ = judged(small, paper_s, ROWS | {"dam_tuned": 0.505})
+    # Half a point ± .017: not surely better, but surely not two points worse.
+    assert found["C1"].startswith("stays open") and found["C2"].startswith("holds")
+    found, _ = judged(small, paper_s, ROWS | {"dam_tuned": 0.49})
+    assert found["C2"].startswith("stays open")
+    found, _ = judged(small, paper_s, ROWS, flops=(3e9, 4e9))  # not even twice as cheap
+    assert found["C2"].startswith("does not hold here")
+
+
+def test_the_strongest_search_is_the_rival_and_not_the_last(small, paper_s):
+    methods = paper_s[0]["methods"]
+    methods["evolutionary_dfs"] = {"label": "Paths", "method": "linear", "evolve": {"budget": 9}}
+    small[0].write_text(json.dumps(paper_s[0]))
+    _, experiment = judged(small, paper_s, ROWS | {"evolutionary_dfs": 0.2})
+    assert by_claim(experiment)["C2"].findings[0].compared == "DAM less Evolutionary"
 
 
 def test_the_ablation_s_claims(small, paper_s):
@@ -93,25 +109,84 @@ def test_the_ablation_s_claims(small, paper_s):
         "kl": (0.5, 0.5, 0.5),
         "mse": (0.4, 0.41, 0.4),
         "entropy": (0.3, 0.3, 0.3),
-        "kl_cosine": (0.5, 0.5, 0.5),
+        "kl_cosine": (0.48, 0.48, 0.48),
         "kl_l1_l2": (0.6, 0.6, 0.6),
     }
-    found, _ = judge(small, paper_s, ROWS, runs)
+    found, experiment = judged(small, paper_s, ROWS, runs)
     for id, words in (("C7", "holds"), ("C8", "holds"), ("C9", "does not"), ("C12", "does not")):
-        assert f"{id} {words}" in found[id]
+        assert found[id].startswith(words), id
+    (gap, _) = by_claim(experiment)["C7"].findings
+    assert (gap.agree, gap.repeats, gap.over) == (3, 3, "seeds")
     better = {"mse": (0.7, 0.7, 0.7), "kl_cosine": (0.7, 0.7, 0.7), "entropy": (0.6, 0.6, 0.6)}
-    found, _ = judge(small, paper_s, ROWS, runs | better | {"kl_l1_l2": (0.51, 0.51, 0.51)})
+    found, _ = judged(small, paper_s, ROWS, runs | better | {"kl_l1_l2": (0.51, 0.51, 0.51)})
     for id, words in (("C7", "does not"), ("C8", "does not"), ("C9", "holds"), ("C12", "stays")):
-        assert f"{id} {words}" in found[id]
+        assert found[id].startswith(words), id
+    # One bad seed leaves open whether the cosine helps: the paired interval is wide.
+    found, _ = judged(small, paper_s, ROWS, runs | {"kl_cosine": (0.6, 0.6, 0.45)})
+    assert found["C8"].startswith("stays open")
 
 
 def test_balance_over_columns(small, paper_s):
     wide, narrow = (0.9, 0.1, 0.1, 0.5), (0.5, 0.52, 0.52, 0.5)
-    found, _ = judge(small, paper_s, ROWS | {"soup": narrow, "dare_ties": wide})
+    found, _ = judged(small, paper_s, ROWS | {"soup": narrow, "dare_ties": wide})
     # Deviations over the two columns: .01 and .4.
-    assert "against DARE-TIES holds here: -0.390 [" in found["C13"]
-    found, _ = judge(small, paper_s, ROWS | {"soup": wide, "dare_ties": narrow})
-    assert "does not hold here: +0.390 [" in found["C13"]
+    assert found["C13"].startswith("holds here: Table 1: Model Soups less DARE-TIES, deviation")
+    assert "-0.390 [" in found["C13"]
+    found, _ = judged(small, paper_s, ROWS | {"soup": wide, "dare_ties": narrow})
+    assert found["C13"].startswith("does not hold here") and "+0.390 [" in found["C13"]
+
+
+def test_soups_near_dam_and_dare_ties_by_column(small, paper_s):
+    """C3 to C5, whose columns have other names here."""
+    case = paper_s[0]["cases"]["case1"]
+    for column, label in zip(case["columns"], ("JComQA", "JSQuAD"), strict=True):
+        column["label"] = label
+    case["beside"][0]["label"] = "MGSM"
+    small[0].write_text(json.dumps(paper_s[0]))
+    low, high = (0.2, 0.2, 0.2, 0.2), (0.9, 0.1, 0.1, 0.9)
+    rows = ROWS | {"dam_tuned": 0.7, "soup": 0.69, "dare_ties": high}
+    _, experiment = judged(small, paper_s, rows)
+    found = by_claim(experiment)
+    assert [one.verdict for one in found["C3"].findings] == ["open"]  # -.01 ± .017
+    # Above both in two columns, below both on average: .5 against .7.
+    assert [one.verdict for one in found["C4"].findings] == ["holds"] * 6
+    assert found["C4"].verdict == "holds"
+    assert [one.compared for one in found["C5"].findings] == [
+        "DARE-TIES less Model Soups, JSQuAD"  # JAQKET is no column here
+    ]
+    _, experiment = judged(small, paper_s, rows | {"dare_ties": low})
+    assert by_claim(experiment)["C4"].verdict == "does not hold"
+
+
+def test_rows_that_differ_in_their_embeddings_alone_are_paired(small, paper_s):
+    methods = paper_s[0]["methods"]
+    methods["soup_base"] = methods["soup"] | {"label": "B", "embeddings_and_norms": "base"}
+    small[0].write_text(json.dumps(paper_s[0]))
+    _, experiment = judged(small, paper_s, ROWS | {"soup_base": 0.5})
+    (one,) = by_claim(experiment)["C10"].findings
+    assert (one.compared, one.verdict) == ("B less Model Soups", "holds")
+
+
+@pytest.mark.parametrize(
+    ("said", "low", "high", "verdict"),
+    [
+        ("above", 0.01, 0.02, "holds"),
+        ("above", -0.01, 0.02, "open"),
+        ("above", -0.02, -0.01, "does not hold"),
+        ("below", -0.02, -0.01, "holds"),
+        ("near", -0.02, 0.02, "holds"),
+        ("near", 0.01, 0.03, "open"),
+        ("near", 0.03, 0.05, "does not hold"),
+        ("matches", -0.01, 0.3, "holds"),
+        ("matches", -0.03, 0.3, "open"),
+        ("matches", -0.3, -0.03, "does not hold"),
+        ("not_above", -0.3, 0.02, "holds"),
+        ("not_above", -0.3, 0.03, "open"),
+        ("not_above", 0.001, 0.01, "does not hold"),
+    ],
+)
+def test_an_interval_decides_and_one_across_the_border_does_not(said, low, high, verdict):
+    assert judge(said, low, high) == verdict
 
 
 def test_the_interval_of_a_spread_covers_what_noise_makes():
@@ -127,4 +202,4 @@ def test_the_interval_of_a_spread_covers_what_noise_makes():
 def test_without_scores_nothing_is_judged(small):
     for path in (small[1] / "ablation").rglob("scores.json"):
         path.unlink()
-    assert set(verdicts(load(small[0], small[1]), PAPER)) <= {"C13"}
+    assert set(verdicts(load(small[0], small[1]), PAPER)) <= {"C3", "C13"}
