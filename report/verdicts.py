@@ -191,7 +191,7 @@ class _Side:
         if own and other:
             verdict = HOLDS if own <= self.test["price"] * other else FAILS
             words = f"{amount(own)} FLOPs, teachers included, against {amount(other)}"
-        pair = f"price of {first.label} beside {second.label}"
+        pair = f"price of {first.label} and of {second.label}"
         return Finding(self.case.table, pair, verdict, None, price=words)
 
     def findings(self) -> list[Finding]:
