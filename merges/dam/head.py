@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from merges.dam.layers import times
 from merges.dam.objective import Objective
 
 # Tokens whose logits exist at a time: few enough that two fp32 copies of a 128k vocabulary stay
@@ -128,7 +129,7 @@ class OutputLoss(torch.autograd.Function):
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(0)
                 gradient = gradient.to(hidden.dtype)
-                torch.mm(gradient, weight, out=hidden_gradient[chunk])
+                hidden_gradient[chunk] = times(gradient, weight)
                 if weight_gradient is not None:
                     weight_gradient += gradient.T @ inputs
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)

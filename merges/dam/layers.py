@@ -13,6 +13,7 @@ from torch.nn import functional as F
 # Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
 # added; elsewhere it bounds the memory of the widened copies, and kernels stay large.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 16, 1 << 25
+WIDENED = 1 << 22  # values of a block that is widened for a product
 # Weights of at most so many values are kept as one tensor: there, operations cost more than bytes.
 SMALL = 1 << 16
 # FLOPs of a matrix product in the time of one byte to and from memory: where `backward_by_model`
@@ -37,6 +38,21 @@ def backward_by_model(models: int, tokens: int, outputs: int, device: str) -> bo
     intensity = CPU_INTENSITY if device == "cpu" else DEVICE_INTENSITY
     by_model = tokens * (2 * (models - 2) * outputs / intensity + 34 * models)
     return by_model <= (14 * models + 6) * outputs
+
+
+def times(left: Tensor, matrix: Tensor) -> Tensor:
+    """Compute left (..., rows) times matrix (rows, columns), in the type of left.
+
+    On a CPU, bfloat16 and float16 go in float32 by blocks of rows: their own product took 20 to 35
+    times as long at 2,048 and 20,000 rows by 640 columns.
+    """
+    if matrix.device.type != "cpu" or matrix.element_size() > 2:
+        return left @ matrix
+    rows = max(WIDENED // matrix.shape[1], 1)
+    total = left.new_zeros(*left.shape[:-1], matrix.shape[1], dtype=torch.float32)
+    for own, block in zip(left.split(rows, -1), matrix.split(rows), strict=True):
+        total += own.float() @ block.float()
+    return total.to(left.dtype)
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -145,7 +161,7 @@ class MergedProduct(torch.autograd.Function):
         wide = inputs.to(ctx.dtype)
         total, reduced = torch.zeros_like(wide), torch.empty_like(coefficients)
         for weight, own, factor in zip(weights, reduced, coefficients, strict=True):
-            product = (gradient @ weight).to(ctx.dtype)
+            product = times(gradient, weight).to(ctx.dtype)
             total.addcmul_(product, factor)
             own.copy_(product.mul_(wide).sum_to_size(own.shape))
         return total.to(inputs.dtype), reduced, *(None for _ in weights)
