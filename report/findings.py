@@ -6,31 +6,56 @@ from report.case_table import table_title
 from report.experiment import Experiment
 from report.grid import MISSING, Cell, Grid, Row, signed
 from report.published import Published
-from report.verdicts import judgements
+from report.verdicts import Finding, Judgement, judgements
+
+_HEADER = ("Claim", "Sentence", "Verdict", "Compared", "Effect [95 % interval]", "Worlds")
+
+
+def _cells(finding: Finding) -> list[Cell]:
+    """Write what was compared, the effect or the price, and in how many worlds it is so."""
+    effect, shown = finding.effect, finding.price
+    if effect:
+        shown = f"{signed(effect.value)} [{signed(effect.low)}, {signed(effect.high)}]"
+    count = f"{finding.agree} of {finding.repeats} {finding.over}" if finding.repeats else MISSING
+    return [Cell(f"{table_title(finding.table)}: {finding.compared}"), Cell(shown), Cell(count)]
+
+
+def _deciding(judged: Judgement) -> Finding:
+    """Return the first comparison with the claim's own verdict, one with an interval if any is."""
+    own = [one for one in judged.findings if one.verdict == judged.verdict] or judged.findings
+    return next((one for one in own if one.effect), own[0])
 
 
 def findings_grid(experiment: Experiment, published: Published) -> Grid:
-    """Lay out the paper's claims, a row for each comparison that bears on one."""
+    """Lay out the paper's claims, each with the comparison that decides on it."""
     rows = []
     for judged in judgements(experiment, published):
-        claim = judged.claim
-        start = Cell(claim.id), Cell(claim.sentence)
-        for one in judged.findings:
-            effect, shown = one.effect, one.price
-            if effect:
-                ends = f"[{signed(effect.low)}, {signed(effect.high)}]"
-                shown = f"{signed(effect.value)} {ends}"
-            agreeing = f"{one.agree} of {one.repeats} {one.over}" if one.repeats else MISSING
-            texts = one.verdict, f"{table_title(one.table)}: {one.compared}", shown, agreeing
-            rows.append(Row((*start, *map(Cell, texts)), claim.id))
-        if not judged.findings:
+        claim, found = judged.claim, judged.findings
+        start = [Cell(claim.id), Cell(claim.sentence)]
+        if found:
+            compared, effect, worlds = _cells(_deciding(judged))
+            more = f" (1 of {len(found)} comparisons)" if found[1:] else ""
+            cells = [Cell(judged.verdict), Cell(compared.text + more), effect, worlds]
+        else:
             tables = ", ".join(map(table_title, claim.tables))
-            rows.append(Row((*start, *map(Cell, (MISSING, tables, MISSING, MISSING))), claim.id))
+            cells = [Cell(MISSING), Cell(tables), Cell(MISSING), Cell(MISSING)]
+        rows.append(Row((*start, *cells)))
     caption = (
         "What a reproduction can test. A verdict is for this experiment; a claim is open where the "
-        "95 % interval contains its border, and a dash says that these tables cannot decide. "
-        "Worlds: in how many the difference has the sign of the mean. “What the paper states” says "
-        "how each is judged."
+        "95 % interval contains its border, and a dash says that these tables cannot decide. Of "
+        "several comparisons, the first that decides is shown. Worlds: in how many the difference "
+        "has the sign of the mean. “What the paper states” has every comparison."
     )
-    header = ("Claim", "Sentence", "Verdict", "Compared", "Effect [95 % interval]", "Worlds")
-    return Grid("findings", "Claims", caption, header, tuple(rows), texts=4)
+    return Grid("findings", "Claims", caption, _HEADER, tuple(rows), texts=4)
+
+
+def comparisons_grid(experiment: Experiment, published: Published) -> Grid:
+    """Lay out every comparison that bears on one of the paper's claims."""
+    rows = [
+        Row((Cell(judged.claim.id), Cell(one.verdict), *_cells(one)), judged.claim.id)
+        for judged in judgements(experiment, published)
+        for one in judged.findings
+    ]
+    caption = "Every comparison that bears on a claim, with its own verdict."
+    header = ("Claim", *_HEADER[2:])
+    return Grid("comparisons", "Comparisons", caption, header, tuple(rows), texts=3)

@@ -22,7 +22,7 @@ from report.cost import costs, rows_grid, stages_grid
 from report.experiment import Case, Experiment, Model, worlds_of
 from report.expert_table import experts_grid
 from report.figures import titles
-from report.findings import findings_grid
+from report.findings import comparisons_grid, findings_grid
 from report.grid import Cell, Grid, Row
 from report.load import score_files
 from report.origin import Steps
@@ -169,7 +169,9 @@ def _sections(
         sections["Cost"] = render.html(stages) + render.html(rows)
     values = values_grid(experiment, published)
     claims = claims_grid(experiment, published)
-    sections["What the paper states"] = render.part("paper", published, values, claims)
+    sections["What the paper states"] = render.part(
+        "paper", published, values, claims, comparisons_grid(experiment, published)
+    )
     sections["Provenance"] = Markup(links) + _provenance(experiment)
     return sections
 
