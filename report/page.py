@@ -61,7 +61,10 @@ def _bound(path: Path) -> str:
     manifest = beside(path)
     if not manifest.is_file():
         return "none"
-    about = read_manifest(manifest).get("extra", {})
+    try:
+        about = read_manifest(manifest).get("extra", {})
+    except (AttributeError, UserError):
+        return "damaged"
     return "edited by hand, accepted" if "accepted" in about else "the same"
 
 
