@@ -202,6 +202,7 @@ def _load(file: File) -> PreTrainedModel:
                 gguf_file=file.path.name,
                 dtype=torch.float32,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except Exception as error:  # of a type of quantisation that it does not know, for example

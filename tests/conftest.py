@@ -15,6 +15,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+def behind_bos(tokenizer):
+    """Have a tokenizer put ``<s>``, number 1, in front of a text, as that of Llama does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
 def tiny_tokenizer(folder: Path, size: int) -> None:
     """Write a word-level tokenizer with `size` entries: four special ones, then w4, w5 ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -23,7 +23,8 @@ class Rule:
         how: ``separate``: the continuation is encoded as a text by itself. ``joint``: both as one
             text, cut after as many tokens as the context has alone; whitespace at the context's
             end counts to the continuation.
-        bos: Whether the begin-of-sequence token comes first, once, if the tokenizer has one.
+        bos: Whether the begin-of-sequence token comes first, once, if the tokenizer puts one in
+            front of a text. Some have one and put none: such models never saw it there.
 
     Raises:
         UserError: `how` is neither.
@@ -43,6 +44,12 @@ PUBLISHED = Rule("separate", bos=False)
 CORRECTED = Rule("joint", bos=True)
 
 
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether a tokenizer puts its begin-of-sequence token in front of a text."""
+    begin = tokenizer.bos_token_id
+    return begin is not None and list(tokenizer("a")["input_ids"])[:1] == [begin]
+
+
 class Encoder:
     """Applies a rule with a tokenizer, without the special tokens that it adds by itself.
 
@@ -55,7 +62,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.rule = rule
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._start = [begin] if rule.bos and begin is not None else []
+        self._start = [begin] if rule.bos and begins_with_bos(tokenizer) else []
         preferred = (begin, end) if rule.bos else (end, begin)
         known = [token for token in preferred if token is not None]
         if not known:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import behind_bos
+
 WORDS = ["猫", "犬", "鳥", "は", "が", "空", "海", "に", "いる", "飛ぶ", "です", "質問:", "答え:"]
 ENGLISH = ["SQL:", " SELECT", " name", " FROM", " pets", " COUNT", " WHERE", "=", "+", ";", "\n"]
 SENTENCES = [
@@ -47,7 +49,7 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=behind_bos(tokenizer),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -94,7 +96,7 @@ def write_bpe(folder: Path, sentencepiece: bool = False) -> None:
         content["added_tokens"] = content["added_tokens"][:4]
         tokenizer = Tokenizer.from_str(json.dumps(content))
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=behind_bos(tokenizer),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -129,7 +129,7 @@ def test_joint_rule_equals_lm_eval(folders, tokenizer, choices, kind):
     assert backend._takes_trees() == (kind != "alibi")
     plain = HFLM(
         pretrained=load_model(folders[kind]),
-        tokenizer=with_bos(folders["llama"]),
+        tokenizer=tokenizer,
         batch_size=3,
         max_length=WINDOW,
         logits_cache=False,
@@ -137,16 +137,31 @@ def test_joint_rule_equals_lm_eval(folders, tokenizer, choices, kind):
     check(backend.loglikelihood(choices), plain.loglikelihood(choices, disable_tqdm=True))
 
 
-def with_bos(folder: Path):
-    """The tokenizer as lm-eval needs it to put BOS in front."""
+def test_a_tokenizer_that_puts_no_bos_in_front_is_followed(folders, choices, writings):
+    """As lm-eval does, untouched: a model with such a tokenizer never saw its BOS there."""
+    from lm_eval.models.huggingface import HFLM
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    behind = HFBackend(folders["mistral"], tokenizer, batch_size=8, max_length=WINDOW)
+    bare = AutoTokenizer.from_pretrained(folders["llama"])
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    assert bare.bos_token == "<s>"
+    asked = [request for request in choices if request.args[0].strip()]  # lm-eval takes no other
+    plain = HFLM(
+        pretrained=load_model(folders["mistral"]),
+        tokenizer=bare,
+        batch_size=1,
+        max_length=WINDOW,
+        logits_cache=False,
     )
-    return tokenizer
+    backend = HFBackend(folders["mistral"], bare, batch_size=8, max_length=WINDOW)
+    found, with_it = backend.loglikelihood(asked), behind.loglikelihood(asked)
+    check(found, plain.loglikelihood(asked, disable_tqdm=True))
+    assert sum(one != two for (one, _), (two, _) in zip(found, with_it, strict=True)) > 5
+    expected = plain.generate_until(writings[:8], disable_tqdm=True)
+    assert backend.generate_until(writings[:8]) == expected
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,8 @@ def test_writing_equals_lm_eval(folders, tokenizer, writings, kind, rule):
 
     plain = HFLM(
         pretrained=load_model(folders[kind]),
-        tokenizer=with_bos(folders["llama"]) if rule.bos else tokenizer,
+        tokenizer=tokenizer,
+        add_bos_token=rule.bos,
         # Alone: its batches mix neither limits nor stop strings, and bloom's padding shifts.
         batch_size=1,
         max_length=WINDOW,

@@ -14,6 +14,7 @@ from evaluation.cli import main
 from evaluation.items import read_records
 from evaluation.metrics import rouge2
 from evaluation.suites import select
+from tests.conftest import behind_bos
 from tests.evaluation.ja8_rows import ITEMS, built, write
 
 
@@ -44,7 +45,7 @@ def make_tokenizer(folder: Path, text: str) -> None:
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=behind_bos(tokenizer),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

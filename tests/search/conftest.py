@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from common.files import write_jsonl
+from tests.conftest import behind_bos
 
 
 def make_items(random, split, count=12):
@@ -23,6 +25,8 @@ def world(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     for seed, name in enumerate(("base", "a", "b", "c")):
         make_model(folder / name, "mistral", seed=seed)
+        file = str(folder / name / "tokenizer.json")
+        behind_bos(Tokenizer.from_file(file)).save(file)
     random = np.random.default_rng(0)
     for split in ("dev", "test"):
         items = make_items(random, split)
