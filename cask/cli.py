@@ -40,7 +40,7 @@ def _add_base(commands: Any) -> None:
     base.add_argument("--list", action="store_true", help="show the models and stop")
     base.add_argument("--name", metavar="NAME", help="the model")
     about = "a model's terms that you have read and accept"
-    base.add_argument("--accept-terms", action="append", default=[], metavar="TERMS", help=about)
+    add_values(base, "--accept-terms", metavar="TERMS", help=about)
     base.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
 
 

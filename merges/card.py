@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from common.cli import command_parser
+from common.cli import add_values, command_parser
 from common.errors import UserError
 from common.files import read_json, write_text
 from common.manifest import check_recorded, fingerprint, read_manifest
@@ -72,16 +73,21 @@ def with_scores(card: str, name: str, results: list[dict[str, Any]], kit: str | 
     return f"---\n{front}---\n{body}"
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = command_parser("merges card", "Add scores and a mergekit recipe to a card.", _EPILOG)
+    parser.add_argument("model", type=Path, help="folder of a merged model")
+    add_values(parser, "--scores", metavar="FILE", help="its score files")
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
     Raises:
         UserError: The folder is no merge of ours, or the scores are not its own.
     """
-    parser = command_parser("merges card", "Add scores and a mergekit recipe to a card.", _EPILOG)
-    parser.add_argument("model", type=Path, help="folder of a merged model")
-    parser.add_argument("--scores", type=Path, nargs="+", default=[], help="its score files")
-    given = parser.parse_args(argv)
+    given = build_parser().parse_args(argv)
     path = given.model / "README.md"
     if not (given.model / "manifest.json").is_file() or not path.is_file():
         raise UserError(f"{given.model}: no merge with a manifest and a card; give its folder")
@@ -89,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     if about["kind"] != "merge":
         raise UserError(f"{given.model}: a {about['kind']} and no merge; give a merge's folder")
     kit = mergekit_yaml(about["parameters"])
-    results = _scores(given.scores, fingerprint(about["outputs"]))
+    results = _scores([Path(path) for path in given.scores], fingerprint(about["outputs"]))
     card = path.read_text(encoding="utf-8")
     write_text(path, with_scores(card, given.model.resolve().name, results, kit))
     parts = [f"{len(results)} scores", "a mergekit configuration" if kit else "no mergekit recipe"]

@@ -180,7 +180,9 @@ def items_path(scores: Path) -> Path:
 
 
 def _unlike(model: Model, found: Answers) -> dict[str, str]:
-    """Say by task how a row's scores differ from its items."""
+    """Say by task how a row's scores differ from its items, but for those accepted as edited."""
+    if model.edited:
+        return {}
     asked = model.evaluated.get("tasks", {})
     wrong = {}
     for task, score in model.tasks.items():

@@ -74,13 +74,15 @@ def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) 
 
 
 def shown(case: Case, models: Sequence[Model]) -> list[Model]:
-    """Choose the rows of a figure: all, or, of very many, the merges with the highest averages."""
-    merges = [model for model in models if model.kind == "merge"]
-    if len(merges) <= drawing.MOST:
-        return list(models)
-    scored = [(score.value, model.id) for model in merges if (score := case.average(model))]
-    high = {id for _, id in sorted(scored, reverse=True)[: drawing.MOST]}
-    return [model for model in models if model.kind != "merge" or model.id in high]
+    """Order the rows of a figure by their average, the highest first; of many merges, the highest.
+
+    Rows without an average come last, in their order.
+    """
+    averages = {model.id: score.value for model in models if (score := case.average(model))}
+    ranked = sorted(models, key=lambda model: -averages.get(model.id, -1.0))
+    merges = [model.id for model in ranked if model.kind == "merge"]
+    left_out = set(merges[drawing.MOST :])
+    return [model for model in ranked if model.id not in left_out]
 
 
 def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:

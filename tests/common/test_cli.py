@@ -54,6 +54,14 @@ OPTIONS = [
         "--parent",
         ["base=base", "ja=ja"],
     ),
+    ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),
+    ("cask.cli.build_parser", ["base"], "--accept-terms", ["gemma", "llama"]),
+    (
+        "cask.cli.build_parser",
+        ["data", "--tasks", "s/a", "--tokenizer", "t", "--out", "o"],
+        "--experts",
+        ["ja=s/a,s/b", "ko=s/c"],
+    ),
     ("evaluation.cli._parser", [], "--model", ["base=base", "models/ja"]),
     (
         "evaluation.gate._parser",

@@ -12,10 +12,12 @@ from common import warm
 from common.errors import UserError
 from workflow import capacity, cli, configuration, resources
 from workflow.capacity import Ask
-from workflow.config.cases import Case, Size
+from workflow.config.cases import Case, Parent, Size
 
 ROOT = Path(__file__).resolve().parents[2]
-SEVEN = Case.model_construct(size=Size(parameters=7.24e9, dtype="bfloat16"))
+SEVEN = Case.model_construct(
+    base=Parent(label="7B", hub="x"), size=Size(parameters=7.24e9, dtype="bfloat16")
+)
 
 
 @pytest.fixture(scope="module")

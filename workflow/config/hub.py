@@ -49,8 +49,6 @@ def has_dev(task: str) -> bool:
     plain = without_variant(task)
     if plain.partition("/")[0] not in load_suites():
         return True  # every task of a user's own has dev items
-    if load_suites()[plain.partition("/")[0]].content.get("maker") == "bottle":
-        return True
     source = load_sources().get(plain)
     # The rows that a variant shows as examples are known for the suite's first number of them.
     same = select([task])[0].shots == select([plain])[0].shots
@@ -148,7 +146,8 @@ def _check_row(row: Row, where: str, case: Case, id: str) -> None:
 
 def _check_dev(case: Case, id: str, where: str) -> None:
     tasks = case.searched_tasks
-    if lacking := [task for task in tasks if not has_dev(task)]:
+    drawn = [task.name for task in select(tasks) if task.maker == "bottle"] if case.in_cask else ()
+    if lacking := [task for task in tasks if task not in drawn and not has_dev(task)]:
         left = [task for task in tasks if task not in lacking]
         rest = f", or name the others under cases.{id}.dev_tasks" if left else ""
         raise UserError(
