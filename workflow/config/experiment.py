@@ -69,7 +69,7 @@ class Experiment(Entry):
         description="The case studies, by name."
     )
     methods: dict[Name, Row] = Field(
-        description="The rows of the tables, by name, in the order of tables and figures."
+        description="The rows of the tables, by name, in the order of the tables."
     )
     ablation: Ablation | None = Field(None, description="The ablation of the objective.")
 
