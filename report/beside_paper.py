@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from report.averages import Score
+from collections.abc import Sequence
+
 from report.case_table import has_own_tasks, table_title
-from report.experiment import Case, Experiment, Model
+from report.experiment import Experiment
 from report.grid import MISSING, Cell, Grid, Row, score_cell
 from report.published import Published
-from report.verdicts import verdicts
+from report.verdicts import Judgement, sentences
 
 _BOTTLE = (
     "The scales differ: the paper's numbers are of {scale}. A score of tiny models on generated "
@@ -18,13 +19,6 @@ _STAND_INS = (
     " Scores here are partly of rows that only stand in for a benchmark's own, and do not compare "
     "with the paper's."
 )
-
-
-def _score(case: Case, model: Model, column: str) -> Score | None:
-    if column == "Avg":
-        return case.average(model)
-    found = [entry for entry in case.columns if entry.label == column]
-    return model.column(found[0]) if found else None
 
 
 def values_grid(experiment: Experiment, published: Published) -> Grid:
@@ -40,7 +34,7 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
                     start = (table_title(case.table), column, row.label, model.label)
                     # As printed in the paper: more decimals would be made up.
                     stated = Cell(str(value).removeprefix("0"))
-                    score = score_cell(_score(case, model, column))
+                    score = score_cell(case.score(model, column))
                     rows.append(Row((*map(Cell, start), stated, score), case.table))
     own = any(has_own_tasks(case) for case in experiment.cases)
     caption = (_BOTTLE if own else _OTHER).format(scale=published.scale)
@@ -50,11 +44,11 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
     return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)
 
 
-def claims_grid(experiment: Experiment, published: Published) -> Grid:
+def claims_grid(judged: Sequence[Judgement]) -> Grid:
     """Lay out the paper's claims with the tables that bear on them, and what these say here."""
-    found = verdicts(experiment, published)
+    found = sentences(judged)
     rows = []
-    for claim in published.claims:
+    for claim in (one.claim for one in judged):
         tables = ", ".join(map(table_title, claim.tables))
         cells = (claim.id, claim.sentence, tables, found.get(claim.id, MISSING))
         rows.append(Row(tuple(map(Cell, cells))))

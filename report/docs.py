@@ -18,6 +18,7 @@ from report.cost import costs, has_statistics, stages_grid
 from report.experiment import Case, Experiment, Model
 from report.grid import Grid, number
 from report.published import PAPER, load
+from report.verdicts import judgements
 
 _BLOCK = re.compile(
     r"(<!-- results of (\w+), rows ([\w ]+) -->\n).*?(<!-- end of results -->)", re.S
@@ -121,17 +122,14 @@ def page(experiment: Experiment, discussion: str) -> str:
             _code(grid),
         ]
     parts.append("## The paper's claims\n")
-    parts.append(render.markdown(claims_grid(experiment, load(PAPER))))
+    parts.append(render.markdown(claims_grid(judgements(experiment, load(PAPER)))))
     if found := costs(experiment):
         parts += ["## Where the time went\n", _code(stages_grid(found))]
     return "\n".join(parts)
 
 
 def _best(case: Case, kind: str) -> Model | None:
-    rows = (*case.models, *case.more)
-    found = [model for model in rows if model.kind == kind and (kind != "merge" or model.best_of)]
-    scored = [(model, score) for model in found if (score := case.average(model))]
-    return max(scored, key=lambda entry: entry[1].value)[0] if scored else None
+    return next((model for model, _ in case.ranked(kind, case.all_models)), None)
 
 
 def _average(case: Case, model: Model | None) -> str:

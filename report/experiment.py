@@ -168,6 +168,33 @@ class Case:
         """Return a model's average over the averaged columns, None where one is missing."""
         return model.average(self.averaged)
 
+    def score(self, model: Model, column: str) -> Score | None:
+        """Return a model's score by its column's title; `Avg` is the average."""
+        if column == "Avg":
+            return self.average(model)
+        found = [entry for entry in self.columns if entry.label == column]
+        return model.column(found[0]) if found else None
+
+    def by_average(self, models: Sequence[Model]) -> list[Model]:
+        """Sort models by their average, the highest first; those without one are last, as given."""
+        averages = {model.id: score.value for model in models if (score := self.average(model))}
+        return sorted(models, key=lambda model: -averages.get(model.id, -1.0))
+
+    def ranked(self, kind: str, models: Sequence[Model] | None = None) -> list[tuple[Model, Score]]:
+        """Return the models of a kind that are compared, the highest average first.
+
+        Args:
+            kind: base, expert or merge.
+            models: Of these; None takes the paper's table.
+        """
+        found = [
+            (model, score)
+            for model in (self.models if models is None else models)
+            if model.kind == kind and (model.best_of or kind != "merge")
+            if (score := self.average(model))
+        ]
+        return sorted(found, key=lambda pair: (-pair[1].value, -pair[1].stderr, pair[0].label))
+
     @property
     def tasks(self) -> list[str]:
         """All tasks in the order of the columns."""

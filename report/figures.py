@@ -78,8 +78,7 @@ def shown(case: Case, models: Sequence[Model]) -> list[Model]:
 
     Rows without an average come last, in their order.
     """
-    averages = {model.id: score.value for model in models if (score := case.average(model))}
-    ranked = sorted(models, key=lambda model: -averages.get(model.id, -1.0))
+    ranked = case.by_average(models)
     merges = [model.id for model in ranked if model.kind == "merge"]
     left_out = set(merges[drawing.MOST :])
     return [model for model in ranked if model.id not in left_out]

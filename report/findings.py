@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from report.case_table import table_title
-from report.experiment import Experiment
 from report.grid import MISSING, Cell, Grid, Row, signed
-from report.published import Published
-from report.verdicts import Finding, Judgement, judgements
+from report.verdicts import Finding, Judgement
 
 _HEADER = ("Claim", "Sentence", "Verdict", "Compared", "Effect [95 % interval]", "Worlds")
 
@@ -26,10 +26,10 @@ def _deciding(judged: Judgement) -> Finding:
     return next((one for one in own if one.effect), own[0])
 
 
-def findings_grid(experiment: Experiment, published: Published) -> Grid:
+def findings_grid(judgements: Sequence[Judgement]) -> Grid:
     """Lay out the paper's claims, each with the comparison that decides on it."""
     rows = []
-    for judged in judgements(experiment, published):
+    for judged in judgements:
         claim, found = judged.claim, judged.findings
         start = [Cell(claim.id), Cell(claim.sentence)]
         if found:
@@ -49,11 +49,11 @@ def findings_grid(experiment: Experiment, published: Published) -> Grid:
     return Grid("findings", "Claims", caption, _HEADER, tuple(rows), texts=4)
 
 
-def comparisons_grid(experiment: Experiment, published: Published) -> Grid:
+def comparisons_grid(judgements: Sequence[Judgement]) -> Grid:
     """Lay out every comparison that bears on one of the paper's claims."""
     rows = [
         Row((Cell(judged.claim.id), Cell(one.verdict), *_cells(one)), judged.claim.id)
-        for judged in judgements(experiment, published)
+        for judged in judgements
         for one in judged.findings
     ]
     caption = "Every comparison that bears on a claim, with its own verdict."

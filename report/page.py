@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from report.load import score_files
 from report.origin import Steps
 from report.published import Published
 from report.smoke_table import smoke_grid
-from report.verdicts import verdicts
+from report.verdicts import Judgement, judgements
 
 _FORMS = (".png", ".pdf")
 
@@ -148,7 +148,11 @@ def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: li
 
 
 def _sections(
-    drawn: _Drawn, published: Published, known: Mapping[str, Any], links: str
+    drawn: _Drawn,
+    published: Published,
+    judged: Sequence[Judgement],
+    known: Mapping[str, Any],
+    links: str,
 ) -> dict[str, Markup]:
     """Build the sections in the order of the page."""
     experiment, found = drawn.experiment, costs(drawn.experiment)
@@ -171,9 +175,8 @@ def _sections(
         stages, rows = stages_grid(found), rows_grid(experiment, found)
         sections["Cost"] = render.html(stages) + render.html(rows)
     values = values_grid(experiment, published)
-    claims = claims_grid(experiment, published)
     sections["What the paper states"] = render.part(
-        "paper", published, values, claims, comparisons_grid(experiment, published)
+        "paper", published, values, claims_grid(judged), comparisons_grid(judged)
     )
     sections["Provenance"] = Markup(links) + _provenance(experiment)
     return sections
@@ -203,20 +206,21 @@ def page(
     steps = Steps(experiment.results)
     known = cells(experiment, steps, os.path.relpath(experiment.results, out.parent))
     known["items"] = os.path.relpath(answers, out.parent) if answers else ""
-    told = summary.answers(experiment, verdicts(experiment, published), len(published.claims))
+    judged = judgements(experiment, published)
+    told = summary.answers(experiment, judged)
     averages = drawn.bars(
         "averages",
         panels.averages(experiment),
         tuple(model for case in experiment.cases for model in case.models),
     )
-    claims = findings_grid(experiment, published)
+    claims = findings_grid(judged)
     # A text within a script ends at the first "</".
     data = json.dumps(known, ensure_ascii=False, separators=(",", ":"))
     template = render.templates().get_template("page.html.j2")
     text: str = template.render(
         name=experiment.name,
         first=render.part("first", summary.QUESTION, told, averages, claims, list(known["tables"])),
-        sections=_sections(drawn, published, known, links),
+        sections=_sections(drawn, published, judged, known, links),
         cells=Markup(data.replace("</", "<\\/")),
     )
     if faults is not None:

@@ -129,26 +129,20 @@ def _bars(
     return Panel(title, _gist(title, gist), height, tuple(marks), tuple(shown), tuple(ticks))
 
 
-def _ordered(case: Case, models: Sequence[Model]) -> list[Model]:
-    """Sort models by their average, the highest first; those without one keep their order."""
-    averages = {model.id: score.value for model in models if (score := case.average(model))}
-    return sorted(models, key=lambda model: -averages.get(model.id, -1.0))
-
-
 def averages(experiment: Experiment) -> list[Panel]:
     """Lay out the averages of all models, a panel a case, the highest on top."""
     panels = []
     for case in experiment.cases:
         title = f"{table_title(case.table)}. {case.title}"
         parents = [model for model in case.models if model.kind != "merge"]
-        models = _ordered(case, case.models)
+        models = case.by_average(case.models)
         panels.append(_bars(title, models, parents, case.average, experiment.config))
     return panels
 
 
 def tasks(case: Case, config: Mapping[str, Any]) -> list[Panel]:
     """Lay out every task of a case as a panel of its merges, in the order of their averages."""
-    merges = _ordered(case, [model for model in case.models if model.kind == "merge"])
+    merges = case.by_average([model for model in case.models if model.kind == "merge"])
     parents = [model for model in case.models if model.kind != "merge"]
 
     def of_task(task: str, model: Model) -> Score | None:

@@ -135,11 +135,7 @@ class _Side:
             scores = _over_columns(self.case, model)
             full = len(scores) == len(self.case.averaged)
             return Score(deviation([s.value for s in scores]), 0.0, 1) if full else None
-        column = self.test.get("column", "Avg")
-        if column == "Avg":
-            return model.average(self.case.averaged)
-        found = [entry for entry in self.case.columns if entry.label == column]
-        return model.column(found[0]) if found else None
+        return self.case.score(model, self.test.get("column", "Avg"))
 
     def weights(self) -> dict[str, float]:
         """Return the weights of the tasks in that."""
@@ -287,15 +283,15 @@ def effect_text(effect: Test) -> str:
     return f"{effect.value:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
 
 
-def verdicts(experiment: Experiment, published: Published) -> dict[str, str]:
-    """Say in a sentence each whether the claims hold here; those without scores are left out."""
+def sentences(judged: Sequence[Judgement]) -> dict[str, str]:
+    """Say in a sentence each whether claims hold here; those without scores are left out."""
     lines = {}
-    for judged in judgements(experiment, published):
-        if judged.findings:
+    for one in judged:
+        if one.findings:
             parts = [
                 f"{table_title(finding.table)}: {finding.compared}: "
                 + (effect_text(finding.effect) if finding.effect else finding.price)
-                for finding in judged.findings
+                for finding in one.findings
             ]
-            lines[judged.claim.id] = f"{_WORDS[judged.verdict]}: {'; '.join(parts)}."
+            lines[one.claim.id] = f"{_WORDS[one.verdict]}: {'; '.join(parts)}."
     return lines

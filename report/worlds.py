@@ -14,7 +14,6 @@ from report.answers import is_an_expert
 from report.averages import Score
 from report.experiment import Case, Column, Model
 
-Gap = tuple[float, float]  # a difference, and half the width of its 95 % interval
 _ROWS = 3  # of which a common variance can be learned
 
 
@@ -115,43 +114,6 @@ def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
                 chance=math.fsum(score.chance for score in scores) / count,
             )
         )
-    return found
-
-
-def gaps(
-    models: Sequence[Model], reference: Model, of: Callable[[Model], Score | None]
-) -> dict[str, Gap]:
-    """Compare rows with a reference, each difference paired within the worlds that both have.
-
-    Args:
-        models: The rows, of a case of several worlds.
-        reference: One of them.
-        of: The score that is compared, of a row in one world.
-
-    Returns:
-        By the row's id, the reference less the row, with a t interval of the moderated variance of
-        the differences over worlds; infinitely wide where a row shares fewer than two worlds.
-    """
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    differences = {}
-    for model in models:
-        both = [seed for seed in reference.worlds if seed in model.worlds]
-        pairs = [(of(reference.worlds[seed]), of(model.worlds[seed])) for seed in both]
-        differences[model.id] = [one.value - two.value for one, two in pairs if one and two]
-    differences.pop(reference.id, None)
-    found = {}
-    for count in {len(values) for values in differences.values() if values}:
-        rows = {id: values for id, values in differences.items() if len(values) == count}
-        widths = [math.inf] * len(rows)
-        if count > 1:
-            drawn, freedom = moderated(
-                [statistics.variance(values) for values in rows.values()], count - 1
-            )
-            quantile = float(stdtrit(freedom, 0.975))
-            widths = [quantile * math.sqrt(variance / count) for variance in drawn]
-        for (id, values), width in zip(rows.items(), widths, strict=True):
-            found[id] = (math.fsum(values) / count, width)
     return found
 
 

@@ -7,15 +7,16 @@ import json
 from report import published
 from report.findings import comparisons_grid, findings_grid
 from report.load import load
-from report.verdicts import verdicts
+from report.verdicts import judgements, sentences
 
 
 def test_the_first_screen_shows_verdict_effect_and_the_seeds_that_agree(full):
     experiment, paper = load(*full), published.load()
-    grid = findings_grid(experiment, paper)
+    judged = judgements(experiment, paper)
+    grid = findings_grid(judged)
     rows = [[cell.text for cell in row.cells] for row in grid.rows]
     assert [row[0] for row in rows if row[0] == "C11"] == ["C11"]  # also a claim without a verdict
-    found = verdicts(experiment, paper)
+    found = sentences(judged)
     for claim in paper.claims:
         own = [row for row in rows if row[0] == claim.id]
         assert len(own) == 1 and own[0][1] == claim.sentence
@@ -33,7 +34,7 @@ def test_the_first_screen_shows_verdict_effect_and_the_seeds_that_agree(full):
         return values
 
     gaps = [kl - mse for kl, mse in zip(averages("kl"), averages("mse"), strict=True)]
-    all_of = comparisons_grid(experiment, paper).rows
+    all_of = comparisons_grid(judged).rows
     (row,) = [r for r in all_of if r.cells[2].text == "Table 3: KL less MSE"]
     row = [cell.text for cell in row.cells]
     mean = f"{sum(gaps) / len(gaps):+.3f}".replace("0.", ".")

@@ -11,7 +11,7 @@ from report import published
 from report.averages import Score
 from report.beside_paper import claims_grid
 from report.load import load
-from report.verdicts import judge, judgements, spread_difference, verdicts
+from report.verdicts import judge, judgements, sentences, spread_difference
 
 PAPER = published.load()
 
@@ -61,7 +61,7 @@ def judged(small, paper_s, rows=(), objectives=(), flops=(1e9, 4e9)):
         cost = {"wall_s": 1, "cpu_s": 1, "peak_rss_mb": 5, "counted": {"flops": amount}}
         path.write_text(json.dumps(cost))
     experiment = load(small[0], small[1])
-    return verdicts(experiment, PAPER), experiment
+    return sentences(judgements(experiment, PAPER)), experiment
 
 
 ROWS = {"dam_tuned": 0.7, "evolutionary": 0.5, "soup": 0.4, "ties_tuned": 0.4, "dare_ties": 0.3}
@@ -79,7 +79,7 @@ def test_dam_leads_and_is_cheaper(small, paper_s):
     assert found["C1"] == f"holds here: Table 1: DAM less Evolutionary: +0.200 {ends}."
     assert found["C2"].startswith("holds here") and "1 G FLOPs" in found["C2"]
     assert "against 4 G" in found["C2"]
-    grid = claims_grid(experiment, PAPER)
+    grid = claims_grid(judgements(experiment, PAPER))
     assert [row.cells[0].text for row in grid.rows] == [f"C{n}" for n in range(1, 14)]
     assert grid.rows[0].cells[3].text == found["C1"] and grid.rows[10].cells[3].text == "–"
 
@@ -202,4 +202,4 @@ def test_the_interval_of_a_spread_covers_what_noise_makes():
 def test_without_scores_nothing_is_judged(small):
     for path in (small[1] / "ablation").rglob("scores.json"):
         path.unlink()
-    assert set(verdicts(load(small[0], small[1]), PAPER)) <= {"C3", "C13"}
+    assert set(sentences(judgements(load(small[0], small[1]), PAPER))) <= {"C3", "C13"}

@@ -16,8 +16,8 @@ from report.averages import Score
 from report.case_table import case_csv, case_grid
 from report.experiment import Model
 from report.load import load
-from report.pairs import groups
-from report.worlds import gaps, moderated, over_worlds, prior
+from report.pairs import compared, groups
+from report.worlds import moderated, over_worlds, prior
 
 WORLDS, ITEMS = 3, 200
 
@@ -121,10 +121,11 @@ def test_paired_intervals_hold_the_true_difference_as_often_as_they_say():
     for _ in range(150):
         table, truth, _ = simulated(generator)
         rows = models(table)
-        apart = gaps(rows, rows[0], of)
+        apart = compared(rows, rows[0], of, {"t": 1.0})
         for place, row in enumerate(rows[1:], 1):
-            gap, width = apart[row.id]
-            held.append(abs(gap - (truth[0] - truth[place])) <= width)
+            gap = apart[row.id]
+            width = (gap.high - gap.low) / 2
+            held.append(gap.low <= truth[0] - truth[place] <= gap.high)
             pairs = zip(table[0], table[place], strict=True)
             lone = np.std([one.value - two.value for one, two in pairs], ddof=1)
             widths.append(width)
@@ -137,7 +138,11 @@ def test_rows_are_compared_in_the_worlds_that_both_have():
     table = [[binomial(180), binomial(100)], [binomial(160), binomial(80)]]
     rows = models(table)
     del rows[1].worlds[0]
-    assert gaps(rows, rows[0], of)["row1"] == (pytest.approx(0.1), math.inf)
+    alone = compared(rows, rows[0], of, {"t": 1.0})["row1"]
+    # One world is left: its items' errors, which count as independent where no item is known.
+    one, two = table[0][1], table[1][1]
+    assert alone.value == pytest.approx(0.1) == one.value - two.value
+    assert alone.error == pytest.approx(math.hypot(one.stderr, two.stderr))
 
 
 def test_groups_are_near_ties():
