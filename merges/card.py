@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from common.cli import add_values, command_parser
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import read_json, write_text
 from common.manifest import check_recorded, fingerprint, read_manifest
 from merges.mergekit.writing import mergekit_yaml
@@ -54,12 +54,20 @@ def with_scores(card: str, name: str, results: list[dict[str, Any]], kit: str | 
         name: The model's name.
         results: Entries of the model index.
         kit: The configuration as YAML, None where there is none.
+
+    Raises:
+        ValueError: The card does not begin with front matter.
     """
-    _, front, body = card.split("---\n", 2)
+    try:
+        before, front, body = card.split("---\n", 2)
+        values = yaml.safe_load(front)
+    except (ValueError, yaml.YAMLError):
+        raise ValueError("does not begin with front matter between two lines of ---") from None
+    if before or not isinstance(values, dict):
+        raise ValueError("does not begin with front matter between two lines of ---")
     for heading in (_SCORES, _KIT):
         body = body.split(heading)[0]
     body = body.rstrip("\n") + "\n"
-    values = yaml.safe_load(front)
     if results:
         values["model-index"] = [{"name": name, "results": results}]
         body += f"{_SCORES}\n| task | split | metric | score |\n|---|---|---|---:|\n"
@@ -96,8 +104,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{given.model}: a {about['kind']} and no merge; give a merge's folder")
     kit = mergekit_yaml(about["parameters"])
     results = _scores([Path(path) for path in given.scores], fingerprint(about["outputs"]))
-    card = path.read_text(encoding="utf-8")
-    write_text(path, with_scores(card, given.model.resolve().name, results, kit))
+    try:
+        card = path.read_text(encoding="utf-8")
+        text = with_scores(card, given.model.resolve().name, results, kit)
+    except ValueError as error:  # also of a file that is no UTF-8
+        why = f"{path}: {reason_of(error)}"
+        raise UserError(f"{why}; put back the card that the merge wrote, or merge again") from None
+    write_text(path, text)
     parts = [f"{len(results)} scores", "a mergekit configuration" if kit else "no mergekit recipe"]
     print(f"{path}: {', '.join(parts)}")
     return 0

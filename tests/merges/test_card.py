@@ -99,3 +99,25 @@ def test_scores_of_other_weights_and_other_folders_are_refused(parents, tmp_path
     assert "of other weights" in capsys.readouterr().err
     assert call("merges.cli", ["card", str(parents / "base")]) == 2
     assert "no merge with a manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"# A card that somebody wrote anew\n",
+        b"---\nlicence: mit\n",
+        b"---\n- a list\n---\nText\n",
+        b"---\na: [\n---\nText\n",
+        b"Words first\n---\na: 1\n---\nText\n",
+        b"---\na: \xff\n---\nText\n",
+    ],
+)
+def test_a_card_without_front_matter_is_refused_and_kept(parents, tmp_path, capsys, text):
+    out = tmp_path / "merged"
+    merged(parents, out, "linear", "ab")
+    (out / "README.md").write_bytes(text)
+    capsys.readouterr()
+    assert call("merges.cli", ["card", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "README.md" in error and "merge again" in error
+    assert (out / "README.md").read_bytes() == text
