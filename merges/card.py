@@ -12,8 +12,8 @@ import yaml
 from common.cli import add_values, command_parser
 from common.errors import UserError, reason_of
 from common.files import read_json, write_text
-from common.manifest import check_recorded, fingerprint, read_manifest
-from merges.mergekit.writing import mergekit_yaml
+from common.manifest import check_recorded, fingerprint
+from merges.mergekit.exporting import read_merge
 
 _EPILOG = """\
 example (R stands for results/bottle):
@@ -44,6 +44,17 @@ def _scores(paths: Sequence[Path], weights: str | None) -> list[dict[str, Any]]:
             if entry.get("value") is not None:
                 results.append(_result(task, content["split"], entry))
     return results
+
+
+def _kit(folder: Path, about: Mapping[str, Any]) -> str | None:
+    """Return a merge's recipe as a mergekit configuration that makes the same weights, if any."""
+    from merges.mergekit.exporting import recipe_in_folder
+
+    try:
+        text, drawn = recipe_in_folder(folder, about)
+    except UserError:
+        return None
+    return None if drawn else text
 
 
 def with_scores(card: str, name: str, results: list[dict[str, Any]], kit: str | None) -> str:
@@ -97,12 +108,10 @@ def main(argv: Sequence[str]) -> int:
     """
     given = build_parser().parse_args(argv)
     path = given.model / "README.md"
-    if not (given.model / "manifest.json").is_file() or not path.is_file():
-        raise UserError(f"{given.model}: no merge with a manifest and a card; give its folder")
-    about = read_manifest(given.model)
-    if about["kind"] != "merge":
-        raise UserError(f"{given.model}: a {about['kind']} and no merge; give a merge's folder")
-    kit = mergekit_yaml(about["parameters"])
+    about = read_merge(given.model)
+    if not path.is_file():
+        raise UserError(f"{given.model}: no merge with a card; give its folder")
+    kit = _kit(given.model, about)
     results = _scores([Path(path) for path in given.scores], fingerprint(about["outputs"]))
     try:
         card = path.read_text(encoding="utf-8")

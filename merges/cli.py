@@ -6,18 +6,17 @@ import argparse
 import importlib
 import json
 import re
-import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import add_values, byte_size, command_parser, pairs
 from common.errors import UserError
+from merges import running
 from merges.engine import registry
 
 if TYPE_CHECKING:
-    from checkpoints.reading import Model
     from merges.engine.requests import Statistic
 
 _DESCRIPTION = """\
@@ -37,6 +36,7 @@ examples:
       --experts ja=models/ja math=models/math \\
       --calibration ja=data/ja.jsonl math=data/math.jsonl --out merged/dam
   python -m merges --from-mergekit config.yml --locate org/model=models/model --out merged/kit
+  python -m merges --to-mergekit merged/ties --locate base=models/base ja=models/ja --out ties.yml
   python -m merges teachers --help
   python -m merges statistics --help
   python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card
@@ -133,11 +133,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="run a mergekit configuration; an unsupported part is refused by name",
     )
+    kit.add_argument(
+        "--to-mergekit",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="MERGE",
+        help="write a merged folder's recipe (or that of the command line, without merging) to the "
+        "file --out, as a mergekit configuration; what mergekit cannot express is refused by name",
+    )
     add_values(
         kit,
         "--locate",
         metavar="NAME=DIR",
-        help="folders of the models that the configuration names",
+        help="folders of the models that the configuration, or the merged folder's recipe, names",
     )
     stored = parser.add_argument_group("arithmetic and output")
     stored.add_argument(
@@ -244,7 +253,10 @@ def main(argv: Sequence[str]) -> int:
         print(listing())
         return 0
     if arguments.from_mergekit:
-        _merge_from_mergekit(arguments)
+        running.merge_from_mergekit(arguments)
+        return 0
+    if isinstance(arguments.to_mergekit, Path):
+        running.write_merge_as_mergekit(arguments)
         return 0
     for option in ("method", "experts", "out"):
         if not getattr(arguments, option):
@@ -256,8 +268,8 @@ def main(argv: Sequence[str]) -> int:
     from merges.engine.layer_rules import read_rules
 
     rules = arguments.set_layers and read_rules(arguments.method, arguments.set_layers)
-    base, models = _open(arguments.base, experts, {}, arguments.allow_pickle)
-    _merge(
+    base, models = running.open_models(arguments.base, experts, {}, arguments.allow_pickle)
+    running.merge(
         arguments,
         arguments.method,
         base,
@@ -283,106 +295,3 @@ def open_statistics(items: Sequence[str]) -> dict[str, Statistic]:
     from merges.statistics.files import Statistics
 
     return {name: Statistics(folder) for name, folder in folders.items()}
-
-
-def _open(
-    base: Path | None, experts: Mapping[str, Path], adapters: Mapping[str, Path], pickles: bool
-) -> tuple[Model | None, dict[str, Model]]:
-    """Open the models; an adapter's folder among the experts is folded into the base."""
-    from checkpoints.adapters import open_model
-
-    root = None if base is None else open_model(base, allow_pickle=pickles)
-    models: dict[str, Model] = {}
-    for name, path in experts.items():
-        models[name] = open_model(path, root, allow_pickle=pickles)
-        if name in adapters:
-            models[name] = open_model(adapters[name], models[name], allow_pickle=pickles)
-    return root, models
-
-
-def _merge(
-    arguments: argparse.Namespace,
-    method: str,
-    base: Model | None,
-    experts: Mapping[str, Model],
-    parameters: Mapping[str, Any],
-    **found: Any,
-) -> None:
-    """Merge, or only check; `found` are options that do not have their argument's value."""
-    from merges.engine.config import MergeConfig
-    from merges.engine.requests import Resuming
-    from merges.engine.run import merge_to_disk, plan
-
-    options = {
-        "seed": arguments.seed,
-        "embeddings_and_norms": arguments.embeddings_and_norms,
-        "compute_dtype": arguments.compute_dtype,
-        "dtype": arguments.dtype,
-        "device": arguments.device,
-        "threads": arguments.threads,
-        "resuming": arguments.state and Resuming(arguments.state, arguments.save_every),
-        "donor": arguments.donor,
-        "vocabulary": arguments.vocabulary or "refuse",
-        "shard_bytes": arguments.shard_size,
-    }
-    config = MergeConfig(method, base, experts, parameters, **{**options, **found})
-    if arguments.state and not config.info.whole_model:
-        raise UserError(f"method {method} trains nothing that --state could record; leave it out")
-    if arguments.dry_run:
-        report = plan(arguments.out, config)
-        errors, report.errors = report.errors, report.errors[1:]  # the first ends the program
-        print("\n".join(report.lines()), flush=True)
-        if errors:
-            raise UserError(errors[0])
-        return
-    merge_to_disk(
-        arguments.out, config, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
-    )
-    print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
-
-
-def _merge_from_mergekit(arguments: argparse.Namespace) -> None:
-    # Long because ruff gives each option a line.
-    for option in (
-        "method",
-        "base",
-        "experts",
-        "set",
-        "set_layers",
-        "calibration",
-        "teachers",
-        "statistics",
-    ):
-        if getattr(arguments, option):
-            raise UserError(
-                f"--{option.replace('_', '-')} is in the mergekit configuration; leave it out"
-            )
-    if not arguments.out:
-        raise UserError("--out is missing; see python -m merges --help")
-    from checkpoints.settling import settle
-    from merges.mergekit.templates import chosen_template
-    from merges.mergekit.translation import translate
-
-    order = translate(arguments.from_mergekit, pairs(arguments.locate, "--locate"))
-    for note in order.notes:
-        print(note, file=sys.stderr)
-    base, experts = _open(order.base, order.experts, order.adapters, arguments.allow_pickle)
-    reference = next(iter(experts.values())) if base is None else base
-    settled = settle(reference, experts)  # parameters are for the names that the merge has
-    settings, rules, dtype = order.resolve(base and settled.base, settled.experts)
-    models = {**({} if base is None else {"base": base}), **experts}
-    template, notes = chosen_template(order.chat_template, models)
-    for note in notes:
-        print(note, file=sys.stderr)
-    _merge(
-        arguments,
-        order.method,
-        base,
-        experts,
-        settings,
-        parameters_for=rules,
-        dtype=arguments.dtype or dtype,
-        donor=arguments.donor or order.donor,
-        vocabulary=arguments.vocabulary or order.vocabulary or "refuse",
-        chat_template=template,
-    )

@@ -47,19 +47,10 @@ def write_extras(folder: Path, result: WholeModelResult) -> None:
         write_text(folder / _LOG, _table(result.log))
 
 
-def write_record(
-    folder: Path, config: MergeConfig, hashes: Mapping[str, str], notes: tuple[str, ...]
-) -> None:
-    """Write the model card and, last, the manifest.
-
-    Args:
-        folder: The model's folder, staged by the caller and otherwise complete.
-        config: The merge.
-        hashes: Sha256 of each weight file by its name.
-        notes: Sentences for the card.
-    """
-    info, models, rules = config.info, config.models, config.parameters_for
-    recipe = {
+def recipe_of(config: MergeConfig) -> dict[str, Any]:
+    """Return what a manifest says of how a merge was made."""
+    rules = config.parameters_for
+    return {
         "method": config.method,
         "set": config.resolved,
         "experts": list(config.experts),
@@ -71,6 +62,20 @@ def write_record(
         **({} if rules is None else {"set_layers": rules.as_json()}),
         **({} if config.chat_template is None else {"chat_template": config.chat_template}),
     }
+
+
+def write_record(
+    folder: Path, config: MergeConfig, hashes: Mapping[str, str], notes: tuple[str, ...]
+) -> None:
+    """Write the model card and, last, the manifest.
+
+    Args:
+        folder: The model's folder, staged by the caller and otherwise complete.
+        config: The merge.
+        hashes: Sha256 of each weight file by its name.
+        notes: Sentences for the card.
+    """
+    info, models, recipe = config.info, config.models, recipe_of(config)
     data = {f"calibration.{name}": path for name, path in config.calibration.items()}
     if config.teachers is not None:
         data["teachers"] = config.teachers

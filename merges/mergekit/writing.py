@@ -2,82 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from common.errors import UserError
 from merges.engine import registry
-from merges.mergekit.recipes import RECIPES, Recipe, Word
+from merges.engine.checks import numbers_by_expert
+from merges.engine.layer_rules import LayerRules
+from merges.engine.stacks import layer_of
+from merges.mergekit.recipes import RECIPES, Recipe
 
-# mergekit draws other random masks, so that the same settings give another model.
+# What draws random masks where its density is below 1.
 _RANDOM = ("dare_ties", "dare_linear", "della", "della_linear")
-_NOWHERE = object()  # a value that mergekit cannot say
+MASKS = (
+    "mergekit draws other random masks than this merge did: the weights that it makes differ from "
+    "it as those of another seed do"
+)
+_Words = dict[tuple[str | None, str], Any]  # by expert (None: of all) and mergekit's word
 
 
-def _said(word: Word, value: Any) -> Any:
-    """Find mergekit's value for one of ours."""
-    tried = (True, False) if isinstance(word.default, bool) else (value,)
-    return next((each for each in tried if word.turn(each) == value), _NOWHERE)
+def _refuse(part: str, why: str) -> UserError:
+    return UserError(
+        f"mergekit 0.1.5 cannot express {part}: {why}; change it, or run the merge with "
+        "python -m merges"
+    )
 
 
-def _shares(word: Word, value: Any, experts: Sequence[str]) -> Sequence[Any]:
-    """Spread a parameter over the experts; where ours leaves it out, all have the same."""
-    if value is None:
-        value = 1.0 if word.default is None else word.default
-    if isinstance(value, Mapping):
-        return [value[expert] for expert in experts]
-    return value if isinstance(value, list) else [value] * len(experts)
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
-def _words(
-    recipe: Recipe, given: Mapping[str, Any], experts: Sequence[str]
-) -> tuple[dict, list[dict]] | None:
-    """Say parameters in mergekit's words: those of all models, and each expert's own."""
-    left = dict(given)
-    shared = {name: _said(word, left.pop(word.ours, None)) for name, word in recipe.shared.items()}
-    own: list[dict[str, Any]] = [{} for _ in experts]
-    for name, word in recipe.each.items():
-        values = _shares(word, left.pop(word.ours, None), experts)
-        for entry, value in zip(own, values, strict=True):
-            entry[name] = value
-    expected = {
-        name: entry.default for name, entry in registry.info(recipe.ours).parameters.items()
-    }
-    expected |= recipe.fixed
-    fits = all(name in expected and expected[name] == value for name, value in left.items())
-    return (shared, own) if fits and _NOWHERE not in shared.values() else None
+def _shared(about: Recipe, left: dict[str, Any]) -> _Words:
+    """Say the parameters of all models, and remove them from those that are left to say."""
+    options = [
+        (True, False) if isinstance(word.default, bool) else (left[word.ours],)
+        for word in about.shared.values()
+    ]
+    # All that the words can say; one of them may be made of several words.
+    sayings = [
+        (
+            about.join(
+                {w.ours: w.turn(v) for w, v in zip(about.shared.values(), chosen, strict=True)}
+            ),
+            chosen,
+        )
+        for chosen in itertools.product(*options)
+    ]
+    said, chosen = next(
+        ((ours, c) for ours, c in sayings if all(left[n] == v for n, v in ours.items())),
+        ({}, ()),
+    )
+    if about.shared and not said:
+        name = next(n for n in sayings[0][0] if all(o[n] != left[n] for o, _ in sayings))
+        known = " or ".join(dict.fromkeys(_shown(ours[name]) for ours, _ in sayings))
+        raise _refuse(f"{name}={_shown(left[name])}", f"it has {known}")
+    for name in said:
+        del left[name]
+    return {(None, word): value for word, value in zip(about.shared, chosen, strict=True)}
 
 
-def mergekit_yaml(recipe: Mapping[str, Any]) -> str | None:
+def _words(about: Recipe, values: Mapping[str, Any], experts: Sequence[str], based: bool) -> _Words:
+    """Say one tensor's parameters in mergekit's words.
+
+    Args:
+        about: mergekit's method.
+        values: All parameters of ours, numbers of each expert by name.
+        experts: The experts' names.
+        based: Whether the configuration has a base model.
+    """
+    left = dict(values)
+    words = _shared(about, left)
+    for word, entry in about.each.items():
+        numbers = left.pop(entry.ours)
+        for expert in experts:
+            words[expert, word] = 1.0 if numbers is None else numbers[expert]
+    fixed = {name: p.default for name, p in registry.info(about.ours).parameters.items()}
+    fixed |= {**about.fixed, **(about.with_base if based else {})}
+    for name, value in left.items():
+        if fixed[name] != value:
+            raise _refuse(f"{name}={_shown(value)}", f"it has {_shown(fixed[name])} alone")
+    return words
+
+
+def _texts(tensor: str) -> Iterator[str]:
+    """Return filters that may give a tensor's value: its layer, its place in it, its name."""
+    if layer := layer_of(tensor):
+        found = re.match(rf"{re.escape(layer.stack)}\.{layer.number}\.", tensor)
+        if found:
+            yield found[0]
+            yield tensor[found.end() :]
+    yield tensor
+
+
+def _setting(values: Mapping[str, Any]) -> Any:
+    """Return a value, or values by filter, that give each tensor its value.
+
+    A filter is part of a tensor's name, and the first that fits counts. Each one here is part of
+    the names of tensors with one value alone, so that their order has no meaning.
+
+    Raises:
+        UserError: A name is part of another, whose value differs.
+    """
+    shown = {tensor: _shown(value) for tensor, value in values.items()}
+    counts = Counter(shown.values())
+    common = max(counts, key=lambda text: counts[text])
+    filters: dict[str, Any] = {}
+    for tensor, value in values.items():
+        if shown[tensor] == common or any(text in tensor for text in filters):
+            continue
+        for text in _texts(tensor):
+            if {shown[other] for other in values if text in other} == {shown[tensor]}:
+                filters[text] = value
+                break
+        else:
+            raise _refuse(
+                f"a parameter of {tensor} alone", "its filters also take tensors with longer names"
+            )
+    if not filters:
+        return json.loads(common)
+    listed = [{"filter": text, "value": value} for text, value in filters.items()]
+    return [*listed, {"value": json.loads(common)}]
+
+
+def _check_said(recipe: Mapping[str, Any]) -> None:
+    """Refuse what no method of mergekit has a word for."""
+    if recipe["method"] not in {about.ours for about in RECIPES.values()}:
+        raise _refuse(f"the method {recipe['method']}", "it has none like it")
+    if recipe["embeddings_and_norms"] != "merged":
+        raise _refuse("embeddings and norms of the base", "it merges all tensors by one method")
+    if recipe.get("donor"):
+        raise _refuse(f"the donor {recipe['donor']}", "it chooses the configuration's model itself")
+    if (vocabulary := recipe.get("vocabulary")) not in (None, "refuse"):
+        why = "it puts appended tokens in another order and cuts rows without a token off"
+        raise _refuse(f"the vocabulary policy {vocabulary}", why)
+
+
+def _by_tensor(
+    about: Recipe, recipe: Mapping[str, Any], tensors: Collection[str], based: bool
+) -> dict[str, _Words]:
+    """Say the parameters of every tensor in mergekit's words."""
+    info, rules = registry.info(about.ours), None
+    if recipe.get("set_layers"):
+        rules = LayerRules(about.ours, recipe["set_layers"])
+        rules.check_used(tensors)
+    found: dict[str, _Words] = {}
+    known: dict[str, _Words] = {}
+    for tensor in tensors:
+        values = {**recipe["set"], **(rules(tensor) if rules else {})}
+        if (key := _shown(values)) not in known:
+            own = numbers_by_expert(info, values, recipe["experts"])
+            known[key] = _words(about, own, recipe["experts"], based)
+        found[tensor] = known[key]
+    return found
+
+
+def _check_masks(name: str, by_tensor: Mapping[str, _Words], experts: Sequence[str]) -> bool:
+    """Return whether masks are drawn; refuse probabilities with which mergekit ends in an error."""
+    drawn = False
+    for words in by_tensor.values() if name in _RANDOM else ():
+        for expert in experts:
+            density, half = words[expert, "density"], words.get((expert, "epsilon"), 0.0)
+            if density < 1:
+                drawn = True
+                if (expert, "epsilon") in words and not 0 < density - half < density + half < 1:
+                    why = "it wants density - epsilon and density + epsilon between 0 and 1"
+                    raise _refuse(f"density={density} with epsilon={half}", why)
+    return drawn
+
+
+def mergekit_yaml(
+    recipe: Mapping[str, Any],
+    tensors: Collection[str],
+    stored: Collection[str],
+    places: Mapping[str, str] | None = None,
+) -> tuple[str, bool]:
     """Write a recipe as a mergekit configuration.
+
+    mergekit computes in float32 there and rounds once, as our engine does, so that the weights are
+    the same up to the order of float32 operations. Parameters that differ between tensors become
+    filters.
 
     Args:
         recipe: The parameters in a merge's manifest.
+        tensors: The names of the merge's tensors.
+        stored: The types in which they are stored, by torch's names.
+        places: What to call the models, by the recipe's names; None for these names.
 
     Returns:
-        The configuration as YAML, in which models have the recipe's names; None where mergekit
-        has no word for a part of it.
+        The configuration as YAML, and whether mergekit draws other random masks, which a
+        comment in it then says.
+
+    Raises:
+        UserError: mergekit has no word for a part of the recipe; the message names it.
     """
-    experts, method = recipe["experts"], recipe["method"]
-    plain = recipe["embeddings_and_norms"] == "merged" and "set_layers" not in recipe
-    plain = plain and not recipe.get("donor") and recipe.get("vocabulary") in (None, "refuse")
-    for name, about in RECIPES.items() if plain and method not in _RANDOM else ():
-        if about.ours != method or about.with_base:
-            continue
-        if words := _words(about, recipe["set"], experts):
-            shared, own = words
-            models = [
-                {"model": expert, **({"parameters": values} if values else {})}
-                for expert, values in zip(experts, own, strict=True)
-            ]
-            base = experts[0] if method == "slerp" else None if about.base_is_expert else "base"
-            content = {
-                "merge_method": name,
-                **({"base_model": base} if base else {}),
-                "models": models,
-                **({"parameters": shared} if shared else {}),
-                **({"dtype": recipe["dtype"]} if recipe.get("dtype") else {}),
-            }
-            return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return None
+    _check_said(recipe)
+    experts, method = list(recipe["experts"]), recipe["method"]
+    places = places or {name: name for name in ("base", *experts)}
+    name, about = next(item for item in RECIPES.items() if item[1].ours == method)
+    if len(stored) > 1:
+        raise _refuse(f"the types {', '.join(sorted(stored))} in one model", "it stores one")
+    based = not about.base_is_expert
+    if about.with_base:
+        based = recipe["set"]["origin"] == "base"
+    by_tensor = _by_tensor(about, recipe, tensors, based)
+    drawn = _check_masks(name, by_tensor, experts)
+    settings: dict[str | None, dict[str, Any]] = {owner: {} for owner in (None, *experts)}
+    for owner, word in next(iter(by_tensor.values())):
+        settings[owner][word] = _setting({t: words[owner, word] for t, words in by_tensor.items()})
+    # As a base model, slerp takes the one at which it begins.
+    base = places[experts[0]] if method == "slerp" else places["base"] if based else None
+    used = [*(places[each] for each in experts), *([places["base"]] if based else [])]
+    if twice := next((place for place in used if used.count(place) > 1), None):
+        raise _refuse(f"{twice} as two models", "it takes a folder once")
+    (kept,) = stored
+    computed = "float64" if "float64" in (recipe["compute_dtype"], kept) else "float32"
+    content = {
+        "merge_method": name,
+        **({"base_model": base} if base else {}),
+        "models": [
+            {"model": places[each], **({"parameters": settings[each]} if settings[each] else {})}
+            for each in experts
+        ],
+        **({"parameters": settings[None]} if settings[None] else {}),
+        "dtype": computed,
+        "out_dtype": kept,
+        **({"chat_template": recipe["chat_template"]} if recipe.get("chat_template") else {}),
+    }
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return (f"# {MASKS}.\n" if drawn else "") + text, drawn
