@@ -2,10 +2,11 @@
 
     python benchmarks/processors.py --emulate Haswell --json docs/data/processors.json
 
-A tiny world is made once. Then every variant runs the same steps, each on the same inputs, so
-that a difference in one step does not pass to the next. The table says whose outputs equal the
-first variant's of the same numerics. An emulated processor needs qemu-x86_64 (Debian: qemu-user)
-and takes 25 to 60 times as long.
+A tiny world is made once, with portable numerics. Then every variant runs the same steps, each on
+the same inputs, so that a difference in one step does not pass to the next. The table says whose
+outputs equal the first variant's of the same numerics, and with `--against RECORD` whose equal
+those that another machine wrote into its record. An emulated processor needs qemu-x86_64 (Debian:
+qemu-user) and takes 25 to 60 times as long.
 
     python benchmarks/processors.py --price --json docs/data/processors-price.json
 
@@ -15,8 +16,10 @@ compares the CPU seconds of longer steps under portable and fast numerics, in tu
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -46,6 +49,11 @@ PRICED = (
 TASKS = "bottle_ja8/jcomqa,bottle_ja8/xlsum,bottle_gsm_en"
 # What a library may use, capped, which stands in for another processor.
 CAPS = {
+    "AVX2 at most": {
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
     "ATen without AVX": {"ATEN_CPU_CAPABILITY": "default"},
     "numba without AVX and FMA": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""},
     "numba for Haswell": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""},
@@ -64,7 +72,10 @@ def digest(path: Path) -> str:
     ]
     total = hashlib.sha256()
     for file in kept:
-        total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        content = file.read_bytes()
+        # Two builds of zlib may compress the same text to other bytes.
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
+        total.update(file.name.encode() + hashlib.sha256(content).digest())
     return total.hexdigest()[:12]
 
 
@@ -91,19 +102,43 @@ def steps(
         where = out / name / "model.safetensors"
         yield f"training: {name}", "bottle.cli", [*train, *expert], where
     pairs = [f"{name}={models / name}" for name in EXPERTS]
-    given = ["--base", f"{models}/base", "--experts", *pairs, "--seed", "1"]
+    given = ["--base", f"{models}/base", "--seed", "1", "--experts", *pairs]
     rows = [f"{name}={data}/calibration/{name}.jsonl" for name in EXPERTS]
     from merges.engine import registry
+
+    kinds = sorted(
+        {kind for m in registry.describe() for kind in registry.info(m).statistics.values()}
+    )
+    for kind, name in itertools.product(kinds, ("base", *EXPERTS)):
+        whose = name if name in EXPERTS else EXPERTS[0]
+        command = [
+            "statistics",
+            "--model",
+            f"{models}/{name}",
+            "--collect",
+            kind,
+            "--rows",
+            samples,
+        ]
+        command += ["--calibration", f"{data}/calibration/{whose}.jsonl"]
+        found = out / "statistics" / kind / name
+        yield f"statistics: {kind} of {name}", "merges.cli", [*command, "--out", str(found)], found
 
     variants: list[tuple[str, list[str]]] = [(method, []) for method in registry.describe()]
     variants += [(method, ["svd=exact"]) for method in ("tsv_m", "iso_c")]
     for method, chosen in variants:
-        needs = registry.info(method).needs
+        info = registry.info(method)
+        needs = info.needs
         values = [f"samples={samples}", *chosen] if "data" in needs else chosen
         if method == "dam":
             values = [*values, "batch_size=4"]
         merged = out / "merges" / "-".join([method, *chosen])
-        command = ["--method", method, *given, "--out", str(merged)]
+        taken = given[:-1] if info.experts == 1 else given
+        command = ["--method", method, *taken, "--out", str(merged)]
+        for whose, kind in info.statistics.items():
+            of = ["base"] if whose == "base" else EXPERTS
+            folder = world / "statistics" / kind
+            command += ["--statistics", *(f"{name}={folder / name}" for name in of)]
         command += ["--set", *values] if values else []
         command += ["--calibration", *rows] if "data" in needs else []
         name = " ".join(["merge:", method, *chosen])
@@ -148,11 +183,15 @@ def variants(emulated: list[str]) -> Iterator[tuple[str, list[str], dict[str, st
 
 
 def run_variant(
-    world: Path, before: list[str], values: dict[str, str], price: bool = False
+    world: Path, before: list[str], values: dict[str, str], price: bool = False, make: bool = False
 ) -> dict[str, list]:
-    """Run all steps in a process of a variant, in a folder that is removed afterwards."""
+    """Run all steps in a process of a variant, in a folder that is removed afterwards.
+
+    With `make`, that process makes the world instead.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        command = [*before, sys.executable, __file__, "--world", str(world), "--out", folder]
+        command = [*before, sys.executable, __file__, "--world", str(world)]
+        command += [] if make else ["--out", folder]
         command += ["--price"] if price else []
         done = subprocess.run(
             command,
@@ -177,11 +216,21 @@ def make_world(folder: Path, price: bool) -> None:
             call(module, arguments)
             (folder / "models").mkdir(exist_ok=True)
             output.parent.rename(folder / "models" / output.parent.name)
+        elif name.startswith("statistics") and not price:
+            call(module, arguments)
+            (folder / "statistics" / output.parent.name).mkdir(parents=True, exist_ok=True)
+            output.rename(folder / "statistics" / output.parent.name / output.name)
     shutil.rmtree(folder / "made", ignore_errors=True)
 
 
-def compare_bytes(world: Path, emulated: list[str]) -> dict[str, dict]:
-    """Run every variant; print which steps differ from the first of the same numerics."""
+def compare_bytes(world: Path, emulated: list[str], record: dict[str, dict]) -> dict[str, dict]:
+    """Run every variant; print which steps differ from the first of the same numerics.
+
+    Args:
+        world: The inputs.
+        emulated: Names of processors for qemu.
+        record: What another machine found, by variant; empty for no comparison with it.
+    """
     found: dict[str, dict] = {}
     for name, before, values in variants(emulated):
         print(name, file=sys.stderr, flush=True)
@@ -189,6 +238,10 @@ def compare_bytes(world: Path, emulated: list[str]) -> dict[str, dict]:
         first = found[f"{name.partition(',')[0]}, this processor"]
         other = [step for step, (value, _) in done.items() if value != first[step][0]]
         print(f"{name}: {len(done) - len(other)} of {len(done)} equal; other: {other}", flush=True)
+        for kind, theirs in record.items():
+            both = [step for step in done if step in theirs]
+            other = [step for step in both if done[step][0] != theirs[step][0]]
+            print(f"  {len(both) - len(other)} of {len(both)} as there, {kind}; other: {other}")
     return found
 
 
@@ -216,19 +269,26 @@ def main() -> None:
     parser.add_argument("--price", action="store_true", help="compare CPU seconds instead")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of the price (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="another machine's record")
     parser.add_argument("--world", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.out:
-        print("\n" + json.dumps(run_steps(given.world, given.out, given.price)))
+    if given.world:
+        done = {}
+        if given.out:
+            done = run_steps(given.world, given.out, given.price)
+        else:
+            make_world(given.world, given.price)
+        print("\n" + json.dumps(done))
         return
+    against = json.loads(given.against.read_text()) if given.against else {"steps": {}}
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
-        make_world(world, given.price)
-        price = given.price
-        found = (
-            compare_price(world, given.repeats) if price else compare_bytes(world, given.emulate)
-        )
+        run_variant(world, [], numerics.environment(numerics.PORTABLE), given.price, make=True)
+        if given.price:
+            found = compare_price(world, given.repeats)
+        else:
+            found = compare_bytes(world, given.emulate, against["steps"])
     if given.json:
         record = {"machine": describe(), "steps": found}
         given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

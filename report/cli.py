@@ -105,8 +105,10 @@ def _results(given: argparse.Namespace) -> None:
 
     if bool(given.config) != bool(given.results):
         raise UserError("--config and --results belong together; give both or neither")
+    if given.elsewhere and not given.results:
+        raise UserError("--elsewhere keeps a run; name it with --config and --results")
     if given.results:
-        docs.add(given.config, given.results, given.docs)
+        docs.add(given.config, given.results, given.docs, given.elsewhere)
     print("\n".join(map(str, docs.write(given.docs))))
 
 
@@ -166,16 +168,19 @@ def main(arguments: Sequence[str]) -> int:
     made.set_defaults(run=_results)
     made.add_argument("--config", type=Path, help="configuration (config.json) of a run to keep")
     made.add_argument("--results", type=Path, help="results folder of that run")
+    about = "keep it as a run on another processor, for docs/results/processors.md"
+    made.add_argument("--elsewhere", action="store_true", help=about)
     made.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
-    about = "compare the tables of two results folders, cell by cell"
+    about = "compare the tables of two runs, cell by cell"
     more = (
         ". The exit code is 0 where both have the same rows and columns and every cell agrees "
         "within two of its combined errors, else 1; the other cells are named."
     )
     made = commands.add_parser("compare", help=about, description=about.capitalize() + more)
     made.set_defaults(run=_compare)
-    made.add_argument("first", type=Path, metavar="RESULTS", help="folder of a finished run")
-    made.add_argument("second", type=Path, metavar="OTHER", help="folder of another one")
+    about = "folder of a finished run, or its kept scores (docs/results/bottle.jsonl)"
+    made.add_argument("first", type=Path, metavar="RESULTS", help=about)
+    made.add_argument("second", type=Path, metavar="OTHER", help="another one, or its kept scores")
     made.add_argument("--csv", type=Path, metavar="FILE", help="write all cells here")
     about = "explain a number: its parts, files, recipe, inputs, and the command that makes it"
     made = commands.add_parser("explain", help=about, description=about)

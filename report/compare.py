@@ -1,22 +1,24 @@
-"""Compares the tables of two results folders: which cells agree within their printed errors."""
+"""Compares the tables of two runs: which cells agree within their printed errors."""
 
 from __future__ import annotations
 
 import csv
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, reason_of
 from common.files import write_text
-from report import fields
+from report import fields, kept, tables
 from report.grid import number
 
 _NAMES = ("case", "expert", "id", "column", "task")  # the fields that name a row
 # How a file titles a value and its error, in the order of preference.
 _ERRORS = (("{}", "{} stderr"), ("{} mean", "{} sd"), ("value", "stderr"))
 _HEADER = ("table", "row", "column", "first", "first error", "second", "second error", "errors")
+_MOST = 2  # combined errors that may separate two cells that agree
 _SLACK = 1e-9  # of the files' six decimals
 
 Table = dict[tuple[str, str], tuple[str, str]]  # by row and column: value and error as written
@@ -81,11 +83,18 @@ def _read(path: Path) -> Table:
 
 
 def read_tables(results: Path) -> dict[str, Table]:
-    """Read every table of a results folder that holds values with errors, by name.
+    """Read every table of a run that holds values with errors, by name.
+
+    Args:
+        results: Folder of a finished run, or the file with a run's kept scores (`report.kept`).
 
     Raises:
         UserError: There are no tables, or one has no errors or is damaged.
     """
+    if results.is_file():
+        with kept.opened(results) as experiment, tempfile.TemporaryDirectory() as made:
+            tables.write(experiment, Path(made, "tables"))
+            return read_tables(Path(made))
     paths = sorted((results / "tables").glob("*.csv"))
     if not paths:
         raise UserError(
@@ -103,7 +112,7 @@ def pairs(first: Table, second: Table) -> list[Pair]:
     ]
 
 
-def _unshared(first: Mapping, second: Mapping, names: Sequence[Path]) -> Iterator[str]:
+def _unshared(first: Mapping, second: Mapping, names: Sequence[object]) -> Iterator[str]:
     """Say which rows and columns only one of two tables has."""
     for ours, theirs, name in ((first, second, names[0]), (second, first, names[1])):
         for part, what in enumerate(("rows", "columns")):
@@ -117,12 +126,58 @@ def _told(text: tuple[str, str]) -> str:
     return f"{value} ± {error}"
 
 
-def compare(results: Path, other: Path, out: Path | None = None) -> int:
-    """Print how far the tables of two results folders agree.
+@dataclass(frozen=True)
+class Agreement:
+    """How far one table of two runs agrees.
+
+    Attributes:
+        name: The table's.
+        cells: Those of rows and columns that both have.
+        notes: Which rows and columns only one of them has.
+    """
+
+    name: str
+    cells: list[Pair]
+    notes: list[str]
+
+    def within(self, errors: float) -> int:
+        """Count the cells that agree within so many combined errors."""
+        return sum(cell.errors <= errors for cell in self.cells)
+
+    @property
+    def equal(self) -> int:
+        """How many cells are the same as written."""
+        return sum(cell.first == cell.second for cell in self.cells)
+
+    @property
+    def apart(self) -> list[Pair]:
+        """The cells that do not agree within two errors."""
+        return [cell for cell in self.cells if cell.errors > _MOST]
+
+
+def agreements(
+    first: Mapping[str, Table], second: Mapping[str, Table], names: Sequence[object]
+) -> list[Agreement]:
+    """Compare all tables of two runs.
 
     Args:
-        results: One folder.
-        other: The other.
+        first: One run's; see `read_tables`.
+        second: The other's.
+        names: What notes call the two.
+    """
+    made = []
+    for name in dict.fromkeys([*first, *second]):
+        one, two = first.get(name, {}), second.get(name, {})
+        made.append(Agreement(name, pairs(one, two), list(_unshared(one, two, names))))
+    return made
+
+
+def compare(results: Path, other: Path, out: Path | None = None) -> int:
+    """Print how far the tables of two runs agree.
+
+    Args:
+        results: Results folder of one, or its kept scores.
+        other: The same of the other.
         out: Gets all cells as CSV; None for no file.
 
     Returns:
@@ -131,26 +186,21 @@ def compare(results: Path, other: Path, out: Path | None = None) -> int:
     Raises:
         UserError: A folder has no tables, or the two have no cell in common.
     """
-    first, second = read_tables(results), read_tables(other)
     code, written = 0, [_HEADER]
-    for name in dict.fromkeys([*first, *second]):
-        notes = list(_unshared(first.get(name, {}), second.get(name, {}), (results, other)))
-        cells = pairs(first.get(name, {}), second.get(name, {}))
-        one, two = (sum(cell.errors <= limit for cell in cells) for limit in (1, 2))
-        equal = sum(cell.first == cell.second for cell in cells)
+    for table in agreements(read_tables(results), read_tables(other), (results, other)):
         print(
-            f"{name}: {len(cells)} cells: {one} agree within their combined error, {two} within "
-            f"two, {equal} are equal to the byte"
+            f"{table.name}: {len(table.cells)} cells: {table.within(1)} agree within their "
+            f"combined error, {table.within(_MOST)} within two, {table.equal} are equal to the byte"
         )
-        apart = [cell for cell in cells if cell.errors > 2]
-        for cell in apart:
+        notes = list(table.notes)
+        for cell in table.apart:
             told = f"{_told(cell.first)} and {_told(cell.second)}"
             notes.append(f"{cell.row}, {cell.column}: {told} ({cell.errors:.1f} errors)")
         print("".join(f"  {note}\n" for note in notes), end="")
         code = code or int(bool(notes))
-        for cell in cells:
+        for cell in table.cells:
             apart_by = fields.decimals(cell.errors)
-            written.append((name, cell.row, cell.column, *cell.first, *cell.second, apart_by))
+            written.append((table.name, cell.row, cell.column, *cell.first, *cell.second, apart_by))
     if len(written) == 1:
         raise UserError(f"{results} and {other} have no cell in common: other experiments")
     if out:

@@ -10,7 +10,7 @@ from typing import Any
 from common import machine
 from common.errors import UserError
 from common.files import read_json, write_bytes, write_text
-from report import kept, render
+from report import kept, processors, render
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid
 from report.case_table import case_grid, more_grid, table_title, untuned
@@ -170,13 +170,14 @@ def summary(experiment: Experiment, rows: list[str]) -> str:
     )
 
 
-def _index(facts: Mapping[str, tuple[str, ...]]) -> str:
+def _index(facts: Mapping[str, tuple[str, ...]], elsewhere: bool) -> str:
+    more = "\n[The same experiments on another processor](results/processors.md).\n" * elsewhere
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in facts.values())
     return (
         f"# Results\n\n{_WRITTEN}\n"
         "One page for each experiment whose scores are kept in `docs/results`.\n\n"
         "| experiment | date | commit | machine | best merge by case |\n"
-        f"|---|---|---|---|---|\n{lines}"
+        f"|---|---|---|---|---|\n{lines}{more}"
     )
 
 
@@ -192,18 +193,24 @@ def _entry(experiment: Experiment) -> tuple[str, ...]:
     return (f"[{experiment.name}](results/{experiment.name}.md)", *facts, merges)
 
 
-def add(config: Path, results: Path, docs: Path) -> None:
+def add(config: Path, results: Path, docs: Path, elsewhere: bool = False) -> None:
     """Keep what the pages need of a finished run: scores and figures.
 
     Args:
         config: The resolved configuration.
         results: The results folder, with its figures.
         docs: The folder of the documentation.
+        elsewhere: Whether this is a second run, on another processor, of which scores are kept.
 
     Raises:
-        UserError: A figure is missing.
+        UserError: A figure is missing, or no first run is kept.
     """
     path = docs / "results" / f"{read_json(config)['name']}.jsonl"
+    if elsewhere:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; keep a first run, without --elsewhere")
+        kept.keep(config, results, path.parent / processors.FOLDER / path.name)
+        return
     kept.keep(config, results, path)
     with kept.opened(path) as experiment:
         for name in _figures(experiment):
@@ -211,6 +218,22 @@ def add(config: Path, results: Path, docs: Path) -> None:
             if not drawn.exists():
                 raise UserError(f"{drawn}: no such figure; run `snakemake figures` first")
             write_bytes(docs / "figures" / f"{experiment.name}-{name}.png", drawn.read_bytes())
+
+
+def _processors(folder: Path) -> str:
+    """Write the page on runs that were made again on another processor; empty without any."""
+    written = folder / "processors-discussion.md"
+    parts = []
+    for second in sorted((folder / processors.FOLDER).glob("*.jsonl")):
+        paths = (folder / second.name, second)
+        facts = []
+        for path in paths:
+            with kept.opened(path) as experiment:
+                facts.append(_facts(experiment))
+        parts.append(processors.section(paths, facts))
+    if parts and written.exists():
+        parts.insert(0, written.read_text(encoding="utf-8"))
+    return "\n".join([f"# Results on other processors\n\n{_WRITTEN}", *parts]) if parts else ""
 
 
 def texts(docs: Path) -> dict[Path, str]:
@@ -233,7 +256,10 @@ def texts(docs: Path) -> dict[Path, str]:
             discussion = written.read_text(encoding="utf-8") if written.exists() else ""
             made[docs / "results" / f"{name}.md"] = page(experiment, discussion)
             entries[name] = _entry(experiment)
-    made[docs / "results.md"] = _index(entries)
+    elsewhere = _processors(docs / "results")
+    if elsewhere:
+        made[docs / "results/processors.md"] = elsewhere
+    made[docs / "results.md"] = _index(entries, bool(elsewhere))
 
     def shown(found: re.Match) -> str:
         if found[2] not in runs:

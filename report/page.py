@@ -155,6 +155,7 @@ def _sections(
     links: str,
 ) -> dict[str, Markup]:
     """Build the sections in the order of the page."""
+    # Long, because it is the page's table of contents.
     experiment, found = drawn.experiment, costs(drawn.experiment)
     sections = {
         table_title(case.table): _case_section(drawn, case, known, found)

@@ -153,3 +153,43 @@ def test_the_index_names_the_best_merge_of_a_case_whichever_table_it_is_in(name)
         merges = "".join(block.rpartition("\n---")[2] for block in blocks)
         best = max(re.findall(r"(\.\d{3})[* ]±", merges))
         assert re.search(rf"{table}[^:]*: [^;|]*? (\.\d+) ±", entry)[1] == best
+
+
+def test_a_run_elsewhere_is_compared_with_the_first(small, tmp_path, capsys):
+    config, results, _ = small
+    finished(config, results)
+    folder = tmp_path / "docs"
+    command = ["results", "--config", str(config), "--results", str(results)]
+    command += ["--docs", str(folder)]
+    assert docs.texts(folder).get(folder / "results/processors.md") is None
+    with pytest.raises(UserError, match="keep a first run"):
+        main([*command, "--elsewhere"])
+    assert main(command) == 0
+    path = results / "case1/scores/test/soup.json"
+    scores = json.loads(path.read_text())
+    task = next(iter(scores["tasks"]))
+    scores["tasks"][task]["value"] -= 0.3
+    path.write_text(json.dumps(scores))
+    (results / "machine.json").write_text(json.dumps([MACHINE[0] | {"processor": "Another CPU"}]))
+    (folder / "results/processors-discussion.md").write_text("What a person says.\n")
+    kept_first = (folder / "results/small.jsonl").read_bytes()
+    assert main([*command, "--elsewhere"]) == 0
+    assert (folder / "results/small.jsonl").read_bytes() == kept_first
+    page = (folder / "results/processors.md").read_text()
+    assert "Some CPU" in page and "Another CPU" in page and "What a person says." in page
+    assert "results/processors.md" in (folder / "results.md").read_text()
+    apart = page.partition("**Apart.**")[2].partition("**Table 1.**")[0]
+    rows = [line for line in apart.splitlines() if line.startswith("| table")][1:]
+    # The task's column and the average over two; nothing else has changed.
+    assert rows and all("soup" in row for row in rows)
+    averages = page.partition("**Table 1.**")[2]
+    (soup,) = [line for line in averages.splitlines() if line.startswith("| Model Soups |")]
+    column = load.load(config, results).cases[0].averaged
+    shares = [1 / len(entry.tasks) / len(column) for entry in column if task in entry.tasks]
+    assert soup.endswith(f"| {-0.3 * shares[0]:.3f} |".replace("-0.", "-."))
+    # The command takes kept scores in place of a results folder.
+    capsys.readouterr()
+    first, second = folder / "results/small.jsonl", folder / "results/elsewhere/small.jsonl"
+    assert main(["compare", str(first), str(first)]) == 0
+    assert main(["compare", str(first), str(second)]) == 1
+    assert "soup" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""The page `docs/results/processors.md`: experiments that were run again on another processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from report import kept, render
+from report.case_table import table_title
+from report.compare import Agreement, Pair, agreements, read_tables
+from report.experiment import Case
+from report.grid import MISSING, Cell, Grid, Row, number, score_cell, signed
+from report.published import PAPER, load
+from report.verdicts import Judgement, judgements
+
+FOLDER = "elsewhere"  # of the kept scores of second runs, below docs/results
+_NAMES = ("first", "second")
+
+
+def _table(title: str, caption: str, header: Sequence[str], rows: list[Row], texts: int = 1) -> str:
+    return render.markdown(Grid("", title, caption, tuple(header), tuple(rows), texts=texts))
+
+
+def _row(*texts: object) -> Row:
+    return Row(tuple(Cell(str(text)) for text in texts))
+
+
+def _agreement(tables: Sequence[Agreement]) -> str:
+    """Count the cells of every table that agree."""
+    rows = [
+        _row(table.name, len(table.cells), table.within(1), table.within(2), table.equal)
+        for table in tables
+    ]
+    cells = sum(len(table.cells) for table in tables)
+    counts = [sum(table.within(errors) for table in tables) for errors in (1, 2)]
+    equal = sum(table.equal for table in tables)
+    rows.append(_row("all", cells, *counts, equal))
+    shares = [f"{100 * count / cells:.1f} %" for count in (*counts, equal)]
+    rows.append(_row("share", "", *shares))
+    header = ("table", "cells", "within one error", "within two", "equal to the byte")
+    caption = (
+        "Every value of the tables that has an error, and whether both runs agree within the two "
+        "errors combined. Where nothing but chance differs, about 68 % agree within one error and "
+        "95 % within two."
+    )
+    return _table("Cells", caption, header, rows)
+
+
+def _value(text: tuple[str, str]) -> Cell:
+    value, error = (float(part) if part else None for part in text)
+    return Cell(number(value), "" if error is None else number(error))
+
+
+def _apart(tables: Sequence[Agreement]) -> str:
+    """List the cells that do not agree within two errors, those furthest apart first."""
+    found: list[tuple[str, Pair]] = [(table.name, cell) for table in tables for cell in table.apart]
+    found.sort(key=lambda entry: -entry[1].errors)
+    rows = [
+        Row((*_row(name, cell.row, cell.column).cells, _value(cell.first), _value(cell.second),
+             Cell(f"{cell.errors:.1f}")))
+        for name, cell in found
+    ]  # fmt: skip
+    caption = "Cells that do not agree within two errors, those furthest apart first."
+    header = ("table", "row", "column", *_NAMES, "errors")
+    return _table("Apart", caption, header, rows, texts=3)
+
+
+def _averages(one: Case, two: Case) -> str:
+    """Lay out both runs' averages, in the order of the first."""
+    others = {model.id: model for model in two.all_models}
+    rows = []
+    for model in one.by_average(one.all_models):
+        scores = one.average(model), two.average(others[model.id]) if model.id in others else None
+        gap = scores[1].value - scores[0].value if scores[0] and scores[1] else None
+        cells = Cell(model.label), *map(score_cell, scores)
+        rows.append(Row((*cells, Cell(MISSING if gap is None else signed(gap)))))
+    caption = f"Averages of {one.title}, in the order of the first run."
+    header = ("model", *_NAMES, "second less first")
+    return _table(table_title(one.table), caption, header, rows)
+
+
+def _claims(one: Sequence[Judgement], two: Sequence[Judgement]) -> str:
+    rows = []
+    for first, second in zip(one, two, strict=True):
+        words = [each.verdict if each.findings else MISSING for each in (first, second)]
+        same = "yes" if words[0] == words[1] else "no"
+        rows.append(_row(first.claim.id, first.claim.sentence, *words, same))
+    caption = "The verdicts on the paper's claims in both runs."
+    return _table("Claims", caption, ("claim", "sentence", *_NAMES, "same"), rows, texts=5)
+
+
+def section(paths: tuple[Path, Path], facts: Sequence[dict[str, str]]) -> str:
+    """Compare two runs of one experiment.
+
+    Args:
+        paths: Their kept scores.
+        facts: Of each run, what it is called and where and when it ran.
+
+    Returns:
+        Markdown.
+    """
+    tables = agreements(read_tables(paths[0]), read_tables(paths[1]), _NAMES)
+    with kept.opened(paths[0]) as one, kept.opened(paths[1]) as two:
+        about = [_row(name, *(each[name] for each in facts)) for name in facts[0]]
+        found = [judgements(experiment, load(PAPER)) for experiment in (one, two)]
+        others = {case.id: case for case in two.cases}
+        parts = [
+            f"## `{one.name}`\n",
+            _table("Runs", "What was run where.", ("", *_NAMES), about, texts=3),
+            _agreement(tables),
+            _apart(tables),
+            *(_averages(case, others[case.id]) for case in one.cases if case.id in others),
+            _claims(*found),
+        ]
+    return "\n".join(parts)
