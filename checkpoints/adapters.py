@@ -29,11 +29,11 @@ from common.manifest import check_recorded
 if TYPE_CHECKING:
     import torch
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _INDEX = "adapter_model.safetensors.index.json"
 _PICKLE = "adapter_model.bin"
 _PICKLE_INDEX = "adapter_model.bin.index.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
 _HEAD = "lm_head.weight"
@@ -106,9 +106,9 @@ class Adapter(Model):
         self._settings = Settings(self.path)
         if says_quantised(base.config):
             raise UserError(f"{base.path}: a quantised base; name the one in full precision")
-        safe = weight_file(self.path, _WEIGHTS, _INDEX)
+        safe = weight_file(self.path, WEIGHTS, _INDEX)
         pickled = None if safe else weight_file(self.path, _PICKLE, _PICKLE_INDEX)
-        missing = f"{self.path}: no {_WEIGHTS}"
+        missing = f"{self.path}: no {WEIGHTS}"
         self._weights = open_weights(safe, pickled, missing, allow_pickle)
         self._updates: dict[str, list[_Update]] = {}
         self._replaced: dict[str, str] = {}  # names in the adapter's file
@@ -138,7 +138,7 @@ class Adapter(Model):
         """
         found = {}
         for key in self._weights.stored:
-            inner = key.removeprefix(_PREFIX)
+            inner = key.removeprefix(PREFIX)
             parts = (".lora_", ".base_layer.", ".token_adapter.", ".original_module.")
             if not any(part in inner for part in parts):
                 name = name_in(self._names, inner.replace(".modules_to_save.", "."))
@@ -207,9 +207,9 @@ class Adapter(Model):
 
     def _take(self, key: str) -> None:
         """File one entry of the adapter's weights under the parameter that it changes."""
-        if not key.startswith(_PREFIX):
+        if not key.startswith(PREFIX):
             raise self._settings.refuse(f"its tensor {key}")
-        inner = key.removeprefix(_PREFIX)
+        inner = key.removeprefix(PREFIX)
         module, found, what = inner.partition(".lora_")
         if inner.endswith(_TOKENS):
             self._take_rows(inner.removesuffix(_TOKENS), key)
@@ -238,7 +238,7 @@ class Adapter(Model):
                 "or leave it out"
             )
         self._check_shape(name, self._weights.stored[key].shape, key)
-        a = f"{_PREFIX}{module}.lora_A.weight"
+        a = f"{PREFIX}{module}.lora_A.weight"
         rank = self._weights.stored[a].shape[0] if a in self._weights.stored else 0
         self._updates[name] = [_Update(self._settings.scale(module, rank), key)]
 

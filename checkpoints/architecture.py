@@ -32,6 +32,8 @@ class Architecture:
         tied: Parameters that are another one, by name, under this configuration.
         ignored: What it leaves unread in a file, searched for in a name; None for nothing.
         prefix: The text before the names of the body in a complete model, such as ``model``.
+        linear: Names of its linear layers, the output head included.
+        turned: Those of them that keep their weight as [in, out].
     """
 
     weights: frozenset[str]
@@ -39,6 +41,8 @@ class Architecture:
     tied: Mapping[str, str]
     ignored: re.Pattern[str] | None
     prefix: str
+    linear: frozenset[str] = frozenset()
+    turned: frozenset[str] = frozenset()
 
     def ignores(self, name: str) -> bool:
         """Return whether a stored tensor is left unread: the class computes it or passes over it.
@@ -122,6 +126,7 @@ def _buildable(settings: Mapping[str, Any]) -> bool:
 def _architecture(text: str) -> Architecture | None:
     import torch
     import transformers
+    from transformers.pytorch_utils import Conv1D
 
     config = _parsed(text)
     if config is None or not _buildable(json.loads(text)):
@@ -141,6 +146,8 @@ def _architecture(text: str) -> Architecture | None:
     except Exception:  # a class that needs what is not there, or a configuration it refuses
         return None
     stored = frozenset(model.state_dict())
+    turned = frozenset(n for n, part in model.named_modules() if isinstance(part, Conv1D))
+    linear = (n for n, part in model.named_modules() if isinstance(part, torch.nn.Linear))
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     patterns = set(model._keys_to_ignore_on_load_unexpected or ())
     # transformers adds these two for every class that has such a buffer anywhere.
@@ -156,6 +163,8 @@ def _architecture(text: str) -> Architecture | None:
         dict(model.all_tied_weights_keys),
         re.compile("|".join(f"({pattern})" for pattern in sorted(patterns))) if patterns else None,
         model.base_model_prefix,
+        turned.union(linear),
+        turned,
     )
 
 

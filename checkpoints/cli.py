@@ -64,6 +64,16 @@ A model, a data folder, a score: what has a manifest is refused once its files d
 writes the present hashes into the manifest, which keeps the earlier ones. Tables mark accepted
 scores, and the workflow makes again what was made from an accepted file.
 """
+_EXTRACT = """\
+examples:
+  python -m checkpoints extract-lora --base models/base --model models/ja --rank 16 --out lora/ja
+  python -m checkpoints extract-lora --base models/base --model models/ja --energy 0.95 \\
+      --others store --out lora/ja
+
+Writes a PEFT adapter: the truncated SVD, in float64, of the change in each linear layer. layers.csv has each layer's rank and the squared norm of its change and of the part left
+out. Changed embeddings, norms, biases and the output head are refused unless --others stores them
+complete or drops them.
+"""
 _SHOW = """\
 examples:
   python -m checkpoints show models/base
@@ -109,6 +119,21 @@ def build_parser() -> argparse.ArgumentParser:
     gguf.set_defaults(run=_import_gguf)
     gguf.add_argument("file", type=Path, metavar="FILE", help="the GGUF file")
     gguf.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    about = "write what a training changed as a LoRA adapter"
+    lora = add_command(commands, "extract-lora", help=about, epilog=_EXTRACT)
+    lora.set_defaults(run=_extract_lora)
+    about = "the model before the training"
+    lora.add_argument("--base", type=Path, required=True, metavar="DIR", help=about)
+    about = "the model after it"
+    lora.add_argument("--model", type=Path, required=True, metavar="DIR", help=about)
+    size = lora.add_mutually_exclusive_group(required=True)
+    size.add_argument("--rank", type=int, metavar="R", help="rank of every layer's factors")
+    about = "share of each layer's squared change to keep, above 0 and at most 1"
+    size.add_argument("--energy", type=float, metavar="SHARE", help=about)
+    about = "changed parameters that factors do not hold (refuse)"
+    ways = ("refuse", "store", "drop")
+    lora.add_argument("--others", choices=ways, default="refuse", help=about)
+    lora.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     about = "of the written weights: bfloat16, float32, float16 (bfloat16)"
     gguf.add_argument("--dtype", default="bfloat16", metavar="TYPE", help=about)
     about = "a folder with the model's own tokenizer, to take instead of the file's"
@@ -193,6 +218,26 @@ def _import_gguf(arguments: argparse.Namespace) -> None:
         note=lambda text: print(f"note: {text}", file=sys.stderr),
     )
     print(f"imported {values / 1e6:.1f} M parameters -> {arguments.out}")
+
+
+def _extract_lora(arguments: argparse.Namespace) -> None:
+    from checkpoints.extraction import extract_lora
+
+    layers = extract_lora(
+        arguments.base,
+        arguments.model,
+        arguments.out,
+        rank=arguments.rank,
+        energy=arguments.energy,
+        others=arguments.others,
+        note=lambda text: print(f"note: {text}", file=sys.stderr),
+    )
+    squared, left_out = (sum(getattr(x, key) for x in layers) for key in ("squared", "left_out"))
+    ranks = sorted({layer.rank for layer in layers})
+    print(
+        f"{arguments.out}: {len(layers)} layers of rank {ranks[0]} to {ranks[-1]}, "
+        f"{1 - left_out / squared:.4%} of the squared change"
+    )
 
 
 def _accept(arguments: argparse.Namespace) -> None:
