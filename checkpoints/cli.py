@@ -70,9 +70,10 @@ examples:
   python -m checkpoints extract-lora --base models/base --model models/ja --energy 0.95 \\
       --others store --out lora/ja
 
-Writes a PEFT adapter: the truncated SVD, in float64, of the change in each linear layer. layers.csv has each layer's rank and the squared norm of its change and of the part left
-out. Changed embeddings, norms, biases and the output head are refused unless --others stores them
-complete or drops them.
+Writes a PEFT adapter: the truncated SVD, in float64, of the change in each linear layer. layers.csv
+has each layer's rank and the squared norm of its change and of the part left out. Changed
+embeddings, norms, biases and the output head are refused unless --others stores them complete or
+drops them.
 """
 _SHOW = """\
 examples:
