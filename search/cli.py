@@ -18,7 +18,7 @@ each group of layers or over paths through the experts' layers; `greedy` average
 with each next one that does not make it worse. Candidates are merged and scored in memory;
 search.csv in the result lists them all. The same command given again resumes a search that was
 killed. `replay` writes the model that a finished search would have chosen after
-fewer evaluations.
+fewer evaluations. `kinship` shows how alike experts are, and which pairs to merge next.
 """
 
 _EPILOG = """\
@@ -36,6 +36,7 @@ examples:
       --data data --suites bottle_ja8 --out merges/greedy_soup
   python -m search replay --of merges/evolutionary --evaluations 24 --base models/base \\
       --experts ja=models/ja math=models/math --out merges/evolutionary_24
+  python -m search kinship --help
 
 docs/evolutionary.md explains more.
 """
@@ -214,6 +215,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: What the user can fix.
     """
+    if arguments and arguments[0] == "kinship":
+        from search import kinship
+
+        return kinship.main(list(arguments[1:]))
     given = build_parser().parse_args(arguments)
     _check_options(given)
     if given.command != "replay":

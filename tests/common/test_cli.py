@@ -47,6 +47,13 @@ OPTIONS = [
         ("search.cli.build_parser", [command, *MODELS], "--experts", ["ja=ja", "math=math"])
         for command in ("tune", "evolve", "greedy", "replay")
     ),
+    *(
+        ("search.kinship.build_parser", needed, option, ["ja=ja", "math=math"])
+        for needed, option in (
+            (["--base", "b"], "--experts"),
+            (["--base", "b", "--experts", "e=e"], "--scores"),
+        )
+    ),
     ("checkpoints.cli.build_parser", ["preflight"], "--experts", ["ja=ja", "math=math"]),
     (
         "checkpoints.cli.build_parser",
