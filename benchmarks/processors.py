@@ -129,7 +129,9 @@ def steps(
     for method, chosen in variants:
         info = registry.info(method)
         needs = info.needs
-        values = [f"samples={samples}", *chosen] if "data" in needs else chosen
+        # How the parameter is called that says how many rows a method sees.
+        size = "samples" if "samples" in info.parameters else "rows"
+        values = [f"{size}={samples}", *chosen] if "data" in needs else chosen
         if method == "dam":
             values = [*values, "batch_size=4"]
         merged = out / "merges" / "-".join([method, *chosen])
