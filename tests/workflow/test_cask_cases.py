@@ -46,6 +46,13 @@ def test_the_shipped_file_accepts_no_terms_for_its_reader():
         configuration.resolve(given, "cask.yaml")
 
 
+def test_dev_items_are_asked_where_there_are_some_and_they_are_read():
+    (case,) = configuration.resolve(CASK, "cask.yaml").cases.values()
+    read = ["ja8/jcommonsenseqa", "kobest/copa", "kobest/sentineg", "bottle_gsm_en/gsm_en"]
+    assert case.evaluated("dev") == read
+    assert {"ja8/xwinograd_ja", "kobest/boolq"} < set(case.evaluated("test"))
+
+
 def without_recipe(config):
     del config["cases"]["cask"]["experts"]["ko"]["finetune"]
 
@@ -66,6 +73,14 @@ def a_search_without_dev_items(config):
     config["cases"]["cask"]["columns"].append({"label": "XWino", "tasks": ["ja8/xwinograd_ja"]})
 
 
+def a_domain_without_dev_items(config):
+    case = config["cases"]["cask"]
+    del config["methods"]
+    config["methods"] = {"soup": {"label": "Model Soups", "method": "linear"}}
+    case["columns"].append({"label": "XWino", "tasks": ["ja8/xwinograd_ja"]})
+    case["experts"]["ja"]["domain"].append("ja8/xwinograd_ja")
+
+
 def a_wrong_task(config):
     config["cases"]["cask"]["experts"]["ko"]["finetune"]["tasks"] = ["kobest/kopa"]
 
@@ -76,6 +91,7 @@ REFUSED = {
     another_package: "did you mean 'gemma3-270m'",
     a_world: "'world' is of a bottle's case",
     a_search_without_dev_items: "none are published for ja8/xwinograd_ja",
+    a_domain_without_dev_items: "judges ja on dev items, and none are published for ja8/xwinograd",
     a_wrong_task: "did you mean 'kobest/copa'",
 }
 
@@ -117,7 +133,7 @@ def tiny(config):
         name: {"label": name, "domain": [task], "finetune": recipe} for name, task in tasks.items()
     }
     case["columns"] = [{"label": task, "tasks": [task]} for task in tasks.values()]
-    del case["beside"]
+    case["beside"] = [{"label": "JNLI", "tasks": ["bottle_ja8/jnli"]}]
 
 
 @pytest.mark.workflow
@@ -139,8 +155,9 @@ def test_a_run_makes_tables_from_a_package(tmp_path, monkeypatch):
     assert recipe["steps"] == 3 and recipe["rank"] == 2
     assert len(read_jsonl(case / "data/train/ja.jsonl")) == 6
     scores = read_json(case / "scores/test/ties_tuned.json")["tasks"]
-    assert {name: entry["items"] for name, entry in scores.items()} == {
-        "bottle_ja8/jcomqa": 4,
-        "bottle_gsm_en/gsm_en": 4,
-    }
+    columns = {"bottle_ja8/jcomqa": 4, "bottle_gsm_en/gsm_en": 4}
+    counts = {name: entry["items"] for name, entry in scores.items()}
+    assert counts == columns | {"bottle_ja8/jnli": 4}
+    # No search and no gate reads what is only shown.
+    assert set(read_json(case / "scores/dev/math.json")["tasks"]) == set(columns)
     assert not project.planned()

@@ -224,6 +224,18 @@ class Case(Entry):
             found += [suite] if complete else own
         return found
 
+    def evaluated(self, split: str) -> list[str]:
+        """Return the suites and tasks that a model is evaluated on.
+
+        Args:
+            split: `test` takes all of the tables'. `dev` of a cask takes those that the gate or a
+                search reads: some benchmarks have no dev items, and an item takes long.
+        """
+        if split == "test" or not self.in_cask:
+            return self.suites
+        read = {task for expert in self.experts.values() for task in expert.domain}
+        return [task for task in self.tasks if task in read or task in self.searched_tasks]
+
     @property
     def taught(self) -> dict[str, list[str]]:
         """The tasks that the cask trains each expert on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -101,6 +101,11 @@ def _check_cask(case: Case, where: str) -> None:
     for name, expert in case.experts.items():
         if expert.finetune is None:
             raise UserError(f"{where}: {name} lacks the key 'finetune'; the base is of a package")
+        if lacking := _without_dev(case, expert.domain):
+            raise UserError(
+                f"{where}: the gate judges {name} on dev items, and none are published for "
+                f"{', '.join(lacking)}; leave them out of its domain"
+            )
 
 
 def _check_made(case: Case, where: str) -> None:
@@ -144,10 +149,17 @@ def _check_row(row: Row, where: str, case: Case, id: str) -> None:
             raise UserError(f"{where}: {id}.experts.{expert} has no calibration data to learn")
 
 
+def _without_dev(case: Case, tasks: Sequence[str]) -> list[str]:
+    """Return the tasks without dev items; a cask draws those of the bottle's tasks."""
+    shipped = [task for task in tasks if task.partition("/")[0] in load_suites()]
+    made = {task.name for task in select(shipped) if task.maker == "bottle"}
+    drawn = made if case.in_cask else set()
+    return [task for task in tasks if task not in drawn and not has_dev(task)]
+
+
 def _check_dev(case: Case, id: str, where: str) -> None:
     tasks = case.searched_tasks
-    drawn = [task.name for task in select(tasks) if task.maker == "bottle"] if case.in_cask else ()
-    if lacking := [task for task in tasks if task not in drawn and not has_dev(task)]:
+    if lacking := _without_dev(case, tasks):
         left = [task for task in tasks if task not in lacking]
         rest = f", or name the others under cases.{id}.dev_tasks" if left else ""
         raise UserError(
