@@ -235,8 +235,9 @@ def _extract_lora(arguments: argparse.Namespace) -> None:
     )
     squared, left_out = (sum(getattr(x, key) for x in layers) for key in ("squared", "left_out"))
     ranks = sorted({layer.rank for layer in layers})
+    span = " to ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))
     print(
-        f"{arguments.out}: {len(layers)} layers of rank {ranks[0]} to {ranks[-1]}, "
+        f"{arguments.out}: {len(layers)} layers of rank {span}, "
         f"{1 - left_out / squared:.4%} of the squared change"
     )
 

@@ -121,6 +121,7 @@ def merge_from_mergekit(arguments: argparse.Namespace) -> None:
         settings,
         parameters_for=rules,
         dtype=arguments.dtype or dtype,
+        compute_dtype="float64" if order.wide else arguments.compute_dtype,
         donor=arguments.donor or order.donor,
         vocabulary=arguments.vocabulary or order.vocabulary or "refuse",
         chat_template=template,

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError, nearest
 from common.files import write_text
@@ -14,6 +14,9 @@ from common.manifest import NAME, read_manifest
 from merges.engine.config import MergeConfig
 from merges.engine.output import recipe_of
 from merges.mergekit.writing import MASKS, mergekit_yaml
+
+if TYPE_CHECKING:
+    from checkpoints.reading import Model
 
 
 def read_merge(folder: Path) -> dict[str, Any]:
@@ -46,6 +49,11 @@ def recipe_in_folder(
     made = Checkpoint(folder)
     stored = {torch_name(made.dtype(name)) for name in made.names()}
     return mergekit_yaml(about["parameters"], made.names(), stored, places)
+
+
+def _is_wide(model: Model) -> bool:
+    """Return whether a model is stored in float64, in which its merge is then computed."""
+    return any(model.dtype(name) == "F64" for name in model.names())
 
 
 def _place(path: Path) -> str:
@@ -96,10 +104,13 @@ def export_merge(folder: Path, located: Mapping[str, Path], out: Path) -> None:
     if located and (missing := [name for name in keys if name not in located]):
         raise UserError(f"--locate: no folder of {missing[0]}; give all of {', '.join(keys)}")
     places = {name: _place(path) for name, path in located.items()} or None
-    text, drawn = recipe_in_folder(folder, about, places)
     for name, path in located.items():
-        if Checkpoint(path).fingerprint != about["inputs"][keys[name]]:
+        model = Checkpoint(path)
+        if model.fingerprint != about["inputs"][keys[name]]:
             raise UserError(f"{path}: not the {name} of {folder}: other weights; give that model")
+        if _is_wide(model):
+            about["parameters"]["compute_dtype"] = "float64"
+    text, drawn = recipe_in_folder(folder, about, places)
     _write(out, text, drawn)
 
 
@@ -134,5 +145,8 @@ def export_config(config: MergeConfig, out: Path) -> None:
     reference = settle(config.reference, config.experts).base
     names = reference.names()
     stored = {config.dtype or torch_name(reference.stored(name)) for name in names}
-    text, drawn = mergekit_yaml(recipe_of(config), names, stored, places)
+    recipe = recipe_of(config)
+    if any(map(_is_wide, config.models.values())):
+        recipe["compute_dtype"] = "float64"
+    text, drawn = mergekit_yaml(recipe, names, stored, places)
     _write(out, text, drawn)

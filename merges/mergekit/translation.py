@@ -55,6 +55,7 @@ class Translated:
         donor: The expert whose tokenizer is asked for.
         notes: Parts of the configuration without effect, a line each.
         chat_template: ``auto``, a template's text, or None for the donor's.
+        wide: Whether it is computed in float64, to which mergekit casts its input then.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Translated:
     donor: str | None
     notes: tuple[str, ...]
     chat_template: str | None = None
+    wide: bool = False
 
     def resolve(
         self, base: Model | None, experts: Mapping[str, Model]
@@ -318,4 +320,5 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
         donor,
         parameters.notes,
         check_template(content.get("chat_template")),
+        str(content.get("dtype")).removeprefix("torch.") == "float64",
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from checkpoints.names import kind
 from common.errors import UserError
 from merges.engine import registry
 from merges.engine.checks import numbers_by_expert
@@ -24,6 +25,8 @@ MASKS = (
     "mergekit draws other random masks than this merge did: the weights that it makes differ from "
     "it as those of another seed do"
 )
+# With a lambda of 0 these leave the base as it is.
+_SCALED = {about.ours for about in RECIPES.values() if "lambda" in about.shared}
 _Words = dict[tuple[str | None, str], Any]  # by expert (None: of all) and mergekit's word
 
 
@@ -134,8 +137,8 @@ def _check_said(recipe: Mapping[str, Any]) -> None:
     """Refuse what no method of mergekit has a word for."""
     if recipe["method"] not in {about.ours for about in RECIPES.values()}:
         raise _refuse(f"the method {recipe['method']}", "it has none like it")
-    if recipe["embeddings_and_norms"] != "merged":
-        raise _refuse("embeddings and norms of the base", "it merges all tensors by one method")
+    if recipe["embeddings_and_norms"] == "base" and recipe["method"] not in _SCALED:
+        raise _refuse("embeddings and norms of the base", "this method has no lambda to set to 0")
     if recipe.get("donor"):
         raise _refuse(f"the donor {recipe['donor']}", "it chooses the configuration's model itself")
     if (vocabulary := recipe.get("vocabulary")) not in (None, "refuse"):
@@ -158,7 +161,8 @@ def _by_tensor(
         if (key := _shown(values)) not in known:
             own = numbers_by_expert(info, values, recipe["experts"])
             known[key] = _words(about, own, recipe["experts"], based)
-        found[tensor] = known[key]
+        kept = recipe["embeddings_and_norms"] == "base" and kind(tensor) in ("embedding", "norm")
+        found[tensor] = known[key] | ({(None, "lambda"): 0.0} if kept else {})
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ LAYERS = [  # the last rule leaves the norms of the first layer out of what the 
     {"match": r"layers\.2\.self_attn\.(q|k)_proj", "set": {"scale": 0.3}},
 ]
 SHARES = 'weights={"ja": 1, "math": 0.5, "sql": 0.7}'
-# Our recipes: what is set, by method of mergekit; a list at the end is --set-layers.
+# Our recipes: what is set, by method of mergekit; a list is --set-layers, or other options.
 SETTINGS: dict[str, list[tuple[Any, ...]]] = {
     "linear": [(), (SHARES, "normalize=false"), (LAYERS[:1],)],
     "slerp": [("t=0.3",), ([{"gradient": {"t": [0, 0.5, 1]}}],)],
@@ -48,6 +49,7 @@ SETTINGS: dict[str, list[tuple[Any, ...]]] = {
         (),
         (SHARES, 'density={"ja": 0.29, "math": 0.5, "sql": 1}', "merge=sum"),
         (LAYERS, "density=0.35"),
+        ("density=0.3", ["--embeddings-and-norms", "base", "--compute-dtype", "float64"]),
     ],
     "dare_ties": [("density=1", "rescale=none"), ("density=1", "rescale=l1", SHARES, "merge=mean")],
     "dare_linear": [("density=1", "rescale=l1"), ("density=1", "rescale=none", "normalize=true")],
@@ -83,7 +85,9 @@ def command(families: Path, stored: str, method: str, number: int) -> list[str]:
     given = ["--method", ours, "--base", str(folder / "base"), "--experts"]
     given += [f"{name}={folder / name}" for name in experts]
     for setting in SETTINGS[method][number]:
-        if isinstance(setting, list):
+        if isinstance(setting, list) and isinstance(setting[0], str):
+            given += setting
+        elif isinstance(setting, list):
             path = families / f"{method}-{number}.json"
             path.write_text(json.dumps(setting))
             given += ["--set-layers", str(path)]
@@ -128,9 +132,13 @@ def test_what_we_read_in_it_again_is_the_same_recipe(
         json.loads((folder / "manifest.json").read_text())["parameters"]
         for folder in (ours, tmp_path / "again")
     )
-    assert (old["method"], old["experts"]) == (new["method"], new["experts"])
+    for key in ("method", "experts", "compute_dtype"):
+        assert old[key] == new[key]
     names = load_file(ours / name)
     before, after = (each_tensors(recipe, names) for recipe in (old, new))
+    if old["embeddings_and_norms"] == "base":
+        for name in filter(re.compile("norm|embed").search, before):
+            before[name]["scale"] = 0.0
     assert before == after
 
 
@@ -229,7 +237,7 @@ def test_masks_of_another_generator_are_named(
         ("--method dare_ties", 'cannot express rescale="density": it has "l1" or "none"'),
         ("--method ties --set scope=model", 'scope="model": it has "tensor" alone'),
         ("--method model_stock", 'average="angles": it has "cosines" alone'),
-        ("--method ties --embeddings-and-norms base", "embeddings and norms of the base"),
+        ("--method linear --embeddings-and-norms base", "embeddings and norms of the base: this"),
         ("--method ties --donor ja", "cannot express the donor ja"),
         ("--method ties --vocabulary union", "cannot express the vocabulary policy union"),
         (
