@@ -29,6 +29,7 @@ if not SCORES_FROM:
     include: "workflow/rules/merges.smk"
     include: "workflow/rules/evaluation.smk"
     include: "workflow/rules/smoke.smk"
+    include: "workflow/rules/inspection.smk"
 
     for study in CONFIG.studies.present:
 

@@ -24,6 +24,13 @@ Merge checkpoints that were fine-tuned from one base into a single model folder:
 configuration, tokenizer, manifest.json (recipe and hashes) and cost.json (time, memory).
 """
 
+# Words in the place of a method's options, and the modules that they run.
+_COMMANDS = {
+    "teachers": "merges.dam.teachers",
+    "statistics": "merges.statistics.cli",
+    "inspect": "merges.inspecting",
+    "card": "merges.card",
+}
 _EPILOG = """\
 examples:
   python -m merges --list
@@ -39,6 +46,7 @@ examples:
   python -m merges --to-mergekit merged/ties --locate base=models/base ja=models/ja --out ties.yml
   python -m merges teachers --help
   python -m merges statistics --help
+  python -m merges inspect --help  # what merges kept of each expert, by layer
   python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card
 
 A folder with adapter_config.json among the experts is a LoRA adapter (PEFT); it is folded into the
@@ -242,12 +250,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: What the user can fix.
     """
-    if argv and argv[0] == "teachers":
-        return importlib.import_module("merges.dam.teachers").main(list(argv[1:]))
-    if argv and argv[0] == "card":
-        return importlib.import_module("merges.card").main(list(argv[1:]))
-    if argv and argv[0] == "statistics":
-        return importlib.import_module("merges.statistics.cli").main(list(argv[1:]))
+    if argv and argv[0] in _COMMANDS:
+        return importlib.import_module(_COMMANDS[argv[0]]).main(list(argv[1:]))
     arguments = build_parser().parse_args(argv)
     if arguments.list:
         print(listing())

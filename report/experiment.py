@@ -125,12 +125,20 @@ class Case:
     notes: tuple[str, ...] = ()  # sentences of the configuration that are printed under its tables
     more: tuple[Model, ...] = ()  # merges beyond the paper's, which have a separate table
     failed: Mapping[str, str] = field(default_factory=dict)  # by expert, why the gate failed
+    # How far experts moved and what merges kept of them: what `python -m merges inspect` wrote;
+    # empty where it has not run
+    inspection: Mapping[str, Any] = field(default_factory=dict)
     # Lines on files that are damaged or are not what they should be
     faults: tuple[str, ...] = ()
     # Of several worlds: the case in each, by seed; the models above are then means over them
     worlds: Mapping[int, Case] = field(default_factory=dict)
     # The worlds that take no part in the means, each with the reason
     left_out: Mapping[int, tuple[Case, str]] = field(default_factory=dict)
+
+    @property
+    def inspected(self) -> bool:
+        """Whether merges were compared with their base in a world at least."""
+        return any(world.inspection.get("merges") for world in self.each.values())
 
     @property
     def each(self) -> dict[int | None, Case]:

@@ -28,7 +28,7 @@ def _names(config: Mapping[str, Any], results: Path) -> Iterator[str]:
     seeds = seeds_of(config)
     for name, seed in itertools.product(config["cases"], seeds):
         case, about = folder_of(name, seed, seeds), config["cases"][name]
-        yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json"))
+        yield from (f"{case}/{name}" for name in ("gate.json", "smoke.json", "inspection.json"))
         yield from (f"{case}/{name}/cost.json" for name in ("data", "teachers"))
         shared = sorted((results / case).glob("statistics/*/*/cost.json"))
         yield from (str(path.relative_to(results)) for path in shared)

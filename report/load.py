@@ -23,7 +23,7 @@ from report.experiment import (
     searched,
     worlds_of,
 )
-from report.reading import COST, GATE, MANIFEST, SMOKE, Reader
+from report.reading import COST, GATE, INSPECTION, MANIFEST, SMOKE, Reader
 from report.scores import NOT_RUN, STALE, Wanted, alike, outcome, read_scores
 from report.worlds import pooled
 
@@ -145,6 +145,8 @@ def load_case(
     base = entry.get("base", {}).get("label", "Base")
     smoke = _smoke(reader, world / "smoke.json")
     gate = reader.optional(world / "gate.json", GATE, "gate's verdict", recorded=True)
+    place = world / "inspection.json"
+    inspection = reader.optional(place, INSPECTION, "inspection", recorded=True)
     columns = [Column(c["label"], tuple(c["tasks"]), True) for c in entry["columns"]]
     columns += [Column(c["label"], tuple(c["tasks"]), False) for c in entry.get("beside", [])]
     names = frozenset(("base", *entry["experts"], *config["methods"]))
@@ -173,6 +175,7 @@ def load_case(
         experts=entry["experts"],
         gate=gate.get("experts", {}),
         failed=gate.get("failed", {}),
+        inspection=inspection,
         notes=tuple(entry.get("notes", ())),
         more=tuple(model for model in models if model.id in beyond),
         faults=tuple(reader.faults),
@@ -249,7 +252,7 @@ def score_files(config: Mapping[str, Any], results: Path) -> Iterator[tuple[str,
         models = ["base", *entry["experts"]]
         models += [id for id, row in config["methods"].items() if case in row.get("cases", [case])]
         for world in (folder_of(case, seed, seeds) for seed in seeds):
-            wanted += [f"{world}/gate.json", f"{world}/smoke.json"]
+            wanted += [f"{world}/{name}.json" for name in ("gate", "smoke", "inspection")]
             wanted += [f"{world}/scores/test/{id}.json" for id in models]
     ablation = config.get("ablation") or {"objectives": {}, "seeds": []}
     wanted.append("ablation/smoke.json")
@@ -284,7 +287,7 @@ def load(config_path: Path, results: Path) -> Experiment:
     """
     config = _configuration(config_path)
     same_world.check(config, results)
-    checks = ("gate.json", "smoke.json")
+    checks = ("gate.json", "smoke.json", "inspection.json")
     if all(name.endswith(checks) for name, _ in score_files(config, results)):
         raise UserError(
             f"no scores in {results}: run `make reproduce` first, or give a folder with "

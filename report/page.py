@@ -13,7 +13,7 @@ from markupsafe import Markup
 from common.errors import UserError
 from common.files import sha256_file, write_text
 from common.manifest import beside, check_recorded, read_manifest
-from report import items, panels, render, summary
+from report import inspection, items, panels, render, summary
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
 from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
@@ -147,6 +147,18 @@ def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: li
     return content
 
 
+def _why(case: Case) -> Markup:
+    """Show what merges kept of every expert, and how experts moved."""
+    kept, moved = inspection.inspection_grid(case), inspection.experts_grid(case)
+    caption = (
+        f"{case.title}: what every merge kept of each expert's change, and what is along none. A "
+        "dot is a layer's attention or MLP, the diamond all together; 1 is the expert's own change."
+    )
+    drawn = render.figure(f"{case.table}_kept", caption, inspection.panels(case), [], [])
+    summary = f"How experts moved, {len(moved.rows) - 1} groups of weights"
+    return render.html(kept) + drawn + render.part("folded", summary, moved)
+
+
 def _sections(
     drawn: _Drawn,
     published: Published,
@@ -166,6 +178,8 @@ def _sections(
         sections["Table 3"] = table + drawn.bars(
             "table3", [panels.ablation(experiment.ablation)], ()
         )
+    if why := [_why(case) for case in experiment.cases if case.inspected]:
+        sections["Why a merge works"] = Markup("").join(why)
     if known["items"]:
         sections["Answers"] = render.part("answers")
     sections["Experts"] = render.html(experts_grid(experiment.cases, experiment.seed))

@@ -186,6 +186,37 @@ def ablation(entry: Ablation) -> Panel:
     return Panel("Table 3", about, height, tuple(marks), ticks=tuple(ticks))
 
 
+def dots(title: str, rows: Sequence[tuple[str, float | None, Sequence[float | None]]]) -> Panel:
+    """Lay out a panel with a row of dots for each model, and a mark for what they have together.
+
+    Args:
+        title: Of the panel.
+        rows: Each with its label, the number for all parts together and that of every part.
+    """
+    values = [v for _, total, parts in rows for v in (total, *parts) if v is not None]
+    low, high = min([0.0, *values]), max([1.0, *values])
+
+    def x(value: float) -> float:
+        return _LEFT + _WIDTH * (value - low) / (high - low)
+
+    marks, known = [], []
+    for place, (label, total, parts) in enumerate(rows):
+        y, short = place * 1.4 * _STEP, _short(label)
+        found = [part for part in parts if part is not None]
+        if total is None or not found:
+            marks.append(Mark(short, f"{label}: nothing to compare", _LEFT, y, text=number(total)))
+            continue
+        known.append((total, label))
+        ends = min(found), max(found)
+        words = f"{label}: {number(total)}, by layer and module {' to '.join(map(number, ends))}"
+        at = x(total), y, x(ends[0]), x(ends[1])
+        marks.append(Mark(short, words, *at, text=number(total), seeds=tuple(map(x, found))))
+    said = [f"{label} {number(total)}" for total, label in sorted(known, reverse=True)]
+    about = f"{title}: {', '.join(said[:3])}; lowest {said[-1]}." if said else f"{title}: nothing."
+    ticks = [(x(end), number(end)) for end in sorted({0.0, 1.0, low, high})]
+    return Panel(title, about, 1.4 * _STEP * len(rows), tuple(marks), ticks=tuple(ticks))
+
+
 def _free_places(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:
     """Yield places for the left end of a label's middle line, near ones first."""
     for radius in (8, *range(12, 160, 6)):

@@ -14,8 +14,9 @@ from common.manifest import check_recorded, recorded_hash
 # must be there, and an asterisk stands for every key.
 Shape = Any
 NUMBER = (int, float)
+NUMBER_OR_NONE = (*NUMBER, type(None))
 _JUDGED = {"learned!": bool, "base!": NUMBER, "expert!": NUMBER}
-_CHECKED = {"not_finite": int, "perplexity": (*NUMBER, type(None))}
+_CHECKED = {"not_finite": int, "perplexity": NUMBER_OR_NONE}
 MANIFEST: Shape = {
     "parameters": {"set": {}, "search": {"joined": list}},
     "inputs": {},
@@ -24,6 +25,15 @@ MANIFEST: Shape = {
 }
 GATE: Shape = {"experts": {"*": {"tasks!": {"*": _JUDGED}}}, "failed": {"*": str}}
 SMOKE: Shape = {"model!": _CHECKED, "parents!": {"*": _CHECKED}}
+_DESCRIBED: Shape = {
+    "drift!": {"*": NUMBER_OR_NONE},
+    "cosine!": {"*": NUMBER_OR_NONE},
+    "conflict!": NUMBER_OR_NONE,
+    "kept!": {"*": {"*": NUMBER_OR_NONE}},
+    "outside!": {"*": NUMBER_OR_NONE},
+    "length!": {"*": NUMBER_OR_NONE},
+}
+INSPECTION: Shape = {"experts!": list, "merges!": list, "all!": _DESCRIBED, "groups!": list}
 COST: Shape = {"counted": {"*": NUMBER}}
 SCORES: Shape = {"tasks!": {"*": {}}, "backend": str, "weights": str}
 

@@ -12,6 +12,7 @@ from report.case_table import case_csv, case_grid, has_groups, more_grid, tasks_
 from report.experiment import Experiment
 from report.expert_table import experts_csv, experts_grid
 from report.grid import Grid
+from report.inspection import inspection_grid
 from report.load import score_files
 
 _FORMS = {"md": render.markdown, "tex": render.latex}
@@ -25,6 +26,7 @@ def grids(experiment: Experiment) -> list[Grid]:
         made.append(ablation_grid(experiment.ablation))
     made += [tasks_grid(case, seed) for case in experiment.cases if has_groups(case)]
     made += [more_grid(case, seed) for case in experiment.cases if case.more]
+    made += [inspection_grid(case) for case in experiment.cases if case.inspected]
     return [*made, experts_grid(experiment.cases, seed)]
 
 

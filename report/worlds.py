@@ -205,6 +205,7 @@ def pooled(worlds: Mapping[int, Case], name: str, stop: bool) -> Case:
         more=placed(more),
         gate={},
         failed={},
+        inspection={},
         worlds=kept,
         left_out={seed: (worlds[seed], why) for seed, why in out.items()},
     )

@@ -50,6 +50,8 @@ WORK = {
     "evaluate": Work(memory=1.5, gpu_memory=2.0, minutes=5.0),
     # One model after another, read in float32; the time is per model.
     "smoke": Work(memory=3.0, minutes=0.5),
+    # A piece of every model at a time, mapped; the time is per model.
+    "inspect": Work(memory=0.5, minutes=0.5),
 }
 
 
@@ -70,7 +72,7 @@ def ask(
         kind: A key of `WORK`.
         case: A case of the resolved configuration.
         experts: Models that are merged.
-        times: Evaluations of a search, or models of a smoke check.
+        times: Evaluations of a search, or models of a smoke check or an inspection.
         device: Where models are scored; small ones, too, are on the GPU that is named here.
         attempt: 1, and one more with each retry: half as much memory again, as much time again.
         tensor_parallel: GPUs over which a model is divided.

@@ -91,6 +91,21 @@ def test_every_model_is_smoke_checked_and_the_page_shows_it(reproduced):
     assert "models on a fixed text</summary>" in page
 
 
+def test_every_merge_is_inspected_and_the_page_shows_it(reproduced):
+    for case in ("case1", "case2"):
+        found = json.loads((reproduced.results / case / "inspection.json").read_text())
+        rows = {
+            path.parent.name for path in reproduced.results.glob(f"{case}/merges/*/config.json")
+        }
+        reordered = {"evolutionary_dfs"}  # has other layers than the base
+        assert set(found["merges"]) == rows - reordered
+        kept = found["all"]["kept"]["soup"].values()
+        assert list(kept) == pytest.approx([1 / 3] * 3, abs=1e-3)
+    page = (reproduced.results / "report.html").read_text(encoding="utf-8")
+    assert "Why a merge works" in page and "Kept of German expert" in page
+    assert (reproduced.results / "tables/table2_inspection.md").exists()
+
+
 def test_every_artefact_has_its_manifest(reproduced):
     folders = [
         *reproduced.results.glob("case*/models/*"),
@@ -115,8 +130,9 @@ def test_a_second_run_has_nothing_to_do(project):
     [
         ("case2/scores/test/soup.json", {"evaluate": 1}),
         ("case2/scores/test/soup.manifest.json", {"evaluate": 1}),
-        ("case1/merges/soup/manifest.json", {"merge": 1, "evaluate": 1, "smoke": 1}),
+        ("case1/merges/soup/manifest.json", {"merge": 1, "evaluate": 1, "smoke": 1, "inspect": 1}),
         ("case2/smoke.json", {"smoke": 1}),
+        ("case1/inspection.json", {"inspect": 1}),
         ("ablation/kl/seed0/scores.json", {"ablation_evaluate": 1}),
     ],
 )
@@ -139,7 +155,7 @@ def test_a_method_and_a_task_added_as_contributing_says_run_only_their_own_jobs(
     project.config["methods"] = kept | yaml.safe_load(shown["config.yaml"])
     project.write()
     report = {"resolved_config": 1, "make_tables": 1, "make_figures": 1, "make_page": 1}
-    assert project.planned() == {"merge": 2, "evaluate": 2, "smoke": 2, **report}
+    assert project.planned() == {"merge": 2, "evaluate": 2, "smoke": 2, "inspect": 2, **report}
     project.config["tasks"] = yaml.safe_load(shown["sums.yaml"])["tasks"]
     project.config["cases"]["case2"]["beside"].append({"label": "Sums", "tasks": ["mine/sums"]})
     project.write()
@@ -163,6 +179,7 @@ def test_a_changed_number_runs_only_its_own_method(project):
         "merge": 2,
         "evaluate": 2,
         "smoke": 2,
+        "inspect": 2,
         "resolved_config": 1,
         "make_tables": 1,
         "make_figures": 1,
@@ -287,6 +304,8 @@ def test_a_failed_row_is_a_row_and_the_others_are_finished(project):
     assert found["soup"]["status"] == "ok" and found["soup"]["Avg"] != ""
     checked = json.loads((project.results / "case2" / "smoke.json").read_text())["parents"]
     assert checked["dare_ties"]["not_finite"] > 0 and checked["soup"]["not_finite"] == 0
+    inspected = json.loads((project.results / "case2" / "inspection.json").read_text())["merges"]
+    assert "soup" in inspected
     found = {row["id"]: row for row in rows(project, "table2")}
     assert found["dare_ties"]["status"].startswith("failed: ") and found["dare_ties"]["Avg"] == ""
     assert found["soup"]["status"] == "ok" and found["soup"]["Avg"] != ""

@@ -19,7 +19,7 @@ from merges.engine import registry
 from search.sources import search_files
 
 pytestmark = pytest.mark.workflow
-REPORT = {"smoke", "make_tables", "make_figures", "make_page"}
+REPORT = {"smoke", "inspect", "make_tables", "make_figures", "make_page"}
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def test_a_change_of_what_computes_runs_what_it_can_change(project):
     # The SQL that judges case 2's queries: its evaluations and searches, and no merge but those.
     found = after("evaluation/sql/bottle.py")
     assert rules(found, "case1") == set() and rules(found, "ablation") == set()
-    assert rules(found, "case2") == {"evaluate", "gate", "tune", "smoke"}
+    assert rules(found, "case2") == {"evaluate", "gate", "tune", "smoke", "inspect"}
     assert {name for rule, _, name in found if rule == "tune"} == {"ties_tuned"}
     assert rules(found) >= REPORT
 
@@ -129,7 +129,7 @@ def test_a_change_of_what_computes_runs_what_it_can_change(project):
     found = after("bottle/worlds/german.py")
     assert rules(found, "case1") == rules(found, "ablation") == set()
     made = {"bottle_data", "bottle_base", "bottle_expert", "teachers", "merge", "tune"}
-    assert rules(found, "case2") == made | {"evaluate", "gate", "smoke"}
+    assert rules(found, "case2") == made | {"evaluate", "gate", "smoke", "inspect"}
     # The report alone.
     assert rules(after("report/palette.py")) == {"make_figures", "make_page"}
     assert rules(after("report/averages.py")) == {"make_tables", "make_figures", "make_page"}
@@ -212,6 +212,11 @@ def steps(case, experts, suites):
             "search",
             [*greedy, "f"],
             *search_files("greedy", "linear", tasks),
+        ),
+        "inspect": (
+            "merges",
+            ["inspect", *parents, "--out", "inspection.json"],
+            "merges/inspecting.py",
         ),
         "smoke": ("checkpoints", smoke, "checkpoints/smoke.py"),
         "tables": ("report", tables, "report/tables.py", "report/cost.py"),

@@ -32,6 +32,7 @@ def test_a_further_world_leaves_the_first_one_s_steps_alone(project):
         "gate": 2,
         "merge": 2,
         "smoke": 2 + 2,  # the first world's read fewer rows than before
+        "inspect": 2 + 2,
         "resolved_config": 1,
         "make_tables": 1,
         "make_figures": 1,

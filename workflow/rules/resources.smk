@@ -32,9 +32,11 @@ def asks(kind):
 
 
 def times_of(kind, row, wildcards):
-    """Models of a smoke check, dev evaluations of a search."""
+    """Models of a smoke check or an inspection, dev evaluations of a search."""
     if kind == "smoke":
         return len(smoke_models(wildcards))
+    if kind == "inspect":
+        return len(inspected_models(wildcards))
     if kind != "search":
         return 1
     return row.evaluations(len(case_of(wildcards).experts))

@@ -1,0 +1,363 @@
+"""Command line of `python -m merges inspect`: how far experts moved, and what merges kept of it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.cli import add_values, command_parser, pairs
+from common.errors import UserError
+from common.files import write_json
+from common.manifest import beside, write_manifest
+from common.progress import Progress
+
+if TYPE_CHECKING:
+    from checkpoints.reading import Model
+
+_PIECE = 1 << 18  # values of each model that are in memory at a time
+_MODULES = {  # parts of a name that say which module of a layer a linear layer is in
+    "attention": ("attn", "attention"),
+    "mlp": ("mlp", "feed_forward", "ffn", "experts", "moe"),
+}
+_DESCRIPTION = """\
+Compare experts and merges with their base, layer by layer and module by module: how far each expert
+moved, how alike and how much in conflict they are, and what every merge kept of each expert.
+"""
+_EPILOG = """\
+For a group of weights (the attention of layer 3), w is the base's values, t_e an expert's task
+vector (expert less base) and d what a merge changes (merge less base):
+  drift        |t_e| / |w|
+  cosine       t_e . t_f / (|t_e| |t_f|)
+  conflict     share of the values that at least two experts changed in which their signs differ
+  kept         the coefficients c_e that bring sum_e c_e t_e nearest to d (least squares)
+  outside      1 - |sum_e c_e t_e|^2 / |d|^2, the share of the change along no expert
+  length       |d| / |w|
+A uniform soup of three experts keeps 1/3 of each and has nothing outside. A random mask with
+rescaling keeps as much on average, and the noise that it adds is outside.
+
+example:
+  python -m merges inspect --base models/base --experts ja=models/ja math=models/math \\
+      --merges soup=merged/soup ties=merged/ties --out inspection.json
+"""
+
+
+@dataclass
+class Sums:
+    """What is added up over the values of a group of tensors.
+
+    Attributes:
+        products: Inner products of all differences from the base, experts first, then merges;
+            float64 [N, N].
+        base: Sum of the base's squares.
+        values: Number of values.
+        moved: Of these, how many at least two experts changed.
+        conflicts: Of these, in how many the experts' signs differ.
+    """
+
+    products: np.ndarray
+    base: float = 0.0
+    values: int = 0
+    moved: int = 0
+    conflicts: int = 0
+
+    def add(self, base: np.ndarray, deltas: np.ndarray, experts: int) -> None:
+        """Add a piece of a tensor.
+
+        Args:
+            base: Its values in the base, float64 [n].
+            deltas: What the other models have more, float64 [N, n].
+            experts: How many of these are experts.
+        """
+        self.products += deltas @ deltas.T
+        self.base += float(base @ base)
+        self.values += len(base)
+        up, down = (deltas[:experts] > 0).sum(axis=0), (deltas[:experts] < 0).sum(axis=0)
+        self.moved += int((up + down > 1).sum())
+        self.conflicts += int(((up > 0) & (down > 0)).sum())
+
+    def __add__(self, other: Sums) -> Sums:
+        """Put two groups together."""
+        return Sums(
+            self.products + other.products,
+            self.base + other.base,
+            self.values + other.values,
+            self.moved + other.moved,
+            self.conflicts + other.conflicts,
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where tensors are: the number of their layer, None outside the layers, and their module."""
+
+    layer: int | None
+    module: str
+
+
+def group_of(name: str) -> Group:
+    """Return the group of a tensor, by its name in the checkpoint."""
+    from checkpoints.names import is_embedding, is_head, kind
+    from merges.engine.stacks import layer_of
+
+    found = layer_of(name)
+    if is_embedding(name) or is_head(name):
+        module = "embedding" if is_embedding(name) else "head"
+    elif kind(name) == "norm":
+        module = "norm"
+    else:
+        named = (m for m, words in _MODULES.items() if any(word in name for word in words))
+        module = next(named, "other")
+    return Group(found.number if found else None, module)
+
+
+def add_up(
+    base: Model, experts: Mapping[str, Model], merges: Mapping[str, Model], go_on: bool = False
+) -> tuple[dict[Group, Sums], set[str]]:
+    """Read all models once, a piece at a time, and add up what `described` needs of each group.
+
+    Args:
+        base: The experts' common ancestor.
+        experts: By name, with the base's parameters.
+        merges: The same of merges.
+        go_on: Whether a merge with NaN or infinity is only named.
+
+    Returns:
+        The sums, and the names of such merges, whose numbers mean nothing.
+
+    Raises:
+        UserError: A value is NaN or infinite.
+    """
+    others = {**experts, **merges}
+    found: dict[Group, Sums] = {}
+    broken: set[str] = set()
+    progress = Progress(sum(map(base.count, base.names())), "comparing with the base: values")
+    for name in base.names():
+        count = base.count(name)
+        sums = found.setdefault(group_of(name), Sums(np.zeros((len(others), len(others)))))
+        for start in range(0, count, _PIECE):
+            stop = min(start + _PIECE, count)
+            origin = base.read(name, start, stop).double().numpy()
+            deltas = np.stack([m.read(name, start, stop).double().numpy() for m in others.values()])
+            deltas -= origin
+            if not np.isfinite(deltas).all():
+                wrong = [id for id, row in zip(others, deltas, strict=True) if not _finite(row)]
+                if not (go_on and set(wrong) <= set(merges)):
+                    raise UserError(
+                        f"tensor {name}: {wrong[0]} or the base holds NaN or infinity; make it again"
+                    )
+                broken |= set(wrong)
+                deltas[~np.isfinite(deltas)] = 0.0
+            sums.add(origin, deltas, len(experts))
+            progress.step(stop - start, name)
+    return found, broken
+
+
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is printed and stored of a group of tensors; None where a length is 0.
+
+    Attributes:
+        drift: By expert, the length of its task vector in the base's.
+        cosine: By two experts' names, joined by a space.
+        conflict: Share of the values that at least two experts changed in which they disagree.
+        kept: By merge and expert, the coefficient; None for an expert that did not move.
+        outside: By merge, the share of its squared change that is along no expert.
+        length: By merge, the length of its change in the base's.
+    """
+
+    drift: dict[str, float | None] = field(default_factory=dict)
+    cosine: dict[str, float | None] = field(default_factory=dict)
+    conflict: float | None = None
+    kept: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    outside: dict[str, float | None] = field(default_factory=dict)
+    length: dict[str, float | None] = field(default_factory=dict)
+
+
+def described(sums: Sums, experts: Sequence[str], merges: Sequence[str]) -> Description:
+    """Describe a group of tensors by its inner products; see `python -m merges inspect --help`.
+
+    Args:
+        sums: What was added up, of these models in this order.
+        experts: Names.
+        merges: Names.
+    """
+    products, origin = sums.products, math.sqrt(sums.base)
+    lengths = np.sqrt(np.maximum(np.diagonal(products), 0.0))
+    count = len(experts)
+    found = Description(conflict=_share(sums.conflicts, sums.moved))
+    for place, name in enumerate(experts):
+        found.drift[name] = _share(float(lengths[place]), origin)
+    for one, two in itertools.combinations(range(count), 2):
+        product = float(products[one, two])
+        pair = f"{experts[one]} {experts[two]}"
+        found.cosine[pair] = _share(product, float(lengths[one] * lengths[two]))
+    # Experts that did not move have no direction that a merge could follow.
+    moved = [place for place in range(count) if lengths[place] > 0]
+    among = products[np.ix_(moved, moved)]
+    for place, name in enumerate(merges, count):
+        along = products[moved, place]
+        coefficients = np.linalg.lstsq(among, along, rcond=1e-9)[0] if moved else along
+        found.kept[name] = dict.fromkeys(experts) | {
+            experts[m]: float(c) for m, c in zip(moved, coefficients, strict=True)
+        }
+        square = float(products[place, place])
+        rest = _share(square - float(coefficients @ along), square)
+        found.outside[name] = None if rest is None else min(max(rest, 0.0), 1.0)
+        found.length[name] = _share(float(lengths[place]), origin)
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    """Round all numbers to six digits, more than any reader can use."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def inspected(
+    base: Model, experts: Mapping[str, Model], merges: Mapping[str, Model], go_on: bool = False
+) -> dict[str, Any]:
+    """Compare models with their base; what `python -m merges inspect` writes.
+
+    Args:
+        base: The experts' common ancestor.
+        experts: By name, with the base's parameters.
+        merges: The same of merges.
+        go_on: Whether a merge with NaN or infinity is left out.
+
+    Returns:
+        `experts` and `merges`, their names; `all`, the `Description` of all linear layers between
+        embedding and head; `groups`, that of each group with `layer`, `module` and `values`.
+    """
+    found, broken = add_up(base, experts, merges, go_on)
+    kept = [n for n, name in enumerate([*experts, *merges]) if name not in broken]
+    for sums in found.values():
+        sums.products = sums.products[np.ix_(kept, kept)]
+    names = list(experts), [name for name in merges if name not in broken]
+    inner = [sums for group, sums in found.items() if group.module in (*_MODULES, "other")]
+    whole = sum(inner[1:], inner[0]) if inner else Sums(np.zeros((1, 1)))
+    order = sorted(found, key=lambda group: (group.layer is None, group.layer or 0, group.module))
+    groups = [
+        {"layer": group.layer, "module": group.module, "values": found[group].values}
+        | vars(described(found[group], *names))
+        for group in order
+    ]
+    about = {"experts": names[0], "merges": names[1]}
+    return _rounded(about | {"all": vars(described(whole, *names)), "groups": groups})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    texts = []
+    for first, *rest in lines:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        texts.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(texts)
+
+
+def text_of(found: Mapping[str, Any]) -> str:
+    """Write what was found for a terminal: the linear layers together, then every group."""
+    whole, experts = found["all"], found["experts"]
+    drift = [f"{name} {_number(value)}" for name, value in whole["drift"].items()]
+    cosine = [f"{pair} {_number(value)}" for pair, value in whole["cosine"].items()]
+    lines = [f"drift: {', '.join(drift)}", f"cosine: {', '.join(cosine) or '-'}"]
+    lines.append(f"conflict: {_number(whole['conflict'])}")
+    if found["merges"]:
+        header = ("merge", *(f"kept of {name}" for name in experts), "outside", "length")
+        rows = [
+            (name, *(_number(whole["kept"][name][expert]) for expert in experts),
+             _number(whole["outside"][name]), _number(whole["length"][name]))
+            for name in found["merges"]
+        ]  # fmt: skip
+        lines += ["", _table(header, rows)]
+    header = ("layer", "module", *(f"drift of {name}" for name in experts), "conflict")
+    rows = [
+        ("-" if group["layer"] is None else str(group["layer"]), group["module"],
+         *(_number(group["drift"][name]) for name in experts), _number(group["conflict"]))
+        for group in found["groups"]
+    ]  # fmt: skip
+    return "\n".join([*lines, "", _table(header, rows)])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = command_parser("merges inspect", _DESCRIPTION, _EPILOG)
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    add_values(parser, "--experts", required=True, metavar="NAME=DIR", help="fine-tuned from it")
+    add_values(parser, "--merges", metavar="NAME=DIR", help="of these experts; none if absent")
+    about = "leave out merges that hold NaN or have other parameters than the base"
+    parser.add_argument("--go-on", action="store_true", help=about)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
+    parser.add_argument("--threads", type=int, default=1, help="accepted and not needed")
+    return parser
+
+
+def _opened(
+    base: Path, experts: Mapping[str, Path], merges: Mapping[str, Path], go_on: bool
+) -> tuple[Model, dict[str, Model], dict[str, Model]]:
+    """Open the models and check that they have the base's parameters."""
+    from checkpoints.adapters import open_model
+    from checkpoints.preflight import check_merge
+    from checkpoints.settling import settle
+
+    if twice := set(experts) & set(merges):
+        raise UserError(f"--merges {min(twice)}: an expert has this name; give another")
+    root = open_model(base)
+    others = {name: open_model(path, root) for name, path in {**experts, **merges}.items()}
+    for name, model in list(others.items()):
+        if errors := check_merge(root, {name: model}).errors:
+            if not (go_on and name in merges):
+                raise UserError(errors[0])
+            print(f"note: {name} is left out: {errors[0]}")
+            del others[name]
+    settled = settle(root, others)
+    found = settled.experts
+    kept = {name: found[name] for name in merges if name in found}
+    return settled.base, {name: found[name] for name in experts}, kept
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line.
+
+    Raises:
+        UserError: What the user can fix.
+    """
+    given = build_parser().parse_args(argv)
+    experts, merges = pairs(given.experts, "--experts"), pairs(given.merges, "--merges")
+    models = _opened(given.base, experts, merges, given.go_on)
+    found = inspected(*models, go_on=given.go_on)
+    for name in set(models[2]) - set(found["merges"]):
+        print(f"note: {name} is left out: it holds NaN or infinity")
+    if given.out:
+        write_json(given.out, found)
+        read = {"base": models[0], **models[1], **models[2]}
+        write_manifest(
+            beside(given.out),
+            kind="inspection",
+            parameters={},
+            inputs={name: model.fingerprint for name, model in read.items()},
+            outputs={given.out.name: given.out},
+            code=("merges/inspecting.py",),
+        )
+    print(text_of(found))
+    return 0
