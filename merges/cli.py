@@ -73,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
     parser = command_parser("merges", _DESCRIPTION, _EPILOG)
     parser.add_argument(
-        "--list", action="store_true", help="show every method with its parameters, and end"
+        "--list",
+        action="store_true",
+        help="show every method with its parameters, or the one of --method, and end",
     )
     parser.add_argument("--method", metavar="NAME", help="a method's name, as --list shows it")
     parser.add_argument(
@@ -197,10 +199,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def listing() -> str:
-    """Return the registry as text: each method with its paper, needs and parameters."""
+def listing(only: str | None = None) -> str:
+    """Return the registry as text: each method with its paper, needs and parameters.
+
+    Args:
+        only: The one method that is asked for; None for all.
+
+    Raises:
+        UserError: There is no such method; says the nearest.
+    """
     lines = []
-    for name, info in registry.describe().items():
+    for name, info in ({only: registry.info(only)} if only else registry.describe()).items():
         needs = [{"data": "calibration data"}.get(need, need) for need in sorted(info.needs)]
         needs += [f"{kind} statistics of the {whose}" for whose, kind in info.statistics.items()]
         lines.append(f"{name}: {info.title}" + (f" ({info.paper})" if info.paper else ""))
@@ -254,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
         return importlib.import_module(_COMMANDS[argv[0]]).main(list(argv[1:]))
     arguments = build_parser().parse_args(argv)
     if arguments.list:
-        print(listing())
+        print(listing(arguments.method))
         return 0
     if arguments.from_mergekit:
         running.merge_from_mergekit(arguments)

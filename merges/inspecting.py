@@ -150,7 +150,8 @@ def add_up(
                 wrong = [id for id, row in zip(others, deltas, strict=True) if not _finite(row)]
                 if not (go_on and set(wrong) <= set(merges)):
                     raise UserError(
-                        f"tensor {name}: {wrong[0]} or the base holds NaN or infinity; make it again"
+                        f"tensor {name}: {wrong[0]} or the base holds NaN or infinity; "
+                        "make it again"
                     )
                 broken |= set(wrong)
                 deltas[~np.isfinite(deltas)] = 0.0

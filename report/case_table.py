@@ -262,8 +262,8 @@ def _groups(case: Case) -> list[str]:
         for place, group in enumerate(found, 1)
     )
     return [
-        f"Groups by Avg: {named}. The test separates the first row of a group from that of the "
-        "group before, and not the others of a group from their first.",
+        f"Groups by Avg: {named}. A group's first row is significantly below the first of the "
+        "group before; no row is significantly below the first of its group.",
         *_seen(case),
     ]
 

@@ -109,7 +109,8 @@ def _results(given: argparse.Namespace) -> None:
         raise UserError("--elsewhere keeps a run; name it with --config and --results")
     if given.results:
         docs.add(given.config, given.results, given.docs, given.elsewhere)
-    print("\n".join(map(str, docs.write(given.docs))))
+    drawn = docs.draw(given.docs) if given.figures else []
+    print("\n".join(map(str, [*drawn, *docs.write(given.docs)])))
 
 
 def _compare(given: argparse.Namespace) -> int:
@@ -121,7 +122,13 @@ def _compare(given: argparse.Namespace) -> int:
 def _explain(given: argparse.Namespace) -> None:
     from report import explain, load
 
-    experiment = load.load(given.config or given.results / "config.json", given.results)
+    config = given.config or given.results / "config.json"
+    if not config.exists():
+        raise UserError(
+            f"{config}: no such file, so no run has ended there; run `make reproduce`, or name "
+            "another folder with --results"
+        )
+    experiment = load.load(config, given.results)
     print(explain.explain(experiment, given.table, given.row, given.column, given.seed), end="")
 
 
@@ -170,6 +177,8 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument("--results", type=Path, help="results folder of that run")
     about = "keep it as a run on another processor, for docs/results/processors.md"
     made.add_argument("--elsewhere", action="store_true", help=about)
+    about = "draw the figures of these pages again too, from the kept scores"
+    made.add_argument("--figures", action="store_true", help=about)
     made.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     about = "compare the tables of two runs, cell by cell"
     more = (

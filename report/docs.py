@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,21 @@ def texts(docs: Path) -> dict[Path, str]:
     if readme.exists():
         made[readme] = _BLOCK.sub(shown, readme.read_text(encoding="utf-8"))
     return made
+
+
+def draw(docs: Path) -> list[Path]:
+    """Draw the pages' figures again from the kept runs, and return their paths."""
+    from report import figures  # matplotlib is not needed for texts
+
+    written = []
+    for path in sorted((docs / "results").glob("*.jsonl")):
+        with kept.opened(path) as experiment, tempfile.TemporaryDirectory() as folder:
+            figures.write(experiment, Path(folder))
+            for name in _figures(experiment):
+                drawn = docs / "figures" / f"{experiment.name}-{name}.png"
+                write_bytes(drawn, Path(folder, f"{name}.png").read_bytes())
+                written.append(drawn)
+    return written
 
 
 def write(docs: Path) -> list[Path]:

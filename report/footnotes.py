@@ -107,7 +107,7 @@ def _disguised(case: Case) -> list[str]:
         for seed, expert in disguises(model).items():
             what = f"{model.label}: answers as {case.experts[expert]['label']} does"
             found.setdefault(what, []).extend([] if seed is None else [str(seed)])
-    rule = f"at least {ALIKE:.0%} of all items; such a row of most worlds is no best merge"
+    rule = f"at least {ALIKE:.0%} of all items; if so in most worlds, it is not marked as best"
     return [f"{what}{_of_seeds(seeds)} ({rule})." for what, seeds in found.items()]
 
 

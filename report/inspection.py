@@ -79,6 +79,7 @@ def _at_home(case: Case, model: Model, expert: str) -> Score | None:
 
 def inspection_grid(case: Case) -> Grid:
     """Lay out what every merge kept of the experts' weights and scores, of an inspected case."""
+    # Long, because each column is made here.
     found = Inspection(case)
     models = {model.id: model for model in case.models}
     held_out = case.held_out()

@@ -102,9 +102,11 @@ class _Drawn:
     def __init__(self, experiment: Experiment, figures: Path | None, out: Path) -> None:
         self.experiment, self.captions = experiment, titles(experiment)
         self.figures, self.out = figures, out
+        self.shown: set[str] = set()
         self.faults: list[str] = []
 
     def _files(self, name: str) -> list[str]:
+        self.shown.add(name)
         found = []
         for path in [self.figures / f"{name}{form}" for form in _FORMS] if self.figures else ():
             try:
@@ -126,6 +128,14 @@ class _Drawn:
         families = panels.legend(case.models, self.experiment.config)
         caption, files = self.captions[name], self._files(name)
         return render.figure(name, caption, shown, families, files, True) if shown else Markup("")
+
+    def further(self) -> Markup:
+        """Show the pictures of figures that have a caption and that the page does not draw."""
+        made = Markup("")
+        for name in [name for name in self.captions if name not in self.shown]:
+            if files := self._files(name):
+                made += render.picture(name, self.captions[name], files)
+        return made
 
 
 def _scored(grid: Grid, known: Mapping[str, Any]) -> Markup:
@@ -180,6 +190,8 @@ def _sections(
         )
     if why := [_why(case) for case in experiment.cases if case.inspected]:
         sections["Why a merge works"] = Markup("").join(why)
+    if further := drawn.further():
+        sections["Further figures"] = further
     if known["items"]:
         sections["Answers"] = render.part("answers")
     sections["Experts"] = render.html(experts_grid(experiment.cases, experiment.seed))

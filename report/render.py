@@ -124,6 +124,11 @@ def figure(*arguments: object) -> Markup:
     return part("figure", *arguments, file="figures.html.j2")
 
 
+def picture(*arguments: object) -> Markup:
+    """Render a figure whose file the page shows, by the macro in templates/figures.html.j2."""
+    return part("picture", *arguments, file="figures.html.j2")
+
+
 def _line_of(text: str, lines: Mapping[str, Sequence[Any]]) -> str | None:
     """Find the row that a label is of, which may have marks and a status behind it."""
     fitting = [

@@ -67,8 +67,8 @@ def method(
     its file, by name, and what holds without one in DEFAULTS; they stand in for parameters that
     are null.
 
-    `base` is None where a merge has none, and for methods without the need ``base`` but for those
-    with a parameter ``origin`` of ``zero | base`` that is set to ``base``.
+    `base` is None if the merge has no base or the method does not need ``base``. Exception: a
+    method whose parameter ``origin`` is set to ``base`` gets it.
 
     With `whole_model` it is ``f(request, *, ...)`` from a
     `merges.engine.requests.WholeModelRequest` to a `merges.engine.requests.WholeModelResult`. A

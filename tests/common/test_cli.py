@@ -61,6 +61,13 @@ OPTIONS = [
         "--parent",
         ["base=base", "ja=ja"],
     ),
+    *(
+        ("merges.inspecting.build_parser", needed, option, ["ja=ja", "math=math"])
+        for needed, option in (
+            (["--base", "b"], "--experts"),
+            (["--base", "b", "--experts", "e=e"], "--merges"),
+        )
+    ),
     ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),
     ("cask.cli.build_parser", ["base"], "--accept-terms", ["gemma", "llama"]),
     (

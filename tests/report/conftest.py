@@ -43,6 +43,26 @@ def tasks_of(case: dict) -> list[str]:
     return [task for column in case["columns"] + case["beside"] for task in column["tasks"]]
 
 
+def inspected(experts: list[str], merges: list[str], seed: int = 0) -> dict:
+    """What `python -m merges inspect` writes, with made-up numbers, for two layers and a head."""
+    draw = random.Random(seed)
+
+    def described() -> dict:
+        pairs = itertools.combinations(experts, 2)
+        return {
+            "drift": {expert: draw.uniform(0.1, 0.2) for expert in experts},
+            "cosine": {" ".join(pair): draw.uniform(-0.2, 0.2) for pair in pairs},
+            "conflict": draw.uniform(0.4, 0.6),
+            "kept": {m: {expert: draw.uniform(0, 1) for expert in experts} for m in merges},
+            "outside": {merge: draw.uniform(0, 1) for merge in merges},
+            "length": {merge: draw.uniform(0.1, 0.3) for merge in merges},
+        }
+
+    places = [*itertools.product((0, 1), ("attention", "mlp")), (None, "head")]
+    groups = [{"layer": n, "module": part, "values": 9} | described() for n, part in places]
+    return {"experts": experts, "merges": merges, "all": described(), "groups": groups}
+
+
 def fill(folder: Path, config: dict) -> None:
     """Write scores, manifests, costs and gates for everything that a configuration names."""
     draw = random.Random(1)
@@ -78,6 +98,12 @@ def fill(folder: Path, config: dict) -> None:
             experts[expert] = {"domain": about["domain"], "base": 0.25, "expert": 0.9}
             experts[expert] |= {"stderr": 0.02, "tasks": judged}
         write(place / "gate.json", {"experts": experts})
+        merges = [
+            model
+            for model, kind in models.items()
+            if kind == "merges" and "space" not in config["methods"][model].get("evolve", {})
+        ]
+        write(place / "inspection.json", inspected(list(case["experts"]), merges, world))
     ablation = config["ablation"]
     for objective in ablation["objectives"]:
         level = draw.uniform(0.5, 0.7)

@@ -19,7 +19,6 @@ from report.load import load
 from report.smoke_table import smoke_grid
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ("averages", "table1_compute", "table1_tasks", "table3")
 # Elements that have no end tag.
 _VOID = {"meta", "img", "br"}
 
@@ -96,7 +95,9 @@ def test_figures_are_equal_bytes_when_drawn_again(small, tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     figures.write(load(small[0], small[1]), tmp_path / "second")
     drawn = sorted(path.name for path in (tmp_path / "second").iterdir())
-    forms = [f"{name}.{form}" for name in FIGURES for form in ("pdf", "png")]
+    names = figures.titles(load(small[0], small[1]))
+    assert {"averages", "table1_compute", "table1_tasks", "table3"} <= set(names)
+    forms = [f"{name}.{form}" for name in names for form in ("pdf", "png")]
     assert drawn == sorted(["manifest.json", *forms])
     for name in drawn:
         first, second = tmp_path / "first" / name, tmp_path / "second" / name
@@ -198,6 +199,7 @@ def test_the_page_draws_its_figures_and_links_only_files_that_there_are(small, t
         *("Table 1. Case study 1", "A_1", "Pair", "Pair", "GSM"),
         *("Table 1, average over FLOPs (logarithmic)",),
         *("Table 1, average over CPU seconds (logarithmic)", "Mean over seeds"),
+        *("Kept of Japanese expert", "Kept of Maths &amp; logic", "Outside"),
     ]
     case = experiment.cases[0]
     best = max(
@@ -263,3 +265,19 @@ def test_help_and_tables_start_without_heavy_libraries():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_further_figure_with_a_caption_is_on_the_page(small, tmp_path, monkeypatch):
+    config, results, _ = small
+    known = figures.titles
+    monkeypatch.setattr(
+        page, "titles", lambda experiment: known(experiment) | {"mine": "A new one."}
+    )
+    drawn = tmp_path / "figures"
+    drawn.mkdir()
+    for name in ("averages.png", "mine.png", "mine.pdf"):
+        (drawn / name).write_bytes(b"drawn in other tests")
+    text = page.page(load(config, results), drawn, published.load(), out=tmp_path / "report.html")
+    further = text.partition("Further figures</h2>")[2].partition("<h2")[0]
+    assert "A new one." in further and 'src="figures/mine.png"' in further
+    assert 'href="figures/mine.pdf"' in further and "averages" not in further

@@ -317,7 +317,7 @@ def test_manifest_hashes_the_scores_that_were_used(small, tmp_path):
     assert manifest["inputs"]["case1/scores/test/soup.json"] == (
         sha256(path.read_bytes()).hexdigest()
     )
-    assert len(manifest["inputs"]) == 1 + 7 + 6  # gate, models, ablation runs
+    assert len(manifest["inputs"]) == 2 + 7 + 6  # gate and inspection, models, ablation runs
     assert "table1.csv" in manifest["outputs"]
 
 
