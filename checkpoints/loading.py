@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # How configurations call the number of their layers.
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _STACKS = ("layers", "h", "blocks", "block", "layer")
 
 
@@ -152,7 +152,7 @@ def check_weights(folder: Path | str) -> None:
 
 def _depth(config: Mapping[str, Any]) -> int | None:
     about = text_part(config) or config
-    found = next((about[key] for key in _DEPTHS if key in about), None)
+    found = next((about[key] for key in DEPTHS if key in about), None)
     return found if isinstance(found, int) else None
 
 

@@ -209,6 +209,10 @@ class Model(abc.ABC):
         """Return the type in which a parameter of a result like this model is stored."""
         return self.dtype(name)
 
+    def path_of(self, name: str) -> Path:
+        """Return the folder to name in a message about a parameter."""
+        return self.path
+
     def count(self, name: str) -> int:
         """Return a parameter's number of values."""
         return math.prod(self.shape(name))

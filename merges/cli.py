@@ -42,6 +42,8 @@ examples:
   python -m merges --method dam --base models/base \\
       --experts ja=models/ja math=models/math \\
       --calibration ja=data/ja.jsonl math=data/math.jsonl --out merged/dam
+  python -m merges --method passthrough --experts ja=models/ja math=models/math \\
+      --slices ja=0:3 math=1:4 --out merged/stack
   python -m merges --from-mergekit config.yml --locate org/model=models/model --out merged/kit
   python -m merges --to-mergekit merged/ties --locate base=models/base ja=models/ja --out ties.yml
   python -m merges teachers --help
@@ -94,6 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="JSON rules for parameters that differ between layers (see below)",
+    )
+    add_values(
+        parser,
+        "--slices",
+        metavar="NAME=FIRST:END",
+        help="layers of the result, slice by slice: layers FIRST to END - 1 of a model, or of "
+        "several with commas between (ja=0:2,math=1:3), which the method merges",
     )
     parser.add_argument(
         "--embeddings-and-norms",
@@ -282,6 +291,11 @@ def main(argv: Sequence[str]) -> int:
 
     rules = arguments.set_layers and read_rules(arguments.method, arguments.set_layers)
     base, models = running.open_models(arguments.base, experts, {}, arguments.allow_pickle)
+    slices = None
+    if arguments.slices:
+        from merges.engine.slices import arrange, read_slices
+
+        base, models, slices = arrange(base, models, read_slices(arguments.slices))
     running.merge(
         arguments,
         arguments.method,
@@ -289,6 +303,7 @@ def main(argv: Sequence[str]) -> int:
         models,
         settings,
         parameters_for=rules,
+        slices=slices,
         calibration=calibration,
         teachers=arguments.teachers,
         statistics=open_statistics(arguments.statistics),

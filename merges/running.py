@@ -78,7 +78,7 @@ def merge(
 
 def _refuse_a_recipe(arguments: argparse.Namespace, source: str) -> None:
     """Refuse options that a file holds already, and a missing --out."""
-    recipe = ("method", "base", "experts", "set", "set_layers")
+    recipe = ("method", "base", "experts", "set", "set_layers", "slices")
     for option in (*recipe, "calibration", "teachers", "statistics"):
         if getattr(arguments, option):
             raise UserError(f"--{option.replace('_', '-')} is in {source}; leave it out")
@@ -106,6 +106,11 @@ def merge_from_mergekit(arguments: argparse.Namespace) -> None:
     for note in order.notes:
         print(note, file=sys.stderr)
     base, experts = open_models(order.base, order.experts, order.adapters, arguments.allow_pickle)
+    slices = None
+    if order.slices:
+        from merges.engine.slices import arrange
+
+        base, experts, slices = arrange(base, experts, order.slices)
     reference = next(iter(experts.values())) if base is None else base
     settled = settle(reference, experts)  # parameters are for the names that the merge has
     settings, rules, dtype = order.resolve(base and settled.base, settled.experts)
@@ -120,6 +125,7 @@ def merge_from_mergekit(arguments: argparse.Namespace) -> None:
         experts,
         settings,
         parameters_for=rules,
+        slices=slices,
         dtype=arguments.dtype or dtype,
         compute_dtype="float64" if order.wide else arguments.compute_dtype,
         donor=arguments.donor or order.donor,

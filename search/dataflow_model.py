@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 from checkpoints.checking import check_full_precision
 from common.errors import UserError
+from merges.engine.depth import PER_LAYER
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +73,6 @@ _SHARED = (
     *("logit_scale", "attn_logit_softcapping", "final_logit_softcapping"),
     *("query_pre_attn_scalar", "use_sliding_window", "use_bidirectional_attention"),
 )
-# Lists with an entry for each layer, which goes where the layer goes.
-PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ def check_config(config: MergeConfig) -> None:
         )
     if not config.experts:
         raise UserError(f"method {method}: no expert given; name at least one")
-    if info.experts not in (None, len(config.experts)):
+    given = len(config.merged_names)
+    if info.experts not in (None, given):
         raise UserError(
             f"method {method} merges exactly {info.experts} expert{'s' * (info.experts != 1)}; "
-            f"{len(config.experts)} are given"
+            f"{given} are given{' in a slice' if config.slices else ''}"
         )
     needed = "base" in info.needs
     if config.base is None and (needed or config.embeddings_and_norms == "base"):
@@ -51,6 +52,8 @@ def check_config(config: MergeConfig) -> None:
     _ = config.resolved  # checks the parameters
     _check_data(config)
     _check_statistics(config)
+    if config.slices is not None:
+        _check_slices(config)
 
 
 def numbers_by_expert(
@@ -113,6 +116,22 @@ def check_names(
                     f"expert {expert}: tensor {name} is of type {tensor.dtype}, not "
                     f"{reference[name].dtype}; merge only models fine-tuned from the same base"
                 )
+
+
+def _check_slices(config: MergeConfig) -> None:
+    """Refuse slices for methods that need complete models, or layers that the slices lack."""
+    info, based = config.info, config.slices is not None and config.slices.based
+    if info.whole_model or info.statistics:
+        raise UserError(
+            f"method {config.method} needs complete models and takes no slices; stack the layers "
+            "with --method passthrough first"
+        )
+    wants = "base" in info.needs or config.embeddings_and_norms == "base"
+    if (wants or config.resolved.get("origin") == "base") and not based:
+        raise UserError(
+            f"method {config.method} needs layers of the base in each slice; give "
+            "base=FIRST:END in each"
+        )
 
 
 def _check_data(config: MergeConfig) -> None:

@@ -15,6 +15,7 @@ from merges.engine.requests import EmbeddingsAndNorms, Resuming, Statistic
 if TYPE_CHECKING:
     from checkpoints.reading import Model
     from merges.engine.layer_rules import LayerRules
+    from merges.engine.slices import Slices
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class MergeConfig:
         vocabulary: What to do where tokenizers differ; see `checkpoints.vocabulary.align`.
         shard_bytes: Most bytes of values in a weight file.
         chat_template: The result's only chat template, a text; None for the donor's.
+        slices: Which layers of which models are merged into each layer, for models that
+            `merges.engine.slices.arrange` has prepared; None for complete models.
     """
 
     method: str
@@ -66,6 +69,7 @@ class MergeConfig:
     vocabulary: str = "refuse"
     shard_bytes: int = SHARD_BYTES
     chat_template: str | None = None
+    slices: Slices | None = None
 
     @functools.cached_property
     def info(self) -> registry.MethodInfo:
@@ -85,6 +89,11 @@ class MergeConfig:
     def models(self) -> dict[str, Model]:
         """The base, if any, as ``base``, then the experts."""
         return {**({} if self.base is None else {"base": self.base}), **self.experts}
+
+    @property
+    def merged_names(self) -> list[str]:
+        """The names of what the method is given: the experts, or the columns of slices."""
+        return list(self.experts if self.slices is None else self.slices.columns)
 
     @property
     def reference(self) -> Model:

@@ -59,6 +59,7 @@ def recipe_of(config: MergeConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "donor": config.donor,
         "vocabulary": config.vocabulary,
+        **({} if config.slices is None else {"slices": config.slices.as_json()}),
         **({} if rules is None else {"set_layers": rules.as_json()}),
         **({} if config.chat_template is None else {"chat_template": config.chat_template}),
     }

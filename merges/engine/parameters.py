@@ -176,6 +176,7 @@ Densities = Annotated[_Numbers, OneOrPerExpert(Number(0, 1, low_included=False))
 Fraction = Annotated[float, Number(0, 1)]
 Fractions = Annotated[_Numbers, OneOrPerExpert(Number(0, 1))]
 Scale = Annotated[float, Number()]
+Scales = Annotated[_Numbers, OneOrPerExpert(Number())]
 NonNegative = Annotated[float, Number(0)]
 NonNegatives = Annotated[_Numbers, OneOrPerExpert(Number(0))]
 Positive = Annotated[float, Number(0, low_included=False)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.chat import write_template
 from checkpoints.checking import check_compatible, check_finite
 from checkpoints.dtypes import stored_type
+from checkpoints.names import is_head
 from checkpoints.preflight import Report, check_merge
 from checkpoints.settling import settle_config
 from checkpoints.vocabulary import Alignment, align
@@ -23,7 +24,7 @@ from checkpoints.writing import (
 )
 from common.cost import Cost, measure
 from common.errors import UserError
-from common.files import staged_directory
+from common.files import read_json, staged_directory, write_json
 from merges.engine import registry
 from merges.engine.checks import (
     check_config,
@@ -150,8 +151,10 @@ def merge_checkpoints(config: MergeConfig) -> WholeModelResult:
 def _aligned(config: MergeConfig) -> tuple[MergeConfig, Alignment]:
     """Return the merge of the same models with one set of names and one vocabulary."""
     aligned = align(config.reference, config.experts, config.vocabulary, config.donor)
-    base = config.base and aligned.base
-    return dataclasses.replace(config, base=base, experts=aligned.experts), aligned
+    base, experts = config.base and aligned.base, aligned.experts
+    if config.slices is not None:
+        base, experts = config.slices.stacked(base, experts)
+    return dataclasses.replace(config, base=base, experts=experts), aligned
 
 
 def _copies_of(config: MergeConfig, merged: MergeConfig) -> dict[str, str]:
@@ -265,8 +268,15 @@ def merge_to_disk(
             hashes = _write_weights(folder, merged, _copies_of(config, merged), cost)
             copy_companions(giver.folders, folder, config.dtype)
             settle_config(folder, merged.reference, config.dtype)
+            if config.slices is not None:
+                path = folder / "config.json"
+                write_json(path, config.slices.settle(read_json(path), giver.path))
             aligned.finish(folder)
             if config.chat_template is not None:
                 write_template(folder, config.chat_template)
-        write_record(folder, config, hashes, aligned.notes)
+        notes = aligned.notes
+        if config.slices is not None:
+            head = any(map(is_head, merged.reference.names()))
+            notes = (*notes, config.slices.note(head))
+        write_record(folder, config, hashes, notes)
     return out

@@ -20,6 +20,10 @@ _ASIDE = re.compile(
     r"(?:^|[._])(?:vis\w*|vit|image|img|audio|speech|video|clip|siglip|sam|mtp\w*|resampler|qformer"
     r"|perceiver|\w*encoder\w*|draft\w*)(?=[._]|$)"
 )
+# What mergekit counts among the tensors before the layers; it takes the others for later ones.
+_BEFORE = re.compile(
+    r"\b(?:embed_tokens|embed_in|embed_positions|tok_embeddings|word_embeddings|wte|wpe)\."
+)
 
 
 class Layer(NamedTuple):
@@ -41,6 +45,11 @@ def layer_of(tensor: str) -> Layer | None:
     """
     found = _STACK.match(tensor)
     return None if found is None else Layer(found["stack"], int(found["number"]))
+
+
+def is_before(tensor: str) -> bool:
+    """Return whether a tensor of no layer belongs to what comes before the layers."""
+    return bool(_BEFORE.search(tensor))
 
 
 class Stacks:

@@ -117,7 +117,6 @@ class Merge:
         self._stopped = False
         self._experts = [config.experts[name] for name in self._merger.order]
         self._models = [*self._experts, *([] if self._base is None else [self._base])]
-        self._sources = [str(model.path) for model in self._models]
         if config.parameters_for is not None:
             config.parameters_for.check_used(names)
         for name in names:
@@ -148,8 +147,11 @@ class Merge:
             if self._base is not None and self._merger.reads_base
             else None,
             [functools.partial(self._read, expert, name) for expert in self._experts],
-            self._sources,
+            self._sources(name),
         )
+
+    def _sources(self, name: str) -> list[str]:
+        return [str(model.path_of(name)) for model in self._models]
 
     def _read(self, model: Model, name: str, start: int, stop: int) -> Any:
         if self._stopped:  # a large parameter would keep a failed merge waiting
@@ -162,7 +164,7 @@ class Merge:
         for start in range(0, count, _COPIED_AT_ONCE):
             stop = min(start + _COPIED_AT_ONCE, count)
             values = self._read(self._reference, name, start, stop)
-            for model, source in zip(self._models, self._sources, strict=True):
+            for model, source in zip(self._models, self._sources(name), strict=True):
                 others = self._read(model, name, start, stop)
                 if floating:
                     check_finite(self._wide(others), name, source)

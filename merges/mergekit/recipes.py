@@ -157,6 +157,7 @@ RECIPES = {
     "della_linear": Recipe("della_linear", _summed(True), {**_SPARSE, **_EPSILON}),
     "sce": Recipe("sce", {"select_topk": Word("density", 1.0)}, fixed={"negligible": 1e-6}),
     "nearswap": Recipe("nearswap", {"t": Word("t")}),
+    "passthrough": Recipe("passthrough", each={"scale": Word("scale", 1.0)}, base_is_expert=True),
     "arcee_fusion": Recipe("arcee_fusion"),
     "ram": Recipe("ram", {"epsilon": Word("epsilon", 1e-5)}),
     "ramplus_tl": Recipe(
@@ -172,7 +173,6 @@ RECIPES = {
 SILENT = ("int8_mask",)  # how mergekit holds its masks; the result is the same
 WORDS = {
     *SILENT,
-    "scale",  # of passthrough
     *(
         word
         for recipe in RECIPES.values()

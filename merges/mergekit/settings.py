@@ -9,15 +9,11 @@ from typing import Any
 
 from common.errors import UserError, nearest
 from merges.engine.layer_rules import LayerRules, interpolate
-from merges.engine.stacks import Stacks, layer_of, position
+from merges.engine.stacks import Stacks, is_before, layer_of, position
 from merges.mergekit.recipes import SILENT, WORDS, Recipe, Word
 
 SOURCE = "mergekit configuration"
 _SCALAR = bool | int | float | str
-# What mergekit counts among the tensors before the layers; it takes the others for later ones.
-_BEFORE = re.compile(
-    r"\b(?:embed_tokens|embed_in|embed_positions|tok_embeddings|word_embeddings|wte|wpe)\."
-)
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Slice:
     """A range of layers with separate parameters.
 
     Attributes:
-        first, last: Its layers, `last` included and None for the model's last one.
+        first, last: Its layers in the result, `last` included and None for the last one.
         shared: Parameters of the slice.
         each: Parameters of its sources by model.
     """
@@ -153,7 +149,7 @@ class Parameters:
     def _part(self, tensor: str) -> Slice:
         layer = layer_of(tensor)
         if layer is None:
-            return self._slices[0 if _BEFORE.search(tensor) else -1]
+            return self._slices[0 if is_before(tensor) else -1]
         # A single slice speaks for all stacks; several are of a model with one stack.
         return next(
             (s for s in self._slices if s.last is None or layer.number <= s.last), self._slices[-1]
@@ -204,17 +200,7 @@ class Parameters:
         return {**self._recipe.join(values), **self._fixed}
 
     def _check_slices(self, stacks: Stacks) -> None:
-        """Refuse slices that do not cover the text's layers, or divide one stack of several."""
-        last = self._slices[-1].last
-        if last is None:
-            return
-        layers = 1 + stacks.limits[stacks.main][1] if stacks.main else 0
-        if last != layers - 1:
-            where = f" in {stacks.main} of" if len(stacks.limits) > 1 else " in"
-            raise UserError(
-                f"{SOURCE}: leaving out layers is not supported ({last + 1} in the slices, "
-                f"{layers}{where} the model); name them all"
-            )
+        """Refuse slices that divide one stack of several."""
         if len(self._slices) > 1 and len(stacks.limits) > 1:
             raise UserError(
                 f"{SOURCE}: the model has several stacks of layers ({stacks.describe()}), and "
@@ -232,7 +218,7 @@ class Parameters:
             Our method's parameters that are the same for every tensor, and rules for the others.
 
         Raises:
-            UserError: The slices do not cover the layers, or as for `evaluate`.
+            UserError: The slices divide one stack of several, or as for `evaluate`.
         """
         stacks = Stacks(tensors)
         self._check_slices(stacks)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError, nearest
 from common.yaml_files import read_yaml
+from merges.engine.slices import BASE, Ranges, columns_of
 from merges.mergekit.recipes import RECIPES
 from merges.mergekit.settings import SOURCE, Parameters, Slice
 from merges.mergekit.templates import check_template
@@ -54,6 +55,8 @@ class Translated:
         vocabulary: ``base`` or ``union`` where the configuration asks for it.
         donor: The expert whose tokenizer is asked for.
         notes: Parts of the configuration without effect, a line each.
+        slices: Which layers of which experts (and of ``base``) are merged into each layer; empty
+            for complete models.
         chat_template: ``auto``, a template's text, or None for the donor's.
         wide: Whether it is computed in float64, to which mergekit casts its input then.
     """
@@ -67,6 +70,7 @@ class Translated:
     vocabulary: str | None
     donor: str | None
     notes: tuple[str, ...]
+    slices: tuple[Ranges, ...] = ()
     chat_template: str | None = None
     wide: bool = False
 
@@ -84,8 +88,8 @@ class Translated:
             which to store (None for the base's).
 
         Raises:
-            UserError: A parameter is missing, wrong or not supported, the slices do not cover the
-                layers, or models of different types and no type to store.
+            UserError: A parameter is missing, wrong or not supported, or models of different types
+                and no type to store.
         """
         models = [*([] if base is None else [base]), *experts.values()]
         settings, rules = self.parameters.resolve(models[0].names())
@@ -168,29 +172,48 @@ def _whole(content: Mapping[str, Any]) -> list[Slice]:
     return [Slice(0, None, {}, each if base is None else {**each, base: each.get(base, {})})]
 
 
-def _slices(content: Mapping[str, Any]) -> list[Slice]:
+def _slices(content: Mapping[str, Any]) -> tuple[list[Slice], list[Ranges]]:
+    """Return the slices with their parameters, and their models' layers, in the order of lists."""
     found: list[Slice] = []
+    parts: list[Ranges] = []
     reached = 0
     for item in _list(content["slices"], "slices"):
         item = _mapping(item, "a slice", ("sources", "parameters"), "give its sources")
         entries = _entries(item.get("sources"), "sources", ("model", "layer_range", "parameters"))
-        ranges: list[Any] = [entry.get("layer_range") for entry in entries.values()]
-        for limits in ranges:
+        ranges: dict[str, tuple[int, int]] = {}
+        for model, entry in entries.items():
+            limits = entry.get("layer_range")
             if not isinstance(limits, list) or [type(n) for n in limits] != [int, int]:
                 raise UserError(f"{SOURCE}: layer_range {limits!r}: give [first, last + 1]")
-        first, end = ranges[0]
-        if any(limits != ranges[0] for limits in ranges) or first != reached or end <= first:
-            raise _refuse(
-                f"a slice that moves, repeats or leaves out layers ({[*map(tuple, ranges)]})",
-                "give all sources of a slice one layer_range, and begin each where the last ends",
-            )
+            first, end = limits
+            if not 0 <= first < end:
+                raise UserError(
+                    f"{SOURCE}: layer_range {limits!r} of {model} has no layers; give [first, "
+                    "last + 1], counted from 0"
+                )
+            ranges[model] = (first, end)
         each = {model: _parameters(entry, model) for model, entry in entries.items()}
-        if found and list(each) != list(found[0].each):
-            raise _refuse(
-                "a slice of other models than the first", "list the same ones in the same order"
-            )
-        found.append(Slice(first, end - 1, _parameters(item, "a slice"), each))
-        reached = end
+        parts.append(ranges)
+        reached += (count := end - first)
+        found.append(Slice(reached - count, reached - 1, _parameters(item, "a slice"), each))
+    return found, parts
+
+
+def _by_column(
+    slices: Sequence[Slice], columns: Mapping[str, Sequence[str]], texts: Mapping[str, str]
+) -> list[Slice]:
+    """Give the slices' parameters to the columns that the engine merges.
+
+    Args:
+        slices: The slices, with the parameters of their sources by the configuration's names.
+        columns: Our names of the models of each column, slice by slice.
+        texts: What the configuration calls them.
+    """
+    found = []
+    for number, part in enumerate(slices):
+        each = {name: part.each[texts[models[number]]] for name, models in columns.items()}
+        rest = {text: own for text, own in part.each.items() if text not in texts.values()}
+        found.append(Slice(part.first, part.last, part.shared, {**each, **rest}))
     return found
 
 
@@ -287,19 +310,31 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
     method = content["merge_method"]
     recipe = RECIPES[method]
     base = content.get("base_model")
-    slices = _whole(content) if "models" in content else _slices(content)
-    models = list(slices[0].each)
+    slices, ranges = (_whole(content), []) if "models" in content else _slices(content)
     if method == "slerp":
-        if base not in models:
+        if any(base not in part.each for part in slices):
             raise UserError(f"{SOURCE}: slerp needs base_model, and as one of its two models")
-        models.sort(key=lambda model: model != base)  # t = 0 is the base model
+        for number, part in enumerate(slices):  # t = 0 is the base model
+            each = dict(sorted(part.each.items(), key=lambda item: item[0] != base))
+            slices[number] = Slice(part.first, part.last, part.shared, each)
+    models = list(dict.fromkeys(model for part in slices for model in part.each))
     names = _short_names([m for m in models if recipe.base_is_expert or m != base])
     vocabulary, donor = _tokenizer(content, names)
     dtype = _dtype(content)
+    ours = {text: name for name, text in names.items()}
+    parts = [
+        {ours.get(m, BASE): own[m] for m in part.each}
+        for part, own in zip(slices, ranges, strict=False)
+    ]
+    columns = columns_of(parts) if parts else {}
+    titles: Mapping[str, str] = names
+    if columns and columns.keys() != names.keys():
+        slices = _by_column(slices, columns, names)
+        titles = {name: name for name in columns}
     parameters = Parameters(
         method,
         recipe,
-        names,
+        titles,
         slices,
         _parameters(content, "the configuration"),
         {**recipe.fixed, **(recipe.with_base if base else {})},
@@ -319,6 +354,7 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
         vocabulary,
         donor,
         parameters.notes,
+        tuple(parts),
         check_template(content.get("chat_template")),
         str(content.get("dtype")).removeprefix("torch.") == "float64",
     )

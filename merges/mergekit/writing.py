@@ -16,6 +16,7 @@ from common.errors import UserError
 from merges.engine import registry
 from merges.engine.checks import numbers_by_expert
 from merges.engine.layer_rules import LayerRules
+from merges.engine.slices import Slices, recorded
 from merges.engine.stacks import layer_of
 from merges.mergekit.recipes import RECIPES, Recipe
 
@@ -180,6 +181,37 @@ def _check_masks(name: str, by_tensor: Mapping[str, _Words], experts: Sequence[s
     return drawn
 
 
+def _own(words: Mapping[str, _Words], owner: str | None) -> dict[str, Any]:
+    """Return the parameters of an expert (None: of all) for some tensors."""
+    named = [word for whose, word in next(iter(words.values())) if whose == owner]
+    return {word: _setting({t: own[owner, word] for t, own in words.items()}) for word in named}
+
+
+def _models(
+    experts: Sequence[str], places: Mapping[str, str], by_tensor: Mapping[str, _Words]
+) -> dict[str, Any]:
+    """List complete models, each with its parameters."""
+    found = [(places[expert], _own(by_tensor, expert)) for expert in experts]
+    return {"models": [{"model": m, **({"parameters": own} if own else {})} for m, own in found]}
+
+
+def _slices(
+    slices: Slices, places: Mapping[str, str], by_tensor: Mapping[str, _Words]
+) -> dict[str, Any]:
+    """List slices, each with its models, their layers and parameters."""
+    found = []
+    for number, part in enumerate(slices.parts):
+        words = {t: own for t, own in by_tensor.items() if slices.part_of(t) == number}
+        models = {names[number]: column for column, names in slices.columns.items()}
+        sources = []
+        for model, limits in part.items():
+            own = _own(words, models[model]) if model in models else {}
+            source = {"model": places[model], "layer_range": list(limits)}
+            sources.append(source | ({"parameters": own} if own else {}))
+        found.append({"sources": sources})
+    return {"slices": found}
+
+
 def mergekit_yaml(
     recipe: Mapping[str, Any],
     tensors: Collection[str],
@@ -214,14 +246,18 @@ def mergekit_yaml(
     based = not about.base_is_expert
     if about.with_base:
         based = recipe["set"]["origin"] == "base"
-    by_tensor = _by_tensor(about, recipe, tensors, based)
+    slices = recorded(recipe["slices"]) if recipe.get("slices") else None
+    columns = slices.columns if slices else {name: [name] for name in experts}
+    experts = list(columns)
+    by_tensor = _by_tensor(about, {**recipe, "experts": experts}, tensors, based)
     drawn = _check_masks(name, by_tensor, experts)
-    settings: dict[str | None, dict[str, Any]] = {owner: {} for owner in (None, *experts)}
-    for owner, word in next(iter(by_tensor.values())):
-        settings[owner][word] = _setting({t: words[owner, word] for t, words in by_tensor.items()})
+    shared = _own(by_tensor, None)
     # As a base model, slerp takes the one at which it begins.
-    base = places[experts[0]] if method == "slerp" else places["base"] if based else None
-    used = [*(places[each] for each in experts), *([places["base"]] if based else [])]
+    starts = dict.fromkeys(places[model] for model in columns[experts[0]])
+    if method == "slerp" and len(starts) > 1:
+        raise _refuse("slerp from another model in each slice", "it begins at one base model")
+    base = next(iter(starts)) if method == "slerp" else places["base"] if based else None
+    used = [*(places[n] for n in recipe["experts"]), *([places["base"]] if based else [])]
     if twice := next((place for place in used if used.count(place) > 1), None):
         raise _refuse(f"{twice} as two models", "it takes a folder once")
     (kept,) = stored
@@ -229,11 +265,8 @@ def mergekit_yaml(
     content = {
         "merge_method": name,
         **({"base_model": base} if base else {}),
-        "models": [
-            {"model": places[each], **({"parameters": settings[each]} if settings[each] else {})}
-            for each in experts
-        ],
-        **({"parameters": settings[None]} if settings[None] else {}),
+        **(_slices(slices, places, by_tensor) if slices else _models(experts, places, by_tensor)),
+        **({"parameters": shared} if shared else {}),
         "dtype": computed,
         "out_dtype": kept,
         **({"chat_template": recipe["chat_template"]} if recipe.get("chat_template") else {}),

@@ -23,6 +23,7 @@ OPTIONS = [
             ("--calibration", ["ja=ja.jsonl", "math=math.jsonl"]),
             ("--locate", ["org/a=a", "org/b=b"]),
             ("--statistics", ["ja=ja", "math=math"]),
+            ("--slices", ["ja=0:3", "math=1:4"]),
         )
     ),
     (
