@@ -52,6 +52,15 @@ def is_before(tensor: str) -> bool:
     return bool(_BEFORE.search(tensor))
 
 
+def renumbered(tensor: str, by: int) -> str:
+    """Return a tensor's name where its layer's number is larger by so many."""
+    layer = layer_of(tensor)
+    if layer is None or not by:
+        return tensor
+    start = f"{layer.stack}.{layer.number}."
+    return f"{layer.stack}.{layer.number + by}.{tensor.removeprefix(start)}"
+
+
 class Stacks:
     """The stacks of a model.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError, nearest
 from merges.engine.layer_rules import LayerRules, interpolate
-from merges.engine.stacks import Stacks, is_before, layer_of, position
+from merges.engine.stacks import Stacks, is_before, layer_of, position, renumbered
 from merges.mergekit.recipes import SILENT, WORDS, Recipe, Word
 
 SOURCE = "mergekit configuration"
@@ -24,12 +24,15 @@ class Slice:
         first, last: Its layers in the result, `last` included and None for the last one.
         shared: Parameters of the slice.
         each: Parameters of its sources by model.
+        shifts: How much larger a layer's number is in a source than in the result, by model: a
+            filter of a parameter that each model has is compared with the model's own names.
     """
 
     first: int
     last: int | None
     shared: Mapping[str, Any]
     each: Mapping[str, Mapping[str, Any]]
+    shifts: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_setting(word: str, setting: Any) -> None:
@@ -164,10 +167,11 @@ class Parameters:
                 if sliced
                 else stacks.place(layer)
             )
+        own = renumbered(tensor, part.shifts.get(model or "", 0))
         for settings in (part.each.get(model or "", {}), part.shared, self._shared):
             if word in settings:
                 try:
-                    value = _value(about, settings[word], tensor, place)
+                    value = _value(about, settings[word], own, place)
                 except ValueError as error:
                     raise UserError(f"{SOURCE}: {word}: {error}") from None
                 if value is not None:

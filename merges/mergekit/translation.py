@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,8 +194,10 @@ def _slices(content: Mapping[str, Any]) -> tuple[list[Slice], list[Ranges]]:
             ranges[model] = (first, end)
         each = {model: _parameters(entry, model) for model, entry in entries.items()}
         parts.append(ranges)
-        reached += (count := end - first)
-        found.append(Slice(reached - count, reached - 1, _parameters(item, "a slice"), each))
+        shifts = {model: first - reached for model, (first, _) in ranges.items()}
+        last = reached + end - first - 1
+        found.append(Slice(reached, last, _parameters(item, "a slice"), each, shifts))
+        reached = last + 1
     return found, parts
 
 
@@ -212,8 +214,9 @@ def _by_column(
     found = []
     for number, part in enumerate(slices):
         each = {name: part.each[texts[models[number]]] for name, models in columns.items()}
-        rest = {text: own for text, own in part.each.items() if text not in texts.values()}
-        found.append(Slice(part.first, part.last, part.shared, {**each, **rest}))
+        each |= {text: own for text, own in part.each.items() if text not in texts.values()}
+        shifts = {name: part.shifts[texts[models[number]]] for name, models in columns.items()}
+        found.append(replace(part, each=each, shifts=shifts))
     return found
 
 
@@ -316,7 +319,7 @@ def translate(path: Path, located: Mapping[str, Path] | None = None) -> Translat
             raise UserError(f"{SOURCE}: slerp needs base_model, and as one of its two models")
         for number, part in enumerate(slices):  # t = 0 is the base model
             each = dict(sorted(part.each.items(), key=lambda item: item[0] != base))
-            slices[number] = Slice(part.first, part.last, part.shared, each)
+            slices[number] = replace(part, each=each)
     models = list(dict.fromkeys(model for part in slices for model in part.each))
     names = _short_names([m for m in models if recipe.base_is_expert or m != base])
     vocabulary, donor = _tokenizer(content, names)

@@ -17,7 +17,7 @@ from merges.engine import registry
 from merges.engine.checks import numbers_by_expert
 from merges.engine.layer_rules import LayerRules
 from merges.engine.slices import Slices, recorded
-from merges.engine.stacks import layer_of
+from merges.engine.stacks import layer_of, renumbered
 from merges.mergekit.recipes import RECIPES, Recipe
 
 # What draws random masks where its density is below 1.
@@ -205,7 +205,10 @@ def _slices(
         models = {names[number]: column for column, names in slices.columns.items()}
         sources = []
         for model, limits in part.items():
-            own = _own(words, models[model]) if model in models else {}
+            # Filters of a parameter that each model has are compared with the model's own names.
+            shift = limits[0] - slices.owners.index(number)
+            named = {renumbered(tensor, shift): own for tensor, own in words.items()}
+            own = _own(named, models[model]) if model in models else {}
             source = {"model": places[model], "layer_range": list(limits)}
             sources.append(source | ({"parameters": own} if own else {}))
         found.append({"sources": sources})
