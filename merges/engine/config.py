@@ -92,7 +92,7 @@ class MergeConfig:
 
     @property
     def merged_names(self) -> list[str]:
-        """The names of what the method is given: the experts, or the columns of slices."""
+        """The names of the models that the method gets: the experts, or the columns of slices."""
         return list(self.experts if self.slices is None else self.slices.columns)
 
     @property

@@ -7,8 +7,8 @@ final norm, the output head) from those of the last one.
 
 First every model is presented with as many layers as the result has, so that all that compares
 models or brings them to one vocabulary sees equal names. Layers where a slice does not take the
-model are stand-ins that nobody reads. The method then gets columns: for each place in the slices'
-lists one model whose layers come from the models that stand there.
+model are placeholders that nobody reads. The method then gets columns: for each place in the slices'
+lists one model whose layers come from the models at that place.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def columns_of(parts: Sequence[Ranges]) -> dict[str, list[str]]:
     """Return the columns that a method gets: for each name the models of the slices.
 
     Slices with the same models give a column for each of them. Otherwise columns go by the place
-    in a slice, and are named after the models that stand there. The base is no column.
+    in a slice, and are named after the models at it. The base is no column.
 
     Raises:
         UserError: The slices have unlike numbers of models.
@@ -229,7 +229,7 @@ def _length(part: Ranges) -> int:
 
 
 def _check(parts: Sequence[Ranges], models: Mapping[str, Model]) -> None:
-    """Refuse slices that are empty, unlike in length, or of what is not there."""
+    """Refuse slices that are empty, unlike in length, or of models that are not there."""
     if not parts:
         raise UserError("no slice is given; give at least one")
     for number, part in enumerate(parts, 1):
@@ -324,7 +324,7 @@ def arrange(
     for name, model in models.items():
         layers = []
         for part in parts:
-            # Where a slice does not take this model, a layer of the same number stands in.
+            # Where a slice does not take this model, a layer of the same number fills the place.
             first, end = part.get(name, next(iter(part.values())))
             layers += [min(layer, _depth(model) - 1) for layer in range(first, end)]
         arranged[name] = with_depth(model, layers, slices.settle(model.config, model.path))

@@ -172,6 +172,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         models({}, base_model="base", parameters={"t": 0.05}),
         models({}, base_model="base", parameters={"t": [0.01, 0.3]}),
     ],
+    "passthrough": [
+        models({"scale": [{"filter": "mlp", "value": [0.7, 1.4]}, {"value": 0.9}]}),
+        models({}),
+    ],
     "arcee_fusion": [models({}, base_model="base")],
     "ram": [  # task vectors of 0.1: with such bounds some entries are changed by one expert alone
         models({}, {}, {}, base_model="base", parameters={"epsilon": 0.1}),

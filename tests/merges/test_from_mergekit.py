@@ -323,7 +323,8 @@ def _sliced(*ranges: Any, **more: Any) -> dict[str, Any]:
     [
         ("[1", "not valid YAML"),
         ("- 1", "no merge_method"),
-        ({**GOOD, "merge_method": "passthrough"}, "merge_method passthrough is not supported"),
+        ({**GOOD, "merge_method": "passthrough"}, "passthrough merges exactly 1 expert; 2 are"),
+        ({**GOOD, "merge_method": "task_swapping"}, "merge_method task_swapping is not supported"),
         ({**GOOD, "merge_method": "ram"}, "method ram: no base given"),
         ({"merge_method": "linear", "modules": {}}, "'modules' in the configuration is not"),
         ({**GOOD, "chat_template": "chatml"}, "chat_template chatml is a file of mergekit"),
@@ -351,10 +352,9 @@ def _sliced(*ranges: Any, **more: Any) -> dict[str, Any]:
         ({**GOOD, "tokenizer": {"tokens": {}}}, "'tokens' in tokenizer is not supported"),
         ({**GOOD, "tokenizer": {"pad_to_multiple_of": 8}}, "'pad_to_multiple_of' in tokenizer is"),
         ({**GOOD, "tokenizer": {}, "tokenizer_source": "base"}, "tokenizer_source or tokenizer"),
-        (_sliced((0, 3)), r"leaving out layers is not supported \(3 in the slices, 4 in the mod"),
-        (_sliced((0, 2), (1, 3)), "moves, repeats or leaves out layers"),
-        (_sliced((1, 4)), "moves, repeats or leaves out layers"),
-        (_sliced((0, 2), (3, 4)), "moves, repeats or leaves out layers"),
+        (_sliced((0, 5)), r"slice 1: ja .* has the layers 0:4, and 0:5 is asked for"),
+        (_sliced((0, 2), (3, 3)), r"layer_range \[3, 3\] of ja has no layers"),
+        (_sliced((-1, 2)), r"layer_range \[-1, 2\] of ja has no layers"),
         (_sliced((0, 4, 5)), r"layer_range \[0, 4, 5\]: give"),
         (_sliced((0, 4), base_model="ja"), "'base_model' in a slice is not supported"),
         (_sliced((0, 4), residual_weight=0.1), "'residual_weight' in a slice is not supported"),
@@ -372,10 +372,10 @@ def test_refusals(content: Any, message: str, run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_slice_of_other_models_is_refused(run: Run) -> None:
+def test_a_slice_of_more_models_is_refused(run: Run) -> None:
     content = _sliced((0, 2), (2, 4))
-    content["slices"][1]["sources"][0]["model"] = "math"
-    with pytest.raises(UserError, match="a slice of other models than the first"):
+    content["slices"][1]["sources"] += [{"model": "math", "layer_range": [2, 4]}]
+    with pytest.raises(UserError, match="slice 2 merges 2 models .*, the first one 1"):
         run(content)
 
 

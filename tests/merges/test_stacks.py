@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from common.errors import UserError
 from merges.engine.layer_rules import LayerRules
+from merges.engine.slices import arrange
 from merges.engine.stacks import Layer, Stacks, layer_of
+from merges.engine.streaming import InMemory
 from merges.mergekit.recipes import RECIPES
 from merges.mergekit.settings import Parameters, Slice
 
@@ -74,8 +77,10 @@ def test_mergekits_gradients_and_slices_go_over_the_text():
     whole = parameters([Slice(0, None, {}, {})], [0, 1])
     assert values(whole, TOWERS) == [0, 0, 1, 0, 0.5, 1, 0]
     assert values(parameters([Slice(0, 1, {}, {})], 0.5), TOWERS) == [0.5] * 7
-    with pytest.raises(UserError, match=rf"1 in the slices, 2 in {TEXT} of the model"):
-        parameters([Slice(0, 0, {}, {})], 0.5).resolve(TOWERS)
+    tower = InMemory({name: torch.zeros(1) for name in TOWERS}, "tower")
+    assert arrange(None, {"a": tower}, [{"a": (0, 2)}])[2] is None  # all of the text's layers
+    with pytest.raises(UserError, match=r"tower: has several stacks of layers .* one stack"):
+        arrange(None, {"a": tower}, [{"a": (0, 1)}])
     two = parameters([Slice(0, 0, {}, {}), Slice(1, 1, {}, {})], 0.5)
     with pytest.raises(
         UserError, match=r"several stacks of layers .* do not say which they divide"

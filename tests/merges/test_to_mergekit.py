@@ -59,12 +59,13 @@ SETTINGS: dict[str, list[tuple[Any, ...]]] = {
     "della_linear": [("density=1", "rescale=l1"), ("density=1", "rescale=none", "scale=0.4")],
     "sce": [("negligible=1e-6",), ("negligible=1e-6", "density=0.5")],
     "nearswap": [("t=0.05",)],
+    "passthrough": [("scale=0.7",), ([{"match": "mlp", "gradient": {"scale": [0.5, 1.5]}}],)],
     "arcee_fusion": [()],
     "ram": [(), ("epsilon=0.1",)],
     "ramplus_tl": [("scope=tensor", "epsilon=0.1"), ("scope=tensor", "r=0.5", "alpha=5")],
 }
 CASES = [(method, number) for method, found in SETTINGS.items() for number in range(len(found))]
-COUNTS = {"slerp": 2, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1}
+COUNTS = {"slerp": 2, "nuslerp": 2, "nearswap": 1, "passthrough": 1, "arcee_fusion": 1}
 STORED = ("float32", "bfloat16")
 THRESHOLDS = ("ties", "breadcrumbs", "breadcrumbs_ties", "sce")
 
