@@ -7,8 +7,8 @@ final norm, the output head) from those of the last one.
 
 First every model is presented with as many layers as the result has, so that all that compares
 models or brings them to one vocabulary sees equal names. Layers where a slice does not take the
-model are placeholders that nobody reads. The method then gets columns: for each place in the slices'
-lists one model whose layers come from the models at that place.
+model are placeholders that nobody reads. The method then gets columns: for each place in the
+slices' lists one model whose layers come from the models at that place.
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def test_refusals(content: Any, message: str, run: Run, tmp_path: Path) -> None:
 def test_a_slice_of_more_models_is_refused(run: Run) -> None:
     content = _sliced((0, 2), (2, 4))
     content["slices"][1]["sources"] += [{"model": "math", "layer_range": [2, 4]}]
-    with pytest.raises(UserError, match="slice 2 merges 2 models .*, the first one 1"):
+    with pytest.raises(UserError, match=r"slice 2 merges 2 models .*, the first one 1"):
         run(content)
 
 
