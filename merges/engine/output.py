@@ -18,6 +18,7 @@ from merges.engine.requests import WholeModelResult
 COST = "cost.json"
 _EXTRA = Path("extra") / "coefficients.safetensors"
 _LOG = "training.csv"
+_SLICES = "merges/engine/slices.py"  # what other merges do not depend on
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -111,5 +112,5 @@ def write_record(
             if path.is_file() and path.name != COST
         },
         seed=config.seed,
-        code=registry.sources(info.name),
+        code=(*registry.sources(info.name), *((_SLICES,) if config.slices else ())),
     )

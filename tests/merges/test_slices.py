@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from checkpoints.cli import main as checkpoints
 from common.errors import UserError
@@ -32,6 +31,8 @@ WINDOW = 3
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
     """Llamas a and c of four layers and b of six, and two Qwen2 with sliding layers."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     folder = tmp_path_factory.mktemp("models")
     for seed, (name, depth) in enumerate(DEPTHS.items()):
         tiny_model(folder / name, seed=seed, num_hidden_layers=depth)
@@ -70,6 +71,8 @@ def merge(top, out, method, slices, *options, experts=(), base=None):
 
 
 def load(folder):
+    from transformers import AutoModelForCausalLM
+
     model, loading = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", output_loading_info=True
     )
