@@ -21,8 +21,10 @@ _ASIDE = re.compile(
     r"|perceiver|\w*encoder\w*|draft\w*)(?=[._]|$)"
 )
 # What mergekit counts among the tensors before the layers; it takes the others for later ones.
+# And what classes that it does not know have there (Bloom, OPT).
 _BEFORE = re.compile(
-    r"\b(?:embed_tokens|embed_in|embed_positions|tok_embeddings|word_embeddings|wte|wpe)\."
+    r"\b(?:embed_tokens|embed_in|embed_positions|tok_embeddings|word_embeddings|wte|wpe"
+    r"|word_embeddings_layernorm|project_in)\."
 )
 
 
