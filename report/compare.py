@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from common.files import write_text
 from report import fields, kept, tables
 from report.grid import number
 
-_NAMES = ("case", "expert", "id", "column", "task")  # the fields that name a row
+_NAMES = ("case", "expert", "id", "seed", "column", "task")  # the fields that name a row
+_SEED = re.compile(r"\bseed -?\d+\b")
+# Tables of single worlds, whose errors are over items or over draws of a method's data.
+_IN_ONE_WORLD = ("experts", "table3")
 # How a file titles a value and its error, in the order of preference.
 _ERRORS = (("{}", "{} stderr"), ("{} mean", "{} sd"), ("value", "stderr"))
 _HEADER = ("table", "row", "column", "first", "first error", "second", "second error", "errors")
@@ -39,6 +43,11 @@ class Pair:
     column: str
     first: tuple[str, str]
     second: tuple[str, str]
+
+    @property
+    def of_world(self) -> bool:
+        """Whether the cell is of a single world of several, with an error over its items alone."""
+        return bool(_SEED.search(self.row) or _SEED.search(self.column))
 
     @property
     def errors(self) -> float:
@@ -66,14 +75,22 @@ def _columns(header: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _named(row: Mapping[str, str], field: str, several: bool) -> str:
+    """Write a field of a row's name; of the seed, one among several, and not all of a mean."""
+    if field != "seed":
+        return row[field]
+    return f"seed {row[field]}" if several and " " not in row[field] else ""
+
+
 def _read(path: Path) -> Table:
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = _columns(rows.fieldnames or (), path)
-            table = {}
+            reader = csv.DictReader(file)
+            columns, rows = _columns(reader.fieldnames or (), path), list(reader)
+            several, table = len({row.get("seed") for row in rows} - {"", None}) > 1, {}
             for row in rows:
-                name = " ".join(row[field] for field in _NAMES if row.get(field))
+                parts = [_named(row, field, several) for field in _NAMES if row.get(field)]
+                name = " ".join(filter(None, parts))
                 for title, (value, error) in columns.items():
                     table[name, title] = (row[value] or "", row[error] or "")
                     _ = [float(text) for text in table[name, title] if text]
@@ -145,6 +162,13 @@ class Agreement:
         return sum(cell.errors <= errors for cell in self.cells)
 
     @property
+    def over_worlds(self) -> Agreement:
+        """The part whose errors cover another training: means over worlds."""
+        if self.name in _IN_ONE_WORLD or not any(cell.of_world for cell in self.cells):
+            return Agreement(self.name, [], [])
+        return Agreement(self.name, [cell for cell in self.cells if not cell.of_world], [])
+
+    @property
     def equal(self) -> int:
         """How many cells are the same as written."""
         return sum(cell.first == cell.second for cell in self.cells)
@@ -192,6 +216,9 @@ def compare(results: Path, other: Path, out: Path | None = None) -> int:
             f"{table.name}: {len(table.cells)} cells: {table.within(1)} agree within their "
             f"combined error, {table.within(_MOST)} within two, {table.equal} are equal to the byte"
         )
+        if means := table.over_worlds.cells:
+            told = f"{table.over_worlds.within(1)}, {table.over_worlds.within(_MOST)} within two"
+            print(f"  of {len(means)} means over worlds, within their combined error {told}")
         notes = list(table.notes)
         for cell in table.apart:
             told = f"{_told(cell.first)} and {_told(cell.second)}"
