@@ -213,7 +213,9 @@ def dots(title: str, rows: Sequence[tuple[str, float | None, Sequence[float | No
         marks.append(Mark(short, words, *at, text=number(total), seeds=tuple(map(x, found))))
     said = [f"{label} {number(total)}" for total, label in sorted(known, reverse=True)]
     about = f"{title}: {', '.join(said[:3])}; lowest {said[-1]}." if said else f"{title}: nothing."
-    ticks = [(x(end), number(end)) for end in sorted({0.0, 1.0, low, high})]
+    # An end too near to 0 or 1 would cover its number.
+    ends = [end for end in (low, high) if min(abs(end), abs(end - 1)) > 0.3 * (high - low) / 2]
+    ticks = [(x(end), number(end)) for end in sorted({0.0, 1.0, *ends})]
     return Panel(title, about, 1.4 * _STEP * len(rows), tuple(marks), ticks=tuple(ticks))
 
 
