@@ -160,7 +160,7 @@ def _targets(layers: Sequence[Layer], built: Architecture) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _config(
+def peft_config(
     base: Path, layers: Sequence[Layer], built: Architecture, modules: Sequence[str], biases: bool
 ) -> dict[str, Any]:
     """Write PEFT's configuration; alpha is the rank, so that the factors' product counts once."""
@@ -302,7 +302,7 @@ def extract_lora(
     _write(
         out,
         tensors,
-        _config(base, layers, built, modules, biases),
+        peft_config(base, layers, built, modules, biases),
         layers,
         (first, second),
         {"rank": rank, "energy": energy, "others": others},

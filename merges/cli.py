@@ -29,6 +29,7 @@ _COMMANDS = {
     "teachers": "merges.dam.teachers",
     "statistics": "merges.statistics.cli",
     "inspect": "merges.inspecting",
+    "core-space": "merges.core_space",
     "card": "merges.card",
 }
 _EPILOG = """\
@@ -48,6 +49,7 @@ examples:
   python -m merges --to-mergekit merged/ties --locate base=models/base ja=models/ja --out ties.yml
   python -m merges teachers --help
   python -m merges statistics --help
+  python -m merges core-space --help  # LoRA adapters into one adapter
   python -m merges inspect --help  # what merges kept of each expert, by layer
   python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card
 

@@ -69,6 +69,13 @@ OPTIONS = [
             (["--base", "b", "--experts", "e=e"], "--merges"),
         )
     ),
+    *(
+        ("merges.core_space.build_parser", ["--base", "b", "--method", "m", *more], option, values)
+        for option, more, values in (
+            ("--experts", ["--out", "o"], ["ja=ja", "math=math"]),
+            ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "scale=1"]),
+        )
+    ),
     ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),
     ("cask.cli.build_parser", ["base"], "--accept-terms", ["gemma", "llama"]),
     (
