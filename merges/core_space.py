@@ -1,7 +1,7 @@
 """Core Space: LoRA adapters merged by any method without folding them, into one adapter.
 
 A layer's change by adapter t is s_t B_t A_t, with B_t of shape [m, r_t] and A_t of [r_t, n]. All of
-them lie in the space that U, the left singular vectors of [B_1 ... B_T], and V, the right ones of
+them are in the space that U, the left singular vectors of [B_1 ... B_T], and V, the right ones of
 the stacked A_1 ... A_T, span. The method merges
 
     M_t = U^T s_t B_t A_t V
@@ -94,7 +94,7 @@ def read_factors(path: Path, base: Model) -> tuple[Factors, str]:
             values = weights.read(name, 0, rows * columns).double().reshape(rows, columns)
             check_finite(values, name, path)
             pair.append(values)
-        found[module] = Pair(*pair, settings.scale(module, pair[1].shape[0]))
+        found[module] = Pair(pair[0], pair[1], settings.scale(module, pair[1].shape[0]))
     return found, known.fingerprint
 
 
@@ -138,6 +138,7 @@ def merge_factors(
             f"method {method} needs complete models; merge with python -m merges --method, which "
             "folds adapters"
         )
+    # An adapter that lacks a module has a matrix of zeros there: it then changes nothing.
     modules = sorted({module for factors in adapters.values() for module in factors})
     spans: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     cores: dict[str, dict[str, torch.Tensor]] = {name: {} for name in adapters}
@@ -198,6 +199,7 @@ def write_adapter(
 
     if (built := architecture(base.config)) is None:
         raise UserError(f"{base.path}: transformers cannot build this model; give one that it can")
+    # Only names and ranks are used of these.
     layers = [Layer(name, pair.a.shape[0], 0.0, 0.0) for name, pair in sorted(factors.items())]
     tensors = {
         f"{PREFIX}{name}.lora_{half}.weight": values.float().contiguous()
