@@ -29,6 +29,7 @@ NO_NUMBER = {
     "*/__main__.py": "starts a command line",
     "*/cli.py": "reads a command line; the workflow gives each value that it sets",
     "merges/dam/teachers.py": "is the command line of the teachers",
+    "merges/running.py": "carries out the merges' command line; the workflow gives each value",
     "common/calling.py": "calls a command line and reports its errors",
     "common/cost.py": "measures what a step takes",
     "common/errors.py": "words messages",

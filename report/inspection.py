@@ -9,10 +9,8 @@ from report.averages import Score, mean
 from report.case_table import table_title
 from report.experiment import Case, Model
 from report.grid import MISSING, Cell, Grid, Row, number
-from report.panels import Panel, dots
 
 Place = tuple[int | None, str]  # layer, None outside the layers, and module
-INSIDE = ("attention", "mlp", "other")  # modules of a layer that hold its linear layers
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -134,22 +132,3 @@ def experts_grid(case: Case) -> Grid:
     )
     title = f"{table_title(case.table)}, experts' changes"
     return Grid(f"{case.table}_drift", title, caption, tuple(header), tuple(rows), texts=2)
-
-
-def panels(case: Case) -> list[Panel]:
-    """Lay out a panel for each expert and one for what is along none: a dot a layer and module."""
-    found = Inspection(case)
-    places = [place for place in found.places if place[0] is not None and place[1] in INSIDE]
-
-    def panel(title: str, *keys: str) -> Panel:
-        name, *rest = keys
-        rows = [
-            (model.label, found.of(name, model.id, *rest),
-             [found.of(name, model.id, *rest, place=place) for place in places])
-            for model in found.merges
-        ]  # fmt: skip
-        return dots(title, rows)
-
-    experts = [(case.experts[expert].get("label", expert), expert) for expert in found.experts]
-    kept = [panel(f"Kept of {label}", "kept", expert) for label, expert in experts]
-    return [*kept, panel("Outside", "outside")]

@@ -164,7 +164,7 @@ def _why(case: Case) -> Markup:
         f"{case.title}: what every merge kept of each expert's change, and what is along none. A "
         "dot is a layer's attention or MLP, the diamond all together; 1 is the expert's own change."
     )
-    drawn = render.figure(f"{case.table}_kept", caption, inspection.panels(case), [], [])
+    drawn = render.figure(f"{case.table}_kept", caption, panels.kept(case), [], [])
     summary = f"How experts moved, {len(moved.rows) - 1} groups of weights"
     return render.html(kept) + drawn + render.part("folded", summary, moved)
 

@@ -16,6 +16,7 @@ from report.compute import CONFIDENCE, Point, pareto, points
 from report.cost import Cost
 from report.experiment import Ablation, Case, Experiment, Model
 from report.grid import number
+from report.inspection import Inspection
 
 # Sizes in units of a panel that is 360 wide, which are CSS pixels where there is room.
 _LEFT, _WIDTH = 160.0, 160.0  # the labels' room, and the length of a bar of 1
@@ -25,6 +26,7 @@ _HALF = _SIZE / 2 + 0.5
 _LONGEST = 28  # letters of a bar's label
 _PLOT = (46.0, 12.0, 600.0, 330.0)  # left, top, right and bottom of a plot's axes
 _CROWD = 60  # points; of more, only those on the Pareto line are named, the others by a pointer
+_INSIDE = ("attention", "mlp", "other")  # modules of a layer that hold its linear layers
 _BLACK = "#222222"  # the palette's own, which a dark page shows as its text
 
 
@@ -214,9 +216,28 @@ def dots(title: str, rows: Sequence[tuple[str, float | None, Sequence[float | No
     said = [f"{label} {number(total)}" for total, label in sorted(known, reverse=True)]
     about = f"{title}: {', '.join(said[:3])}; lowest {said[-1]}." if said else f"{title}: nothing."
     # An end too near to 0 or 1 would cover its number.
-    ends = [end for end in (low, high) if min(abs(end), abs(end - 1)) > 0.3 * (high - low) / 2]
-    ticks = [(x(end), number(end)) for end in sorted({0.0, 1.0, *ends})]
+    outer = [end for end in (low, high) if min(abs(end), abs(end - 1)) > 0.3 * (high - low) / 2]
+    ticks = [(x(end), number(end)) for end in sorted({0.0, 1.0, *outer})]
     return Panel(title, about, 1.4 * _STEP * len(rows), tuple(marks), ticks=tuple(ticks))
+
+
+def kept(case: Case) -> list[Panel]:
+    """Lay out a panel for each expert and one for what is along none: a dot a layer and module."""
+    found = Inspection(case)
+    places = [place for place in found.places if place[0] is not None and place[1] in _INSIDE]
+
+    def panel(title: str, *keys: str) -> Panel:
+        name, *rest = keys
+        rows = [
+            (model.label, found.of(name, model.id, *rest),
+             [found.of(name, model.id, *rest, place=place) for place in places])
+            for model in found.merges
+        ]  # fmt: skip
+        return dots(title, rows)
+
+    experts = [(case.experts[expert].get("label", expert), expert) for expert in found.experts]
+    shares = [panel(f"Kept of {label}", "kept", expert) for label, expert in experts]
+    return [*shares, panel("Outside", "outside")]
 
 
 def _free_places(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:

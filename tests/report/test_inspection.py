@@ -8,7 +8,7 @@ import re
 import pytest
 
 from common.cli import call
-from report import inspection, tables
+from report import inspection, panels, tables
 from report.load import load
 from tests.report.conftest import fill, inspected, write
 
@@ -77,7 +77,7 @@ def test_panels_have_a_row_for_every_merge_and_a_dot_for_every_layer_and_module(
     found["all"]["outside"]["dam"] = None
     write(results / "case1/inspection.json", found)
     case = load(config, results).cases[0]
-    ja, _, outside = inspection.panels(case)
+    ja, _, outside = panels.kept(case)
     assert len(ja.marks) == len(about["methods"])
     (soup,) = [mark for mark in ja.marks if mark.label == "Model Soups"]
     # The axis goes from -.5 to 1.5 over 160 units that begin at 160.

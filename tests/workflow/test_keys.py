@@ -149,11 +149,14 @@ def test_a_merge_waits_for_the_gate_and_one_that_fails_stops_it(project):
 
 
 # What only the command line needs: to list the methods, to say where the paper's values are.
+# What reads the command line of all merges imports these.
+_READS_METHODS = {
+    *(f"merges/engine/{name}.py" for name in ("__init__", "parameters", "registry")),
+    *(f"merges/statistics/{name}.py" for name in ("__init__", "kinds")),
+}
 BESIDES = {
-    "teachers": {
-        *(f"merges/engine/{name}.py" for name in ("__init__", "parameters", "registry")),
-        *(f"merges/statistics/{name}.py" for name in ("__init__", "kinds")),
-    },
+    "teachers": _READS_METHODS,
+    "inspect": _READS_METHODS,
     "tables": {"report/published.py"},
 }
 # Runs steps in forks of one process, and writes which files of the project each has imported.
