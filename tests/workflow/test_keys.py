@@ -148,8 +148,7 @@ def test_a_merge_waits_for_the_gate_and_one_that_fails_stops_it(project):
     assert "rule merge:" not in output and "rule make_tables:" not in output
 
 
-# What only the command line needs: to list the methods, to say where the paper's values are.
-# What reads the command line of all merges imports these.
+# What only a command line needs: to list the methods, to say where the paper's values are.
 _READS_METHODS = {
     *(f"merges/engine/{name}.py" for name in ("__init__", "parameters", "registry")),
     *(f"merges/statistics/{name}.py" for name in ("__init__", "kinds")),
