@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import UserError, reason_of
 from common.files import write_text
 from report import fields, kept, tables
+from report.experiment import Experiment
 from report.grid import number
 
 _NAMES = ("case", "expert", "id", "seed", "column", "task")  # the fields that name a row
@@ -82,9 +83,10 @@ def _named(row: Mapping[str, str], field: str, several: bool) -> str:
     return f"seed {row[field]}" if several and " " not in row[field] else ""
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path, text: str | None = None) -> Table:
+    """Read a file's table, or one whose text is known and that the path only names."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="") if text is None else io.StringIO(text) as file:
             reader = csv.DictReader(file)
             columns, rows = _columns(reader.fieldnames or (), path), list(reader)
             several, table = len({row.get("seed") for row in rows} - {"", None}) > 1, {}
@@ -99,6 +101,12 @@ def _read(path: Path) -> Table:
     return table
 
 
+def tables_of(experiment: Experiment) -> dict[str, Table]:
+    """Return what `read_tables` reads of an experiment's tables, without their files."""
+    texts = {Path(name): text for name, text in tables.csv_texts(experiment).items()}
+    return {path.stem: _read(path, text) for path, text in texts.items()}
+
+
 def read_tables(results: Path) -> dict[str, Table]:
     """Read every table of a run that holds values with errors, by name.
 
@@ -109,9 +117,8 @@ def read_tables(results: Path) -> dict[str, Table]:
         UserError: There are no tables, or one has no errors or is damaged.
     """
     if results.is_file():
-        with kept.opened(results) as experiment, tempfile.TemporaryDirectory() as made:
-            tables.write(experiment, Path(made, "tables"))
-            return read_tables(Path(made))
+        with kept.opened(results) as experiment:
+            return tables_of(experiment)
     paths = sorted((results / "tables").glob("*.csv"))
     if not paths:
         raise UserError(

@@ -226,12 +226,8 @@ def _processors(folder: Path) -> str:
     written = folder / "processors-discussion.md"
     parts = []
     for second in sorted((folder / processors.FOLDER).glob("*.jsonl")):
-        paths = (folder / second.name, second)
-        facts = []
-        for path in paths:
-            with kept.opened(path) as experiment:
-                facts.append(_facts(experiment))
-        parts.append(processors.section(paths, facts))
+        with kept.opened(folder / second.name) as one, kept.opened(second) as two:
+            parts.append(processors.section(one, two, [_facts(one), _facts(two)]))
     if parts and written.exists():
         parts.insert(0, written.read_text(encoding="utf-8"))
     return "\n".join([f"# Results on other processors\n\n{_WRITTEN}", *parts]) if parts else ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from report import kept, render
+from report import render
 from report.case_table import table_title
-from report.compare import Agreement, Pair, agreements, read_tables
-from report.experiment import Case
+from report.compare import Agreement, Pair, agreements, tables_of
+from report.experiment import Case, Experiment
 from report.grid import MISSING, Cell, Grid, Row, number, score_cell, signed
 from report.published import PAPER, load
 from report.verdicts import Judgement, judgements
@@ -97,27 +96,27 @@ def _claims(one: Sequence[Judgement], two: Sequence[Judgement]) -> str:
     return _table("Claims", caption, ("claim", "sentence", *_NAMES, "same"), rows, texts=5)
 
 
-def section(paths: tuple[Path, Path], facts: Sequence[dict[str, str]]) -> str:
+def section(one: Experiment, two: Experiment, facts: Sequence[dict[str, str]]) -> str:
     """Compare two runs of one experiment.
 
     Args:
-        paths: Their kept scores.
+        one: The first.
+        two: The other.
         facts: Of each run, what it is called and where and when it ran.
 
     Returns:
         Markdown.
     """
-    tables = agreements(read_tables(paths[0]), read_tables(paths[1]), _NAMES)
-    with kept.opened(paths[0]) as one, kept.opened(paths[1]) as two:
-        about = [_row(name, *(each[name] for each in facts)) for name in facts[0]]
-        found = [judgements(experiment, load(PAPER)) for experiment in (one, two)]
-        others = {case.id: case for case in two.cases}
-        parts = [
-            f"## `{one.name}`\n",
-            _table("Runs", "What was run where.", ("", *_NAMES), about, texts=3),
-            _agreement(tables),
-            _apart(tables),
-            *(_averages(case, others[case.id]) for case in one.cases if case.id in others),
-            _claims(*found),
-        ]
+    found = agreements(tables_of(one), tables_of(two), _NAMES)
+    about = [_row(name, *(each[name] for each in facts)) for name in facts[0]]
+    others = {case.id: case for case in two.cases}
+    judged = [judgements(experiment, load(PAPER)) for experiment in (one, two)]
+    parts = [
+        f"## `{one.name}`\n",
+        _table("Runs", "What was run where.", ("", *_NAMES), about, texts=3),
+        _agreement(found),
+        _apart(found),
+        *(_averages(case, others[case.id]) for case in one.cases if case.id in others),
+        _claims(*judged),
+    ]
     return "\n".join(parts)

@@ -30,10 +30,8 @@ def grids(experiment: Experiment) -> list[Grid]:
     return [*made, experts_grid(experiment.cases, seed)]
 
 
-def write(experiment: Experiment, out: Path) -> list[Path]:
-    """Write all tables and, last, their manifest; return the tables' paths."""
-    # No manifest while the tables change: it would vouch for files that it does not describe.
-    (out / NAME).unlink(missing_ok=True)
+def csv_texts(experiment: Experiment) -> dict[str, str]:
+    """Write the tables for programs: the text of every CSV file by its name."""
     texts = {f"{case.table}.csv": case_csv(case) for case in experiment.cases}
     for case in experiment.cases:
         if has_groups(case):
@@ -42,7 +40,14 @@ def write(experiment: Experiment, out: Path) -> list[Path]:
             texts[f"{case.table}_more.csv"] = case_csv(case.beyond())
     if experiment.ablation:
         texts["table3.csv"] = ablation_csv(experiment.ablation)
-    texts["experts.csv"] = experts_csv(experiment.cases)
+    return texts | {"experts.csv": experts_csv(experiment.cases)}
+
+
+def write(experiment: Experiment, out: Path) -> list[Path]:
+    """Write all tables and, last, their manifest; return the tables' paths."""
+    # No manifest while the tables change: it would vouch for files that it does not describe.
+    (out / NAME).unlink(missing_ok=True)
+    texts = csv_texts(experiment)
     for grid in grids(experiment):
         for form, renderer in _FORMS.items():
             texts[f"{grid.name}.{form}"] = renderer(grid)
