@@ -169,18 +169,23 @@ def _bold(case: Case, whose: str) -> str:
 
 
 def has_own_tasks(case: Case) -> bool:
-    """Return whether the case's tasks are the bottle's own."""
-    return any(task.startswith("bottle_") for task in case.tasks)
+    """Return whether all tasks of the case's average are the bottle's own."""
+    averaged = [task for column in case.averaged for task in column.tasks]
+    return all(task.startswith("bottle_") for task in averaged)
 
 
 def what_is_shown(case: Case) -> str:
     """Say what the tasks of a case are and how many items they have."""
-    tasks = (
-        "the bottle's own generated tasks, shaped after the named benchmarks and not those "
-        "benchmarks themselves"
-        if has_own_tasks(case)
-        else "the named tasks"
-    )
+    generated = [column.label for column in case.columns if column.tasks[0].startswith("bottle_")]
+    if has_own_tasks(case):
+        tasks = (
+            "the bottle's own generated tasks, shaped after the named benchmarks and not those "
+            "benchmarks themselves"
+        )
+    elif generated:
+        tasks = f"the named tasks, of which the bottle generates: {', '.join(generated)}"
+    else:
+        tasks = "the named tasks"
     if case.stand_ins():
         tasks += ", some of them with rows that only stand in for the benchmark's own"
     return f"Test scores on {tasks}; {_items(case)} per task."

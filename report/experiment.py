@@ -222,7 +222,8 @@ class Case:
             return self._not_learned_in_worlds()
         for expert, judged in self.gate.items():
             for task, result in judged["tasks"].items():
-                if not result["learned"]:
+                # A gate's verdict may be older than the configuration's columns.
+                if not result["learned"] and task in self.tasks:
                     label = self.experts.get(expert, {}).get("label", expert)
                     missed.setdefault(task, []).append(label)
         return missed

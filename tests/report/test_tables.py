@@ -378,3 +378,22 @@ def test_an_undefined_score_costs_its_row_and_no_other(small):
 )
 def test_a_note_names_the_seeds_of_its_worlds(seeds, text):
     assert footnotes._of_seeds(seeds) == text
+
+
+def test_a_caption_says_which_tasks_are_generated(small):
+    config, results, about = small
+
+    def caption():
+        return case_grid(load(config, results).cases[0], 0).caption
+
+    assert "the bottle's own generated tasks" in caption()
+    case = about["cases"]["case1"]
+    case["beside"][0]["tasks"] = ["mine/sums"]  # not of the average
+    config.write_text(json.dumps(about))
+    assert "the bottle's own generated tasks" in caption()
+    case["columns"][1]["tasks"] = ["kobest/copa"]
+    config.write_text(json.dumps(about))
+    assert "the named tasks, of which the bottle generates: A_1;" in caption()
+    case["columns"][0]["tasks"] = ["kobest/boolq"]
+    config.write_text(json.dumps(about))
+    assert "Test scores on the named tasks;" in caption()
