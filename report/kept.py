@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from report.answers import packed
 from report.experiment import Experiment, worlds_of
 from report.load import load
 
+# The folders of an absolute path: kept scores are published, and these are one machine's.
+_FOLDERS = re.compile(r"""(?<![^\s:=,"'(])/(?:[^\s/"']+/)+""")
 _SCORE = ("value", "stderr", "items", "chance", "stand_in", "undefined", "metric")
 
 
@@ -70,6 +73,15 @@ def _reduced(name: str, content: Any) -> Any:
     return content
 
 
+def _portable(content: Any) -> Any:
+    """Leave a file's name alone of each absolute path in a JSON value."""
+    if isinstance(content, dict):
+        return {name: _portable(part) for name, part in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_portable(part) for part in content]
+    return _FOLDERS.sub("", content) if isinstance(content, str) else content
+
+
 def _answers(experiment: Experiment, results: Path) -> Iterator[tuple[str, Any]]:
     """Yield what paired tests need of every row's items, as files next to its scores.
 
@@ -108,7 +120,7 @@ def keep(config: Path, results: Path, out: Path) -> None:
             if not name.endswith(".manifest.json") or "accepted" in kept["extra"]:
                 rows.append((name, kept))
     rows += _answers(load(config, results), results)
-    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+    lines = (json.dumps(_portable(row), ensure_ascii=False, separators=(",", ":")) for row in rows)
     write_text(out, "".join(f"{line}\n" for line in lines))
 
 

@@ -56,6 +56,24 @@ def test_a_failed_and_a_changed_model_are_still_that_in_a_kept_run(small, tmp_pa
     assert status["ties_tuned"] == "ok"
 
 
+def test_kept_scores_name_no_folder_of_the_machine(small, tmp_path):
+    config, results, about = small
+    place = tmp_path / "places"
+    about["hub"] = {"benchmarks": str(place / "benchmarks"), "table": "paper/hub.tsv"}
+    about["tasks"] = {"mine/sums": {"items": f"{place}/sums.jsonl", "label": "Sums 3/4 and 1/2/3"}}
+    config.write_text(json.dumps(about))
+    (results / "case1/merges/soup.failed").write_text(
+        f"error: {place}/model: no memory ({place}/x)\n"
+    )
+    kept.keep(config, results, tmp_path / "run.jsonl")
+    assert str(tmp_path) not in (tmp_path / "run.jsonl").read_text()
+    rows = dict(read_jsonl(tmp_path / "run.jsonl"))
+    assert rows["config.json"]["hub"] == {"benchmarks": "benchmarks", "table": "paper/hub.tsv"}
+    task = rows["config.json"]["tasks"]["mine/sums"]
+    assert task == {"items": "sums.jsonl", "label": "Sums 3/4 and 1/2/3"}
+    assert rows["case1/merges/soup.failed"] == "error: model: no memory (x)\n"
+
+
 def test_the_command_writes_page_index_figures_and_readme(small, tmp_path, capsys):
     config, results, _ = small
     experiment = finished(config, results)
