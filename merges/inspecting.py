@@ -16,12 +16,11 @@ from common.cli import add_values, command_parser, pairs
 from common.errors import UserError
 from common.files import write_json
 from common.manifest import beside, write_manifest
-from common.progress import Progress
+from merges.differences import differences, not_finite, opened
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
 
-_PIECE = 1 << 18  # values of each model that are in memory at a time
 _MODULES = {  # parts of a name that say which module of a layer a linear layer is in
     "attention": ("attn", "attention"),
     "mlp": ("mlp", "feed_forward", "ffn", "experts", "moe"),
@@ -137,31 +136,17 @@ def add_up(
     others = {**experts, **merges}
     found: dict[Group, Sums] = {}
     broken: set[str] = set()
-    progress = Progress(sum(map(base.count, base.names())), "comparing with the base: values")
-    for name in base.names():
-        count = base.count(name)
+    for name, origin, deltas in differences(base, others):
+        if wrong := set(not_finite(deltas, others)):
+            if not (go_on and wrong <= set(merges)):
+                raise UserError(
+                    f"tensor {name}: {min(wrong)} or the base holds NaN or infinity; make it again"
+                )
+            broken |= wrong
+            deltas[~np.isfinite(deltas)] = 0.0
         sums = found.setdefault(group_of(name), Sums(np.zeros((len(others), len(others)))))
-        for start in range(0, count, _PIECE):
-            stop = min(start + _PIECE, count)
-            origin = base.read(name, start, stop).double().numpy()
-            deltas = np.stack([m.read(name, start, stop).double().numpy() for m in others.values()])
-            deltas -= origin
-            if not np.isfinite(deltas).all():
-                wrong = [id for id, row in zip(others, deltas, strict=True) if not _finite(row)]
-                if not (go_on and set(wrong) <= set(merges)):
-                    raise UserError(
-                        f"tensor {name}: {wrong[0]} or the base holds NaN or infinity; "
-                        "make it again"
-                    )
-                broken |= set(wrong)
-                deltas[~np.isfinite(deltas)] = 0.0
-            sums.add(origin, deltas, len(experts))
-            progress.step(stop - start, name)
+        sums.add(origin, deltas, len(experts))
     return found, broken
-
-
-def _finite(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).all())
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -313,30 +298,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(
-    base: Path, experts: Mapping[str, Path], merges: Mapping[str, Path], go_on: bool
-) -> tuple[Model, dict[str, Model], dict[str, Model]]:
-    """Open the models and check that they have the base's parameters."""
-    from checkpoints.adapters import open_model
-    from checkpoints.preflight import check_merge
-    from checkpoints.settling import settle
-
-    if twice := set(experts) & set(merges):
-        raise UserError(f"--merges {min(twice)}: an expert has this name; give another")
-    root = open_model(base)
-    others = {name: open_model(path, root) for name, path in {**experts, **merges}.items()}
-    for name, model in list(others.items()):
-        if errors := check_merge(root, {name: model}).errors:
-            if not (go_on and name in merges):
-                raise UserError(errors[0])
-            print(f"note: {name} is left out: {errors[0]}")
-            del others[name]
-    settled = settle(root, others)
-    found = settled.experts
-    kept = {name: found[name] for name in merges if name in found}
-    return settled.base, {name: found[name] for name in experts}, kept
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the command line.
 
@@ -345,13 +306,17 @@ def main(argv: Sequence[str]) -> int:
     """
     given = build_parser().parse_args(argv)
     experts, merges = pairs(given.experts, "--experts"), pairs(given.merges, "--merges")
-    models = _opened(given.base, experts, merges, given.go_on)
-    found = inspected(*models, go_on=given.go_on)
-    for name in set(models[2]) - set(found["merges"]):
+    if twice := set(experts) & set(merges):
+        raise UserError(f"--merges {min(twice)}: an expert has this name; give another")
+    optional = frozenset(merges if given.go_on else ())
+    base, models = opened(given.base, {**experts, **merges}, optional)
+    kept = {name: models[name] for name in merges if name in models}
+    found = inspected(base, {name: models[name] for name in experts}, kept, go_on=given.go_on)
+    for name in sorted(set(kept) - set(found["merges"])):
         print(f"note: {name} is left out: it holds NaN or infinity")
     if given.out:
         write_json(given.out, found)
-        read = {"base": models[0], **models[1], **models[2]}
+        read = {"base": base, **models}
         write_manifest(
             beside(given.out),
             kind="inspection",

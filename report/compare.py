@@ -223,9 +223,10 @@ def compare(results: Path, other: Path, out: Path | None = None) -> int:
             f"{table.name}: {len(table.cells)} cells: {table.within(1)} agree within their "
             f"combined error, {table.within(_MOST)} within two, {table.equal} are equal to the byte"
         )
-        if means := table.over_worlds.cells:
-            told = f"{table.over_worlds.within(1)}, {table.over_worlds.within(_MOST)} within two"
-            print(f"  of {len(means)} means over worlds, within their combined error {told}")
+        means = table.over_worlds
+        if means.cells:
+            told = f"{means.within(1)}, {means.within(_MOST)} within two"
+            print(f"  of {len(means.cells)} means over worlds, within their combined error {told}")
         notes = list(table.notes)
         for cell in table.apart:
             told = f"{_told(cell.first)} and {_told(cell.second)}"

@@ -14,13 +14,12 @@ from common.cli import add_values, command_parser, pairs
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.manifest import check_recorded
-from common.progress import Progress
+from merges.differences import differences, not_finite, opened
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
 
 Metric = Literal["cosine", "pearson"]
-_PIECE = 1 << 20  # values of each model that are in memory at a time
 _DESCRIPTION = """\
 Show how alike the task vectors of experts are. With a score file of each, also show the K best
 experts and the pairs to merge next: all pairs of these, and the best expert with the one that is
@@ -50,24 +49,12 @@ def inner_products(base: Model, experts: Mapping[str, Model]) -> tuple[np.ndarra
         UserError: A value is NaN or infinite.
     """
     total, sums = np.zeros((len(experts), len(experts))), np.zeros(len(experts))
-    count = sum(map(base.count, base.names()))
-    progress = Progress(count, "comparing experts: values")
-    for name in base.names():
-        for start in range(0, base.count(name), _PIECE):
-            stop = min(start + _PIECE, base.count(name))
-            origin = base.read(name, start, stop).double().numpy()
-            deltas = np.stack(
-                [expert.read(name, start, stop).double().numpy() for expert in experts.values()]
-            )
-            deltas -= origin
-            if not np.isfinite(deltas).all():
-                raise UserError(
-                    f"tensor {name}: a model holds NaN or infinity; repair or remove it"
-                )
-            total += deltas @ deltas.T
-            sums += deltas.sum(axis=1)
-            progress.step(stop - start, name)
-    return total, sums, count
+    for name, _, deltas in differences(base, experts):
+        if not_finite(deltas, experts):
+            raise UserError(f"tensor {name}: a model holds NaN or infinity; repair or remove it")
+        total += deltas @ deltas.T
+        sums += deltas.sum(axis=1)
+    return total, sums, sum(map(base.count, base.names()))
 
 
 def kinship(
@@ -148,22 +135,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(base: Path, folders: Mapping[str, Path]) -> tuple[Model, dict[str, Model]]:
-    """Open the models and check that they have the same parameters."""
-    from checkpoints.adapters import open_model
-    from checkpoints.preflight import check_merge
-    from checkpoints.settling import settle
-
-    if len(folders) < 2:
-        raise UserError("--experts: give at least two")
-    root = open_model(base)
-    experts = {name: open_model(path, root) for name, path in folders.items()}
-    if errors := check_merge(root, experts).errors:
-        raise UserError(errors[0])
-    settled = settle(root, experts)
-    return settled.base, settled.experts
-
-
 def _score(path: Path, expert: str, weights: str) -> float:
     """Read the mean score of a file, which must be of these weights."""
     check_recorded(path)
@@ -199,7 +170,9 @@ def main(argv: Sequence[str]) -> int:
     folders, files = pairs(given.experts, "--experts"), pairs(given.scores, "--scores")
     if given.top is not None and not files:
         raise UserError("--top needs --scores NAME=FILE of each expert")
-    base, experts = _opened(given.base, folders)
+    if len(folders) < 2:
+        raise UserError("--experts: give at least two")
+    base, experts = opened(given.base, folders)
     names, found = list(experts), {}
     if files:  # before the pass over all weights: mistakes are reported at once
         weights = {name: expert.fingerprint for name, expert in experts.items()}

@@ -55,7 +55,7 @@ def alike(top: Path, *given, **settings) -> np.ndarray:
 def test_it_is_the_cosine_and_pearsons_correlation_of_task_vectors(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.kinship._PIECE", 100)  # pieces end inside of rows
+    monkeypatch.setattr("merges.differences._PIECE", 100)  # pieces end inside of rows
     deltas = vectors(top)
     lengths = np.linalg.norm(deltas, axis=1)
     expected = deltas @ deltas.T / np.outer(lengths, lengths)

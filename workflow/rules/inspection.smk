@@ -1,16 +1,11 @@
 # How far experts moved, and what every merge kept of them.
 
 
-def inspected_rows(case):
-    """Rows whose weights compare with the base's: not those that order layers anew."""
-    rows = {name: CONFIG.methods[name] for name in ROWS[case]}
-    return [n for n, row in rows.items() if not (row.evolve and row.evolve.space == "data-flow")]
-
-
 def inspected_models(wildcards):
-    case = wildcards.case
-    models = {name: f"{OUT}/{case}/models/{name}" for name in PARENTS[case]}
-    return models | {row: f"{OUT}/{case}/merges/{row}" for row in inspected_rows(case)}
+    """All models of a case whose weights compare with the base's: no search reorders their layers."""
+    rows = {name: row for name, row in CONFIG.methods.items() if row.evolve}
+    reordered = {name for name, row in rows.items() if row.evolve.space == "data-flow"}
+    return {n: path for n, path in smoke_models(wildcards).items() if n not in reordered}
 
 
 def inspected_options(wildcards):
