@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from checkpoints.companions import copy_tokenizer
 from checkpoints.names import is_head
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
-from common.files import sha256_file, staged_directory, write_json, write_text
+from common.files import staged_directory, write_json, write_text
 from common.manifest import NAME, read_manifest, write_manifest
 from common.progress import Progress
 
@@ -149,23 +149,34 @@ def _stored(
     return keys, modules
 
 
-def _targets(layers: Sequence[Layer], built: Architecture) -> list[str]:
+def _targets(changed: Collection[str], built: Architecture) -> list[str]:
     """Name the layers for PEFT: by the end of their names where all with this end have changed."""
-    changed = {layer.module for layer in layers}
     found = []
     for module in sorted(changed):
         end = module.rpartition(".")[2]
         alike = {m.rpartition(".")[0] for m in built.weights if f".{end}." in f".{m}"}
-        found.append(end if alike <= changed else module)
+        found.append(end if alike <= set(changed) else module)
     return list(dict.fromkeys(found))
 
 
 def peft_config(
-    base: Path, layers: Sequence[Layer], built: Architecture, modules: Sequence[str], biases: bool
+    base: Path,
+    ranks: Mapping[str, int],
+    built: Architecture,
+    modules: Sequence[str] = (),
+    biases: bool = False,
 ) -> dict[str, Any]:
-    """Write PEFT's configuration; alpha is the rank, so that the factors' product counts once."""
-    common = Counter(layer.rank for layer in layers).most_common(1)[0][0]
-    pattern = {layer.module: layer.rank for layer in layers if layer.rank != common}
+    """Write PEFT's configuration; alpha is the rank, so that the factors' product counts once.
+
+    Args:
+        base: The folder of the adapter's base.
+        ranks: By layer, the rank of its factors.
+        built: The base's class.
+        modules: Those that the adapter holds complete.
+        biases: Whether it holds biases of linear layers.
+    """
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {module: rank for module, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -177,9 +188,9 @@ def peft_config(
         "alpha_pattern": pattern,
         "lora_dropout": 0.0,
         "bias": "all" if biases else "none",
-        "fan_in_fan_out": any(layer.module in built.turned for layer in layers),
+        "fan_in_fan_out": any(module in built.turned for module in ranks),
         "init_lora_weights": True,
-        "target_modules": _targets(layers, built),
+        "target_modules": _targets(ranks, built),
         "modules_to_save": list(modules) or None,
     }
 
@@ -299,41 +310,49 @@ def extract_lora(
         key.endswith(".bias") and name.rpartition(".")[0] not in modules
         for key, name in keys.items()
     )
-    _write(
+    rows = [f"{x.module},{x.rank},{x.squared!r},{x.left_out!r}\n" for x in layers]
+    ranks = {layer.module: layer.rank for layer in layers}
+    write_adapter(
         out,
         tensors,
-        peft_config(base, layers, built, modules, biases),
-        layers,
-        (first, second),
-        {"rank": rank, "energy": energy, "others": others},
+        peft_config(base, ranks, built, modules, biases),
+        model,
+        {"layers.csv": "module,rank,squared,left_out\n" + "".join(rows)},
+        parameters={"rank": rank, "energy": energy, "others": others},
+        inputs={"base": first.fingerprint, "model": second.fingerprint},
+        code=("checkpoints/extraction.py",),
     )
     return layers
 
 
-def _write(
+def write_adapter(
     out: Path,
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
-    layers: Sequence[Layer],
-    models: tuple[Checkpoint, Checkpoint],
-    parameters: Mapping[str, Any],
+    tokenizer: Path,
+    texts: Mapping[str, str],
+    **about: Any,
 ) -> None:
+    """Write a PEFT adapter's folder with a tokenizer and a manifest, all of it or nothing.
+
+    Args:
+        out: The folder to make.
+        tensors: By PEFT's names, as they are stored.
+        config: See `peft_config`.
+        tokenizer: The model that the tokenizer is copied from.
+        texts: Further files by name.
+        about: What its manifest records; see `common.manifest.write_manifest`.
+
+    Raises:
+        UserError: The disk is full.
+    """
     from safetensors.torch import save_file
 
-    base, model = models
-    rows = [f"{x.module},{x.rank},{x.squared!r},{x.left_out!r}\n" for x in layers]
     with staged_directory(out) as folder:
         save_file(dict(sorted(tensors.items())), folder / WEIGHTS, {"format": "pt"})
         write_json(folder / CONFIG, config)
-        write_text(folder / "layers.csv", "module,rank,squared,left_out\n" + "".join(rows))
-        copy_tokenizer(model.path, folder)
-        write_manifest(
-            folder / NAME,
-            kind="adapter",
-            parameters=parameters,
-            inputs={"base": base.fingerprint, "model": model.fingerprint},
-            outputs={
-                path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()
-            },
-            code=("checkpoints/extraction.py",),
-        )
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        copy_tokenizer(tokenizer, folder)
+        files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+        write_manifest(folder / NAME, kind="adapter", outputs=files, **about)

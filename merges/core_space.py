@@ -167,13 +167,8 @@ def merge_factors(
     return found
 
 
-def write_adapter(
-    out: Path,
-    base: Model,
-    factors: Factors,
-    about: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    seed: int,
+def write_factors(
+    out: Path, base: Model, factors: Factors, about: Mapping[str, Any], **recorded: Any
 ) -> None:
     """Write factors as a PEFT adapter with a manifest; the factors are rounded to float32.
 
@@ -181,44 +176,29 @@ def write_adapter(
         out: The folder to make.
         base: The model that the adapter is for.
         factors: B and A by module.
-        about: The recipe, for the manifest.
-        inputs: Fingerprints of the adapters by name.
-        seed: Of random masks.
+        about: The recipe.
+        recorded: What else the manifest records: the adapters' fingerprints, the masks' seed.
 
     Raises:
         UserError: transformers cannot build the base; or the disk is full.
     """
-    from safetensors.torch import save_file
-
-    from checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
+    from checkpoints.adapters import PREFIX
     from checkpoints.architecture import architecture
-    from checkpoints.companions import copy_tokenizer
-    from checkpoints.extraction import Layer, peft_config
-    from common.files import staged_directory, write_json
-    from common.manifest import NAME, write_manifest
+    from checkpoints.extraction import peft_config, write_adapter
 
     if (built := architecture(base.config)) is None:
         raise UserError(f"{base.path}: transformers cannot build this model; give one that it can")
-    # Only names and ranks are used of these.
-    layers = [Layer(name, pair.a.shape[0], 0.0, 0.0) for name, pair in sorted(factors.items())]
+    ranks = {name: pair.a.shape[0] for name, pair in sorted(factors.items())}
     tensors = {
         f"{PREFIX}{name}.lora_{half}.weight": values.float().contiguous()
-        for name, pair in sorted(factors.items())
+        for name, pair in factors.items()
         for half, values in zip("BA", pair[:2], strict=True)
     }
-    with staged_directory(out.resolve()) as folder:
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-        write_json(folder / CONFIG, peft_config(base.path, layers, built, [], False))
-        copy_tokenizer(base.path, folder)
-        write_manifest(
-            folder / NAME,
-            kind="adapter",
-            parameters=about,
-            inputs=inputs,
-            outputs={path.name: path for path in sorted(folder.iterdir())},
-            seed=seed,
-            code=("merges/core_space.py", *registry.sources(about["method"])),
-        )
+    code = ("merges/core_space.py", *registry.sources(about["method"]))
+    config = peft_config(base.path, ranks, built)
+    write_adapter(
+        out.resolve(), tensors, config, base.path, {}, parameters=about, code=code, **recorded
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -256,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
     about = {"method": given.method, "set": parameters, "experts": list(folders)}
     inputs = {f"experts.{name}": fingerprint for name, (_, fingerprint) in read.items()}
     inputs = {"base": base.fingerprint, **inputs}
-    write_adapter(given.out, base, factors, about, inputs, given.seed)
+    write_factors(given.out, base, factors, about, inputs=inputs, seed=given.seed)
     ranks = sorted({pair.a.shape[0] for pair in factors.values()})
     print(
         f"merged {', '.join(folders)} with {given.method} in core space into {given.out}: "

@@ -197,3 +197,14 @@ def test_a_long_function_has_a_comment():
 def test_no_tracked_file_is_large():
     for path in tracked():
         assert path.stat().st_size < 2_000_000, path
+
+
+def test_no_file_of_the_project_names_a_folder_of_one_machine():
+    # Documents and code may name the system's (/usr/lib, /tmp, /dev), but no one's own.
+    own = re.compile(r"""(?:^|[\s"'`(=:,])/(?:home|root|work|Users)/[\w.-]+""")
+    for path in tracked():
+        if path.suffix in (".png", ".pdf") or path.relative_to(ROOT).parts[0] == "tests":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            found = own.search(line)
+            assert not found, f"{path}:{number}: {found[0].strip()}: a folder of one machine"
