@@ -113,7 +113,7 @@ def _add_train(commands: Any) -> None:
         ("--threads", 1, "CPU threads (1)"),
         ("--stop-after", None, about),
     )
-    recipe = train.add_argument_group("recipe (defaults: base / expert)")
+    recipe = train.add_argument_group("recipe (defaults: base / expert; config.yaml gives others)")
     # None where not given: the defaults depend on the role and belong to `recipe_of`.
     _integers(
         recipe,

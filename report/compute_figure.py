@@ -37,7 +37,7 @@ def _front(axes: Axes, costs: Sequence[float], values: Sequence[float]) -> None:
     line = pareto(costs, values)
     x = [costs[place] for place in line] + [axes.get_xlim()[1]]
     y = [values[place] for place in line] + [values[line[-1]]]
-    axes.step(x, y, where="post", color="#666666", linewidth=1.0, linestyle="--", zorder=1)
+    axes.step(x, y, where="post", color=palette.LINE, linewidth=1.0, linestyle="--", zorder=1)
 
 
 def _places(x: float, y: float, size: Bbox, reach: float) -> Iterator[tuple[float, Bbox]]:
@@ -106,7 +106,7 @@ def place_labels(
         if radius > 3:
             end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
             path = to_data.transform([(x, y), end])
-            axes.plot(path[:, 0], path[:, 1], color="#AAAAAA", linewidth=0.5, zorder=1)
+            axes.plot(path[:, 0], path[:, 1], color=palette.LEADER, linewidth=0.5, zorder=1)
         taken.append(best)
         boxes.append(best)
     return boxes
@@ -123,7 +123,7 @@ def _panel(
     low_ends, high_ends = (
         [value + side * far for value, far in zip(values, reach, strict=True)] for side in (-1, 1)
     )
-    axes.vlines(costs, low_ends, high_ends, color="#888888", linewidth=0.8, zorder=2.8)
+    axes.vlines(costs, low_ends, high_ends, color=palette.INTERVAL, linewidth=0.8, zorder=2.8)
     for mark, kind in (("o", True), ("s", False)):
         of_kind = [i for i, point in enumerate(found) if point.model.best_of is kind]
         axes.scatter(
@@ -132,7 +132,7 @@ def _panel(
             marker=mark,
             s=25,
             c=[colour(found[i].model) for i in of_kind],
-            edgecolors="#444444",
+            edgecolors=palette.EDGE,
             linewidths=0.5,
             zorder=3,
         )
@@ -150,11 +150,11 @@ def _panel(
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     if min(given) == 0:
-        axes.axvline(none * 3, color="#BBBBBB", linewidth=0.8, linestyle=":")
+        axes.axvline(none * 3, color=palette.FRAME, linewidth=0.8, linestyle=":")
     rivals = [i for i, point in enumerate(found) if point.model.best_of]
     if rivals:
         _front(axes, [costs[i] for i in rivals], [values[i] for i in rivals])
-    axes.grid(color="#EEEEEE", linewidth=0.5)
+    axes.grid(color=palette.FINE_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.set_xlabel(_AXES[axis])
     axes.set_ylabel(f"test average, {round(100 * math.erf(CONFIDENCE / math.sqrt(2)))} % interval")
@@ -170,7 +170,7 @@ def _finish(
     """Add the legend, and to every panel (axes, costs, values) the labels of its points."""
     from matplotlib.lines import Line2D
 
-    line = Line2D([], [], color="#666666", linestyle="--", label="Pareto line")
+    line = Line2D([], [], color=palette.LINE, linestyle="--", label="Pareto line")
     drawing.legend(figure, [*handles, line])
     high = {
         point.model.id for point in sorted(merges, key=lambda p: -p.score.value)[: drawing.MOST]
@@ -224,7 +224,7 @@ def data_figure(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) ->
     from matplotlib.patches import Patch
 
     handles = [Patch(color=paint, label=label) for label, paint in palette.DATA.values()]
-    handles.append(Patch(color="#D0D0D0", label="pale: nothing chosen on dev"))
+    handles.append(Patch(color=palette.SAMPLE, label="pale: nothing chosen on dev"))
     merges = points(case, found, beyond=True)
     figure, (axes,) = _sheet(1, len(handles), height=9)
 

@@ -49,17 +49,17 @@ def _bars(
     )
     ends = [[(s.value - s.stderr, at), (s.value + s.stderr, at)] for at, s in known]
     # A white line below each: else it is lost on DAM's dark bar.
-    for width, colour in ((2.9, "white"), (0.9, "#444444")):
+    for width, colour in ((2.9, "white"), (0.9, palette.EDGE)):
         axes.add_collection(LineCollection(ends, linewidths=width, colors=colour, zorder=2.5))
     for at, (model, score) in enumerate(zip(models, scores, strict=True)):
         if score is None:
             why = "no score" if model.status == "ok" else model.status.split(":")[0]
-            axes.text(0.015, at, drawing.written(why), va="center", color="#777777")
+            axes.text(0.015, at, drawing.written(why), va="center", color=palette.NOTE)
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlim(0, 1.02)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", ".5", "", "1"])
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.5)
+    axes.grid(axis="x", color=palette.GRID, linewidth=0.5)
     axes.set_axisbelow(True)
 
 
@@ -67,8 +67,8 @@ def _legend(figure: Figure, models: Sequence[Model], config: Mapping[str, Any]) 
     from matplotlib.lines import Line2D
 
     lines = [
-        Line2D([], [], color="#444444", linestyle=":", label="base"),
-        Line2D([], [], color="#444444", linestyle="--", label="best expert"),
+        Line2D([], [], color=palette.EDGE, linestyle=":", label="base"),
+        Line2D([], [], color=palette.EDGE, linestyle="--", label="best expert"),
     ]
     drawing.legend(figure, [*palette.handles(models, config), *lines])
 
@@ -114,18 +114,18 @@ def case_figure(case: Case, config: Mapping[str, Any]) -> Figure:
     for place, (axes, (title, score_of)) in enumerate(zip(grid.flat, panels, strict=False)):
         _bars(axes, merges, [score_of(model) for model in merges], config)
         # No bold: a second font in a PDF takes as long as all its bars.
-        axes.set_title(title, color="#555555" if place else "black", loc="left", y=1.0, pad=6)
+        axes.set_title(title, color=palette.TITLE if place else "black", loc="left", y=1.0, pad=6)
         if place % _PANELS_ACROSS:
-            axes.spines["left"].set_color("#BBBBBB")
+            axes.spines["left"].set_color(palette.FRAME)
             axes.yaxis.set_visible(False)
         else:
             axes.set_yticks(range(len(merges)), labels)
         base, *experts = (score_of(model) for model in parents)
         if base is not None:
-            axes.axvline(base.value, color="#444444", linestyle=":", linewidth=1.1)
+            axes.axvline(base.value, color=palette.EDGE, linestyle=":", linewidth=1.1)
         values = [score.value for score in experts if score is not None]
         if values:
-            axes.axvline(max(values), color="#444444", linestyle="--", linewidth=0.9)
+            axes.axvline(max(values), color=palette.EDGE, linestyle="--", linewidth=0.9)
     _legend(figure, merges, config)
     return figure
 
@@ -172,26 +172,26 @@ def ablation_figure(ablation: Ablation) -> Figure:
     figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(labels)))
     left = drawing.width_of(figure, labels) + 0.15
     axes = figure.subplots(gridspec_kw=drawing.margins(figure, left, 0.1, 0.3, 0.65))
-    diamond: dict[str, Any] = {"fmt": "D", "markersize": 5, "color": "#222222", "capsize": 3}
+    diamond: dict[str, Any] = {"fmt": "D", "markersize": 5, "color": palette.INK, "capsize": 3}
     for place, entry in enumerate(ablation.objectives):
         averages = [case.average(run) for run in entry.runs]
         values = [score.value for score in averages if score is not None]
         total = spread(values)
         if total is None:
             status, across = entry.runs[0].status.split(":")[0], axes.get_yaxis_transform()
-            axes.text(0.01, place, status, va="center", color="#777777", transform=across)
+            axes.text(0.01, place, status, va="center", color=palette.NOTE, transform=across)
             continue
-        axes.scatter(values, [place + 0.2] * len(values), s=16, color="#56B4E9", zorder=3)
+        axes.scatter(values, [place + 0.2] * len(values), s=16, color=palette.SEED, zorder=3)
         at = (total.mean, place - 0.08)
         axes.errorbar(*at, xerr=total.deviation, linewidth=1.3, zorder=4, **diamond)
     # Empty ones for the legend: a row's own may be missing.
-    axes.scatter([], [], s=16, color="#56B4E9", label="one seed")
+    axes.scatter([], [], s=16, color=palette.SEED, label="one seed")
     axes.errorbar([], [], xerr=[], label="mean ± standard deviation over seeds", **diamond)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.margins(x=0.08)
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.5)
-    axes.grid(axis="y", color="#EEEEEE", linewidth=0.5)
+    axes.grid(axis="x", color=palette.GRID, linewidth=0.5)
+    axes.grid(axis="y", color=palette.FINE_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     title = drawing.written(f"Table 3. DAM's training objective. {case.title}", 2 * _LINE)
     axes.set_title(title, loc="left", y=1.0, pad=6, x=-left / 7.5)

@@ -1,4 +1,4 @@
-"""Colours of the figures: one a family of methods, for all readers to tell apart."""
+"""Colours of the figures: those of the families of methods, and of lines, text and grids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from typing import Any
 
 from report.experiment import Model, searched
 
+INK = "#222222"  # of marks; lines and text on a dark page show it as their text's colour
+# Greys, from dark to light.
+DARK_EDGE = "#333333"
+EDGE = "#444444"  # of marks, and lines at a reference model's score
+TITLE = "#555555"  # of panels but the first
+LINE = "#666666"
+NOTE = "#777777"  # text in the place of a bar
+INTERVAL = "#888888"
+LEADER = "#AAAAAA"  # from a label to its point
+FRAME = "#BBBBBB"
+SAMPLE = "#D0D0D0"  # of a legend
+GRID = "#DDDDDD"
+FINE_GRID = "#EEEEEE"
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the paper's method is black.
 _FAMILIES = {
     "linear": ("Model Soups", "#0072B2"),
@@ -16,8 +29,11 @@ _FAMILIES = {
     "slerp": ("SLERP", "#CC79A7"),
     "evolutionary": ("Evolutionary", "#D55E00"),
     "adamerging": ("AdaMerging", "#B5A900"),
-    "dam": ("DAM", "#222222"),
+    "dam": ("DAM", INK),
 }
+SEED = "#56B4E9"  # a dot of one seed
+SERIES = (INK, "#0072B2", "#D55E00", "#009E73")  # lines that stand for no method
+SEARCHES = ("#D55E00", "#0072B2", "#009E73")  # two that differ in lightness as well, and one more
 _PUBLISHED = ("Published merge", "#7F5BA6")  # what it was chosen on is not known here
 _OTHER = ("Other methods", "#8C564B")
 _REFERENCE = ("Base and experts", "#A6A6A6")
@@ -70,4 +86,4 @@ def handles(models: Sequence[Model], config: Mapping[str, Any]) -> list[Any]:
 
     seen = dict.fromkeys(family(model, config) for model in models)
     made = [Patch(color=paint, label=label) for label, paint in seen]
-    return [*made, Patch(color="#D0D0D0", label="pale: nothing chosen on dev")]
+    return [*made, Patch(color=SAMPLE, label="pale: nothing chosen on dev")]

@@ -27,7 +27,6 @@ _LONGEST = 28  # letters of a bar's label
 _PLOT = (46.0, 12.0, 600.0, 330.0)  # left, top, right and bottom of a plot's axes
 _CROWD = 60  # points; of more, only those on the Pareto line are named, the others by a pointer
 _INSIDE = ("attention", "mlp", "other")  # modules of a layer that hold its linear layers
-_BLACK = "#222222"  # the palette's own, which a dark page shows as its text
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Panel:
 
 def _fill(model: Model, config: Mapping[str, Any]) -> str:
     colour = palette.family(model, config)[1]
-    return "currentColor" if colour == _BLACK else colour
+    return "currentColor" if colour == palette.INK else colour
 
 
 def _short(label: str) -> str:

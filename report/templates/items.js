@@ -142,14 +142,14 @@ async function refresh() {
 // Which items each model got right: a strip for each, in the order of the items.
 async function strips() {
   const [world, task] = [box.world.value, box.task.value];
-  const rows = [];
+  const rows = [], colours = getComputedStyle(document.documentElement);
   for (const path of runsBeside(world).filter((name) => task in DATA.runs[name].tasks)) {
     const records = ofTask(await answersOf(path).catch(() => []), task);
     const canvas = make("canvas", { width: records.length || 1, height: 1, role: "img",
       "aria-label": `${records.filter((record) => record.score > RIGHT).length} of ${records.length} right` });
     const paint = canvas.getContext("2d");
     records.forEach((record, place) => {
-      paint.fillStyle = record.score > RIGHT ? "#009E73" : "#D55E00";
+      paint.fillStyle = colours.getPropertyValue(record.score > RIGHT ? "--right" : "--wrong");
       paint.fillRect(place, 0, 1, 1);
     });
     const right = records.filter((record) => record.score > RIGHT).length;

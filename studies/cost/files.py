@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKS = "os^Dv<>Pp*"
-# Searches: two of the palette's colours that differ in lightness as well.
-_SEARCHES = ("#D55E00", "#0072B2", "#009E73")
 
 
 def _curve(axes: Axes, groups: Sequence[Sequence[Look]], axis: str, paint: str) -> None:
@@ -47,9 +45,9 @@ def _point(axes: Axes, group: Sequence[Look], axis: str, mark: str, paint: Any) 
         fmt=mark,
         markersize=6,
         color=paint,
-        markeredgecolor="#333333",
+        markeredgecolor=palette.DARK_EDGE,
         markeredgewidth=0.6,
-        ecolor="#666666",
+        ecolor=palette.LINE,
         capsize=2.5,
         label=group[0].label,
     )
@@ -71,7 +69,7 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
     groups = grouped(looks)
     for case, pair in zip(cases, panels, strict=True):
         for axes, axis in zip(pair, ("evaluations", "flops"), strict=True):
-            searches = iter(_SEARCHES * len(rows))
+            searches = iter(palette.SEARCHES * len(rows))
             for place, row in enumerate(rows):
                 own = [group for key, group in groups.items() if key[:2] == (case, row)]
                 if "evolve" in config["methods"][row]:
@@ -83,7 +81,7 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
                     mark = _MARKS[place % len(_MARKS)]
                     _point(axes, own[0], axis, mark, palette.colour(model, config))
             axes.set_xscale("log")
-            axes.grid(color="#EEEEEE", linewidth=0.5)
+            axes.grid(color=palette.FINE_GRID, linewidth=0.5)
         pair[0].set_title(config["cases"][case]["title"], loc="left")
         pair[0].set_ylabel("test average (the axis does not begin at 0)")
         pair[0].set_xlabel("dev evaluations (rows that chose nothing are on the right only)")
@@ -95,7 +93,7 @@ def study_figure(looks: Sequence[Look], config: Mapping[str, Any]) -> Figure:
     for axes in panels.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
-    shown["dotted: best dev average"] = Line2D([], [], color="#666666", linestyle=":")
+    shown["dotted: best dev average"] = Line2D([], [], color=palette.LINE, linestyle=":")
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 

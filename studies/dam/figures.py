@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
+from report import palette
 from report.averages import spread_of
 from studies.dam.load import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73")
 
 
 def _series(study: Study) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
@@ -22,7 +21,7 @@ def _series(study: Study) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
     return [
         (
             label,
-            _COLOURS[place % len(_COLOURS)],
+            palette.SERIES[place % len(palette.SERIES)],
             {
                 setting: {seed: measure(run) for seed, run in runs.items()}
                 for setting, runs in study.runs.items()
@@ -35,7 +34,7 @@ def _series(study: Study) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
 def _finish(study: Study, axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left")
     axes.set_ylabel("test score")
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+    axes.grid(axis="y", color=palette.GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.set_ylim(bottom=0)
     axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)

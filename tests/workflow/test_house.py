@@ -208,3 +208,17 @@ def test_no_file_of_the_project_names_a_folder_of_one_machine():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             found = own.search(line)
             assert not found, f"{path}:{number}: {found[0].strip()}: a folder of one machine"
+
+
+def test_colours_are_written_in_two_places():
+    # Figures take theirs from report/palette.py, the page from report/templates/page.css.
+    colour = re.compile(r"#[0-9A-Fa-f]{6}\b")
+    places = {"report/palette.py", "report/templates/page.css"}
+    held = {
+        str(path.relative_to(ROOT))
+        for path in tracked()
+        if path.suffix in (".py", ".css", ".js", ".j2")
+        and path.relative_to(ROOT).parts[0] != "tests"
+        and colour.search(path.read_text(encoding="utf-8"))
+    }
+    assert held == places

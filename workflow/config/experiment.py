@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from cask import packages
 from common import numerics
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.worlds import folder_of, seeds_of
 from evaluation import own_data
 from evaluation.own_tasks import OwnTask, parse
@@ -215,7 +215,11 @@ class Experiment(Entry):
 
     def _check_row(self, name: str, row: Row, where: str) -> None:
         for chosen in row.cases or ():
-            known(chosen, self.cases, where, "case")
+            if chosen not in self.cases:
+                raise UserError(
+                    f"{where}: unknown case {chosen!r}{nearest(chosen, self.cases)}; correct it, "
+                    f"or remove the row of a case that was removed ({name}: null)"
+                )
         row.check(where)
         if row.method is None:
             return
