@@ -1,0 +1,1 @@
+"""Alignment: models without a common base, brought to one basis before they are merged."""
