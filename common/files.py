@@ -7,12 +7,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def sha256_file(path: Path | str) -> str:
@@ -64,22 +67,42 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
+def _failure(error: Exception, path: Path) -> tuple[int, str] | None:
+    """Return the system's number and words for a failed write of a path; None for other errors."""
+    if isinstance(error, OSError):
+        # A file elsewhere, or one that is not there, was to be read: not this path's failure.
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str | Path)]
+        own = path.absolute()
+        ours = not names or any(
+            Path(name).absolute().is_relative_to(own.parent)
+            or own.is_relative_to(Path(name).absolute())
+            for name in names
+        )
+        if error.errno is None or error.errno == errno.ENOENT or not ours:
+            return None
+        return error.errno, error.strerror or os.strerror(error.errno)
+    # Libraries in Rust wrap the system's error in another one and keep only its text.
+    found = _OS_ERROR.search(str(error))
+    return (int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 @contextlib.contextmanager
-def _explaining_a_full_disk(path: Path) -> Iterator[None]:
+def _explaining_a_failed_write(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors wraps the operating system's error in another one and keeps only its text.
-        full = (
-            error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if isinstance(error, OSError)
-            else "No space left on device" in str(error)
-        )
-        if not full:
+        failure = _failure(error, path)
+        if failure is None:
             raise
+        number, words = failure
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full while writing {path}; nothing was left half-written: "
+                "free some space and run the same command again"
+            ) from None
         raise UserError(
-            f"the disk is full while writing {path}; nothing was left half-written: "
-            "free some space and run the same command again"
+            f"{path}: {words} while it was made; nothing was left half-written: make the place "
+            "writable or give another, then run the same command again"
         ) from None
 
 
@@ -113,11 +136,11 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     Missing folders are made.
 
     Raises:
-        UserError: The disk is full; the old file, if any, is untouched.
+        UserError: The disk is full, or the system refuses; the old file, if any, is untouched.
     """
     path = Path(path)
     aside = _aside(path, "partial")
-    with _explaining_a_full_disk(path):
+    with _explaining_a_failed_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as stream:
@@ -127,7 +150,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-    _sync(path.parent)
+        _sync(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -156,11 +179,11 @@ def staged_directory(final: Path | str) -> Iterator[Path]:
         A new empty folder next to it, to be filled.
 
     Raises:
-        UserError: The disk is full; a folder at `final` is untouched.
+        UserError: The disk is full, or the system refuses; a folder at `final` is untouched.
     """
     final = Path(final)
     aside, old = _aside(final, "partial"), _aside(final, "replaced")
-    with _explaining_a_full_disk(final):
+    with _explaining_a_failed_write(final):
         try:
             aside.mkdir(parents=True)
             yield aside

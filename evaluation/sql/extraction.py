@@ -14,14 +14,15 @@ _WRITING = re.compile(
     r"'(?:[^']|'')*(?:'|\Z)|\"(?:[^\"]|\"\")*(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;|```",
     re.DOTALL,
 )
-# How statements begin; white space, brackets and comments may come first.
+# How statements begin; white space, brackets and comments may come first. What a model wrote must
+# not decide how long a search takes: what was passed once (`*+`) is not tried in another way.
 _STATEMENT = re.compile(
-    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:select|with|values|table|explain|insert|update|delete)\b",
+    r"(?>\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:select|with|values|table|explain|insert|update|delete)\b",
     re.DOTALL | re.IGNORECASE,
 )
 _OPENED = re.compile(
-    r"```(?:[ \t]*(?!select\b|with\b|values\b|table\b)[\w.+-]*[ \t]*\r?\n"
-    r"|\w*sql\w*\s|[ \t]*(?=[^\s\w`]|\w+\s))",
+    r"```(?:[ \t]*+(?!select\b|with\b|values\b|table\b)[\w.+-]*+[ \t]*+\r?\n"
+    r"|(?=\w*sql)\w*+\s|[ \t]*(?=[^\s\w`]|\w+\s))",
     re.IGNORECASE,
 )
 _INTRODUCTION = 400  # characters of prose that may precede a fence
