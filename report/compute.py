@@ -25,6 +25,8 @@ class Point:
 # What a merge was given of the experts' data, by the first word of its inputs' names.
 WITH_ANSWERS = ("empirical_fisher", "gradients", "kronecker")
 WITHOUT_ANSWERS = ("calibration", "teachers", "channels", "gram", "fisher")
+# Methods whose loss is that of the calibration rows' answers.
+SUPERVISED = ("localize_and_stitch", "supermerge", "fw_merging")
 
 
 def data_of(model: Model) -> str:
@@ -33,7 +35,7 @@ def data_of(model: Model) -> str:
     Dev items, on which some rows were tuned, are not among these data.
     """
     given = {name.partition(".")[0] for name in model.manifest.get("inputs", {})}
-    if given & set(WITH_ANSWERS):
+    if given & set(WITH_ANSWERS) or model.method in SUPERVISED:
         return "answers"
     return "rows" if given & set(WITHOUT_ANSWERS) else "none"
 

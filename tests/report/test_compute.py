@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -104,6 +105,7 @@ def test_a_row_pays_for_statistics_and_for_the_row_that_it_works_on(small):
     assert made["dam"].cpu_s == 24  # with the search of the merge that it was given
     known = {id: data_of(point.model) for id, point in made.items()}
     assert (known["soup"], known["dam"], known["ties_tuned"]) == ("rows", "answers", "none")
+    assert data_of(dataclasses.replace(made["soup"].model, method="supermerge")) == "answers"
     labels = [row.cells[1].text for row in cost.rows_grid(experiment, costs).rows]
     assert labels[-1] == "Statistics of layers"
     figure = data_figure(experiment.cases[0], costs, small[2])
