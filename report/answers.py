@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import math
+import operator
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ _MEANS = ("acc", "acc_norm", "acc_bytes", "exact_match", "last_integer", "execut
 _ANSWERS = ("answer", "gold")
 _FORM = "2"  # of the cache
 _WORLDS_KEPT = 40  # in the cache
+_BITS = {"0": 0.0, "1": 1.0}
 
 
 def _pack(scores: Sequence[float]) -> Any:
@@ -47,7 +50,7 @@ def _pack(scores: Sequence[float]) -> Any:
 def _unpack(packed: Any) -> tuple[float, ...]:
     if isinstance(packed, str):
         number = int.from_bytes(base64.b64decode(packed))
-        return tuple(float(bit) for bit in f"{number:b}"[1:])  # the first only keeps zeros
+        return tuple(map(_BITS.__getitem__, f"{number:b}"[1:]))  # the first only keeps zeros
     if packed and isinstance(packed[0], list):
         values, places = packed
         return tuple(values[place] for place in base64.b64decode(places))
@@ -57,7 +60,9 @@ def _unpack(packed: Any) -> tuple[float, ...]:
 def packed(answers: Answers, facts: bool = True) -> dict[str, Any]:
     """Write answers as a small JSON value; facts are the same for all rows of a world."""
     scores = {task: _pack(values) for task, values in answers.scores.items()}
-    found = dataclasses.asdict(answers) | {"scores": scores}
+    # `asdict` would copy every number.
+    found = {field.name: getattr(answers, field.name) for field in dataclasses.fields(answers)}
+    found |= {"scores": scores}
     return found if facts else found | {"facts": {}}
 
 
@@ -74,17 +79,20 @@ def unpacked(content: Mapping[str, Any]) -> Answers:
 
 
 # A record's first fields as an evaluation writes them; the rest, most of the file, is not needed.
-_FIELD = rb'(\d+|"(?:[^"\\]|\\.)*")'
+_FIELD = rb'(\d+|"[^"\\]*(?:\\.[^"\\]*)*")'
 _RECORD = re.compile(
     rb'^\{"task": "([^"\\]*)", "id": "([^"\\]*)", "score": ([-+.\deE]+), "answer": '
-    + _FIELD + rb', "gold": ' + _FIELD,
+    + _FIELD + rb', "gold": ' + _FIELD + rb"[^\n]*\n?",
     re.M,
 )  # fmt: skip
-Records = dict[str, list[tuple[bytes, float, bytes, bytes]]]  # by task: name, score, answer, gold
+# By task: the items' names, scores, answers and gold answers, each in the order of the file.
+Records = dict[
+    str, tuple[tuple[bytes, ...], tuple[float, ...], tuple[bytes, ...], tuple[bytes, ...]]
+]
 
 
 def _records(data: bytes) -> Records:
-    """Read a file of items: by task, name, score, answer and gold answer of each."""
+    """Read a file of items; see `Records`."""
     text = gzip.decompress(data)
     rows = _RECORD.findall(text)
     if len(rows) != len(text.splitlines()):  # not written by an evaluation, or with other answers
@@ -94,9 +102,13 @@ def _records(data: bytes) -> Records:
             for record in map(json.loads, text.splitlines())
         ]
     found: dict[bytes, list] = {}
-    for task, id, score, answer, gold in rows:
-        found.setdefault(task, []).append((id, float(score), answer, gold))
-    return {task.decode(): records for task, records in found.items()}
+    for task, records in itertools.groupby(rows, operator.itemgetter(0)):
+        found.setdefault(task, []).extend(records)
+    columns = {task.decode(): zip(*records, strict=True) for task, records in found.items()}
+    return {
+        task: (ids, tuple(map(float, scores)), answers, golds)
+        for task, (_, ids, scores, answers, golds) in columns.items()
+    }
 
 
 def _facts(golds: Sequence[bytes]) -> tuple[int, ...]:
@@ -114,26 +126,30 @@ def _share(values: Sequence[bytes]) -> float:
     return collections.Counter(values).most_common(1)[0][1] / len(values)
 
 
-def _alike(mine: Records, theirs: Records) -> float:
-    """Return the share of a model's items to which another one gave the same answer."""
+def _alike(mine: Records, theirs: Mapping[str, Mapping[bytes, bytes]]) -> float:
+    """Return the share of a model's items to which another one, by task and name, answered so."""
     equal = 0
-    for task, records in mine.items():
-        other = {id: answer for id, _, answer, _ in theirs.get(task, ())}
-        equal += sum(other.get(id) == answer for id, _, answer, _ in records)
-    return equal / max(sum(map(len, mine.values())), 1)
+    for task, (ids, _, answers, _) in mine.items():
+        equal += sum(map(operator.eq, map(theirs.get(task, {}).get, ids), answers))
+    return equal / max(sum(len(ids) for ids, *_ in mine.values()), 1)
 
 
-def summarised(found: Records, experts: Mapping[str, Records]) -> Answers:
-    """Summarise a model's records, and compare them with each expert's; see `Answers`."""
-    columns = {task: tuple(zip(*records, strict=True)) for task, records in found.items()}
-    twice = {task: len(ids) - len(set(ids)) for task, (ids, *_) in columns.items()}
+def summarised(
+    found: Records, experts: Mapping[str, Mapping[str, Mapping[bytes, bytes]]]
+) -> Answers:
+    """Summarise a model's records; see `Answers`.
+
+    Args:
+        found: The records.
+        experts: By expert, task and item, its answers.
+    """
+    twice = {task: len(ids) - len(set(ids)) for task, (ids, *_) in found.items()}
     return Answers(
         ids={task: hashlib.sha256(b"\n".join(ids)).hexdigest()[:16]
-             for task, (ids, *_) in columns.items()},
-        scores={task: scores for task, (_, scores, *_) in columns.items()},
-        facts={task: facts for task, (*_, golds) in columns.items() if (facts := _facts(golds))},
-        top={task: (_share(given), _share(golds))
-             for task, (*_, given, golds) in columns.items()},
+             for task, (ids, *_) in found.items()},
+        scores={task: scores for task, (_, scores, *_) in found.items()},
+        facts={task: facts for task, (*_, golds) in found.items() if (facts := _facts(golds))},
+        top={task: (_share(given), _share(golds)) for task, (*_, given, golds) in found.items()},
         same={expert: _alike(found, theirs) for expert, theirs in experts.items()},
         faults=tuple(f"{task} has {count} items twice" for task, count in twice.items() if count),
     )  # fmt: skip
@@ -147,7 +163,14 @@ def _read_all(reader: Reader, paths: Mapping[str, Path], experts: Sequence[str])
             found[id] = _records(path.read_bytes())
         except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
             reader.fault(f"{path}: damaged ({error!r}); evaluate the model again")
-    parents = {expert: found[expert] for expert in experts if expert in found}
+    parents = {
+        expert: {
+            task: dict(zip(ids, answers, strict=True))
+            for task, (ids, _, answers, _) in found[expert].items()
+        }
+        for expert in experts
+        if expert in found
+    }
     return {id: summarised(records, parents) for id, records in found.items()}
 
 
