@@ -189,15 +189,15 @@ def compared(name: str, results: Path, given: argparse.Namespace, records: Recor
         for side, code in codes.items():
             taken[side].append(reported(code, results, given.work / side))
     best = {side: min(runs, key=lambda costs: together(costs).cpu) for side, runs in taken.items()}
-    ours, other = best["ours"], best.get("other")
-    for part in PARTS:
-        records.add(f"{name}: {part}", "CPU s", ours[part].cpu, other and other[part].cpu)
-        records.add(f"{name}: {part}", "peak MB", ours[part].peak, other and other[part].peak)
-    whole = together(ours)
-    records.add(f"{name}: together", "CPU s", whole.cpu, other and together(other).cpu)
-    records.add(f"{name}: together", "wall s", whole.wall, other and together(other).wall)
+    for costs in best.values():
+        costs["together"] = together(costs)
+    for part in (*PARTS, "together"):
+        ours, *other = (costs[part] for costs in best.values())
+        records.add(f"{name}: {part}", "CPU s", ours.cpu, other[0].cpu if other else None)
+        records.add(f"{name}: {part}", "peak MB", ours.peak, other[0].peak if other else None)
+    whole = best["ours"]["together"]
     records.add(f"{name}: together (other: goal)", "CPU s", whole.cpu, GOALS[name], 1.0)
-    if other:
+    if given.against:
         differing = unlike(given.work / "ours", given.work / "other")
         print(f"{name}: files that differ from the other's: {', '.join(differing) or 'none'}")
 
