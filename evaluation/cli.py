@@ -28,6 +28,7 @@ COMMANDS = {
     "gate": "evaluation.gate",
     "data": "evaluation.data.cli",
     "tasks": "evaluation.own_cli",
+    "prompts": "evaluation.asked",
     "postgres": "evaluation.sql.cli",
 }
 _EPILOG = """\
@@ -42,8 +43,9 @@ examples:
       --data data --split test --out-dir scores --store results/evaluation/store
 
 Other commands, each with its own --help: python -m evaluation data (fetches and converts the
-suites' data), tasks (checks your own tasks and puts them into a data folder), gate (checks from the
-scores that every expert learned its domain), postgres.
+suites' data), tasks (checks your own tasks and puts them into a data folder), prompts (writes every
+prompt as models are asked it), gate (checks from the scores that every expert learned its domain),
+postgres.
 
 A suite's name may say its variant: ja8:corrected, ja8:0.6, ja8:corrected:0.6. Plain names mean the
 suite's first fidelity and prompt, unless --fidelity and --prompt say otherwise.

@@ -26,9 +26,12 @@ def _sources(experiment: Experiment) -> Iterator[tuple[str, Path]]:
         for run in (run for line in table.lines.values() for run in line.runs):
             yield run.scores.removesuffix(".json"), results / run.items
             for task in run.model.tasks:
-                suite, _, id = task.partition("/")
-                name = f"{run.data}/test/{suite.split(':')[0]}/{id}"
-                yield name, results / f"{name}.jsonl"
+                # Prompts depend on a task's variant, which its rows do not know.
+                group, _, id = task.partition("/")
+                name = f"{group.replace(':', '-')}/{id}"
+                prompts = (results / run.data).with_name("prompts") / f"{name}.jsonl.gz"
+                rows = results / run.data / f"test/{group.split(':')[0]}/{id}.jsonl"
+                yield f"{run.data}/test/{name}", prompts if prompts.is_file() else rows
 
 
 def write(experiment: Experiment, out: Path, faults: list[str]) -> int:

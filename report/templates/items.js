@@ -20,8 +20,7 @@ function load(name) {
 }
 const answersOf = (path) => load(path.replace(/\.json$/, ""));
 function questionsOf(path, task) {
-  const [suite, id] = task.split("/");
-  return load(`${DATA.runs[path].world}/data/test/${suite.split(":")[0]}/${id}`).catch(() => []);
+  return load(`${DATA.runs[path].world}/data/test/${task.replaceAll(":", "-")}`).catch(() => []);
 }
 
 const RIGHT = 0.5;  // a score above which an answer counts as right; ROUGE and F1 have all between
@@ -89,29 +88,61 @@ function written(value, choices) {
   if (value === null || value === undefined) return "no answer";
   return choices && typeof value === "number" ? choices[value] : String(value);
 }
-function answerBlock(label, record, choices) {
+function verdict(record) {
   const right = record.score > RIGHT;
-  const mark = make("b", { class: right ? "right" : "wrong" }, right ? "right" : "wrong");
-  const block = make("div", {}, make("div", { class: "e" }, label, ": ", mark, ` (score ${score(record.score)})`),
-    make("pre", {}, written(record.answer, choices)));
-  if (record.loglikelihoods) {
-    block.append(make("div", { class: "e" }, "Log-likelihoods: " + record.loglikelihoods.map((value, place) =>
-      `${written(place, choices || {})} ${value === null ? "none" : value.toFixed(2)}`).join("; ")));
-  } else if (record.outcome) block.append(make("div", { class: "e" }, `Outcome: ${record.outcome}`));
-  return block;
+  const between = record.score > 0 && record.score < 1 ? ` (score ${score(record.score)})` : "";
+  return [make("b", { class: right ? "right" : "wrong" }, right ? "right" : "wrong"), between];
+}
+function answerBlock(label, record) {
+  return make("div", {}, make("div", { class: "e" }, label, ": ", ...verdict(record)),
+    make("pre", {}, written(record.answer)),
+    record.outcome ? make("div", { class: "e" }, `Outcome: ${record.outcome}`) : null);
+}
+// A row for each choice, with both models' log-likelihoods of it.
+function choiceTable(labels, records, choices) {
+  const heads = records.map((record, place) => make("th", { scope: "col", title: "Log-likelihoods" },
+    labels[place], ": ", ...verdict(record)));
+  const value = (record, place) => {
+    const found = record.loglikelihoods[place];
+    const text = found === null || found === undefined ? "none" : found.toFixed(2);
+    return make("td", {}, ...(record.answer === place ? [make("b", {}, text), " answer"] : [text]));
+  };
+  const rows = records[0].loglikelihoods.map((_, place) => make("tr", {},
+    make("th", { scope: "row", class: "t" }, ...(records[0].gold === place
+      ? [make("b", {}, written(place, choices)), " gold"] : [written(place, choices)])),
+    ...records.map((record) => value(record, place))));
+  return make("div", { class: "scroll", tabindex: 0 }, make("table", {},
+    make("thead", {}, make("tr", {}, make("th", { scope: "col", class: "t" }, "Choice"), ...heads)),
+    make("tbody", {}, ...rows)));
+}
+// What every model read: a prompt as it was asked, or the fields of a row that holds none.
+function promptOf(row) {
+  if (!row) return [make("p", {}, "The prompt is not in the data folder.")];
+  if (row.prompt === undefined) {
+    const fields = Object.entries(row).filter(([name]) => name !== "id")
+      .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
+    return [make("p", { class: "e" }, "The fields of its row; no prompts were written:"),
+      make("pre", {}, fields.join("\n"))];
+  }
+  const limit = row.max_tokens ? `at most ${row.max_tokens} tokens` : null;
+  const stops = row.until && row.until.length
+    ? `up to ${row.until.map((text) => JSON.stringify(text)).join(" or ")}` : null;
+  const answer = [stops, limit].filter(Boolean).join(", ");
+  return [
+    row.before ? make("details", {}, make("summary", {}, `In front of it: ${row.before.length} characters `
+      + "of instructions and solved examples"), make("pre", {}, row.before)) : null,
+    row.prompt ? make("pre", {}, row.prompt)
+      : make("p", { class: "e" }, "Nothing is asked: the choices are compared as entire texts."),
+    answer ? make("div", { class: "e" }, `An answer is read ${answer}.`) : null];
 }
 function itemBlock(question, one, two) {
-  const row = question || {};
-  const text = row.prompt ?? Object.entries(row).filter(([name]) => name !== "id")
-    .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join("\n");
-  const choices = Array.isArray(row.choices) ? row.choices : null;
+  const choices = question && Array.isArray(question.choices) ? question.choices : null;
+  const labels = [labelOf(box.first.value), labelOf(box.second.value)];
+  const answers = one.loglikelihoods ? [choiceTable(labels, [one, two], choices)]
+    : [make("div", {}, "Gold: ", make("b", {}, written(one.gold))),
+      make("div", { class: "pair" }, answerBlock(labels[0], one), answerBlock(labels[1], two))];
   return make("article", { class: "item", id: `item-${one.id}` },
-    make("div", { class: "e" }, one.id), make("pre", {}, text || "The prompt is not in the data folder."),
-    choices ? make("div", { class: "e" }, `Choices: ${choices.join("; ")}`) : null,
-    make("div", {}, "Gold: ", make("b", {}, written(one.gold, choices))),
-    make("div", { class: "pair" },
-      answerBlock(labelOf(box.first.value), one, choices),
-      answerBlock(labelOf(box.second.value), two, choices)));
+    make("div", { class: "e" }, String(one.id)), ...promptOf(question), ...answers);
 }
 const ofTask = (records, task) => records.filter((record) => record.task === task);
 

@@ -11,6 +11,7 @@ import pytest
 
 from common.cli import call
 from common.files import read_jsonl
+from evaluation.items import write_records
 from tests.report.browser import CHROMIUM, Browser
 
 pytestmark = [
@@ -44,6 +45,9 @@ _OUTSIDE = """[...document.querySelectorAll('figure svg[role=img]')].flatMap(svg
 def made(finished, full, tmp_path_factory) -> dict[str, Path]:
     """Pages: `tiny` of real answers, and `full` of the default configuration."""
     pages = {"tiny": finished / "report.html"}
+    rows = read_jsonl(finished / "case1/data/test/bottle_ja8/mgsm.jsonl")
+    asked = [row | {"before": "Solved: 1+1=2\n", "until": ["\n"], "max_tokens": 5} for row in rows]
+    write_records(finished / "case1/prompts/bottle_ja8/mgsm.jsonl.gz", asked)
     given = ["--config", str(finished / "config.json"), "--results", str(finished)]
     given += ["--items", str(finished / "items"), "--out", str(pages["tiny"])]
     assert call("report.cli", ["page", *given]) == 0
@@ -169,14 +173,22 @@ def test_answers_of_two_models_are_those_in_the_files(browser, made, finished):
     by_id = {row["id"]: row for row in rows}
     for text in texts:
         row = by_id[text.split()[0]]
-        assert row["prompt"] in text and f"Gold: {row['choices'][row['gold']]}" in text
-        for label, id in (("Japanese expert", "ja"), ("Model Soups", "soup")):
-            record = records[id][row["id"]]
-            right = "right" if record["score"] > 0.5 else "wrong"
-            told = text.partition(f"{label}: ")[2]
-            assert told.startswith(right)
-            assert told.splitlines()[1].strip() == row["choices"][record["answer"]]
-            assert f"{row['choices'][0]} {record['loglikelihoods'][0]:.2f}" in told
+        assert row["prompt"] in text
+        # A line for each choice: its text, and what both models think of it.
+        lines = [line for line in text.splitlines() if "\t" in line]
+        labels = (("Japanese expert", "ja"), ("Model Soups", "soup"))
+        said = [
+            f"{label}: {'right' if records[id][row['id']]['score'] > 0.5 else 'wrong'}"
+            for label, id in labels
+        ]
+        assert lines[0].split("\t") == ["Choice", *said]
+        for place, choice in enumerate(row["choices"]):
+            shown = [choice + " gold" * (place == row["gold"])]
+            for _, id in labels:
+                record = records[id][row["id"]]
+                answer = " answer" * (place == record["answer"])
+                shown.append(f"{record['loglikelihoods'][place]:.2f}{answer}")
+            assert lines[1 + place].strip().split("\t") == [part.strip() for part in shown]
     wanted = sum(
         records["ja"][id]["score"] > 0.5 >= record["score"]
         for id, record in records["soup"].items()
@@ -186,6 +198,20 @@ def test_answers_of_two_models_are_those_in_the_files(browser, made, finished):
     assert browser.run("document.querySelectorAll('.item').length") == wanted
     browser.run("document.querySelector('#items .tools button').click()")  # all models
     browser.wait("document.querySelectorAll('#items canvas').length === 4")
+
+
+def test_a_prompt_is_shown_as_it_was_asked(browser, made, finished):
+    browser.open(made["tiny"])
+    browser.run("browse('case1/scores/test/soup.json', 'bottle_ja8/mgsm')")
+    choose(browser, "filter", "all items")
+    browser.wait("document.querySelectorAll('.item').length === 8")
+    rows = read_jsonl(finished / "case1/data/test/bottle_ja8/mgsm.jsonl")
+    text = browser.run("document.querySelector('.item').innerText")
+    assert rows[0]["prompt"] in text and f"Gold: {rows[0]['target'].strip()}" in text
+    assert "Solved: 1+1=2" not in text  # folded
+    assert 'An answer is read up to "\\n", at most 5 tokens.' in text
+    browser.run("document.querySelector('.item summary').click()")
+    assert "Solved: 1+1=2" in browser.run("document.querySelector('.item').innerText")
 
 
 def test_a_script_that_is_gone_is_named(browser, made, finished):

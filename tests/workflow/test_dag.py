@@ -163,11 +163,14 @@ def test_a_method_and_a_task_added_as_contributing_says_run_only_their_own_jobs(
     assert code != 0 and "tasks.mine/sums: no such file sums.jsonl" in output
     (project.folder / "sums.jsonl").write_text(shown["sums.jsonl"], encoding="utf-8")
     planned = project.planned()
-    assert planned["own_task"] >= 1 and planned["merge"] >= 2
+    assert planned["own_task"] >= 1 and planned["merge"] >= 2 and planned["prompts"] == 1
     assert not {"bottle_data", "bottle_base", "bottle_expert"} & set(planned)
     project.reproduce()
     found = {row["id"]: row for row in rows(project, "table2")}
     assert found["median"]["Sums"] and found["base"]["Sums"]
+    # The page shows the own task's prompts as they were asked.
+    assert (project.results / "case2/prompts/mine/sums.jsonl.gz").exists()
+    assert (project.results / "items/case2/data/test/mine/sums.js").exists()
     assert project.planned() == {}
 
 

@@ -190,6 +190,7 @@ def steps(case, experts, suites):
     few = ["--test-items", "2", "--dev-items", "2", "--calibration-rows", "4", "--out"]
     scores = ["--model", f"{models}/base", "--split", "dev", *guided, "base.json"]
     greedy = ["greedy", *parents, *guided]
+    asked = ["prompts", "--tokenizer", f"{models}/base", *guided, "g"]
     smoke = ["smoke", "--model", f"{models}/base", "--out", "smoke.json"]
     tables = ["tables", "--config", "config.json", "--results", ".", "--out", "more"]
     return {
@@ -201,6 +202,7 @@ def steps(case, experts, suites):
         ),
         "train": ("bottle", [*train, "trained"], "bottle/training.py", world),
         "evaluate": ("evaluation", scores, *evaluation_files(tasks)),
+        "prompts": ("evaluation", asked, "evaluation/asked.py", *evaluation_files(tasks)),
         "ties": ("merges", ["--method", "ties", *parents, "--out", "a"], *registry.sources("ties")),
         "dam": ("merges", [*dam, *parents, *learned, "--out", "b"], *registry.sources("dam")),
         "teachers": (

@@ -49,6 +49,16 @@ def own_entry(wildcards):
     return shlex.quote(json.dumps({"tasks": {wildcards.own: entry}}))
 
 
+def prompts_shown():
+    """The prompts that the page shows; rows of the bottle hold theirs and need none."""
+    found = []
+    for world in sum((list(CONFIG.worlds_of(case)) for case in CONFIG.cases), []):
+        asked = tasks_in(",".join(CASES[world].evaluated("test")))
+        if any(task.maker != "bottle" for task in asked):
+            found.append(f"{OUT}/{world}/prompts/manifest.json")
+    return found
+
+
 rule own_task:
     """A user's own task, checked and put with a case's data; a change reruns its evaluations."""
     input:
@@ -69,6 +79,31 @@ rule own_task:
     shell:
         "printf %s {params.entry} | python -m evaluation tasks - --data {params.data} 2>&1"
         " | tee {log}"
+
+
+rule prompts:
+    """What models are asked, for the page: once a world, in which no model makes a difference."""
+    input:
+        data=f"{OUT}/{{case}}/data/manifest.json",
+        own=lambda wildcards: own_manifests(wildcards.case),
+        base=f"{OUT}/{{case}}/models/base/manifest.json",
+    output:
+        f"{OUT}/{{case}}/prompts/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/prompts.log",
+    localrule: True
+    params:
+        data=lambda wildcards, input: folder_of(input.data),
+        tokenizer=lambda wildcards, input: folder_of(input.base),
+        folder=output_folder,
+        suites=suites,
+        limit=scoring("limit"),
+        code=lambda wildcards: exact_code(
+            "evaluation/asked.py", *evaluation_files(tasks_in(suites(wildcards)))
+        ),
+    shell:
+        "python -m evaluation prompts --suites {params.suites} --data {params.data} {params.limit}"
+        " --tokenizer {params.tokenizer} --out {params.folder} 2>&1 | tee {log}"
 
 
 rule evaluate:

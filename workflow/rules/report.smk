@@ -108,6 +108,7 @@ rule make_page:
         tables=f"{OUT}/tables/manifest.json",
         figures=f"{OUT}/figures/manifest.json",
         config=f"{OUT}/config.json",
+        prompts=[] if SCORES_FROM else prompts_shown(),
     output:
         page=f"{OUT}/report.html",
         answers=f"{OUT}/items/manifest.json",
