@@ -84,9 +84,13 @@ def _figures(given: argparse.Namespace) -> int:
 def _page(given: argparse.Namespace) -> int:
     from report import page, published
 
+    if given.claims != published.CLAIMS and not given.claims.exists():
+        raise UserError(
+            f"--claims {given.claims}: no such file; `python -m report results` makes it"
+        )
     paper = published.load(given.published)
     with _experiment(given) as experiment:
-        places = given.figures, given.tables, paper, given.out, given.items
+        places = given.figures, given.tables, paper, given.out, given.items, given.claims
         code = _faults(experiment, given, page.write(experiment, *places))
     print(f"report: {given.out}")
     return code
@@ -134,7 +138,7 @@ def _explain(given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m report --help`."""
-    from report.published import PAPER
+    from report.published import CLAIMS, PAPER
 
     parser = argparse.ArgumentParser(
         prog="python -m report",
@@ -168,6 +172,8 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument(
         "--published", type=Path, default=PAPER, help="the paper's values (default: %(default)s)"
     )
+    about = "claims of other experiments, shown next to this one's (default: %(default)s)"
+    made.add_argument("--claims", type=Path, default=CLAIMS, metavar="FILE", help=about)
     command("show", "print the tables", _show, "folder with report.html, tables and figures")
     # No `command`: it has defaults for everything, so that `make docs` needs no finished run.
     about = "write docs/results/NAME.md, their index and README's numbers"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import machine
 from common.errors import UserError
 from common.files import read_json, write_bytes, write_text
-from report import kept, processors, render
+from report import kept, processors, render, together
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid
 from report.case_table import case_grid, more_grid, table_title, untuned
 from report.cost import costs, has_statistics, stages_grid
 from report.experiment import Case, Experiment, Model
 from report.grid import Grid, number
-from report.published import PAPER, load
-from report.verdicts import judgements
+from report.published import CLAIMS, PAPER, load
+from report.verdicts import Judgement, judgements
 
 _BLOCK = re.compile(
     r"(<!-- results of (\w+), rows ([\w ]+) -->\n).*?(<!-- end of results -->)", re.S
@@ -94,11 +95,12 @@ def _case(experiment: Experiment, case: Case) -> str:
     return "\n".join(parts)
 
 
-def page(experiment: Experiment, discussion: str) -> str:
+def page(experiment: Experiment, judged: Sequence[Judgement], discussion: str) -> str:
     """Write one experiment's page.
 
     Args:
         experiment: The experiment, from a kept run.
+        judged: The paper's claims; see `report.verdicts.judgements`.
         discussion: What a person wrote about it, as Markdown.
 
     Returns:
@@ -122,8 +124,8 @@ def page(experiment: Experiment, discussion: str) -> str:
             "## Table 3. DAM's training objective, mean ± deviation over seeds\n",
             _code(grid),
         ]
-    parts.append("## The paper's claims\n")
-    parts.append(render.markdown(claims_grid(judgements(experiment, load(PAPER)))))
+    about = "[The same claims in all experiments](claims.md).\n"
+    parts += ["## The paper's claims\n", about, render.markdown(claims_grid(judged))]
     if found := costs(experiment):
         parts += ["## Where the time went\n", _code(stages_grid(found))]
     return "\n".join(parts)
@@ -172,7 +174,8 @@ def summary(experiment: Experiment, rows: list[str]) -> str:
 
 
 def _index(facts: Mapping[str, tuple[str, ...]], elsewhere: bool) -> str:
-    more = "\n[The same experiments on another processor](results/processors.md).\n" * elsewhere
+    more = "\n[The paper's claims in all of them, next to each other](results/claims.md).\n"
+    more += "\n[The same experiments on another processor](results/processors.md).\n" * elsewhere
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in facts.values())
     return (
         f"# Results\n\n{_WRITTEN}\n"
@@ -240,19 +243,28 @@ def texts(docs: Path) -> dict[Path, str]:
         docs: The folder of the documentation; README.md is next to it.
 
     Returns:
-        By path, the pages of the experiments, their index, and README.md with its new numbers.
+        By path, the pages of the experiments, of their claims, their index, the claims as data for
+        the pages of other runs, and README.md with its new numbers.
 
     Raises:
         UserError: README shows an experiment of which nothing is kept.
     """
     made, entries, readme = {}, {}, docs.parent / "README.md"
+    published, claims = load(PAPER), {}
     runs = {path.stem: path for path in sorted((docs / "results").glob("*.jsonl"))}
     for name, path in runs.items():
         written = docs / "results" / f"{name}-discussion.md"
         with kept.opened(path) as experiment:
             discussion = written.read_text(encoding="utf-8") if written.exists() else ""
-            made[docs / "results" / f"{name}.md"] = page(experiment, discussion)
-            entries[name] = _entry(experiment)
+            judged = judgements(experiment, published)
+            made[docs / "results" / f"{name}.md"] = page(experiment, judged, discussion)
+            entries[name], claims[name] = _entry(experiment), together.said(judged)
+    grid = render.markdown(together.together_grid(published.claims, claims))
+    made[docs / "results/claims.md"] = (
+        f"# The paper's claims in all experiments\n\n{_WRITTEN}\n{grid}"
+    )
+    kept_claims = json.dumps(claims, ensure_ascii=False, indent=1)
+    made[docs / "results" / CLAIMS.name] = f"{kept_claims}\n"
     elsewhere = _processors(docs / "results")
     if elsewhere:
         made[docs / "results/processors.md"] = elsewhere

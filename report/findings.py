@@ -11,19 +11,18 @@ from report.verdicts import Finding, Judgement
 _HEADER = ("Claim", "Sentence", "Verdict", "Compared", "Effect [95 % interval]", "Worlds")
 
 
+def effect_of(finding: Finding) -> str:
+    """Write the effect with its interval, or the price."""
+    if effect := finding.effect:
+        return f"{signed(effect.value)} [{signed(effect.low)}, {signed(effect.high)}]"
+    return finding.price or MISSING
+
+
 def _cells(finding: Finding) -> list[Cell]:
     """Write what was compared, the effect or the price, and in how many worlds it is so."""
-    effect, shown = finding.effect, finding.price
-    if effect:
-        shown = f"{signed(effect.value)} [{signed(effect.low)}, {signed(effect.high)}]"
     count = f"{finding.agree} of {finding.repeats} {finding.over}" if finding.repeats else MISSING
-    return [Cell(f"{table_title(finding.table)}: {finding.compared}"), Cell(shown), Cell(count)]
-
-
-def _deciding(judged: Judgement) -> Finding:
-    """Return the first comparison with the claim's own verdict, one with an interval if any is."""
-    own = [one for one in judged.findings if one.verdict == judged.verdict] or judged.findings
-    return next((one for one in own if one.effect), own[0])
+    compared = f"{table_title(finding.table)}: {finding.compared}"
+    return [Cell(compared), Cell(effect_of(finding)), Cell(count)]
 
 
 def findings_grid(judgements: Sequence[Judgement]) -> Grid:
@@ -32,8 +31,8 @@ def findings_grid(judgements: Sequence[Judgement]) -> Grid:
     for judged in judgements:
         claim, found = judged.claim, judged.findings
         start = [Cell(claim.id), Cell(claim.sentence)]
-        if found:
-            compared, effect, worlds = _cells(_deciding(judged))
+        if found and judged.deciding:
+            compared, effect, worlds = _cells(judged.deciding)
             more = f" (1 of {len(found)} comparisons)" if found[1:] else ""
             cells = [Cell(judged.verdict), Cell(compared.text + more), effect, worlds]
         else:
@@ -43,8 +42,8 @@ def findings_grid(judgements: Sequence[Judgement]) -> Grid:
     caption = (
         "What a reproduction can test. A verdict is for this experiment; a claim is open where the "
         "95 % interval contains its border, and a dash says that these tables cannot decide. Of "
-        "several comparisons, the first that decides is shown. Worlds: in how many the difference "
-        "has the sign of the mean. “What the paper states” has every comparison."
+        "several comparisons, one from which the verdict follows is shown. Worlds: in how many the "
+        "difference has the sign of the mean. “What the paper states” has every comparison."
     )
     return Grid("findings", "Claims", caption, _HEADER, tuple(rows), texts=4)
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from common.errors import UserError
 from common.files import sha256_file, write_text
 from common.manifest import beside, check_recorded, read_manifest
-from report import inspection, items, panels, render, summary
+from report import inspection, items, panels, render, summary, together
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
 from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
@@ -26,7 +26,7 @@ from report.findings import comparisons_grid, findings_grid
 from report.grid import Cell, Grid, Row
 from report.load import score_files
 from report.origin import Steps
-from report.published import Published
+from report.published import CLAIMS, Published
 from report.smoke_table import smoke_grid
 from report.verdicts import Judgement, judgements
 
@@ -175,6 +175,7 @@ def _sections(
     judged: Sequence[Judgement],
     known: Mapping[str, Any],
     links: str,
+    others: Mapping[str, together.Said],
 ) -> dict[str, Markup]:
     """Build the sections in the order of the page."""
     # Long, because it is the page's table of contents.
@@ -188,6 +189,9 @@ def _sections(
         sections["Table 3"] = table + drawn.bars(
             "table3", [panels.ablation(experiment.ablation)], ()
         )
+    if len(all_claims := together.with_kept(experiment.name, judged, others)) > 1:
+        grid = together.together_grid(published.claims, all_claims)
+        sections[grid.title] = render.part("table", grid, {}, [], list(known["tables"]))
     if why := [_why(case) for case in experiment.cases if case.inspected]:
         sections["Why a merge works"] = Markup("").join(why)
     if further := drawn.further():
@@ -217,6 +221,7 @@ def page(
     answers: Path | None = None,
     out: Path = Path("report.html"),
     faults: list[str] | None = None,
+    others: Mapping[str, together.Said] | None = None,
 ) -> str:
     """Build the page: HTML that refers only to files near it.
 
@@ -228,6 +233,7 @@ def page(
         answers: Folder of the answers' scripts; None leaves out their section.
         out: Where the page will be, for its links.
         faults: Takes a line for each damaged manifest or picture.
+        others: What the paper's claims came to in other experiments; see `report.together`.
     """
     drawn = _Drawn(experiment, figures, out)
     steps = Steps(experiment.results)
@@ -247,7 +253,7 @@ def page(
     text: str = template.render(
         name=experiment.name,
         first=render.part("first", summary.QUESTION, told, averages, claims, list(known["tables"])),
-        sections=_sections(drawn, published, judged, known, links),
+        sections=_sections(drawn, published, judged, known, links, others or {}),
         cells=Markup(data.replace("</", "<\\/")),
     )
     if faults is not None:
@@ -262,6 +268,7 @@ def write(
     published: Published,
     out: Path,
     answers: Path | None = None,
+    claims: Path = CLAIMS,
 ) -> list[str]:
     """Write the page to the file `out`, and the answers next to it; see `page`.
 
@@ -269,8 +276,13 @@ def write(
         A line for each file that is damaged and therefore not shown.
     """
     faults: list[str] = []
+    others: Mapping[str, together.Said] = {}
+    try:
+        others = together.read(claims)
+    except UserError as error:
+        faults.append(str(error))
     there = items.write(experiment, answers, faults) if answers else 0
     shown = answers if there else None
-    text = page(experiment, figures, published, _links(tables, out), shown, out, faults)
+    text = page(experiment, figures, published, _links(tables, out), shown, out, faults, others)
     write_text(out, text)
     return faults

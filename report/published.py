@@ -14,6 +14,8 @@ from common.sources import ROOT
 
 SAID = ("above", "below", "near", "matches", "not_above")  # of a difference; see report.verdicts
 PAPER = ROOT / "report" / "published" / "merging-in-a-bottle.yaml"
+# What the claims came to in the experiments whose scores are kept; `report.together` reads it.
+CLAIMS = ROOT / "docs" / "results" / "claims.json"
 
 
 @dataclass(frozen=True)

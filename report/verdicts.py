@@ -54,11 +54,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with all that bears on it; the verdict is open where nothing does."""
+    """A claim with all that bears on it; the verdict is open where nothing does.
+
+    Attributes:
+        claim: The claim.
+        verdict: ``holds``, ``does not hold`` or ``open``.
+        findings: Every comparison that bears on it.
+        deciding: The one from which the verdict follows: the first of a test with this verdict,
+            one with an interval if any is. Of an open claim it may say what cannot be compared.
+    """
 
     claim: Claim
     verdict: str
     findings: tuple[Finding, ...]
+    deciding: Finding | None = None
 
 
 def judge(what: str, low: float, high: float) -> str:
@@ -254,6 +263,15 @@ def _in_ablation(experiment: Experiment, test: Mapping[str, Any]) -> list[Findin
     return found
 
 
+def _deciding(verdict: str, parts: Sequence[tuple[str, Sequence[Finding]]]) -> Finding | None:
+    """Choose the comparison from which a claim's verdict follows, given each test's."""
+    own: list[Finding] = []
+    for word, found in parts:
+        if word == verdict:
+            own += [one for one in found if one.verdict == verdict]
+    return next((one for one in own if one.effect), own[0] if own else None)
+
+
 def judgements(experiment: Experiment, published: Published) -> list[Judgement]:
     """Judge every claim of the paper, with all comparisons that bear on it.
 
@@ -263,7 +281,7 @@ def judgements(experiment: Experiment, published: Published) -> list[Judgement]:
     made = []
     for claim in published.claims:
         findings: list[Finding] = []
-        parts: list[str] = []
+        parts: list[tuple[str, list[Finding]]] = []
         for test in claim.tests:
             if test["table"] == "table3":
                 found = _in_ablation(experiment, test)
@@ -273,8 +291,11 @@ def judgements(experiment: Experiment, published: Published) -> list[Judgement]:
                 continue
             findings += found
             words = [finding.verdict for finding in found]
-            parts.append(_joined(words, any_=test.get("any", False)))
-        made.append(Judgement(claim, _joined(parts), tuple(findings)))
+            what = f"{test.get('column', 'rows')} not compared: not all in these tables"
+            lacking = [] if found else [Finding(test["table"], what, OPEN, None)]
+            parts.append((_joined(words, any_=test.get("any", False)), found or lacking))
+        verdict = _joined([word for word, _ in parts])
+        made.append(Judgement(claim, verdict, tuple(findings), _deciding(verdict, parts)))
     return made
 
 

@@ -6,6 +6,8 @@ RESULTS = SCORES_FROM or OUT
 TEMPLATES = sorted(
     f"report/templates/{path.name}" for path in (ROOT / "report/templates").iterdir()
 )
+# What the paper's claims came to in other experiments, where the documents are there.
+OTHERS = [name for name in ("docs/results/claims.json",) if (ROOT / name).is_file()]
 # Commands read the configuration from the environment: Snakemake prints commands, not variables.
 os.environ["EXPERIMENT"] = json.dumps(CONFIG.model_dump(), indent=1, ensure_ascii=False)
 
@@ -120,7 +122,7 @@ rule make_page:
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
         answers=lambda wildcards, output: folder_of(output.answers),
-        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES),
+        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES, *OTHERS),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --items {params.answers}"
