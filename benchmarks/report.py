@@ -162,7 +162,7 @@ def reported(code: Path, results: Path, out: Path) -> dict[str, Cost]:
 def together(costs: Mapping[str, Cost]) -> Cost:
     """Add up times of commands one after the other; the peak is the highest."""
     found = costs.values()
-    return Cost(sum(c.cpu for c in found), sum(c.wall for c in found), max(c.peak for c in found))
+    return Cost(sum(c.cpu for c in found), sum(c.wall for c in found), max(c.rss for c in found))
 
 
 def unlike(one: Path, two: Path) -> list[str]:
@@ -194,7 +194,7 @@ def compared(name: str, results: Path, given: argparse.Namespace, records: Recor
     for part in (*PARTS, "together"):
         ours, *other = (costs[part] for costs in best.values())
         records.add(f"{name}: {part}", "CPU s", ours.cpu, other[0].cpu if other else None)
-        records.add(f"{name}: {part}", "peak MB", ours.peak, other[0].peak if other else None)
+        records.add(f"{name}: {part}", "peak MB", ours.rss, other[0].rss if other else None)
     whole = best["ours"]["together"]
     records.add(f"{name}: together (other: goal)", "CPU s", whole.cpu, GOALS[name], 1.0)
     if given.against:

@@ -82,13 +82,17 @@ def place_labels(
     to_data = axes.transData.inverted()
     dots = [tuple(axes.transData.transform(point)) for point in zip(costs, values, strict=True)]
     reach = _DOT * axes.figure.dpi / 72
-    taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in dots]
+    # Left, bottom, right, top: a hundred labels compare a million pairs, slow as Bbox objects.
+    taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in dots]
     boxes = []
 
     def free(box: Bbox) -> bool:
-        within = inside.x0 <= box.x0 and box.x1 <= inside.x1
-        within = within and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        return within and not any(box.overlaps(other) for other in taken)
+        left, bottom, right, top = box.extents.tolist()
+        within = inside.x0 <= left and right <= inside.x1
+        within = within and inside.y0 <= bottom and top <= inside.y1
+        return within and not any(
+            left <= x1 and x0 <= right and bottom <= y1 and y0 <= top for x0, y0, x1, y1 in taken
+        )
 
     # From the top, so that the labels of a crowd keep the order of their points.
     for place in sorted(range(len(texts)), key=lambda i: (-dots[i][1], dots[i][0])):
@@ -107,7 +111,7 @@ def place_labels(
             end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
             path = to_data.transform([(x, y), end])
             axes.plot(path[:, 0], path[:, 1], color=palette.LEADER, linewidth=0.5, zorder=1)
-        taken.append(best)
+        taken.append(tuple(best.extents.tolist()))
         boxes.append(best)
     return boxes
 

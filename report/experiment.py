@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from report.averages import Score, mean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
 
@@ -48,8 +52,18 @@ class Answers:
     same: Mapping[str, float] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By task the items' scores, float64, and the numbers of their facts, integers."""
+        import numpy as np
 
-@dataclass(frozen=True)
+        return {
+            task: (np.array(scores), np.asarray(self.facts.get(task) or range(len(scores))))
+            for task, scores in self.scores.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)  # comparisons of rows are recalled, so that it has a hash
 class Model:
     """A row of a table."""
 

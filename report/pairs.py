@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +51,6 @@ def lined(first: Model, second: Model, weights: Mapping[str, float]) -> list[Str
 
     Items that ask for the same fact are one cluster.
     """
-    import numpy as np
-
     from report.paired import Stratum
 
     one, two = first.answers, second.answers
@@ -63,11 +62,11 @@ def lined(first: Model, second: Model, weights: Mapping[str, float]) -> list[Str
             return None
         if task not in first.tasks or task not in second.tasks:
             return None
-        gap = np.subtract(one.scores[task], two.scores[task])
+        values, clusters = one.arrays[task]
+        gap = values - two.arrays[task][0]
         stated = first.tasks[task].value - second.tasks[task].value
         if abs(gap.mean() - stated) > 1e-6:  # such as an F1, which is no mean over items
             return None
-        clusters = np.asarray(one.facts.get(task) or range(len(gap)))
         made.append(Stratum(gap[None, :], clusters, weight))
     return made
 
@@ -86,8 +85,10 @@ def variance(strata: Sequence[Stratum]) -> float:
         groups = int(stratum.clusters.max()) + 1
         if groups < 2:
             return math.inf
-        sizes = np.bincount(stratum.clusters, minlength=groups)
-        sums = np.bincount(stratum.clusters, weights=gap, minlength=groups)
+        sums, sizes = gap, 1
+        if groups < items:  # else each item is a cluster
+            sizes = np.bincount(stratum.clusters, minlength=groups)
+            sums = np.bincount(stratum.clusters, weights=gap, minlength=groups)
         spread = float(((sums - sizes * gap.mean()) ** 2).sum()) * groups / (groups - 1)
         total += stratum.weight**2 * max(spread, 1.0) / items**2
     return total
@@ -181,8 +182,12 @@ def _worlds_gaps(models: Sequence[Model], first: Model, of: Of) -> dict[str, dic
 
 
 def compared(
-    models: Sequence[Model], first: Model, of: Of, weights: Mapping[str, float]
-) -> dict[str, Test]:
+    models: Sequence[Model],
+    first: Model,
+    of: Of,
+    weights: Mapping[str, float],
+    only: str | None = None,
+) -> Mapping[str, Test]:
     """Compare rows with one of them: the first less the row, by the row's id.
 
     In one world, items are paired: McNemar's exact test or sign flips within tasks, and a t
@@ -196,9 +201,27 @@ def compared(
         first: One of them.
         of: The score that is compared, of a row in one world.
         weights: Of the tasks in that score; see `weights_of`.
+        only: The row to compare, the others being those that moderate its variance; None for all.
     """
+    return _compared(tuple(models), first, of, tuple(weights.items()), only)
+
+
+@functools.lru_cache(maxsize=64)  # several tables and sentences ask for the same comparisons
+def _compared(
+    models: tuple[Model, ...],
+    first: Model,
+    of: Of,
+    weighted: tuple[tuple[str, float], ...],
+    only: str | None,
+) -> Mapping[str, Test]:
+    """Do what `compared` says."""
+    weights = dict(weighted)
     if not first.worlds:
-        alone = {m.id: _in_one_world(first, m, of, weights) for m in models if m.id != first.id}
+        alone = {
+            m.id: _in_one_world(first, m, of, weights)
+            for m in models
+            if m.id != first.id and only in (None, m.id)
+        }
         return {id: found for id, found in alone.items() if found}
     rows = {model.id: model for model in models if model.id != first.id}
     gaps = _worlds_gaps(list(rows.values()), first, of)
@@ -215,6 +238,8 @@ def compared(
             [statistics.variance(values.values()) for values in alike.values()], count - 1
         )
         for (id, values), drawn in zip(alike.items(), between, strict=True):
+            if only not in (None, id):
+                continue
             pairs = [lined(first.worlds[s], rows[id].worlds[s], weights) for s in values]
             known = [variance(strata) for strata in pairs if strata is not None]
             items = math.fsum(known) / len(known) if len(known) == count else 0.0

@@ -23,7 +23,8 @@ def _against(case: Case, first: Model, second: Model) -> Test:
     """Test the difference of two averages as the tables do."""
     merges = [model for model in case.all_models if model.kind == "merge"]
     weights = weights_of(case.averaged)
-    return compared([*merges, second], first, case.average, weights)[second.id]
+    found = compared([*merges, second], first, case.average, weights, second.id)
+    return found[second.id]
 
 
 def _sentence(case: Case) -> str:

@@ -181,7 +181,8 @@ class _Side:
             effect = Test(gap, low, high, math.nan)
         else:
             merges = [m for m in self.case.models if m.kind == "merge" and self.of(m)]
-            effect = compared(merges, first, self.of, self.weights())[second.id]
+            own = self.of if quantity != "Avg" else self.case.average  # which is recalled
+            effect = compared(merges, first, own, self.weights(), second.id)[second.id]
         agree, repeats = agreeing(first, second, self.of, effect.value)
         verdict = judge(self.test["is"], effect.low, effect.high)
         words = f"{first.label} less {second.label}"

@@ -35,7 +35,7 @@ def prior(variances: Sequence[float], freedom: int) -> tuple[float, float]:
         Smyth 2004, Linear models and empirical Bayes methods, section 6.2.
     """
     import numpy as np
-    from scipy.special import digamma, polygamma
+    from scipy.special import digamma, zeta
 
     positive = np.array([value for value in variances if value > 0])
     if len(positive) < _ROWS:
@@ -43,15 +43,16 @@ def prior(variances: Sequence[float], freedom: int) -> tuple[float, float]:
     # A variance that is 0 by chance, or nearly so, must not decide over the others'.
     logs = np.log(np.maximum(positive, 1e-5 * np.median(positive)))
     centred = logs - digamma(freedom / 2) + math.log(freedom / 2)
-    excess = centred.var(ddof=1) - float(polygamma(1, freedom / 2))
+    # Trigamma is zeta(2, .), its derivative -2 zeta(3, .).
+    excess = centred.var(ddof=1) - float(zeta(2, freedom / 2))
     if excess <= 0:
         # The plain mean, which is right as well where rows share a world's luck.
         return math.inf, math.fsum(variances) / len(variances)
     # Newton's method for trigamma(half) = excess, which it never overshoots.
     half = 0.5 + 1 / excess
     for _ in range(50):
-        trigamma = float(polygamma(1, half))
-        step = trigamma * (1 - trigamma / excess) / float(polygamma(2, half))
+        trigamma = float(zeta(2, half))
+        step = trigamma * (1 - trigamma / excess) / (-2 * float(zeta(3, half)))
         half += step
         if abs(step) < 1e-8 * half:
             break
