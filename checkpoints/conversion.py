@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from checkpoints.companions import companions_of
-from checkpoints.reading import Checkpoint
+from checkpoints.reading import Checkpoint, Model
 from checkpoints.writing import (
     SHARD_BYTES,
     StreamedWeights,
@@ -44,13 +45,41 @@ def convert(
     if out.exists() and (out.is_file() or any(out.iterdir())) and not (out / NAME).exists():
         raise UserError(f"{out} holds something else; give another folder, or empty it")
     model = Checkpoint(source, allow_pickle=True)
+    write_as(out, model, "converted", {"source": model.fingerprint}, shard_bytes, note)
+    return sum(map(model.count, model.names()))
+
+
+def write_as(
+    out: Path,
+    model: Model,
+    kind: str,
+    inputs: Mapping[str, Path | str],
+    shard_bytes: int = SHARD_BYTES,
+    note: Callable[[str], object] = lambda text: None,
+    code: tuple[str, ...] = ("checkpoints/conversion.py",),
+    **recorded: Any,
+) -> None:
+    """Write a model, as it is read, to a folder of safetensors with all files of a loader.
+
+    Args:
+        out: The folder to make.
+        model: The model.
+        kind: What the manifest calls the result.
+        inputs: What it was made from, for the manifest.
+        shard_bytes: Most bytes of values in a weight file.
+        note: Is called with what is copied with the weights, and what is left out.
+        code: The entry points that made it.
+        recorded: What else the manifest holds: parameters, seed, extra.
+
+    Raises:
+        UserError: The disk is full.
+    """
     companions = companions_of([model.path])
     note(companions.note())
     for text in model.notes:
         note(text)
     specs = {name: TensorSpec(model.stored(name), model.shape(name)) for name in model.names()}
-    values = sum(map(model.count, model.names()))
-    progress = Progress(values, f"converting {source.name}: values")
+    progress = Progress(sum(map(model.count, specs)), f"writing {out.name}: values")
     with staged_directory(out) as folder:
         with StreamedWeights(folder, with_copies(specs, model.copies), shard_bytes) as weights:
             sink = WithCopies(weights, model.copies)
@@ -63,14 +92,13 @@ def convert(
         companions.copy(folder)
         write_manifest(
             folder / NAME,
-            kind="converted",
-            parameters={},
-            inputs={"source": model.fingerprint},
+            kind=kind,
+            **{"parameters": {}, **recorded},
+            inputs=inputs,
             outputs={
                 str(path.relative_to(folder)): weights.hashes.get(path.name) or sha256_file(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },
-            code=("checkpoints/conversion.py",),
+            code=code,
         )
-    return values

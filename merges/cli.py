@@ -30,6 +30,7 @@ _COMMANDS = {
     "statistics": "merges.statistics.cli",
     "inspect": "merges.inspecting",
     "core-space": "merges.core_space",
+    "align": "merges.alignment.cli",
     "card": "merges.card",
 }
 _EPILOG = """\
@@ -50,6 +51,7 @@ examples:
   python -m merges teachers --help
   python -m merges statistics --help
   python -m merges core-space --help  # LoRA adapters into one adapter
+  python -m merges align --help  # models without a common base into one basis
   python -m merges inspect --help  # what merges kept of each expert, by layer
   python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card
 
@@ -129,6 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--statistics",
         metavar="NAME=DIR",
         help="what `python -m merges statistics` wrote of a model, for methods that ask for it",
+    )
+    parser.add_argument(
+        "--align",
+        metavar="METHOD",
+        help="bring experts without a common base to the basis of the base (without one, of the "
+        "first expert) before the merge; python -m merges align --list shows the methods",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
     parser.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from common.errors import UserError
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
+    from merges.engine.config import MergeConfig
 
 
 def open_models(
@@ -28,6 +30,40 @@ def open_models(
         if name in adapters:
             models[name] = open_model(adapters[name], models[name], allow_pickle=pickles)
     return root, models
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _in_one_basis(arguments: argparse.Namespace, config: MergeConfig) -> MergeConfig:
+    """Align the experts of a merge that is otherwise checked; a dry run only checks."""
+    from checkpoints.checking import check_compatible
+    from merges.alignment.aligning import align_models, check_method
+    from merges.engine.run import plan
+
+    check_method(arguments.align)
+    others = {
+        "--slices": config.slices,
+        "--statistics": config.statistics,
+        "--vocabulary": config.vocabulary != "refuse",
+        "--to-mergekit": arguments.to_mergekit,
+    }
+    if clash := [option for option, given in others.items() if given]:
+        raise UserError(
+            f"--align and {clash[0]} do not go together; write aligned models with "
+            "python -m merges align, and merge those"
+        )
+    config = dataclasses.replace(config, align=arguments.align)
+    if arguments.dry_run:
+        return config
+    plan(arguments.out, config).require()
+    check_compatible(config.reference, config.experts)
+    found = align_models(config.reference, config.experts, arguments.align)
+    for text in found.notes:
+        _note(text)
+    base = None if config.base is None else found.reference
+    return dataclasses.replace(config, base=base, experts=found.experts)
 
 
 def merge(
@@ -56,6 +92,8 @@ def merge(
         "shard_bytes": arguments.shard_size,
     }
     config = MergeConfig(method, base, experts, parameters, **{**options, **found})
+    if arguments.align:
+        config = _in_one_basis(arguments, config)
     if arguments.state and not config.info.whole_model:
         raise UserError(f"method {method} trains nothing that --state could record; leave it out")
     if arguments.to_mergekit:
@@ -70,9 +108,7 @@ def merge(
         if errors:
             raise UserError(errors[0])
         return
-    merge_to_disk(
-        arguments.out, config, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
-    )
+    merge_to_disk(arguments.out, config, _note)
     print(f"merged {', '.join(experts)} with {method} into {arguments.out}")
 
 

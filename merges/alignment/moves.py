@@ -42,6 +42,10 @@ class Move(NamedTuple):
             own = moved.reshape(len(self.order), *own.shape[:-2], own.shape[-1]).movedim(0, -2)
         return own.flatten(-2)
 
+    def gain(self, values: Tensor) -> Tensor:
+        """Return a norm's gain (units,) as it is moved: it has no sign, and folded ones are 1."""
+        return values[self.order] if len(self.order) == len(values) else values
+
     def inverse(self) -> Move:
         """Return the move that undoes this one."""
         order = self.order.argsort()
@@ -190,10 +194,12 @@ def inverse(element: Element) -> dict[str, Move]:
 
 def _moved(slot: Slot, element: Element, tensor: Tensor) -> Tensor:
     if (move := element.get(slot.rows or "")) is not None:
-        if slot.gain and move.blocks is not None:  # a gain has no sign, and folded ones are equal
-            move = Move(move.order) if len(move.order) == len(tensor) else Move(identity(1))
-        offset = slot.offset if move.blocks is not None else 0.0
-        tensor = move.rows(tensor + offset) - offset if offset else move.rows(tensor)
+        if slot.gain:
+            tensor = move.gain(tensor)
+        elif slot.offset and move.blocks is not None:
+            tensor = move.rows(tensor + slot.offset) - slot.offset
+        else:
+            tensor = move.rows(tensor)
     if (move := element.get(slot.columns or "")) is not None:
         tensor = move.columns(tensor)
     return tensor

@@ -48,6 +48,8 @@ class MergeConfig:
         chat_template: The result's only chat template, a text; None for the donor's.
         slices: Which layers of which models are merged into each layer, for models that
             `merges.engine.slices.arrange` has prepared; None for complete models.
+        align: How experts are brought to the basis of the base (without one, of the first expert)
+            before the merge, a key of `merges.alignment.aligning.METHODS`; None for not at all.
     """
 
     method: str
@@ -70,6 +72,7 @@ class MergeConfig:
     shard_bytes: int = SHARD_BYTES
     chat_template: str | None = None
     slices: Slices | None = None
+    align: str | None = None
 
     @functools.cached_property
     def info(self) -> registry.MethodInfo:

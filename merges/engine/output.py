@@ -18,7 +18,8 @@ from merges.engine.requests import WholeModelResult
 COST = "cost.json"
 _EXTRA = Path("extra") / "coefficients.safetensors"
 _LOG = "training.csv"
-_SLICES = "merges/engine/slices.py"  # what other merges do not depend on
+# What other merges do not depend on.
+_SLICES, _ALIGNMENT = "merges/engine/slices.py", "merges/alignment/aligning.py"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -61,6 +62,7 @@ def recipe_of(config: MergeConfig) -> dict[str, Any]:
         "donor": config.donor,
         "vocabulary": config.vocabulary,
         **({} if config.slices is None else {"slices": config.slices.as_json()}),
+        **({} if config.align is None else {"align": config.align}),
         **({} if rules is None else {"set_layers": rules.as_json()}),
         **({} if config.chat_template is None else {"chat_template": config.chat_template}),
     }
@@ -112,5 +114,9 @@ def write_record(
             if path.is_file() and path.name != COST
         },
         seed=config.seed,
-        code=(*registry.sources(info.name), *((_SLICES,) if config.slices else ())),
+        code=(
+            *registry.sources(info.name),
+            *((_SLICES,) if config.slices else ()),
+            *((_ALIGNMENT,) if config.align else ()),
+        ),
     )

@@ -142,6 +142,8 @@ def _check_said(recipe: Mapping[str, Any]) -> None:
         raise _refuse("embeddings and norms of the base", "this method has no lambda to set to 0")
     if recipe.get("donor"):
         raise _refuse(f"the donor {recipe['donor']}", "it chooses the configuration's model itself")
+    if recipe.get("align"):
+        raise _refuse(f"the alignment {recipe['align']}", "it moves no units")
     if (vocabulary := recipe.get("vocabulary")) not in (None, "refuse"):
         why = "it puts appended tokens in another order and cuts rows without a token off"
         raise _refuse(f"the vocabulary policy {vocabulary}", why)
