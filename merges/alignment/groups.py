@@ -174,6 +174,7 @@ class Group:
 
 def _llama(group: Group) -> dict[str, Any]:
     """Return the slots under the names of Llama and its relatives."""
+    # Long because it lists all that a layer has.
     family, stream = group.family, RESIDUAL
     gain = Slot(rows=stream, gain=True, offset=family.offset)
     found: dict[str, Any] = {
