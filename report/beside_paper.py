@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from report.averages import Score
 from report.case_table import has_own_tasks, table_title
-from report.experiment import Experiment
-from report.grid import MISSING, Cell, Grid, Row, score_cell
+from report.experiment import Case, Experiment
+from report.grid import MISSING, Cell, Grid, Row, score_cell, signed
 from report.published import Published
 from report.verdicts import Judgement, sentences
 
+_TABLE = "paper/hub.tsv"  # of the checkpoints that the paper merged
 _BOTTLE = (
     "The scales differ: the paper's numbers are of {scale}. A score of tiny models on generated "
     "tasks neither confirms nor refutes them."
@@ -21,6 +23,37 @@ _STAND_INS = (
 )
 
 
+def _obstacle(experiment: Experiment, case: Case, column: str) -> str:
+    """Say why a column's scores do not compare with the paper's; empty where they do."""
+    config, tasks = experiment.config, {task for c in case.averaged for task in c.tasks}
+    hub, base = config.get("hub") or {}, config["cases"][case.id].get("base") or {}
+    tasks = {task for c in case.columns if c.label == column for task in c.tasks} or tasks
+    limit = (config.get("evaluation") or {}).get("limit")
+    for why, so in {
+        "generated tasks": any(task.startswith("bottle_") for task in tasks),
+        "rows stand in for the benchmark's": bool(tasks & case.stand_ins().keys()),
+        # Of the rehearsal, and of another table of checkpoints.
+        "other models": not base.get("hub") or hub.get("table") != _TABLE or "stand_ins" in hub,
+        f"{limit} items of each task": bool(limit),
+    }.items():
+        if so:
+            return f"not comparable: {why}"
+    return ""
+
+
+def against(stated: float, ours: Score) -> tuple[float, str]:
+    """Compare a score with a value as printed.
+
+    Returns:
+        Ours less the paper's, and ``within error`` where that is at most 1.96 standard errors of
+        ours and half a unit of the last digit that the paper prints.
+    """
+    gap = ours.value - stated
+    digits = len(f"{stated}".partition(".")[2])
+    near = abs(gap) <= 1.96 * ours.stderr + 0.5 * 10**-digits
+    return gap, "within error" if near else "different"
+
+
 def values_grid(experiment: Experiment, published: Published) -> Grid:
     """Lay out every value that the paper states next to the score of each of our rows for it."""
     rows = []
@@ -29,18 +62,27 @@ def values_grid(experiment: Experiment, published: Published) -> Grid:
         models = {model.id: model for model in case.models}
         for row in table.rows.values() if table else ():
             for column, value in row.cells.items():
-                ours = [models[id] for id in row.ours if id in models]
-                for model in ours:
-                    start = (table_title(case.table), column, row.label, model.label)
+                for model in [models[id] for id in row.ours if id in models]:
+                    named = (table_title(case.table), column, row.label, model.label)
                     # As printed in the paper: more decimals would be made up.
                     stated = Cell(str(value).removeprefix("0"))
-                    score = score_cell(case.score(model, column))
-                    rows.append(Row((*map(Cell, start), stated, score), case.table))
+                    score = case.score(model, column)
+                    gap, verdict = MISSING, _obstacle(experiment, case, column)
+                    if score and not verdict:
+                        difference, verdict = against(value, score)
+                        gap = signed(difference)
+                    found = stated, score_cell(score), Cell(gap), Cell(verdict or model.status)
+                    rows.append(Row((*map(Cell, named), *found), case.table))
     own = any(has_own_tasks(case) for case in experiment.cases)
     caption = (_BOTTLE if own else _OTHER).format(scale=published.scale)
     caption += _STAND_INS if any(case.stand_ins() for case in experiment.cases) else ""
-    caption += " A cell of the paper's tables that is not here is unknown to this suite."
-    header = ("Table", "Column", "The paper's row", "Our row", "Paper", "Ours")
+    caption += (
+        " A cell of the paper's tables that is not here is unknown to this suite. Within error: "
+        "the difference is at most 1.96 standard errors of our score, and what the paper's "
+        "rounding hides; the paper states no errors."
+    )
+    start = "Table", "Column", "The paper's row", "Our row"
+    header = (*start, "Paper", "Ours", "Difference", "Verdict")
     return Grid("published", "Stated values", caption, header, tuple(rows), texts=4)
 
 

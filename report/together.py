@@ -88,18 +88,15 @@ def together_grid(claims: Sequence[Claim], found: Mapping[str, Said]) -> Grid:
         "share experts or generated worlds are no independent witnesses."
     )
     header = ("Claim", "Sentence", "Together", *found)
-    return Grid(
-        "together", "Claims in all experiments", caption, header, tuple(rows), texts=len(header)
-    )
+    title = "Claims in all experiments"
+    return Grid("together", title, caption, header, tuple(rows), texts=len(header))
 
 
 def _cell(one: Mapping[str, str] | None) -> Cell:
     if one is None:
         return Cell(MISSING)
-    effect = ", ".join(
-        part for part in (one["effect"], one["repeats"]) if part not in ("", MISSING)
-    )
-    return Cell(f"{one['verdict']}. {one['compared']}" + (f": {effect}" if effect else ""))
+    parts = one["compared"], one["effect"], one["repeats"]
+    return Cell(f"{one['verdict']}: {', '.join(p for p in parts if p not in ('', MISSING))}")
 
 
 def with_kept(name: str, judged: Sequence[Judgement], kept: Mapping[str, Said]) -> dict[str, Said]:

@@ -94,7 +94,7 @@ def test_the_page_shows_them_and_a_damaged_file_only_costs_the_table(small, tmp_
     out = tmp_path / "report.html"
     assert page.write(experiment, None, None, published.load(), out, claims=kept) == []
     text = out.read_text(encoding="utf-8")
-    assert '<figure id="together">' in text and "holds. A less B: +.100 [+.050, +.150]" in text
+    assert '<figure id="together">' in text and "holds: A less B, +.100 [+.050, +.150]" in text
     for damaged in ("[]", '{"cask": {"C1": {}}}', '{"cask": [1]}', "{"):
         kept.write_text(damaged)
         (fault,) = page.write(experiment, None, None, published.load(), out, claims=kept)
