@@ -54,6 +54,10 @@ def _places(x: float, y: float, size: Bbox, reach: float) -> Iterator[tuple[floa
             yield radius, Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height)
 
 
+def _sides(box: Bbox) -> tuple[float, float, float, float]:
+    return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
+
+
 def place_labels(
     axes: Axes, costs: Sequence[float], values: Sequence[float], texts: Sequence[str]
 ) -> list[Bbox]:
@@ -87,7 +91,7 @@ def place_labels(
     boxes = []
 
     def free(box: Bbox) -> bool:
-        left, bottom, right, top = box.extents.tolist()
+        left, bottom, right, top = _sides(box)
         within = inside.x0 <= left and right <= inside.x1
         within = within and inside.y0 <= bottom and top <= inside.y1
         return within and not any(
@@ -111,7 +115,7 @@ def place_labels(
             end = (min(max(x, best.x0), best.x1), min(max(y, best.y0), best.y1))
             path = to_data.transform([(x, y), end])
             axes.plot(path[:, 0], path[:, 1], color=palette.LEADER, linewidth=0.5, zorder=1)
-        taken.append(tuple(best.extents.tolist()))
+        taken.append(_sides(best))
         boxes.append(best)
     return boxes
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MOST = 40  # rows that a figure shows: more bars are not read, and would not fit a page
 _LONGEST = 44  # characters of a label in a figure
+_DPI = 150  # of figures as pixels
 _CJK = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "IPAGothic", "WenQuanYi Zen Hei")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -99,10 +100,19 @@ def rendered(figure: Figure, form: str) -> bytes:
     """Return a figure as a file of a form: png, pdf or svg; equal figures give equal bytes."""
     # Dates and version strings would make equal figures differ.
     metadata: dict[str, dict[str, Any]] = {
-        "png": {"Software": None},
         "pdf": {"CreationDate": None, "Producer": None},
         "svg": {"Date": None, "Creator": None},
     }
     stream = io.BytesIO()
-    figure.savefig(stream, format=form, dpi=150, metadata=metadata[form])
+    if form == "png":
+        # Without the alpha channel, which is opaque, a file is smaller and sooner written.
+        from PIL import Image
+
+        figure.savefig(stream, format="rgba", dpi=_DPI)
+        wide, high = (int(inches * _DPI) for inches in figure.get_size_inches())
+        image = Image.frombuffer("RGBA", (wide, high), stream.getbuffer()).convert("RGB")
+        stream = io.BytesIO()
+        image.save(stream, "png", dpi=(_DPI, _DPI), compress_level=3)
+    else:
+        figure.savefig(stream, format=form, dpi=_DPI, metadata=metadata[form])
     return stream.getvalue()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PANELS_ACROSS = 4
 _LINE = 36  # characters of a title over a panel of half a figure
+_BAR = 0.78  # height of a bar, of its place
 _BAR_IN = 0.175  # height of one bar's place in inches: an 8-point label fits
 FORMS = ("png", "pdf")
 
@@ -37,20 +38,19 @@ def _bars(
 ) -> None:
     """Draw one horizontal bar per model, the first on top, with its standard error."""
     from matplotlib.collections import LineCollection
+    from matplotlib.patches import Rectangle
 
     known = [(at, score) for at, score in enumerate(scores) if score is not None]
-    paints = [palette.colour(models[at], config) for at, _ in known]
-    axes.barh(
-        [at for at, _ in known],
-        [score.value for _, score in known],
-        height=0.78,
-        color=paints,
-        linewidth=0,
-    )
+    for place, known_score in known:  # not `barh`, which looks for limits that are set below
+        paint = palette.colour(models[place], config)
+        size = known_score.value, _BAR
+        axes.add_artist(Rectangle((0, place - _BAR / 2), *size, facecolor=paint, linewidth=0))
     ends = [[(s.value - s.stderr, at), (s.value + s.stderr, at)] for at, s in known]
     # A white line below each: else it is lost on DAM's dark bar.
     for width, colour in ((2.9, "white"), (0.9, palette.EDGE)):
-        axes.add_collection(LineCollection(ends, linewidths=width, colors=colour, zorder=2.5))
+        axes.add_collection(
+            LineCollection(ends, linewidths=width, colors=colour, zorder=2.5), False
+        )
     for at, (model, score) in enumerate(zip(models, scores, strict=True)):
         if score is None:
             why = "no score" if model.status == "ok" else model.status.split(":")[0]

@@ -85,11 +85,12 @@ def variance(strata: Sequence[Stratum]) -> float:
         groups = int(stratum.clusters.max()) + 1
         if groups < 2:
             return math.inf
-        sums, sizes = gap, 1
+        centred = gap - gap.mean()
         if groups < items:  # else each item is a cluster
             sizes = np.bincount(stratum.clusters, minlength=groups)
             sums = np.bincount(stratum.clusters, weights=gap, minlength=groups)
-        spread = float(((sums - sizes * gap.mean()) ** 2).sum()) * groups / (groups - 1)
+            centred = sums - sizes * gap.mean()
+        spread = float((centred**2).sum()) * groups / (groups - 1)
         total += stratum.weight**2 * max(spread, 1.0) / items**2
     return total
 

@@ -73,7 +73,7 @@ class Reader:
     def __init__(self, results: Path) -> None:
         self._results = results
         self.faults: list[str] = []
-        self._hashes: dict[Path, str | None] = {}
+        self._hashes: dict[tuple[Path, str, str], str | None] = {}
 
     def fault(self, line: str) -> None:
         """Collect a line, once."""
@@ -102,15 +102,18 @@ class Reader:
             self.fault(str(error))
             return {}
 
-    def recorded_items(self, path: Path) -> str | None:
-        """Return the sha256 that a data folder's manifest says of a file of items."""
-        if path not in self._hashes:
+    def recorded_items(self, data: Path, split: str, task: str) -> str | None:
+        """Return the sha256 that a data folder's manifest says of a task's items of a split."""
+        key = data, split, task
+        if key not in self._hashes:
+            suite, _, id = task.partition("/")
             try:
-                self._hashes[path] = recorded_hash(path)
+                found = recorded_hash(data / split / suite.split(":")[0] / f"{id}.jsonl")
             except UserError as error:
                 self.fault(str(error))
-                self._hashes[path] = None
-        return self._hashes[path]
+                found = None
+            self._hashes[key] = found
+        return self._hashes[key]
 
 
 def read(path: Path, shape: Shape, what: str, recorded: bool = False) -> dict[str, Any]:

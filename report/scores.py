@@ -111,9 +111,7 @@ def _other_inputs(
         if present and evaluated and evaluated != present:
             return STALE
     for task in content["tasks"]:
-        suite, _, id = task.partition("/")
-        path = data / content.get("split", "test") / suite.split(":")[0] / f"{id}.jsonl"
-        recorded = reader.recorded_items(path)
+        recorded = reader.recorded_items(data, content.get("split", "test"), task)
         if recorded and inputs.get(task, recorded) != recorded:
             return f"evaluated on other items of {task} than its data folder holds now"
     return None
