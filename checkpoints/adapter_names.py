@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from checkpoints.adapter_settings import Settings
@@ -12,16 +13,44 @@ from checkpoints.reading import Model
 _TURNED_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _TURNED_LAYERS = ("c_attn", "q_attn", "c_proj", "c_fc")
 OTHER_HEADS = ("score", "classifier", "qa_outputs", "v_head", "summary")
-# How transformers calls a module in memory, and how the files of some models call it.
-_IN_FILES = ((".mlp.", ".block_sparse_moe."),)
+# How transformers calls a module in memory, and how the files of some models call it: mixtures,
+# wrappers of a text model and a tower for pictures, GPT-NeoX, Nemotron-H.
+_IN_FILES = (
+    (r"\.mlp\.router\.", ".block_sparse_moe.gate."),
+    (r"\.mlp\.", ".block_sparse_moe."),
+    (r"\.router\.weight$", ".router.layer.weight"),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^lm_head\.", "embed_out."),
+    (r"^model\.", "backbone."),
+)
+# The text model inside a wrapper; without the wrapper's other parts it would be another model.
+_INSIDE = ((r"^model\.language_model\.", "model."), (r"^model\.", ""))
+_TOWERS = ("visual.", "vision_tower.", "vision_model.", "audio_tower.")
+
+# How files call a separate head, by how the name of the embedding begins.
+_HEADS = {
+    "gpt_neox.": "embed_out.weight",
+    "biogpt.": "output_projection.weight",
+    "language_model.": "language_model.lm_head.weight",
+}
+
+
+def separate_head(embedding: str) -> str:
+    """Return the name of a separate output head for a model with this tied embedding."""
+    found = (head for start, head in _HEADS.items() if embedding.startswith(start))
+    return next(found, "lm_head.weight")
 
 
 def name_in(names: Collection[str], name: str) -> str:
     """Return how a base's files call a parameter that an adapter names as it is in memory."""
     if name in names:
         return name
-    for memory, file in _IN_FILES:
-        if (other := name.replace(memory, file)) in names:
+    rules: tuple[tuple[str, str], ...] = _IN_FILES
+    if name.startswith("model.") and any(other.startswith(_TOWERS) for other in names):
+        rules += _INSIDE
+    for memory, file in rules:
+        if (other := re.sub(memory, file, name)) in names:
             return other
     return name
 

@@ -21,10 +21,14 @@ _HARMLESS = {
     *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
     *("task_type", "bias", "lora_bias", "fan_in_fan_out", "init_lora_weights", "use_rslora"),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "trainable_token_indices"),
+    "lora_ga_config",
 }
-# Initial values that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and others subtract their
-# initial product from the base, so that the saved factors do not belong to the base on disk.
-_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+# Initial values that leave the base as it is. PiSSA, OLoRA, CorDA, LoRA-GA and others subtract
+# their initial product from the base, so that the saved factors do not belong to the base on disk.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+# Of the others, those that PEFT draws or computes from data: loading the adapter subtracts another
+# product, or none, or fails, and so does folding what was loaded.
+_NOT_AGAIN = re.compile(r"pissa_niter_.*|corda|lora_ga", re.IGNORECASE)
 
 _MOST = 10**6  # for a rank or an alpha; published ones are below 10**4
 _LONGEST = 200  # characters of a pattern; PEFT's are names of modules
@@ -34,6 +38,8 @@ _PROMPTS = (
     *("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"),
     *("CPT", "CARTRIDGE"),
 )
+# Kinds whose effect depends on the text or on other adapters; PEFT cannot fold them.
+_UNFOLDABLE = ("LILY", "POLY", "SHADOW", "XLORA")
 
 
 def _number(value: object, least: float) -> bool:
@@ -74,11 +80,11 @@ class Settings:
         self.notes: list[str] = []
         self._check()
 
-    def refuse(self, what: str) -> UserError:
+    def refuse(self, what: str, unless: str = "") -> UserError:
         """Make the error on something that only PEFT can fold."""
         return UserError(
             f"{self._folder}: {what}, which is not supported; fold the adapter with PEFT's "
-            "merge_and_unload and give the model that results"
+            f"merge_and_unload{unless} and give the model that results"
         )
 
     def _without_remedy(self, what: str) -> UserError:
@@ -87,10 +93,27 @@ class Settings:
             "leave it out"
         )
 
+    def _relative(self, start: object) -> UserError:
+        """Make the error on an adapter that is relative to a base which its start changed."""
+        about = f"{self._folder}: init_lora_weights={start!a} changes the base, and the adapter is "
+        saving = "save it with PEFT's path_initial_model_for_weight_conversion"
+        if _NOT_AGAIN.fullmatch(str(start)):
+            return UserError(
+                f"{about}relative to the changed one, which PEFT does not make again when it loads "
+                f"the adapter; where it was trained, {saving}, or fold it there with "
+                "merge_and_unload"
+            )
+        return UserError(
+            f"{about}relative to the changed one; {saving}, or fold it with merge_and_unload and "
+            "give the model that results"
+        )
+
     def _check(self) -> None:  # one line for each kind
         settings = self.values
         if (kind := str(settings.get("peft_type"))) in _PROMPTS:
             raise self._without_remedy(f"an adapter of type {kind} puts vectors before a text")
+        if kind in _UNFOLDABLE or settings.get("arrow_config"):
+            raise self._without_remedy(f"an adapter of type {kind} acts on what a layer reads")
         if settings.get("alora_invocation_tokens"):
             raise self._without_remedy("an activated LoRA (alora_invocation_tokens) acts on tokens")
         if settings.get("layer_replication"):
@@ -98,7 +121,9 @@ class Settings:
                 f"{self._folder}: layer_replication makes a model of more layers than its base, "
                 "which has no place in a merge with it; leave the adapter out"
             )
-        if settings.get("peft_type") != "LORA":
+        if kind == "BEFT":
+            raise self.refuse("an adapter of biases (BEFT)", " (the base must have such biases)")
+        if kind != "LORA":
             raise self.refuse(f"an adapter of type {settings.get('peft_type')!a}")
         if settings.get("use_dora"):
             raise self.refuse("a DoRA adapter (use_dora)")
@@ -107,12 +132,7 @@ class Settings:
                 raise self.refuse(f"{field!a} is set in {CONFIG}")
         start = settings.get("init_lora_weights", True)
         if not any(start is known or start == known for known in _STARTS):
-            raise UserError(
-                f"{self._folder}: init_lora_weights={start!a} changes the base, and the adapter "
-                "is relative to the changed one; save it with PEFT's "
-                "path_initial_model_for_weight_conversion, or fold it with merge_and_unload and "
-                "give the model that results"
-            )
+            raise self._relative(start)
         if settings.get("bias", "none") not in ("none", "all", "lora_only"):
             raise self.refuse(f"bias={settings['bias']!a}")
         for field, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", 0)):

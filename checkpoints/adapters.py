@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.adapter_names import OTHER_HEADS, is_turned, name_in
+from checkpoints.adapter_names import OTHER_HEADS, is_turned, name_in, separate_head
 from checkpoints.adapter_settings import CONFIG, Settings
 from checkpoints.architecture import says_quantised
 from checkpoints.dtypes import torch_type
@@ -36,7 +36,6 @@ _PICKLE_INDEX = "adapter_model.bin.index.json"
 PREFIX = "base_model.model."
 _PARTNER = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
 _WHOLE = {b: a for a, b in _PARTNER.items()}
-_HEAD = "lm_head.weight"
 _TOKENS = ".token_adapter.trainable_tokens_delta"  # rows themselves, in spite of their name
 
 
@@ -159,8 +158,7 @@ class Adapter(Model):
             return
         if heads and self._tied in saved and self._are_equal(saved[heads[0]], saved[self._tied]):
             return  # written twice, and still one
-        outer = self._tied.rpartition(".")[0].rpartition(".")[2]
-        self._head = heads[0] if heads else "embed_out.weight" if outer == "embed_in" else _HEAD
+        self._head = heads[0] if heads else separate_head(self._tied)
         self._names.add(self._head)
         text = text_part(self.config)
         nested = {"text_config": {**text, TIE: False}} if text else {}
@@ -291,6 +289,8 @@ class Adapter(Model):
                     f"{self._settings.values.get('task_type')!a}), for which a merge of language "
                     "models has no place; leave the adapter out"
                 )
+            if ".experts." in name and any(".experts." in other for other in self._names):
+                raise self._settings.refuse(f"its tensor {key}, a stack of experts")
             raise UserError(
                 f"{self.path}: {key} changes {name}, which the base ({self._base.path}) lacks; "
                 "name the base that the adapter was trained on"

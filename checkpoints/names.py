@@ -34,18 +34,35 @@ def is_linear(name: str) -> bool:
     return kind(name) == "linear"
 
 
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
-_HEADS = ("lm_head", "embed_out")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "embed_in",
+    "tok_embeddings",
+    "tokens_embed",
+)
+_HEADS = ("lm_head", "embed_out", "output_projection")
+# Those of Mamba, RWKV and CTRL, whose last words alone are those of other modules too.
+_IN_FULL = {
+    **dict.fromkeys(("backbone.embeddings", "rwkv.embeddings", "transformer.w"), _EMBEDDINGS),
+    "head": _HEADS,
+}
+
+
+def _is_one_of(modules: tuple[str, ...], name: str) -> bool:
+    module = name.rsplit(".", 1)[0]
+    return module.rsplit(".", 1)[-1] in modules or _IN_FULL.get(module) is modules
 
 
 def is_embedding(name: str) -> bool:
     """Return whether a parameter is an input embedding, a row per token."""
-    return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _EMBEDDINGS
+    return _is_one_of(_EMBEDDINGS, name)
 
 
 def is_head(name: str) -> bool:
     """Return whether a parameter belongs to the output head, a row per token."""
-    return name.rsplit(".", 1)[0].rsplit(".", 1)[-1] in _HEADS
+    return _is_one_of(_HEADS, name)
 
 
 def has_row_per_token(name: str) -> bool:

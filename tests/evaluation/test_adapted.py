@@ -140,6 +140,15 @@ def wrapper(name: str):
         text |= {"model_type": "mistral"}
         config = T.Mistral3Config(text_config=text, vision_config=eyes, image_token_index=399)
         return T.Mistral3ForConditionalGeneration(config)
+    if name == "qwen2_vl":
+        eyes = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 14}
+        del text["head_dim"]
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+        text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+        config = T.Qwen2VLConfig(
+            text_config=text, vision_config=eyes, image_token_id=399, video_token_id=398
+        )
+        return T.Qwen2VLForConditionalGeneration(config)
     text |= {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
     config = T.Gemma3Config(
         text_config=text, vision_config=sight, image_token_index=399, mm_tokens_per_image=4
@@ -147,7 +156,7 @@ def wrapper(name: str):
     return T.Gemma3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("name", ["llava", "mistral3", "gemma3"])
+@pytest.mark.parametrize("name", ["llava", "mistral3", "gemma3", "qwen2_vl"])
 def test_wrappers_are_scored_on_text(tmp_path, words, data, name):
     torch.manual_seed(0)
     model = wrapper(name)

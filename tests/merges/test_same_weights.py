@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints.loading import load_causal
+from checkpoints.names import is_embedding
 from checkpoints.reading import Checkpoint
 from checkpoints.settling import check_allocatable, settle
 from common.errors import UserError
 from merges.engine import registry
 from merges.engine.config import MergeConfig
 from merges.engine.run import merge_to_disk
+from tests.evaluation import walk
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32}
@@ -109,6 +111,20 @@ def test_a_copy_of_a_tied_head_is_no_difference(holders, family, merge):
     assert (HEAD in found.tensors) == ("base" in holders)
     if HEAD in found.tensors:
         assert torch.equal(found.tensors[HEAD], found.tensors[EMBEDDING])
+
+
+@pytest.mark.parametrize("kind", ["mamba", "ctrl", "biogpt", "openai-gpt", "gpt_neox", "bloom"])
+def test_heads_and_embeddings_of_other_types(kind, tmp_path):
+    """An equal copy of the head is none of the weights, whatever the type calls the two."""
+    walk.make(kind, tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    walk.make(kind, tie_word_embeddings=False).save_pretrained(tmp_path / "own")
+    names = Checkpoint(tmp_path / "tied").names()
+    head = next(n for n in Checkpoint(tmp_path / "own").names() if n not in names)
+    (embedding,) = filter(is_embedding, names)
+    for factor, untied in ((1, False), (2, True)):
+        change(tmp_path / "tied", lambda t, f=factor: t.update({head: f * t[embedding]}))
+        model = Checkpoint(tmp_path / "tied")
+        assert (head in model.names(), model.config["tie_word_embeddings"]) == (untied, not untied)
 
 
 def test_no_method_gives_a_tied_model_a_head_of_its_own(family, merge):
