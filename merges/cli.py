@@ -138,6 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="bring experts without a common base to the basis of the base (without one, of the "
         "first expert) before the merge; python -m merges align --list shows the methods",
     )
+    about = "JSON lines that all models read, for --align activations"
+    add_values(parser, "--align-rows", metavar="FILE", help=about)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
     parser.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (1)")
     parser.add_argument(

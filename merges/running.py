@@ -42,7 +42,8 @@ def _in_one_basis(arguments: argparse.Namespace, config: MergeConfig) -> MergeCo
     from merges.alignment.aligning import align_models, check_method
     from merges.engine.run import plan
 
-    check_method(arguments.align)
+    rows = [Path(path) for path in arguments.align_rows]
+    check_method(arguments.align, rows)
     others = {
         "--slices": config.slices,
         "--statistics": config.statistics,
@@ -59,7 +60,7 @@ def _in_one_basis(arguments: argparse.Namespace, config: MergeConfig) -> MergeCo
         return config
     plan(arguments.out, config).require()
     check_compatible(config.reference, config.experts)
-    found = align_models(config.reference, config.experts, arguments.align)
+    found = align_models(config.reference, config.experts, arguments.align, rows)
     for text in found.notes:
         _note(text)
     base = None if config.base is None else found.reference
@@ -92,6 +93,8 @@ def merge(
         "shard_bytes": arguments.shard_size,
     }
     config = MergeConfig(method, base, experts, parameters, **{**options, **found})
+    if arguments.align_rows and not arguments.align:
+        raise UserError("--align-rows is for --align activations; give that too")
     if arguments.align:
         config = _in_one_basis(arguments, config)
     if arguments.state and not config.info.whole_model:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import command_parser
+from common.cli import add_values, command_parser
 from common.errors import UserError
 from merges.alignment.aligning import METHODS, check_method
 
@@ -32,13 +32,15 @@ _PLACES = ("hidden", "heads", "groups", "residual", "signs")
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    methods = "\n".join(f"  {name:12} {about}" for name, about in METHODS.items())
+    methods = "\n".join(f"  {name:21} {about}" for name, about in METHODS.items())
     parser = command_parser("merges align", _DESCRIPTION, _EPILOG.format(methods=methods))
     parser.add_argument("--list", action="store_true", help="show the methods, and end")
     parser.add_argument("--group", type=Path, metavar="DIR", help="show a model's group, and end")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="the model that stays")
     parser.add_argument("--model", type=Path, metavar="DIR", help="the model that is moved")
     parser.add_argument("--method", default="weights", metavar="NAME", help="(weights)")
+    about = "JSON lines that both models read, for activations"
+    add_values(parser, "--align-rows", metavar="FILE", help=about)
     parser.add_argument(
         "--disguise", type=int, metavar="SEED", help="move by a random element, to no reference"
     )
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if missing := [name for name in needed if getattr(given, name) is None]:
         raise UserError(f"--{missing[0]} is missing; see python -m merges align --help")
     if given.disguise is None:
-        check_method(given.method)
+        check_method(given.method, given.align_rows)
         _align(given)
     else:
         _disguise(given)
@@ -85,13 +87,14 @@ def _align(given: argparse.Namespace) -> None:
     reference, model = Checkpoint(given.reference), Checkpoint(given.model)
     name = given.model.name
     check_compatible(reference, {name: model})
-    found = align_models(reference, {name: model}, given.method)
+    rows = {f"rows.{n}": Path(path) for n, path in enumerate(given.align_rows)}
+    found = align_models(reference, {name: model}, given.method, list(rows.values()))
     # A reference whose gains are folded is another checkpoint; merges fold it themselves.
     write_as(
         given.out.resolve(),
         found.experts[name],
         "merge",
-        {"reference": reference.fingerprint, "model": model.fingerprint},
+        {"reference": reference.fingerprint, "model": model.fingerprint, **rows},
         note=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
         code=("merges/alignment/aligning.py",),
         parameters={"align": given.method},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,7 +61,17 @@ class Move(NamedTuple):
         return Move(order, blocks)
 
 
-Element = Mapping[str, Move]  # by space; a space that is not there is not moved
+class Change(Protocol):
+    """A `Move`, or what else acts on a space."""
+
+    @property
+    def blocks(self) -> Tensor | None: ...
+    def rows(self, values: Tensor) -> Tensor: ...
+    def columns(self, values: Tensor) -> Tensor: ...
+    def gain(self, values: Tensor) -> Tensor: ...
+
+
+Element = Mapping[str, Change]  # by space; a space that is not there is not moved
 
 
 def _times(blocks: Tensor, values: Tensor, like: Tensor) -> Tensor:
@@ -125,7 +135,9 @@ def turning(z: Tensor) -> Tensor:
     return torch.cat(rows, -2).double()
 
 
-def draw(group: Group, generator: torch.Generator, parts: Collection[str] = PARTS) -> Element:
+def draw(
+    group: Group, generator: torch.Generator, parts: Collection[str] = PARTS
+) -> dict[str, Move]:
     """Draw an element of the group.
 
     Args:
@@ -187,7 +199,7 @@ def rotation(matrix: Tensor) -> Move:
     return Move(torch.zeros(1, dtype=torch.int64), matrix.double()[None])
 
 
-def inverse(element: Element) -> dict[str, Move]:
+def inverse(element: Mapping[str, Move]) -> dict[str, Move]:
     """Return the element that undoes another."""
     return {space: move.inverse() for space, move in element.items()}
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from checkpoints.checking import check_finite
 from checkpoints.reading import Model
 from common.progress import Progress
-from merges.alignment import moves, solving
+from merges.alignment import moves, solving, transport
 from merges.alignment.groups import RESIDUAL, Group, Slot
-from merges.alignment.moves import Element, Move
+from merges.alignment.moves import Change, Element
 
 ROUNDS = 100
 _LEAST = 1e-12  # a gain below it, as a share of all, is rounding
@@ -34,7 +34,7 @@ class Matching:
         after: That of the moved ones.
     """
 
-    element: dict[str, Move]
+    element: dict[str, Change]
     before: float
     after: float
 
@@ -69,7 +69,7 @@ class _Descent:
         self._group, self._reference, self._model = group, reference, model
         self._rotated = rotated
         self._slots = {name: group.slots()[name] for name in reference.names()}
-        self.element: dict[str, Move] = {}
+        self.element: dict[str, Change] = {}
 
     def _names(self, layer: int | None) -> list[str]:
         """Return the tensors of a layer, or of none."""
@@ -102,8 +102,8 @@ class _Descent:
         rotated = self._rotated and self._group.foldable
         self.element[RESIDUAL] = solving.residual(self._group, gram, gains, rotated)
 
-    def layer(self, number: int) -> None:
-        """Solve for a layer's moves."""
+    def grams(self, number: int) -> dict[str, Tensor]:
+        """Return the inner products of a layer's units, given the residual stream's move."""
         stream = {RESIDUAL: self.element[RESIDUAL]}
         grams: dict[str, Tensor] = {}
         for slot, one, two in self._pairs(self._names(number)):
@@ -112,8 +112,18 @@ class _Descent:
                 if space is not None and _layer_of(space) == number and "gain" not in space:
                     kind = space.split(".")[0]
                     grams[kind] = grams.get(kind, 0) + _products(one, two, columns)
+        return grams
+
+    def layer(self, number: int) -> None:
+        """Solve for a layer's moves."""
+        grams = self.grams(number)
         self.element |= solving.hidden(self._group, number, grams)
         self.element |= solving.heads(self._group, number, grams, self._rotated)
+
+    def soften(self, entropy: float) -> None:
+        """Replace the moves of hidden units by mixtures."""
+        for number in range(self._group.layers):
+            self.element |= transport.soften(self._group, number, self.grams(number), entropy)
 
     def similarity(self, element: Element) -> float:
         """Return the cosine of the reference's weights and the moved ones, norms left out."""
@@ -142,6 +152,7 @@ class _Descent:
             if found <= best + _LEAST:
                 break
             kept, best = dict(self.element), found
+        self.element = kept
         return Matching(kept, before, best)
 
 
@@ -161,7 +172,14 @@ def _products(one: Tensor, two: Tensor, columns: bool) -> Tensor:
     return one.T @ two if columns else one @ two.T
 
 
-def match(group: Group, reference: Model, model: Model, rotated: bool, what: str) -> Matching:
+def match(
+    group: Group,
+    reference: Model,
+    model: Model,
+    rotated: bool,
+    what: str,
+    entropy: float | None = None,
+) -> Matching:
     """Match a model's weights with a reference's.
 
     Args:
@@ -171,9 +189,22 @@ def match(group: Group, reference: Model, model: Model, rotated: bool, what: str
         rotated: Whether rotations are used (of values, frequencies, and the residual stream
             where its gains are folded) instead of places and signs alone.
         what: What the progress line calls it.
+        entropy: Of a plan by which hidden units become mixtures at the end, see
+            `merges.alignment.transport.soften`; None for none.
 
     Source:
         Git Re-Basin: Merging Models modulo Permutation Symmetries, arXiv:2209.04836, section 3.2;
         heads nested within their groups, signs and rotations are ours.
     """
-    return _Descent(group, reference, model, rotated).run(Progress(ROUNDS, what))
+    descent = _Descent(group, reference, model, rotated)
+    found = descent.run(Progress(ROUNDS, what))
+    if entropy is not None:
+        descent.soften(entropy)
+        found = Matching(descent.element, found.before, descent.similarity(descent.element))
+    return found
+
+
+def compared(group: Group, reference: Model, model: Model, element: dict[str, Change]) -> Matching:
+    """Return an element that was found elsewhere with the cosines before and after it."""
+    descent = _Descent(group, reference, model, False)
+    return Matching(element, descent.similarity({}), descent.similarity(element))

@@ -24,6 +24,7 @@ OPTIONS = [
             ("--locate", ["org/a=a", "org/b=b"]),
             ("--statistics", ["ja=ja", "math=math"]),
             ("--slices", ["ja=0:3", "math=1:4"]),
+            ("--align-rows", ["ja.jsonl", "math.jsonl"]),
         )
     ),
     (
@@ -76,6 +77,7 @@ OPTIONS = [
             ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "scale=1"]),
         )
     ),
+    ("merges.alignment.cli.build_parser", [], "--align-rows", ["ja.jsonl", "math.jsonl"]),
     ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),
     ("cask.cli.build_parser", ["base"], "--accept-terms", ["gemma", "llama"]),
     (

@@ -205,6 +205,12 @@ def steps(case, experts, suites):
         "prompts": ("evaluation", asked, "evaluation/asked.py", *evaluation_files(tasks)),
         "ties": ("merges", ["--method", "ties", *parents, "--out", "a"], *registry.sources("ties")),
         "dam": ("merges", [*dam, *parents, *learned, "--out", "b"], *registry.sources("dam")),
+        "align": (
+            "merges",
+            ["align", "--reference", f"{models}/base", "--model", f"{models}/de", "--out", "g"],
+            "merges/alignment/aligning.py",
+            "checkpoints/conversion.py",
+        ),
         "teachers": (
             "merges",
             ["teachers", *parents, *learned, "--out", "c"],

@@ -133,6 +133,11 @@ class Expert(Parent):
         description="Tasks that it was trained for; the gate requires it to beat the base there."
     )
     finetune: Finetune | None = Field(None, description="How the cask trains it from its base.")
+    base_seed: Seed | None = Field(
+        None,
+        description="The bottle fine-tunes it from another base than the case's: made by the same "
+        "recipe on the same data, with initial weights and order of data from this seed.",
+    )
     calibration: CalibrationData | None = Field(
         None, description="Published data from which its calibration rows are drawn."
     )
@@ -292,6 +297,11 @@ class Case(Entry):
         self._check_items(where, tasks)
         columns = "the case's columns (with 'extends', your list replaces all columns)"
         for expert, entry in self.experts.items():
+            if entry.base_seed is not None and self.world is None:
+                raise UserError(
+                    f"{where}.experts.{expert}: base_seed is for experts that the bottle trains; "
+                    "leave it out"
+                )
             for task in entry.domain:
                 known(task, self.tasks, f"{where}.experts.{expert}", "task", columns)
         averaged = _tasks_of(self.columns)

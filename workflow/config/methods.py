@@ -23,6 +23,7 @@ from workflow.config.entry import (
 )
 
 SEARCHES = ("tune", "evolve", "greedy")  # keys of a row that is chosen by its score on dev items
+Align = Literal["weights", "rotations", "activations", "activation-rotations", "transport"]
 _PARAMETER_SPACE = ("granularity", "kinds")
 _DATA_FLOW = ("repeats", "max_depth", "embedding_from", "scales")
 
@@ -118,6 +119,11 @@ class Row(Entry):
         description="Experts that are merged; all of the case if absent. For a method that works "
         "on merged models: another row.",
     )
+    align: Align | None = Field(
+        None,
+        description="How the experts are brought to the basis of the base first; see "
+        "[merging.md](merging.md#models-without-a-common-base).",
+    )
     embeddings_and_norms: Embeddings = Field(
         "merged", description="Whether embeddings and norms are merged or the base's."
     )
@@ -166,6 +172,8 @@ class Row(Entry):
                 f"{where} needs either a method or, of a published merge, its hub reference"
             )
         if self.method is None:
+            if self.align:
+                raise UserError(f"{where}: a published merge is made already; leave 'align' out")
             return
         known(self.method, registry.describe(), where, "method")
         searches = [kind for kind in SEARCHES if getattr(self, kind) is not None]
@@ -175,6 +183,11 @@ class Row(Entry):
             raise UserError(
                 f"{where}: 'greedy' is a uniform soup; its method is linear, and there is "
                 "nothing under 'set'"
+            )
+        if self.align and self.statistics:
+            raise UserError(
+                f"{where}: statistics are of the experts as they were trained; leave 'align' out, "
+                "or take a method without statistics"
             )
         if self.evolve:
             self.evolve.check(self, where)

@@ -23,8 +23,11 @@ def calibrations(case, experts):
 
 
 def needs_teachers(row):
-    """Whether a row learns from the experts' cached predictions, and not from data alone."""
-    return row.method == "dam"
+    """Whether a row learns from the experts' cached predictions, and not from data alone.
+
+    Aligned experts predict the same, but are other files than those whose predictions are cached.
+    """
+    return row.method == "dam" and not row.align
 
 
 def statistics_of(wildcards):
@@ -40,9 +43,11 @@ def statistics_of(wildcards):
 def merge_inputs(wildcards):
     case, experts = experts_of(wildcards)
     # A method that works on merged models has another row in the place of an expert.
-    kinds = {expert: "models" if expert in PARENTS[case] else "merges" for expert in experts}
+    align = row_of(wildcards).align
+    models = f"aligned/{align}" if align else "models"
+    kinds = {expert: models if expert in PARENTS[case] else "merges" for expert in experts}
     inputs = {
-        "base": f"{OUT}/{case}/models/base/manifest.json",
+        "base": f"{OUT}/{case}/{models}/base/manifest.json",
         "experts": [f"{OUT}/{case}/{kinds[name]}/{name}/manifest.json" for name in experts],
         "statistics": list(statistics_of(wildcards).values()),
     }
@@ -210,6 +215,41 @@ rule statistics:
         "python -m merges statistics --model {params.model} --calibration {params.rows}"
         " --collect {wildcards.kind} --seed {params.seed} {params.how} --out {params.folder}"
         " --threads {threads} 2>&1 | tee {log}"
+
+
+def aligning_rows(wildcards):
+    """What both models read: the rows of all experts, where activations are compared."""
+    if not wildcards.align.startswith("activation"):
+        return {}
+    return calibration_rows(wildcards.case, CASES[wildcards.case].experts)
+
+
+rule align:
+    """A model in the basis of the case's base; a base to itself, since rotations change its gains."""
+    input:
+        reference=f"{OUT}/{{case}}/models/base/manifest.json",
+        model=f"{OUT}/{{case}}/models/{{parent}}/manifest.json",
+        rows=lambda wildcards: calibrations(wildcards.case, aligning_rows(wildcards)),
+    output:
+        f"{OUT}/{{case}}/aligned/{{align}}/{{parent}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/aligned/{{align}}/{{parent}}.log",
+    wildcard_constraints:
+        align=any_of(row.align for row in CONFIG.methods.values() if row.align),
+    priority: 80
+    resources:
+        **asks("statistics"),
+    params:
+        folder=output_folder,
+        parents=lambda wildcards, input: f"--reference {folder_of(input.reference)}"
+        f" --model {folder_of(input.model)}",
+        rows=lambda wildcards: "".join(
+            f" --align-rows {path}" for path in aligning_rows(wildcards).values()
+        ),
+        code=code("merges/alignment/aligning.py", "checkpoints/conversion.py"),
+    shell:
+        "python -m merges align {params.parents} --method {wildcards.align}{params.rows}"
+        " --out {params.folder} 2>&1 | tee {log}"
 
 
 rule merge:

@@ -67,10 +67,24 @@ rule bottle_base:
         " {params.model} {params.train} 2>&1 | tee {log}"
 
 
+# The base of an expert that shares none with the others: of another seed, on the same data.
+use rule bottle_base as bottle_other_base with:
+    output:
+        f"{OUT}/{{case}}/bases/{{seed}}/manifest.json",
+    log:
+        f"{OUT}/logs/{{case}}/bases/{{seed}}.log",
+
+
+def base_of(wildcards):
+    """The base that an expert is trained from."""
+    seed = CASES[wildcards.case].experts[wildcards.expert].base_seed
+    return f"{OUT}/{wildcards.case}/{'models/base' if seed is None else f'bases/{seed}'}/manifest.json"
+
+
 rule bottle_expert:
     input:
         data=f"{OUT}/{{case}}/data/manifest.json",
-        base=f"{OUT}/{{case}}/models/base/manifest.json",
+        base=base_of,
     output:
         f"{OUT}/{{case}}/models/{{expert}}/manifest.json",
     log:
