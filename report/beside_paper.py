@@ -25,20 +25,22 @@ _STAND_INS = (
 
 def _obstacle(experiment: Experiment, case: Case, column: str) -> str:
     """Say why a column's scores do not compare with the paper's; empty where they do."""
-    config, tasks = experiment.config, {task for c in case.averaged for task in c.tasks}
+    config = experiment.config
     hub, base = config.get("hub") or {}, config["cases"][case.id].get("base") or {}
-    tasks = {task for c in case.columns if c.label == column for task in c.tasks} or tasks
+    columns = case.averaged if column == "Avg" else [c for c in case.columns if c.label == column]
+    if not columns:
+        return "no such column"
+    tasks = {task for one in columns for task in one.tasks}
     limit = (config.get("evaluation") or {}).get("limit")
-    for why, so in {
+    reasons = {
         "generated tasks": any(task.startswith("bottle_") for task in tasks),
-        "rows stand in for the benchmark's": bool(tasks & case.stand_ins().keys()),
-        # Of the rehearsal, and of another table of checkpoints.
+        "rows that stand in for the benchmark's": bool(tasks & case.stand_ins().keys()),
+        # The rehearsal's are stand-ins too.
         "other models": not base.get("hub") or hub.get("table") != _TABLE or "stand_ins" in hub,
         f"{limit} items of each task": bool(limit),
-    }.items():
-        if so:
-            return f"not comparable: {why}"
-    return ""
+    }
+    found = [why for why, so in reasons.items() if so]
+    return f"not comparable: {', '.join(found)}" if found else ""
 
 
 def against(stated: float, ours: Score) -> tuple[float, str]:

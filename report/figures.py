@@ -200,6 +200,16 @@ def ablation_figure(ablation: Ablation) -> Figure:
     return figure
 
 
+def _pareto(case: Case) -> str:
+    """Say what the dashed line is; rows that are no best merge are squares, and not in it."""
+    if all(model.best_of for model in case.all_models if model.kind == "merge"):
+        return "Dashed: the Pareto line; no cheaper merge is above it."
+    return (
+        "Dashed: the Pareto line of the round points; no cheaper one of them is above it. Square: "
+        "takes no part in the line, nor in the marks for the best merge."
+    )
+
+
 def titles(experiment: Experiment) -> dict[str, str]:
     """Describe each figure in words, by file stem, in the order in which the report shows them."""
     reading = (
@@ -223,14 +233,13 @@ def titles(experiment: Experiment) -> dict[str, str]:
             "to run, both of one world. Each row pays for its own search on dev items, and one "
             "that learns from the experts' cached predictions for all of these; training base and "
             "experts is in none. "
-            f"Bars: 1.96 standard errors over {case.errors}. Dashed: the Pareto line; no cheaper "
-            "merge is above it."
+            f"Bars: 1.96 standard errors over {case.errors}. {_pareto(case)}"
         )
         if cost.has_statistics(case, found):
             names[f"{case.table}_data"] = (
                 f"{case.title}: quality against data and price, of all methods. Each merge pays "
                 "for its tuning and for all that it was given: statistics, cached predictions, a "
-                "merged model. Dashed: the Pareto line."
+                f"merged model. {_pareto(case)}"
             )
     if experiment.ablation:
         names["table3"] = (

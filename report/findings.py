@@ -33,7 +33,8 @@ def findings_grid(judgements: Sequence[Judgement]) -> Grid:
         start = [Cell(claim.id), Cell(claim.sentence)]
         if found and judged.deciding:
             compared, effect, worlds = _cells(judged.deciding)
-            more = f" (1 of {len(found)} comparisons)" if found[1:] else ""
+            several = len(found) > 1 and judged.deciding in found
+            more = f" (1 of {len(found)} comparisons)" if several else ""
             cells = [Cell(judged.verdict), Cell(compared.text + more), effect, worlds]
         else:
             tables = ", ".join(map(table_title, claim.tables))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,20 @@ class Grid:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()  # footnotes, each with its mark
     texts: int = 1  # how many columns at the left hold text; the others hold numbers
+
+
+def letters(text: str) -> int:
+    """Count a text's letters, a wide one, such as a Japanese one, as two."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Cut a text so that it takes no more than so many letters; see `letters`."""
+    if letters(text) <= longest:
+        return text
+    while letters(text) > longest - 1:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def number(value: float | None) -> str:

@@ -15,7 +15,7 @@ from report.case_table import table_title
 from report.compute import CONFIDENCE, Point, pareto, points
 from report.cost import Cost
 from report.experiment import Ablation, Case, Experiment, Model
-from report.grid import number
+from report.grid import letters, number, shortened
 from report.inspection import Inspection
 
 # Sizes in units of a panel that is 360 wide, which are CSS pixels where there is room.
@@ -67,7 +67,7 @@ def _fill(model: Model, config: Mapping[str, Any]) -> str:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+    return shortened(label, _LONGEST)
 
 
 def _gist(title: str, scored: Sequence[tuple[Model, Score | None]]) -> str:
@@ -270,7 +270,7 @@ def _labelled(marks: Sequence[Mark], line: Sequence[Mark]) -> list[Mark]:
         if not mark.label:
             placed.append(mark)
             continue
-        width = _LETTER * _SIZE * len(mark.label)
+        width = _LETTER * _SIZE * letters(mark.label)
         places = _free_places(mark.x, mark.y, width)
         at = next((place for place in places if free(*box(place, width))), (mark.x + 8, mark.y))
         taken.append(box(at, width))
@@ -304,8 +304,11 @@ class _Axes:
         return [*([(self.x(0), "none")] if self.free else []), *found]
 
     def levels(self) -> list[tuple[float, str]]:
-        steps = [self.low + (self.high - self.low) * part / 4 for part in range(5)]
-        return [(self.y(value), number(value)) for value in steps]
+        # The smallest round step of which at most six fit.
+        span, steps = self.high - self.low, (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+        step = next((step for step in steps if span <= 6 * step), 1.0)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [(self.y(n * step), number(n * step)) for n in range(first, last + 1)]
 
 
 def _plot(
@@ -322,7 +325,9 @@ def _plot(
         place = axes.x(cost), axes.y(score.value)
         ends_at = axes.y(score.value - side), axes.y(score.value + side)
         pale, square = palette.pale(model, config), not model.best_of
-        look = Mark(model.label, about, *place, *ends_at, _fill(model, config), pale, square)
+        look = Mark(
+            _short(model.label), about, *place, *ends_at, _fill(model, config), pale, square
+        )
         marks.append(look)
     rivals = [place for place, point in enumerate(found) if point.model.best_of]
     values = [found[place].score.value for place in rivals]
@@ -357,5 +362,6 @@ def compute(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> lis
 
 
 def legend(models: Sequence[Model], config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the families of models with their colours, for a legend."""
-    return list(dict.fromkeys((palette.family(m, config)[0], _fill(m, config)) for m in models))
+    """Return the families of models that have scores with their colours, for a legend."""
+    shown = [model for model in models if model.tasks]
+    return list(dict.fromkeys((palette.family(m, config)[0], _fill(m, config)) for m in shown))

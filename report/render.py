@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import textwrap
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report.grid import Cell, Grid
+from report.grid import Cell, Grid, letters
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -153,10 +152,6 @@ def html(
     return part("table", grid, {place: id for place, id in found.items() if id}, columns)
 
 
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
-
-
 def plain(
     grid: Grid,
     errors_in: tuple[str, ...] = ("Avg", "Mean"),
@@ -181,12 +176,12 @@ def plain(
 
     table = [[grid.header[place] + (" " if place in starred else "") for place in kept]]
     table += [[cell(row.cells[place], place) for place in kept] for row in grid.rows]
-    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(letters, column)) for column in zip(*table, strict=True)]
 
     def line(cells: list[str]) -> str:
         padded = []
         for place, (text, width) in enumerate(zip(cells, widths, strict=True)):
-            space = " " * (width - _width(text))
+            space = " " * (width - letters(text))
             padded.append(text + space if place < texts else space + text)
         return "  ".join(padded).rstrip()
 

@@ -15,8 +15,13 @@ QUESTION = (
     "Which way of merging fine-tuned language models keeps most of its experts' skills, and do "
     "the paper's claims hold in this experiment?"
 )
+_NAMED = 8  # rows in a sentence
 # How many claims do what, in the order in which they are counted.
-_VERDICTS = {HOLDS: "hold", FAILS: "do not hold", OPEN: "open"}
+_VERDICTS = {
+    HOLDS: ("holds", "hold"),
+    FAILS: ("does not hold", "do not hold"),
+    OPEN: ("is open", "are open"),
+}
 
 
 def _against(case: Case, first: Model, second: Model) -> Test:
@@ -37,7 +42,7 @@ def _sentence(case: Case) -> str:
     if tied := near_ties(case):
         line += (
             "; the paired test, corrected for the number of rows, does not separate "
-            f"{best.label} from {', '.join(tied)}"
+            f"{best.label} from {_several(tied)}"
         )
     elif ranked[1:]:
         second = ranked[1][0]
@@ -54,6 +59,13 @@ def _sentence(case: Case) -> str:
     return line + "."
 
 
+def _several(labels: Sequence[str]) -> str:
+    """List labels; of many, the first and how many there are besides."""
+    if len(labels) <= _NAMED:
+        return ", ".join(labels)
+    return f"{', '.join(labels[: _NAMED - 1])} and {len(labels) - _NAMED + 1} others"
+
+
 def _with_error(score: Score) -> str:
     return f"{number(score.value)} ±{number(score.stderr)}"
 
@@ -64,12 +76,14 @@ def _interval(gap: Test) -> str:
 
 def _claims(judged: Sequence[Judgement]) -> str:
     """Count the claims that hold here, that do not, and that are open."""
-    said: dict[str, list[str]] = {words: [] for words in _VERDICTS.values()}
+    said: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
     for one in judged:
         if one.findings:
-            said[_VERDICTS[one.verdict]].append(one.claim.id)
+            said[one.verdict].append(one.claim.id)
     counts = "; ".join(
-        f"{len(ids)} {words} ({', '.join(ids)})" for words, ids in said.items() if ids
+        f"{len(ids)} {_VERDICTS[verdict][len(ids) > 1]} ({', '.join(ids)})"
+        for verdict, ids in said.items()
+        if ids
     )
     left = len(judged) - sum(map(len, said.values()))
     rest = f"; {left} cannot be judged by these tables" if left else ""

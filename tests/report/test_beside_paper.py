@@ -61,13 +61,27 @@ def test_published_models_and_tasks_compare(small):
     ("changes", "why"),
     [
         ({"task": "bottle_ja8/jcomqa"}, "generated tasks"),
-        ({"score": {"stand_in": {"items": "made by hand"}}}, "rows stand in for the benchmark's"),
+        (
+            {"score": {"stand_in": {"items": "made by hand"}}},
+            "rows that stand in for the benchmark's",
+        ),
         ({"base": {"package": "gemma3-270m"}}, "other models"),
         ({"hub": {"table": "mine.tsv"}}, "other models"),
         ({"hub": {"table": "paper/hub.tsv", "stand_ins": "a.yaml"}}, "other models"),
         ({"evaluation": {"limit": 100}}, "100 items of each task"),
+        (
+            {"task": "bottle_ja8/jcomqa", "base": {}, "evaluation": {"limit": 9}},
+            "generated tasks, other models, 9 items of each task",
+        ),
     ],
 )
 def test_what_does_not_compare_says_why(small, changes, why):
     ((*_, ours, gap, verdict),) = table(small, **changes)
     assert (ours, gap, verdict) == (".800", "–", f"not comparable: {why}")
+
+
+def test_a_column_that_we_lack_is_said_to_be_missing(small):
+    table(small)
+    grid = values_grid(load(*small[:2]), published.load())
+    rows = [[cell.text for cell in row.cells] for row in grid.rows]
+    assert [row[-1] for row in rows if row[1] == "MGSM"] == ["no such column"]

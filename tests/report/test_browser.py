@@ -13,12 +13,19 @@ from common.cli import call
 from common.files import read_jsonl
 from evaluation.items import write_records
 from tests.report.browser import CHROMIUM, Browser
+from tests.report.conftest import SMALL, fill, write
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)"),
 ]
 WIDTHS = (390, 1024, 1600)
+HARD = [
+    "A long label " * 16,
+    "日本語の長いラベル" * 6,
+    "$x_1$ & 100 % {a} #~^\\",
+    "<b>bold</b> \"'so'\"",
+]
 # What reaches over the window's edge or its own box, unless that is what scrolls.
 _CUT = """[...document.querySelectorAll('body *')].filter(node => {
   const box = node.getBoundingClientRect();
@@ -54,6 +61,16 @@ def made(finished, full, tmp_path_factory) -> dict[str, Path]:
     pages["full"] = tmp_path_factory.mktemp("page") / "report.html"
     given = ["--config", str(full[0]), "--results", str(full[1])]
     assert call("report.cli", ["page", *given, "--out", str(pages["full"])]) == 0
+    top = tmp_path_factory.mktemp("hard")
+    config = json.loads(json.dumps(SMALL))
+    for row, label in zip(config["methods"].values(), HARD, strict=True):
+        row["label"] = label
+    config["cases"]["case1"]["title"] = f"Fall $1$ & <i>{HARD[1]}</i>"
+    fill(top / "results", config)
+    write(top / "config.json", config)
+    pages["hard"] = top / "report.html"
+    given = ["--config", str(top / "config.json"), "--results", str(top / "results")]
+    assert call("report.cli", ["page", *given, "--out", str(pages["hard"])]) == 0
     return pages
 
 
@@ -77,9 +94,10 @@ def no_errors(browser):
     assert browser.errors == []
 
 
+@pytest.mark.parametrize("page", ["full", "hard"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_is_cut_and_no_labels_overlap(browser, made, width):
-    browser.open(made["full"], width)
+def test_nothing_is_cut_and_no_labels_overlap(browser, made, width, page):
+    browser.open(made[page], width)
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
     assert browser.run(_CUT) == []
     assert browser.run(_OUTSIDE) == []

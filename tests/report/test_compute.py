@@ -7,10 +7,12 @@ import dataclasses
 import io
 import itertools
 import json
+import math
+import re
 
 import pytest
 
-from report import cost, figures
+from report import cost, figures, panels
 from report.compute import data_of, pareto, points
 from report.compute_figure import compute_figure, data_figure, place_labels
 from report.load import load
@@ -176,6 +178,39 @@ def test_the_figure_has_a_panel_each_for_flops_and_cpu_seconds(small):
         low, high = axes.get_ylim()
         for point in points(experiment.cases[0], costs):
             assert low < point.score.value < high
+
+
+def test_the_line_and_its_caption_agree_on_who_is_above_it(small):
+    # A square, cheaper and better than all others: it is above the line, as the caption says.
+    write_cost(small[1] / "case1/merges/slerp/cost.json", cpu_s=0.5, counted={"flops": 1.0})
+    path = small[1] / "case1/scores/test/slerp.json"
+    scores = json.loads(path.read_text())
+    for entry in scores["tasks"].values():
+        entry["value"] = 1.0
+    path.write_text(json.dumps(scores))
+    experiment, costs = found(small)
+    caption = figures.titles(experiment)["table1_compute"]
+    assert "no cheaper one of them is above it. Square: takes no part in the line" in caption
+    for panel in panels.compute(experiment.cases[0], costs, small[2]):
+        steps = [float(n) for n in re.findall(r"[\d.]+", panel.path)]
+        heights = list(zip(steps[2::2], steps[3::2], strict=False))  # where, and y from there on
+
+        def line(x, heights=heights):
+            return min([y for start, y in heights if start <= x + 0.06], default=math.inf)
+
+        for mark in panel.marks:
+            above = mark.y < line(mark.x) - 0.06
+            assert above == mark.square == (mark.label == "SLERP")
+        # Round numbers at the grid's lines, evenly apart, inside.
+        levels = [float(text) for _, text in panel.levels]
+        gaps = {round(b - a, 6) for a, b in itertools.pairwise(levels)}
+        assert 3 <= len(levels) <= 7 and len(gaps) == 1
+        assert all(level == round(level, 2) for level in levels)
+    path.unlink()
+    experiment, _ = found(small)
+    without = dataclasses.replace(experiment.cases[0], models=[], more=[])
+    caption = figures.titles(dataclasses.replace(experiment, cases=(without,)))["table1_compute"]
+    assert "no cheaper merge is above it" in caption and "Square" not in caption
 
 
 def test_a_folder_without_costs_still_has_its_figures(small, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from report import published
+from report import published, summary
 from report.findings import comparisons_grid, findings_grid
 from report.load import load
 from report.verdicts import judgements, sentences
@@ -41,3 +41,18 @@ def test_the_first_screen_shows_verdict_effect_and_the_seeds_that_agree(full):
     assert row[0] == "C7" and row[3].startswith(f"{mean} [")
     agreeing = sum(gap * sum(gaps) > 0 for gap in gaps)
     assert row[4] == f"{agreeing} of {len(gaps)} seeds"
+
+
+def test_a_sentence_names_a_few_rows_and_counts_the_others():
+    assert summary._several(list("abcdefgh")) == "a, b, c, d, e, f, g, h"
+    assert summary._several(list("abcdefghi")) == "a, b, c, d, e, f, g and 2 others"
+
+
+def test_the_summary_counts_the_claims_in_words(full):
+    judged = judgements(load(*full), published.load())
+    line = summary.answers(load(*full), judged)[-1]
+    assert line.startswith("Of the paper's 13 claims: ")
+    for verdict, (one, several) in summary._VERDICTS.items():
+        ids = [j.claim.id for j in judged if j.findings and j.verdict == verdict]
+        if ids:
+            assert f"{len(ids)} {several if ids[1:] else one} ({', '.join(ids)})" in line

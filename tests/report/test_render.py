@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from report import render
-from report.grid import Cell, Grid, Row, number
+from report.grid import Cell, Grid, Row, letters, number, shortened
 
 GRID = Grid(
     name="table9",
@@ -79,3 +79,11 @@ def test_terminal_text_has_no_note_on_an_error_that_it_leaves_out():
     assert note not in render.plain(dataclasses.replace(GRID, notes=(note,)))
     shown = "±.01 is a smaller one."
     assert shown in render.plain(dataclasses.replace(GRID, notes=(shown,)))
+
+
+def test_a_text_is_cut_by_the_room_that_its_letters_take():
+    assert shortened("DAM (tuned)", 11) == "DAM (tuned)"
+    assert shortened("DAM (tuned)", 10) == "DAM (tune…"
+    # Each of these takes the room of two.
+    assert shortened("日本語", 6) == "日本語" and letters("日本語") == 6
+    assert shortened("日本語", 5) == "日本…" and shortened("日本語", 4) == "日…"
