@@ -30,6 +30,7 @@ _COMMANDS = {
     "statistics": "merges.statistics.cli",
     "inspect": "merges.inspecting",
     "core-space": "merges.core_space",
+    "copa": "merges.copa",
     "align": "merges.alignment.cli",
     "card": "merges.card",
 }
@@ -51,6 +52,7 @@ examples:
   python -m merges teachers --help
   python -m merges statistics --help
   python -m merges core-space --help  # LoRA adapters into one adapter
+  python -m merges copa --help  # the same, factor by factor
   python -m merges align --help  # models without a common base into one basis
   python -m merges inspect --help  # what merges kept of each expert, by layer
   python -m merges card merged/ties --scores scores/ties.json  # adds scores to the model card

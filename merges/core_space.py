@@ -168,7 +168,12 @@ def merge_factors(
 
 
 def write_factors(
-    out: Path, base: Model, factors: Factors, about: Mapping[str, Any], **recorded: Any
+    out: Path,
+    base: Model,
+    factors: Factors,
+    about: Mapping[str, Any],
+    code: Sequence[str],
+    **recorded: Any,
 ) -> None:
     """Write factors as a PEFT adapter with a manifest; the factors are rounded to float32.
 
@@ -177,6 +182,7 @@ def write_factors(
         base: The model that the adapter is for.
         factors: B and A by module.
         about: The recipe.
+        code: Files that computed the factors.
         recorded: What else the manifest records: the adapters' fingerprints, the masks' seed.
 
     Raises:
@@ -194,7 +200,6 @@ def write_factors(
         for name, pair in factors.items()
         for half, values in zip("BA", pair[:2], strict=True)
     }
-    code = ("merges/core_space.py", *registry.sources(about["method"]))
     config = peft_config(base.path, ranks, built)
     write_adapter(
         out.resolve(), tensors, config, base.path, {}, parameters=about, code=code, **recorded
@@ -236,7 +241,8 @@ def main(argv: Sequence[str]) -> int:
     about = {"method": given.method, "set": parameters, "experts": list(folders)}
     inputs = {f"experts.{name}": fingerprint for name, (_, fingerprint) in read.items()}
     inputs = {"base": base.fingerprint, **inputs}
-    write_factors(given.out, base, factors, about, inputs=inputs, seed=given.seed)
+    code = ("merges/core_space.py", *registry.sources(given.method))
+    write_factors(given.out, base, factors, about, code, inputs=inputs, seed=given.seed)
     ranks = sorted({pair.a.shape[0] for pair in factors.values()})
     print(
         f"merged {', '.join(folders)} with {given.method} in core space into {given.out}: "

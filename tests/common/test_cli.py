@@ -77,6 +77,13 @@ OPTIONS = [
             ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "scale=1"]),
         )
     ),
+    *(
+        ("merges.copa.build_parser", ["--base", "b", *more], option, values)
+        for option, more, values in (
+            ("--experts", ["--out", "o"], ["ja=ja", "math=math"]),
+            ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "factor=1"]),
+        )
+    ),
     ("merges.alignment.cli.build_parser", [], "--align-rows", ["ja.jsonl", "math.jsonl"]),
     ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),
     ("cask.cli.build_parser", ["base"], "--accept-terms", ["gemma", "llama"]),
