@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from common.errors import UserError
+from merges.arithmetic import kernels, patterns
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,16 @@ def from_origin(base: Values | None, experts: Sequence[Values], origin: Origin) 
     return list(experts)
 
 
+def _gram_of_patterns(pieces: Pieces) -> np.ndarray:
+    total: Any = None
+    for piece in pieces.stored():
+        # Pieces of the usual size: sums are the same however the values are read.
+        for start in range(0, piece.experts[0].size, pieces.step):
+            product = patterns.gram([x[start : start + pieces.step] for x in piece.experts])
+            total = product if total is None else total + product
+    return total
+
+
 def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
     """Compute the inner products of whole parameters.
 
@@ -64,12 +75,15 @@ def gram(pieces: Pieces, origin: Origin = "zero") -> np.ndarray:
         UserError: As `from_origin`.
     """
     total: Any = None
+    if origin == "zero" and pieces.bfloat16:
+        total = _gram_of_patterns(pieces)
+        if np.isfinite(total).all():
+            return total
+        pieces.refuse()
     wide: Any = None
     for piece in pieces:
         vectors = from_origin(piece.base, piece.experts, origin)
         if isinstance(vectors[0], np.ndarray):
-            from merges.arithmetic import kernels
-
             product = kernels.gram([vector.reshape(-1) for vector in vectors])
         else:
             import torch

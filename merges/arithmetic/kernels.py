@@ -1,139 +1,114 @@
 """Compiled arithmetic on numpy arrays: what numpy lacks, and what it would take several passes for.
 
-Python's lock is free while these run, so that threads merge side by side. Every operation rounds
-as torch's own does, products that are added up with one rounding together (fused multiply-add), so
-the results are torch's bit by bit. Nothing is reordered: they are the same on every processor.
-
-The first use on a machine compiles; the result is kept next to this file, or in the user's cache
-where this folder cannot be written.
+Every operation rounds as torch's own does, products that are added up with one rounding together
+(fused multiply-add), so the results are torch's bit by bit. `merges.arithmetic.compiling` says how
+kernels come to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import numba
 import numpy as np
-from numba.extending import intrinsic
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+from merges.arithmetic.compiling import Kernels, as_float, fused
+
 _LARGEST = {  # finite magnitude of a stored type, as the bits of a float32
     "BF16": 0x7F7F0000,
     "F16": 0x477FE000,
     "F32": 0x7F7FFFFF,
 }
 _FINITE = _LARGEST["F32"]
+TINY = np.float32(1.1754943508222875e-38)  # the smallest normal number
+KERNELS = Kernels()
 
 
-def _compiled(function: Callable) -> Any:
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder to keep the outcome in
-        return numba.njit(**_OPTIONS)(function)
-
-
-@intrinsic
-def _fused(context, x, y, z):
-    """Compute x * y + z with one rounding."""
-
-    def build(context, builder, signature, arguments):
-        return builder.fma(*arguments)
-
-    return x(x, y, z), build
-
-
-@_compiled
-def _widen(patterns, values):
-    bits = values.view(np.uint32)
+@KERNELS.kernel("int64", "uint16*", "float32*", "int64")
+def _widen(patterns, values, count):
     worst = np.uint16(0)
-    for j in range(patterns.size):
+    for j in range(count):
         pattern = patterns[j]
-        bits[j] = np.uint32(pattern) << np.uint32(16)
+        values[j] = as_float(np.uint64(pattern) << np.uint64(16))
         worst = max(worst, np.uint16(pattern & np.uint16(0x7FFF)))
-    return worst < 0x7F80
+    return np.int64(worst)
 
 
-@_compiled
-def _narrow(values, patterns):
-    bits = values.view(np.uint32)
-    for j in range(patterns.size):
+@KERNELS.kernel("void", "uint32*", "uint16*", "int64")
+def _narrow(bits, patterns, count):
+    for j in range(count):
         upper = bits[j] >> np.uint32(16)
         # To the nearest, halves to the even one: a carry continues into the exponent.
         half = np.uint32(0x7FFF) + np.uint32(upper & np.uint32(1))
         patterns[j] = np.uint16(np.uint32(bits[j] + half) >> np.uint32(16))
 
 
-@_compiled
-def _largest(values):
-    bits = values.view(np.uint32)
+@KERNELS.kernel("int64", "uint32*", "int64")
+def _largest(bits, count):
     worst = np.uint32(0)
-    for j in range(bits.size):
+    for j in range(count):
         worst = max(worst, np.uint32(bits[j] & np.uint32(0x7FFFFFFF)))
-    return worst
+    return np.int64(worst)
 
 
-@_compiled
-def _add_multiple(total, values, factor):
-    for j in range(total.size):
-        total[j] = _fused(values[j], factor, total[j])
+@KERNELS.kernel("void", "float32*", "float32*", "float32", "int64")
+def _add_multiple(total, values, factor, count):
+    for j in range(count):
+        total[j] = fused(values[j], factor, total[j])
 
 
-@_compiled
-def _product(x, y):
+@KERNELS.kernel("float64", "float32*", "float32*", "float64*", "int64")
+def _product(x, y, places, count):
     # A separate sum for each of 32 places: the compiler computes several at once without
     # reordering any.
-    places = np.zeros(32)
-    whole = x.size - x.size % 32
+    whole = count - count % 32
     for j in range(0, whole, 32):
         for k in range(32):
             places[k] += np.float64(x[j + k]) * np.float64(y[j + k])
     total = 0.0
     for k in range(32):
         total += places[k]
-    for j in range(whole, x.size):
+    for j in range(whole, count):
         total += np.float64(x[j]) * np.float64(y[j])
     return total
 
 
-@_compiled
-def _trim(values, first, rest, split):
-    for j in range(values.size):
+@KERNELS.kernel("void", "float32*", "float32", "float32", "int64", "int64")
+def _trim(values, first, rest, split, count):
+    for j in range(count):
         limit = first if j < split else rest
         if -limit <= values[j] <= limit:
             values[j] = np.float32(0)
 
 
-@_compiled
-def _elect(total):
-    tiny = np.float32(1.1754943508222875e-38)
-    for j in range(total.size):
-        value = total[j] + tiny
+@KERNELS.kernel("void", "float32*", "int64")
+def _elect(total, count):
+    for j in range(count):
+        value = total[j] + TINY
         total[j] = np.float32(value > 0) - np.float32(value < 0)
 
 
-@_compiled
-def _add_agreeing(merged, share, vector, sign, weight):
+@KERNELS.kernel("void", "float32*", "float32*", "float32*", "float32*", "float32", "int64", "int64")
+def _add_agreeing(merged, share, vector, sign, weight, sharing, count):
     zero = np.float32(0)
-    for j in range(vector.size):
+    for j in range(count):
         agreeing = vector[j] * sign[j]
         if agreeing < zero:
             agreeing = zero
         merged[j] += agreeing
-        if share.size:
+        if sharing:
             share[j] += weight if agreeing > zero else zero
 
 
-@_compiled
-def _divide(merged, share):
-    tiny = np.float32(1.1754943508222875e-38)
-    for j in range(merged.size):
-        merged[j] /= max(share[j], tiny)
+@KERNELS.kernel("void", "float32*", "float32*", "int64")
+def _divide(merged, share, count):
+    for j in range(count):
+        merged[j] /= max(share[j], TINY)
 
 
 def load() -> None:
-    """Have numba load all that its first call of a process needs, about a CPU second."""
-    widen(np.zeros(1, dtype=np.float32), np.empty(1, dtype=np.float32))
+    """Have the kernels ready: a process's first call of one loads them all."""
+    KERNELS.load()
 
 
 def widen(stored: np.ndarray, values: np.ndarray) -> bool:
@@ -147,9 +122,9 @@ def widen(stored: np.ndarray, values: np.ndarray) -> bool:
         Whether all are finite.
     """
     if stored.dtype == np.uint16:
-        return bool(_widen(stored, values))
+        return bool(_widen(stored, values, values.size) < 0x7F80)
     values[:] = stored
-    return bool(_largest(values) <= _FINITE)
+    return bool(_largest(values, values.size) <= _FINITE)
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray | None:
@@ -162,12 +137,12 @@ def narrow(values: np.ndarray, dtype: str) -> np.ndarray | None:
     Returns:
         The values [n], bfloat16 as patterns in uint16; None where one is not finite or too large.
     """
-    if _largest(values) > _LARGEST[dtype]:
+    if _largest(values, values.size) > _LARGEST[dtype]:
         return None
     if dtype != "BF16":
         return values.astype(np.float16) if dtype == "F16" else values
     patterns = np.empty(values.shape, dtype=np.uint16)
-    _narrow(values, patterns)
+    _narrow(values, patterns, values.size)
     return patterns
 
 
@@ -176,7 +151,7 @@ def combine(vectors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.
     total = vectors[0]
     total *= np.float32(coefficients[0])
     for vector, coefficient in zip(vectors[1:], coefficients[1:], strict=True):
-        _add_multiple(total, vector, np.float32(coefficient))
+        _add_multiple(total, vector, coefficient, total.size)
     return total
 
 
@@ -185,7 +160,7 @@ def gram(vectors: Sequence[np.ndarray]) -> np.ndarray:
     products = np.empty((len(vectors), len(vectors)))
     for i, first in enumerate(vectors):
         for j, second in enumerate(vectors[: i + 1]):
-            products[i, j] = products[j, i] = _product(first, second)
+            products[i, j] = products[j, i] = _product(first, second, np.zeros(32), first.size)
     return products
 
 
@@ -197,7 +172,7 @@ def trim(values: np.ndarray, first: float, rest: float, split: int) -> np.ndarra
         first: The limit before position `split`, which may be outside.
         rest: The limit from there on.
     """
-    _trim(values, np.float32(first), np.float32(rest), split)
+    _trim(values, first, rest, min(max(split, 0), values.size), values.size)
     return values
 
 
@@ -213,12 +188,12 @@ def merge_agreeing(
     sign = vectors[0].copy()
     for vector in vectors[1:]:
         sign += vector
-    _elect(sign)
+    _elect(sign, sign.size)
     merged = np.zeros_like(sign)
     share = np.zeros_like(sign if merge == "mean" else sign[:0])
     for vector, weight in zip(vectors, weights or [1.0] * len(vectors), strict=True):
-        _add_agreeing(merged, share, vector, sign, np.float32(weight))
+        _add_agreeing(merged, share, vector, sign, weight, merge == "mean", sign.size)
     if merge == "mean":
-        _divide(merged, share)
+        _divide(merged, share, merged.size)
     merged *= sign
     return merged

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from merges.arithmetic import patterns
+from merges.arithmetic.task_vectors import deltas_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 _FEW = 1 << 18  # so many values are gathered whole; a sample would not pay
 _MARGIN = 6.0  # standard errors of the sample's share above the threshold
 _ONE_RUN = 0.02  # standard error assumed where the sample is a single run of neighbours
+_COUNTED = 1 << 20  # bit patterns: 8 MB of counters
 _END = 1 << 62  # behind every place
 
 
@@ -47,8 +51,7 @@ class Threshold:
         if isinstance(values, np.ndarray):
             from merges.arithmetic import kernels
 
-            below = np.nextafter(np.float32(self.value), np.float32(0))
-            return kernels.trim(values, below, self.value, with_ties)
+            return kernels.trim(values, *self.limits(place))
         import torch
         from torch.nn.functional import hardshrink
 
@@ -62,6 +65,11 @@ class Threshold:
         first, rest = flat[:with_ties], flat[with_ties:]
         both = torch.cat([hardshrink(first, below), hardshrink(rest, self.value)])
         return both.reshape(values.shape)
+
+    def limits(self, place: int) -> tuple[float, float, int]:
+        """Return what `merges.arithmetic.kernels.trim` wants for values from a place on."""
+        below = float(np.nextafter(np.float32(self.value), np.float32(0)))
+        return below, self.value, self.cut - place
 
 
 def _on_cpu(values: Any) -> np.ndarray:
@@ -92,6 +100,19 @@ def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> f
         return max(independent, _ONE_RUN)
     shares = np.array([np.count_nonzero(run >= value) / len(run) for run in runs])
     return max(independent, math.sqrt(np.mean(np.diff(shares) ** 2) / 2 / len(runs)))
+
+
+def _largest(values: np.ndarray, rank: int) -> float:
+    """Return the rank-th largest of magnitudes [n]."""
+    if values.dtype == np.float32:
+        # Within a narrow bracket there are few bit patterns, and counting is faster than selecting.
+        bits = values.view(np.uint32)
+        lowest, highest = int(bits.min()), int(bits.max())
+        if highest - lowest < _COUNTED:
+            number = np.bincount(bits - np.uint32(lowest))
+            place = int(np.searchsorted(number[::-1].cumsum(), rank))
+            return float(np.uint32(highest - place).view(np.float32))
+    return float(np.partition(values, len(values) - rank)[len(values) - rank])
 
 
 class _Search:
@@ -128,14 +149,32 @@ class _Search:
             array: The magnitudes; a tensor where they are on a GPU.
             place: Place of the first.
         """
-        self._above += _count(array > self.high)
-        self._places.append(place)
-        if self.low == self.high:  # all alike, as in a frozen parameter: their number will do
-            self._counts.append(_count(array == self.low))
+        above = _count(array > self.high)
+        if self.alike:
+            self.note(place, above, _count(array == self.low))
         else:
-            values = array[(array >= self.low) & (array <= self.high)]
-            self._values.append(_on_cpu(values))
-            self._counts.append(len(values))
+            values = _on_cpu(array[(array >= self.low) & (array <= self.high)])
+            self.note(place, above, len(values), values)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the bounds are equal, as in a frozen parameter: then a number will do."""
+        return self.low == self.high
+
+    def note(self, place: int, above: int, inside: int, values: np.ndarray | None = None) -> None:
+        """Note what a piece has above the bounds and between them.
+
+        Args:
+            place: Place of its first value.
+            above: Number of magnitudes above.
+            inside: Number of those between.
+            values: These, in their order; not needed where the bounds are equal.
+        """
+        self._above += above
+        self._places.append(place)
+        self._counts.append(inside)
+        if values is not None and not self.alike:
+            self._values.append(values)
 
     def finish(self) -> Threshold | None:
         """Return the threshold, or move the bounds to where it must be."""
@@ -152,7 +191,7 @@ class _Search:
         value, ties, missing = self.low, self._counts, rank
         if self.low < self.high:
             values = np.concatenate(self._values)
-            value = float(np.partition(values, len(values) - rank)[len(values) - rank])
+            value = _largest(values, rank)
             ties = [int(np.count_nonzero(found == value)) for found in self._values]
             missing = rank - int(np.count_nonzero(values > value))
         self._values = []
@@ -164,6 +203,47 @@ class _Search:
         number = int(np.searchsorted(upto, missing))
         self.split = (self._places[number], missing - int(upto[number] - ties[number]))
         return Threshold(value, 0)
+
+
+def _sample(
+    pieces: Pieces,
+    values_of: Callable[[Piece], Sequence[torch.Tensor]],
+    runs: Sequence[list[np.ndarray]],
+) -> None:
+    """Append to each series' runs the magnitudes of a sample of its values."""
+    if values_of is deltas_of and pieces.bfloat16:
+        for piece in pieces.stored(sample=True):
+            for run, expert in zip(runs, piece.experts, strict=True):
+                found = patterns.between(expert, piece.base, -1.0, math.inf, pieces.step)
+                run += [values for values, _ in found or pieces.refuse()]
+        return
+    for piece in pieces.sample():
+        for run, values in zip(runs, values_of(piece), strict=True):
+            run.append(_magnitudes(values))
+
+
+def _look_through(
+    pieces: Pieces,
+    values_of: Callable[[Piece], Sequence[torch.Tensor]],
+    searches: Mapping[int, _Search],
+) -> None:
+    """Show every piece to searches, by the number of their series."""
+    if values_of is deltas_of and pieces.bfloat16:
+        for piece in pieces.stored():
+            for number, search in searches.items():
+                bounds = search.low, search.high, pieces.step  # a step begins where `pieces.at` can
+                found = patterns.between(piece.experts[number], piece.base, *bounds)
+                for part, (inside, above) in enumerate(found or pieces.refuse()):
+                    place = piece.context.place + part * pieces.step
+                    search.note(place, above, len(inside), inside)
+        return
+    for piece in pieces:
+        series = values_of(piece)
+        for number, search in searches.items():
+            values = series[number]
+            on_gpu = getattr(values, "is_cuda", False)
+            array = abs(values.reshape(-1)) if on_gpu else _magnitudes(values)
+            search.add(array, piece.context.place)
 
 
 def thresholds(
@@ -195,19 +275,11 @@ def thresholds(
     pending = [number for number in range(len(counts)) if number not in found]
     runs: list[list[np.ndarray]] = [[] for _ in counts]
     if pending and total > _FEW:
-        for piece in pieces.sample():
-            for run, values in zip(runs, values_of(piece), strict=True):
-                run.append(_magnitudes(values))
+        _sample(pieces, values_of, runs)
     searches = {number: _Search(counts[number], runs[number], total) for number in pending}
     del runs  # a sample of every series
     while pending := [number for number in searches if number not in found]:
-        for piece in pieces:
-            series = values_of(piece)
-            for number in pending:
-                values = series[number]
-                on_gpu = getattr(values, "is_cuda", False)
-                array = abs(values.reshape(-1)) if on_gpu else _magnitudes(values)
-                searches[number].add(array, piece.context.place)
+        _look_through(pieces, values_of, {number: searches[number] for number in pending})
         for number in pending:
             if (threshold := searches[number].finish()) is not None:
                 found[number] = threshold

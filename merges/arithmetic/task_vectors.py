@@ -13,12 +13,19 @@ from merges.arithmetic.combination import combine
 if TYPE_CHECKING:
     import torch
 
-    from merges.engine.pieces import Pieces
+    from merges.engine.pieces import Piece, Pieces
     from merges.engine.requests import TensorContext, Values
 
 Thin = Callable[[Sequence["torch.Tensor"], "TensorContext"], Sequence["torch.Tensor"]]
 
 NEGLIGIBLE = 1e-7  # mergekit's bound: sums below it are not divided by
+
+
+def deltas_of(piece: Piece) -> list[Values]:
+    """Return a piece's task vectors x_i - b, in place of the experts' values."""
+    for expert in piece.experts:
+        expert -= piece.base
+    return piece.experts
 
 
 def weighted_sum(

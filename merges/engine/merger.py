@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,12 +82,27 @@ def takes_arrays(config: MergeConfig, types: Collection[str]) -> bool:
     )
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc reuse the memory of arrays that come and go with every piece.
+
+    It would return half a megabyte to the system each time, which clears it for the next array:
+    that takes longer than the arithmetic.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(trim_threshold, 1 << 28)
+        library.mallopt(mmap_threshold, 1 << 26)
+
+
 def load_libraries(config: MergeConfig) -> None:
     """Load what computes a merge: a process's first use of it is no part of the merge's price."""
     if takes_arrays(config, ()):
-        from merges.arithmetic import kernels
+        from merges.arithmetic import kernels, patterns
 
-        kernels.load()
+        kernels.KERNELS.load()
+        patterns.KERNELS.load()
+        _keep_freed_memory()
     else:
         import torch  # noqa: F401
 
@@ -122,6 +138,7 @@ class Merger:
         )
         self._function = registry.load(config.method)
         self._prepare = registry.load_prepare(config.method) or (lambda pieces: None)
+        self._patterns = registry.load_patterns(config.method) if arrays else None
         self._whole = self._parameters.get("scope") == "model" and self._info.prepare is not None
         self._places: dict[str, int] = {}
         self._prepared: Any = None
@@ -221,6 +238,17 @@ class Merger:
         pieces = self._pieces([part], double or self._prepared_double)
         prepared = self._prepared if self._whole else self._run_prepare(pieces, parameters)
         offset = self._places.get(name, 0)
+        if self._patterns and stored == "BF16" and pieces.bfloat16:
+            for piece in pieces.stored():
+                start = piece.context.start
+                context = piece.context.at(start, start + offset, prepared)
+                found = self._patterns(piece.base, piece.experts, context, **parameters)
+                if found is None:
+                    break
+                yield start, found
+            else:
+                return
+        # What cannot be merged on patterns, such as what is not finite, is merged or refused here.
         for piece in pieces:
             start = piece.context.start
             context = piece.context.at(start, start + offset, prepared)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Later(Sequence):
 # About ten float32 buffers of this many values fit a core's second-level cache of 2 MiB with room
 # to spare, and the cost of calling torch (a microsecond) is spread over enough of them.
 CPU_SIZE = 1 << 16
+STORED = 4  # such pieces that are read at once where nothing but bfloat16 is in memory
 GPU_SIZE = 1 << 24  # a GPU wants few, large launches
 LARGE = 1 << 24  # where a piece costs much however small it is: 67 MB in float32
 _SAMPLED = 1 << 27  # of so many values a 64th is sample enough
@@ -185,6 +186,49 @@ class Pieces:
     def __iter__(self) -> Iterator[Piece]:
         return self._read()
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether `stored` gives patterns of bfloat16 alone."""
+        return False
+
+    @property
+    def step(self) -> int:
+        """Values in a flat piece on the CPU; `stored` gives more, in which such pieces begin."""
+        return CPU_SIZE
+
+    def stored(self, sample: bool = False) -> Iterator[Piece]:
+        """Yield the flat values as they are stored, unchecked, in larger pieces, or a 64th of each.
+
+        Args:
+            sample: As for the method of this name.
+        """
+        place, number, size = self._start, -1, STORED * self.step
+        every = 1 + self.count // _SAMPLED if sample else 1
+        for part in self.parts:
+            for start in range(0, part.count, size):
+                number += 1
+                if number % every:
+                    continue
+                stop = min(start + size, part.count)
+                if sample:
+                    start, stop = _some(start, stop, 1, number)
+                yield Piece(
+                    None if part.base is None else part.base(start, stop),
+                    [reader(start, stop) for reader in part.experts],
+                    part.context.at(start, place + start),
+                )
+            place += part.count
+
+    def refuse(self) -> NoReturn:
+        """Say which model has a value that is not finite, where a kernel has found one.
+
+        Raises:
+            UserError: One line with the model and the parameter.
+        """
+        for _ in self:
+            pass
+        raise RuntimeError("all values are finite")
+
     def sample(self) -> Iterator[Piece]:
         """Yield a 64th of the values (or rows) of each piece; of very many pieces, of some."""
         return self._read(sample=True)
@@ -205,11 +249,7 @@ class Pieces:
                 if number % every or (only is not None and place + start != only):
                     continue
                 if sample:
-                    # Multiples of the golden ratio: another place in each, as columns differ.
-                    rows = (stop - start) // columns
-                    some = -(-rows // 64)
-                    start += columns * int(number * 0.6180339887 % 1 * (rows - some + 1))
-                    stop = start + columns * some
+                    start, stop = _some(start, stop, columns, number)
                 count = len(part.experts)
                 yield Piece(
                     None if part.base is None else self._values(part, count, start, stop, shape),
@@ -217,6 +257,15 @@ class Pieces:
                     part.context.at(start, place + start),
                 )
             place += part.count
+
+
+def _some(start: int, stop: int, columns: int, number: int) -> tuple[int, int]:
+    """Return a 64th of a piece's rows, as the bounds of its values."""
+    # Multiples of the golden ratio: another place in each, as columns differ.
+    rows = (stop - start) // columns
+    some = -(-rows // 64)
+    start += columns * int(number * 0.6180339887 % 1 * (rows - some + 1))
+    return start, start + columns * some
 
 
 class ArrayPieces(Pieces):
@@ -229,6 +278,11 @@ class ArrayPieces(Pieces):
 
     def _convert(self, stored: np.ndarray) -> tuple[np.ndarray, bool]:
         return self.widened(stored)
+
+    @property
+    def bfloat16(self) -> bool:
+        readers = (reader for part in self.parts for reader in part.readers)
+        return all(reader(0, 0).dtype == np.uint16 for reader in readers)
 
     @staticmethod
     def widened(stored: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -38,6 +38,7 @@ def method(
     unit: Unit = "tensor",
     prepare: str | None = None,
     arrays: bool = False,
+    patterns: str | None = None,
     statistics: Mapping[str, str] | None = None,
     one_by_one: bool = False,
 ) -> Callable[[Callable], Callable]:
@@ -61,7 +62,9 @@ def method(
     With `arrays` the function, and `prepare`, work on numpy arrays as well as on tensors: they use
     operators in place (``-=``, ``*=``) and functions that know both, such as
     `merges.arithmetic.combination.combine`. In float32 on the CPU they are then given arrays, and a
-    merge needs no torch.
+    merge needs no torch. For bfloat16, `patterns` names a third function, ``f(base, experts,
+    context, *, ...)``, which merges the stored patterns (uint16) in one pass by a kernel of
+    `merges.arithmetic.patterns`, bit for bit as the method does, or returns None where it cannot.
 
     A method with a parameter ``preset`` keeps its sets of values in a literal constant PRESETS of
     its file, by name, and what holds without one in DEFAULTS; they stand in for parameters that
@@ -88,6 +91,8 @@ def method(
             or each ``tensor``.
         prepare: Name of the function of the same file that prepares its work.
         arrays: Whether it takes numpy arrays too.
+        patterns: Name of the function of the same file that merges patterns of bfloat16; with
+            `arrays` and the unit ``values``.
         statistics: The models whose statistics it wants, each with their kind: ``{"experts":
             "gram"}``, ``{"base": "channels"}``; the kinds are those of `merges.statistics.kinds`.
             They are `context.statistics`, by the model's name.
@@ -128,6 +133,7 @@ class MethodInfo:
     path: Path
     presets: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
     arrays: bool = False
+    patterns: str | None = None
     statistics: Mapping[str, str] = field(default_factory=dict)
     one_by_one: bool = False
 
@@ -206,6 +212,7 @@ def _info(
         unit=unit,
         prepare=given.get("prepare"),
         arrays=bool(given.get("arrays", False)),
+        patterns=given.get("patterns"),
         statistics=given.get("statistics") or {},
         one_by_one=bool(given.get("one_by_one", False)),
         summary=doc.splitlines()[0],
@@ -280,16 +287,30 @@ def load_prepare(name: str) -> Callable | None:
     Raises:
         UserError: No method has this name, or its file lacks the function.
     """
+    return _named(name, "prepare")
+
+
+def load_patterns(name: str) -> Callable | None:
+    """Import the function that merges patterns of bfloat16, None where there is none.
+
+    Raises:
+        UserError: As `load_prepare`.
+    """
+    return _named(name, "patterns")
+
+
+def _named(name: str, what: str) -> Callable | None:
     about = info(name)
-    if about.prepare is None:
+    wanted = getattr(about, what)
+    if wanted is None:
         return None
     module = importlib.import_module(about.module)
-    if not hasattr(module, about.prepare):
+    if not hasattr(module, wanted):
         raise UserError(
-            f"{about.path}: method {name} names a function {about.prepare!r} to "
-            "prepare its work, but the file has none; correct the name"
+            f"{about.path}: method {name} names a function {wanted!r} under {what}, but the file "
+            "has none; correct the name"
         )
-    return getattr(module, about.prepare)
+    return getattr(module, wanted)
 
 
 def check(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

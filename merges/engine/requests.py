@@ -81,6 +81,12 @@ class TensorContext:
             self.statistics,
         )
 
+    def kept(self, expert: str, count: int, density: float) -> np.ndarray:
+        """Draw which of an expert's `count` values are kept, bool; see `masks.keep_array`."""
+        from merges.arithmetic import masks
+
+        return masks.keep_array(self._stream(expert), self.start, count, density)
+
     def keep_mask(self, expert: str, like: Values, density: float) -> Values:
         """Draw the Bernoulli mask of one expert's values; see `merges.arithmetic.masks.keep_mask`.
 
@@ -94,13 +100,11 @@ class TensorContext:
         """
         from merges.arithmetic import masks
 
-        stream = self._stream(expert)
         if isinstance(like, np.ndarray):
-            kept = masks.keep_array(stream, self.start, like.size, density)
-            return kept.astype(like.dtype).reshape(like.shape)
+            return self.kept(expert, like.size, density).astype(like.dtype).reshape(like.shape)
+        mask = masks.keep_mask(self._stream(expert), self.start, like.numel(), density)
         import torch
 
-        mask = masks.keep_mask(stream, self.start, like.numel(), density)
         # Torch turns bytes into floats several times as fast as truth values.
         return mask.view(torch.uint8).to(like.device, like.dtype).view(like.shape)
 

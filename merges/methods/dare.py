@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from merges.arithmetic.task_vectors import NEGLIGIBLE, from_base, weighted_sum
+from merges.arithmetic import patterns
+from merges.arithmetic.task_vectors import NEGLIGIBLE, deltas_of, from_base, weighted_sum
 from merges.engine.parameters import Densities, Flag, NonNegativeWeights, Scale, Weights
 from merges.engine.registry import method
-from merges.methods.ties import deltas_of, merge_agreeing
+from merges.methods.ties import merge_agreeing
 
 if TYPE_CHECKING:
     from merges.engine.pieces import Pieces
@@ -72,6 +73,25 @@ def drop_and_rescale(
     return list(experts)
 
 
+def of_patterns(
+    base: patterns.Patterns,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    *,
+    density: Sequence[float],
+    scale: float,
+    weights: Sequence[float] | None,
+    merge: Literal["mean", "sum"],
+    **parameters: Any,
+) -> patterns.Patterns | None:
+    """Do what `dare_ties` does on patterns of bfloat16."""
+    drawn = zip(context.experts, density, strict=True)
+    masks = [context.kept(name, base.size, share) for name, share in drawn]
+    return patterns.agree(
+        experts, base, weights, merge, scale, masks=masks, factors=context.prepared
+    )
+
+
 @method(
     title="DARE-TIES",
     paper="arXiv:2311.03099",
@@ -79,6 +99,7 @@ def drop_and_rescale(
     unit="values",
     prepare="rescale_factors",
     arrays=True,
+    patterns="of_patterns",
 )
 def dare_ties(
     base: Values,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine, normalized, ones_or
 from merges.arithmetic.gram import gram
 from merges.engine.parameters import Count, NonNegative, NonNegativeWeights
@@ -72,12 +73,23 @@ def coefficients(
     return (found * (w @ norms)).tolist()
 
 
+def of_patterns(
+    base: patterns.Patterns | None,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    **parameters: Any,
+) -> patterns.Patterns | None:
+    """Do what `karcher` does on patterns of bfloat16."""
+    return patterns.mix(experts, context.prepared)
+
+
 @method(
     title="Karcher mean",
     paper="arXiv:2603.04972",
     unit="values",
     prepare="coefficients",
     arrays=True,
+    patterns="of_patterns",
 )
 def karcher(
     base: Values | None,

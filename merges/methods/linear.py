@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine, normalized, ones_or
 from merges.engine.parameters import Flag, Weights
 from merges.engine.registry import method
@@ -13,7 +14,32 @@ if TYPE_CHECKING:
     from merges.engine.requests import TensorContext, Values
 
 
-@method(title="Model Soups", paper="arXiv:2203.05482", unit="values", arrays=True)
+def _factors(weights: Weights, normalize: bool, count: int) -> list[float]:
+    factors = ones_or(weights, count)
+    if normalize:
+        factors = normalized(factors, "linear", "give others, or normalize=false")
+    return factors
+
+
+def of_patterns(
+    base: None,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    *,
+    weights: Weights,
+    normalize: bool,
+) -> patterns.Patterns | None:
+    """Do what `linear` does on patterns of bfloat16; see `merges.arithmetic.patterns.mix`."""
+    return patterns.mix(experts, _factors(weights, normalize, len(experts)))
+
+
+@method(
+    title="Model Soups",
+    paper="arXiv:2203.05482",
+    unit="values",
+    arrays=True,
+    patterns="of_patterns",
+)
 def linear(
     base: Values | None,
     experts: Sequence[Values],
@@ -37,7 +63,4 @@ def linear(
     Source:
         Wortsman et al., Model soups, 2022, the uniform soup (all defaults).
     """
-    factors = ones_or(weights, len(experts))
-    if normalize:
-        factors = normalized(factors, "linear", "give others, or normalize=false")
-    return combine(experts, factors)
+    return combine(experts, _factors(weights, normalize, len(experts)))

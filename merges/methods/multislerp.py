@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine, normalized, ones_or
 from merges.arithmetic.gram import from_origin, gram
 from merges.engine.parameters import Flag, NonNegative, Weights
@@ -55,12 +56,25 @@ def coefficients(
     return (point * to_unit * (w @ norms)).tolist()
 
 
+def of_patterns(
+    base: patterns.Patterns | None,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    *,
+    origin: Origin,
+    **parameters: Any,
+) -> patterns.Patterns | None:
+    """Do what `multislerp` does on patterns of bfloat16."""
+    return patterns.mix(experts, context.prepared, base if origin == "base" else None)
+
+
 @method(
     title="Multi-SLERP",
     paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
     unit="values",
     prepare="coefficients",
     arrays=True,
+    patterns="of_patterns",
 )
 def multislerp(
     base: Values | None,

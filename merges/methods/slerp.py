@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine
 from merges.arithmetic.gram import gram
 from merges.engine.parameters import Fraction
@@ -31,6 +32,16 @@ def coefficients(pieces: Pieces, *, t: float) -> list[float]:
     return [1.0 - t, t]
 
 
+def of_patterns(
+    base: patterns.Patterns | None,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    **parameters: Any,
+) -> patterns.Patterns | None:
+    """Do what `slerp` does on patterns of bfloat16."""
+    return patterns.mix(experts, context.prepared)
+
+
 @method(
     title="SLERP",
     paper="Shoemake, SIGGRAPH 1985",
@@ -39,6 +50,7 @@ def coefficients(pieces: Pieces, *, t: float) -> list[float]:
     unit="values",
     prepare="coefficients",
     arrays=True,
+    patterns="of_patterns",
 )
 def slerp(
     base: Values | None,

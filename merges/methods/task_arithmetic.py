@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine, normalized, ones_or
 from merges.engine.parameters import Flag, Scale, Weights
 from merges.engine.registry import method
@@ -13,12 +14,33 @@ if TYPE_CHECKING:
     from merges.engine.requests import TensorContext, Values
 
 
+def _factors(scale: float, weights: Weights, normalize: bool, count: int) -> list[float]:
+    factors = ones_or(weights, count)
+    if normalize:
+        factors = normalized(factors, "task_arithmetic", "give others, or normalize=false")
+    return [scale * factor for factor in factors]
+
+
+def of_patterns(
+    base: patterns.Patterns,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    *,
+    scale: float,
+    weights: Weights,
+    normalize: bool,
+) -> patterns.Patterns | None:
+    """Do what `task_arithmetic` does on patterns of bfloat16."""
+    return patterns.mix(experts, _factors(scale, weights, normalize, len(experts)), base)
+
+
 @method(
     title="Task arithmetic",
     paper="arXiv:2212.04089",
     needs={"base"},
     unit="values",
     arrays=True,
+    patterns="of_patterns",
 )
 def task_arithmetic(
     base: Values,
@@ -48,11 +70,8 @@ def task_arithmetic(
     Source:
         Ilharco et al., Editing models with task arithmetic, 2022, section 4.
     """
-    factors = ones_or(weights, len(experts))
-    if normalize:
-        factors = normalized(factors, "task_arithmetic", "give others, or normalize=false")
     for expert in experts:
         expert -= base
-    merged = combine(experts, [scale * factor for factor in factors])
+    merged = combine(experts, _factors(scale, weights, normalize, len(experts)))
     merged += base
     return merged

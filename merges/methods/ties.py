@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from merges.arithmetic import patterns
 from merges.arithmetic.selection import Threshold, kept, thresholds
-from merges.arithmetic.task_vectors import from_base, sum_of
+from merges.arithmetic.task_vectors import deltas_of, from_base, sum_of
 from merges.engine.parameters import Densities, NonNegativeWeights, Scale
 from merges.engine.registry import method
 
 if TYPE_CHECKING:
-    from merges.engine.pieces import Piece, Pieces
+    from merges.engine.pieces import Pieces
     from merges.engine.requests import TensorContext, Values
 
 
@@ -61,16 +62,24 @@ def merge_agreeing(
     return merged.mul_(sign)
 
 
-def deltas_of(piece: Piece) -> list[Values]:
-    """Return a piece's task vectors x_i - b, in place of the experts' values."""
-    for expert in piece.experts:
-        expert -= piece.base
-    return piece.experts
-
-
 def trim_thresholds(pieces: Pieces, *, density: Sequence[float]) -> list[Threshold]:
     """Find each task vector's trim threshold; see `merges.arithmetic.selection.thresholds`."""
     return thresholds(pieces, deltas_of, [kept(share, pieces.count) for share in density])
+
+
+def of_patterns(
+    base: patterns.Patterns,
+    experts: Sequence[patterns.Patterns],
+    context: TensorContext,
+    *,
+    scale: float,
+    weights: Sequence[float] | None,
+    merge: Literal["mean", "sum"],
+    **parameters: Any,
+) -> patterns.Patterns | None:
+    """Do what `ties` does on patterns of bfloat16."""
+    limits = [threshold.limits(context.place) for threshold in context.prepared]
+    return patterns.agree(experts, base, weights, merge, scale, limits=limits)
 
 
 @method(
@@ -80,6 +89,7 @@ def trim_thresholds(pieces: Pieces, *, density: Sequence[float]) -> list[Thresho
     unit="values",
     prepare="trim_thresholds",
     arrays=True,
+    patterns="of_patterns",
 )
 def ties(
     base: Values,

@@ -1,0 +1,141 @@
+"""Merges on patterns of bfloat16 against torch, bit by bit, and what their kernels refuse."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from merges.arithmetic import patterns
+from merges.engine import registry
+from merges.engine.config import MergeConfig
+from merges.engine.streaming import Collected, InMemory, Merge
+
+ON_PATTERNS = [name for name, info in registry.describe().items() if info.patterns]
+SHAPE = (700, 1001)  # several pieces that are read at once, and no multiple of any buffer
+
+
+class Patterns:
+    """Takes what a merge on arrays gives."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, np.ndarray] = {}
+
+    def write(self, name: str, start: int, values: np.ndarray) -> None:
+        assert values.dtype == np.uint16
+        held = self.found.setdefault(name, np.zeros(np.prod(SHAPE), dtype=np.uint16))
+        held[start : start + len(values)] = values
+
+    def done(self, name: str) -> None:
+        pass
+
+
+def models(count: int, scale: float = 1.0) -> tuple[InMemory, dict[str, InMemory]]:
+    """Return a base and experts near to it, with equal, tiny and missing changes."""
+    draw = torch.Generator().manual_seed(count)
+    base = torch.randn(SHAPE, generator=draw) * scale
+    base[:5] = 0.0
+    base[5:10] *= 1e-38  # subnormal in float32
+    experts = {}
+    for number in range(count):
+        change = 0.05 * scale * torch.randn(SHAPE, generator=draw)
+        change[20:40] = 0.0  # frozen
+        change[40:300] = (change[40:300] > 0) * 0.0625 * scale  # equal magnitudes at thresholds
+        experts[f"e{number}"] = InMemory({"w": (base + change).bfloat16()}, f"e{number}")
+    return InMemory({"w": base.bfloat16()}, "base"), experts
+
+
+def both(
+    method: str, given: Mapping[str, Any], count: int = 3, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge on patterns and with torch; return the patterns of both."""
+    base, experts = models(registry.info(method).experts or count, scale)
+    config = MergeConfig(method, base, experts, dict(given), seed=5)
+    sink, tensors = Patterns(), Collected(Merge(config).specs)
+    Merge(config, arrays=True).run(sink, ["w"])
+    Merge(config).run(tensors, ["w"])
+    expected = tensors.tensors["w"].view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    return sink.found["w"], expected
+
+
+def settings(method: str) -> list[dict[str, Any]]:
+    """Return combinations of a method's parameters."""
+    known = registry.info(method).parameters
+    choices: dict[str, list[Any]] = {
+        "weights": [None, [0.5, 0.3, 0.0]],
+        "density": [0.2, 0.61],
+        "merge": ["mean", "sum"],
+        "rescale": ["density", "l1"],
+        "scale": [0.7],
+        "origin": ["zero", "base"],
+    }
+    names = [name for name in choices if name in known]
+    return [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(choices[name] for name in names))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [(method, given) for method in ON_PATTERNS for given in settings(method)]
+)
+def test_the_result_is_torchs_bit_by_bit(
+    method: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    original = registry.load_patterns(method)
+    assert original is not None
+
+    def counting(*values: Any, **parameters: Any) -> Any:
+        found = original(*values, **parameters)
+        used.append(found is not None)
+        return found
+
+    monkeypatch.setattr(registry, "load_patterns", lambda name: counting)
+    found, expected = both(method, given)
+    np.testing.assert_array_equal(found, expected)
+    assert used == [True, True, True]  # nothing went the other way
+
+
+def test_ties_takes_more_experts_than_have_room() -> None:
+    found, expected = both("ties", {"density": 0.3}, count=patterns._MOST + 1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ON_PATTERNS)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("model", ["base", "e1"])
+def test_what_is_not_finite_is_named(method: str, bad: float, model: str) -> None:
+    base, experts = models(2)
+    reads_base = "base" in registry.info(method).needs
+    values = (base if model == "base" else experts[model])._tensors["w"]
+    values[400_000] = bad
+    config = MergeConfig(method, base, experts, seed=5)
+    if model == "base" and not reads_base:
+        Merge(config, arrays=True).run(Patterns(), ["w"])
+        return
+    with pytest.raises(UserError, match=f"w.*{model}|{model}.*w"):
+        Merge(config, arrays=True).run(Patterns(), ["w"])
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+def test_an_overflow_is_refused_as_elsewhere(method: str) -> None:
+    with pytest.raises(UserError, match="overflows"):
+        both(method, {"scale": 1e38}, scale=1e3)
+
+
+def test_task_vectors_that_overflow_are_refused() -> None:
+    most = torch.finfo(torch.bfloat16).max
+    base = InMemory({"w": torch.full((64,), -most, dtype=torch.bfloat16)}, "base")
+    experts = {
+        name: InMemory({"w": torch.full((64,), value, dtype=torch.bfloat16)}, name)
+        for name, value in (("a", most), ("b", -most))
+    }
+    for method in ("task_arithmetic", "ties", "dare_ties"):
+        with pytest.raises(UserError, match="overflows"):
+            Merge(MergeConfig(method, base, experts), arrays=True).run(Patterns(), ["w"])
