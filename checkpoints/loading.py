@@ -10,6 +10,7 @@ from checkpoints.architecture import QUANTISED, says_quantised
 from checkpoints.layout import REMADE, read_object
 from checkpoints.names import is_head, text_part
 from checkpoints.reading import Checkpoint, Model
+from checkpoints.sentencepieces import of_pieces
 from checkpoints.stored import TIE
 from checkpoints.tokenizers_own import as_in_file, file_alone
 from common.errors import UserError, reason_of
@@ -47,7 +48,8 @@ def refuse_invented(where: Path, missing: Iterable[str], unexpected: Iterable[st
 def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer; nothing is fetched, and no code that comes with it runs.
 
-    It reads text as tokenizer.json says, whatever class tokenizer_config.json names.
+    It reads text as tokenizer.json says, whatever class tokenizer_config.json names, or without
+    one as a SentencePiece file says.
 
     Args:
         folder: The model's folder.
@@ -59,14 +61,18 @@ def load_tokenizer(folder: Path | str, remedy: str = "") -> PreTrainedTokenizerB
     from transformers import AutoTokenizer
 
     settings = {"local_files_only": True}
+    if (made := of_pieces(folder, **settings)) is not None:
+        return made
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
     except Exception as error:  # whatever a missing or a damaged file makes of it
         if (own := file_alone(folder, **settings)) is not None:
             return own
+        has = (Path(folder) / "tokenizer.json").is_file()
+        what = "copy the model's there again" if has else "fetch the model's tokenizer.json"
         raise UserError(
-            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); copy the "
-            f"model's there again{remedy}"
+            f"{folder}: no tokenizer that transformers can read ({reason_of(error)}); {what}"
+            f"{remedy}"
         ) from None
     return as_in_file(found, folder, **settings)
 

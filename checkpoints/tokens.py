@@ -13,7 +13,7 @@ from common.files import sha256_file
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-_OTHERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_OTHERS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 _SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
 
 
@@ -56,14 +56,12 @@ def _converted(folder: Path) -> dict[str, Any] | None:
         return None
     import json
 
-    from transformers import AutoTokenizer
+    from checkpoints.loading import load_tokenizer
 
     try:
-        return json.loads(
-            AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False
-            ).backend_tokenizer.to_str()
-        )
+        return json.loads(load_tokenizer(folder).backend_tokenizer.to_str())
+    except UserError:
+        raise
     except Exception as error:  # whatever a missing library or a damaged file makes of it
         raise UserError(
             f"{folder}: no {TOKENIZER}, and transformers cannot make one ({reason_of(error)}); "
@@ -166,10 +164,18 @@ def difference(base: Tokens, other: Tokens) -> str | None:
 
 def compare_folders(base: Path, other: Path) -> str | None:
     """Compare the tokenizers of two folders as `difference`; None also where a folder has none."""
-    ours, theirs = base / TOKENIZER, other / TOKENIZER
-    if not (ours.is_file() and theirs.is_file()):
+    forms = [
+        {name: folder / name for name in (TOKENIZER, *_OTHERS) if (folder / name).is_file()}
+        for folder in (base, other)
+    ]
+    ours, theirs = ({TOKENIZER: f[TOKENIZER]} if TOKENIZER in f else f for f in forms)
+    if not (ours and theirs):
         return None
-    if sha256_file(ours) == sha256_file(theirs) and _later(base) == _later(other):
+    alike = ours.keys() == theirs.keys()
+    same = alike and all(sha256_file(path) == sha256_file(theirs[n]) for n, path in ours.items())
+    if same and _later(base) == _later(other):
         return None
     first, second = read_tokens(base), read_tokens(other)
-    return difference(first, second) if first and second else None
+    if first is None or second is None or (not alike and first.ids == second.ids):
+        return None  # two forms of one tokenizer differ in how they spell the rest
+    return difference(first, second)

@@ -293,6 +293,6 @@ def check_tokenizer(base: Model, expert: Model, where: str) -> None:
     what = compare_folders(base.path, expert.path)
     if what:
         raise UserError(
-            f"{where} has another {TOKENIZER} than the base ({base.path}): {what}; "
+            f"{where} has another tokenizer than the base ({base.path}): {what}; "
             "bring them to one vocabulary (policies base, union, crop-to-base) or leave it out"
         )
