@@ -190,7 +190,8 @@ def main(arguments: Sequence[str]) -> int:
     about = "compare the tables of two runs, cell by cell"
     more = (
         ". The exit code is 0 where both have the same rows and columns and every cell agrees "
-        "within two of its combined errors, else 1; the other cells are named."
+        "within two of its combined errors, else 1; the other cells are named. It also says which "
+        "claims have another verdict, which settings differ and which step was the first to."
     )
     made = commands.add_parser("compare", help=about, description=about.capitalize() + more)
     made.set_defaults(run=_compare)

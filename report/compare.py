@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import UserError, reason_of
 from common.files import write_text
 from report import fields, kept, tables
+from report.differing import differences
 from report.experiment import Experiment
 from report.grid import number
 
@@ -204,7 +205,7 @@ def agreements(
 
 
 def compare(results: Path, other: Path, out: Path | None = None) -> int:
-    """Print how far the tables of two runs agree.
+    """Print how far the tables of two runs agree, and what else differs between the runs.
 
     Args:
         results: Results folder of one, or its kept scores.
@@ -238,6 +239,7 @@ def compare(results: Path, other: Path, out: Path | None = None) -> int:
             written.append((table.name, cell.row, cell.column, *cell.first, *cell.second, apart_by))
     if len(written) == 1:
         raise UserError(f"{results} and {other} have no cell in common: other experiments")
+    print("".join(f"{line}\n" for line in differences(results, other)), end="")
     if out:
         write_text(out, fields.text(written))
     return code
