@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
-from report import cost, drawing, figures
+from report import cost, drawing, figures, palette
 from report.compute_figure import compute_figure
 from report.load import load
 
@@ -63,3 +67,29 @@ def test_of_very_many_rows_the_highest_are_drawn(small):
     assert "Of 64 merges, the 40 with the highest" in figures.titles(experiment)["averages"]
     panel = compute_figure(case, cost.costs(experiment), config).axes[0]
     assert sum(text.get_text() != "" for text in panel.texts) == drawing.MOST
+
+
+def test_a_picture_has_the_pixels_that_matplotlib_writes_and_no_alpha(small):
+    drawn = figures.averages_figure(load(small[0], small[1]))
+    theirs, ours = io.BytesIO(), io.BytesIO(drawing.rendered(drawn, "png"))
+    drawn.savefig(theirs, format="png", dpi=150)
+    found = np.asarray(Image.open(ours))
+    expected = np.asarray(Image.open(theirs))
+    assert np.array_equal(found, expected[:, :, :3]) and (expected[:, :, 3] == 255).all()
+
+
+def test_bars_are_those_of_barh(small):
+    case, config = load(small[0], small[1]).cases[0], small[2]
+    pictures = []
+    for ours in (True, False):
+        axes = Figure().subplots()
+        scores = [case.average(model) for model in case.models]
+        figures._bars(axes, case.models, scores, config)
+        if not ours:
+            for bar in list(axes.patches):
+                bar.remove()
+            paints = [palette.colour(model, config) for model in case.models]
+            values = [score.value for score in scores]
+            axes.barh(range(len(values)), values, height=0.78, color=paints, linewidth=0)
+        pictures.append(drawing.rendered(axes.figure, "png"))
+    assert pictures[0] == pictures[1]

@@ -119,7 +119,9 @@ def test_other_items_are_not_paired(stats):
 
 
 def worlds(rows, id="m"):
-    return Model(id, id, "merge", worlds={seed: model(row) for seed, row in enumerate(rows) if row})
+    return Model(
+        id, id, "merge", worlds={seed: model(row) for seed, row in enumerate(rows) if len(row)}
+    )
 
 
 def test_worlds_are_clusters_and_a_missing_one_is_left_out():
@@ -133,6 +135,16 @@ def test_worlds_are_clusters_and_a_missing_one_is_left_out():
     # Worlds that agree by chance are no surer than their items.
     alike = worlds([[1, 1, 1, 0]] * 3), worlds([[1, 1, 0, 0]] * 3, "two")
     assert compared(alike, alike[0], of, WEIGHTS)["two"].p > 0.05
+
+
+def test_a_row_that_is_compared_alone_has_the_test_that_it_has_among_all():
+    draw = np.random.default_rng(3)
+    models = [worlds(draw.integers(0, 2, (3, 50)), f"m{number}") for number in range(6)]
+    found = compared(models, models[0], of, WEIGHTS)
+    for one in models[1:]:
+        assert compared(models, models[0], of, WEIGHTS, one.id) == {one.id: found[one.id]}
+    # Its variance is moderated by the others'.
+    assert compared([models[0], models[1]], models[0], of, WEIGHTS)["m1"] != found["m1"]
 
 
 def test_runs_of_table_3_are_paired_over_seeds_and_items(stats):
