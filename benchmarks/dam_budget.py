@@ -30,7 +30,7 @@ from merges.dam import layers  # noqa: E402
 from merges.dam.architecture import Architecture, skeleton  # noqa: E402
 from merges.dam.data import Batch, Calibration  # noqa: E402
 from merges.dam.flops import body_parameters, forward_flops  # noqa: E402
-from merges.dam.head import CHUNK, OutputHead  # noqa: E402
+from merges.dam.head import CHUNK, WIDE, OutputHead  # noqa: E402
 from merges.dam.method import training_parameters  # noqa: E402
 from merges.dam.sources import Sources  # noqa: E402
 from merges.dam.training import Trainer  # noqa: E402
@@ -111,7 +111,8 @@ class Counts:
         body, padded = self.linear - self.head, self.models * PADDED
         kept = body - self.by_model
         own = self._activations() * tokens
-        logits = 5 * 4 * min(CHUNK, max(self.lengths)) * vocabulary
+        chunk = min(CHUNK, max(self.lengths)) * vocabulary
+        logits = 2 * 2 * chunk + 5 * 4 * min(chunk, WIDE)
         # One line: ours, ordinary, recomputed, authors.
         lines = {
             "experts' linear weights, bf16": [2 * self.models * self.linear] * 4,

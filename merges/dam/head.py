@@ -12,9 +12,13 @@ from torch.nn import functional as F
 from merges.dam.layers import times
 from merges.dam.objective import Objective
 
-# Tokens whose logits exist at a time: few enough that two fp32 copies of a 128k vocabulary stay
-# below 300 MB, many enough that a step of a tiny model is one matrix product per dataset.
+# Tokens whose logits exist at a time: few enough that those of merged model and teacher take 300 MB
+# of bfloat16 at a vocabulary of 262k, many enough that a matrix product is at full speed and a step
+# of a tiny model is one product per dataset.
 CHUNK = 256
+# Logits that are widened at a time: 4 MB of float32 stay in a cache while a term goes over them,
+# where a chunk's would take 268 MB a copy and be cleared by the system for every term.
+WIDE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class OutputHead:
         """Return what `finish` makes logits of, for hidden states (tokens, hidden)."""
         return F.linear(hidden, self.weight, self.bias)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits (tokens, vocabulary) in float32 or wider."""
-        product = self.product(hidden)
+    def finished(self, product: Tensor) -> Tensor:
+        """Return the logits (tokens, vocabulary) of a product, in float32 or wider."""
         product = product.to(torch.promote_types(product.dtype, torch.float32))
         return product if self.finish is None else self.finish(product)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (tokens, vocabulary) in float32 or wider."""
+        return self.finished(self.product(hidden))
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,50 @@ class Segment:
     hidden: Tensor | None = None
     head: OutputHead | None = None
     count: int | None = None
+
+
+def _terms(
+    head: OutputHead,
+    product: Tensor,
+    teacher: Tensor | None,
+    objective: Objective,
+    tokens: int,
+    values: Tensor,
+) -> Tensor:
+    """Add the output terms of some tokens to `values`; return the loss's gradient.
+
+    Args:
+        head: The merged model's.
+        product: What it makes of hidden states (tokens, hidden), before it is finished.
+        teacher: The teacher's logits of the same shape, or None.
+        objective: The terms and their weights.
+        tokens: The number of tokens over which the terms are means.
+        values: The unweighted terms so far (output terms,).
+
+    Returns:
+        The gradient with respect to the product, float32 or wider.
+    """
+    inner = logits = OutputHead(head.weight).finished(product)
+    if head.finish is not None:
+        with torch.enable_grad():
+            logits = head.finish(inner.requires_grad_())
+    gradient: Tensor | None = None
+    for index, name in enumerate(objective.output_terms):
+        value, part = objective.output_term(name)(logits.detach(), teacher)
+        values[index] += value / tokens
+        part.mul_(objective.weights[name] / tokens)
+        gradient = part if gradient is None else gradient.add_(part)
+    assert gradient is not None  # an objective has an output term
+    if head.finish is not None:
+        (gradient,) = torch.autograd.grad(logits, inner, gradient)
+    return gradient
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to total (rows, columns) by blocks of rows, whose products stay in cache."""
+    rows = max(WIDE // total.shape[1], 1)
+    for own, block in zip(left.split(rows, 1), total.split(rows), strict=True):
+        block += own.T @ right
 
 
 class OutputLoss(torch.autograd.Function):
@@ -94,11 +145,9 @@ class OutputLoss(torch.autograd.Function):
             The weighted sum, and the unweighted terms (output terms,) without gradient: each the
             mean over a dataset's tokens, summed over the datasets.
         """
-        names = objective.output_terms
-        terms = [objective.output_term(name) for name in names]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        values = hidden.new_zeros(len(names), dtype=dtype)
-        head = OutputHead(weight, bias)
+        values = hidden.new_zeros(len(objective.output_terms), dtype=dtype)
+        head = OutputHead(weight, bias, finish)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
         bias_gradient = None
@@ -109,32 +158,27 @@ class OutputLoss(torch.autograd.Function):
             for start in range(segment.start, segment.stop, CHUNK):
                 chunk = slice(start, min(start + CHUNK, segment.stop))
                 inputs = hidden[chunk]
-                logits = product = head.logits(inputs)
-                if finish is not None:
-                    with torch.enable_grad():
-                        logits = finish(product.requires_grad_())
-                teacher = None
+                product, theirs = head.product(inputs), None
                 if segment.hidden is not None and segment.head is not None:
                     own = segment.hidden[start - segment.start : chunk.stop - segment.start]
-                    teacher = segment.head.logits(own)
-                gradient = None
-                for index, (name, term) in enumerate(zip(names, terms, strict=True)):
-                    value, part = term(logits.detach(), teacher)
-                    values[index] += value / tokens
-                    part.mul_(objective.weights[name] / tokens)
-                    gradient = part if gradient is None else gradient.add_(part)
-                assert gradient is not None  # an objective has an output term
-                if finish is not None:
-                    (gradient,) = torch.autograd.grad(logits, product, gradient)
-                if bias_gradient is not None:
-                    bias_gradient += gradient.sum(0)
-                gradient = gradient.to(hidden.dtype)
-                hidden_gradient[chunk] = times(gradient, weight)
+                    theirs = segment.head.product(own)
+                # The gradient takes the place of the product from which it was formed.
+                rows = max(WIDE // len(weight), 1)
+                for begin in range(0, len(inputs), rows):
+                    piece = slice(begin, begin + rows)
+                    other = None
+                    if segment.head is not None and theirs is not None:
+                        other = segment.head.finished(theirs[piece])
+                    gradient = _terms(head, product[piece], other, objective, tokens, values)
+                    if bias_gradient is not None:
+                        bias_gradient += gradient.sum(0)
+                    product[piece] = gradient
+                hidden_gradient[chunk] = times(product, weight)
                 if weight_gradient is not None:
-                    weight_gradient += gradient.T @ inputs
+                    _add_product(weight_gradient, product, inputs)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtype = weight.dtype
-        weights = values.new_tensor([objective.weights[name] for name in names])
+        weights = values.new_tensor([objective.weights[name] for name in objective.output_terms])
         total = torch.dot(values, weights)
         ctx.mark_non_differentiable(values)
         return total, values
@@ -144,7 +188,8 @@ class OutputLoss(torch.autograd.Function):
         """Scale the gradients formed in the forward by dL/dloss."""
         hidden, *head = ctx.saved_tensors
         scaled = (
-            None if own is None else own.to(ctx.dtype) * gradient.to(ctx.dtype) for own in head
+            None if own is None else own.to(ctx.dtype, copy=True).mul_(gradient.to(ctx.dtype))
+            for own in head
         )
         return hidden * gradient.to(hidden.dtype), *scaled, None, None, None
 

@@ -266,8 +266,10 @@ def test_experts_of_a_mixture_follow_the_policy(tmp_path):
             torch.testing.assert_close(result.tensors[name], expected)
 
 
-def test_the_head_s_function_is_differentiated(monkeypatch):
+@pytest.mark.parametrize("wide", [18, head.WIDE])  # two tokens, all of a chunk at a time
+def test_the_head_s_function_is_differentiated(wide, monkeypatch):
     monkeypatch.setattr(head, "CHUNK", 3)
+    monkeypatch.setattr(head, "WIDE", wide)
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape):

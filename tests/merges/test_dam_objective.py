@@ -95,8 +95,10 @@ def test_the_papers_formulas():
     torch.testing.assert_close(penalties["l2"], (block**2).sum(), **EXACT)
 
 
-def test_chunked_loss_of_several_terms_and_datasets(monkeypatch):
+@pytest.mark.parametrize("wide", [1, 26, head.WIDE])  # one token, two, all of a chunk at a time
+def test_chunked_loss_of_several_terms_and_datasets(wide, monkeypatch):
     monkeypatch.setattr(head, "CHUNK", 3)
+    monkeypatch.setattr(head, "WIDE", wide)
     hidden, weight = normal(11, 6).requires_grad_(), normal(13, 6, seed=1).requires_grad_()
     parts = [(0, 7), (7, 11)]
     teachers = [normal(stop - start, 6, seed=2 + start) for start, stop in parts]
@@ -238,7 +240,9 @@ def test_bad_objectives_are_refused(weights, changes, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, monkeypatch):
+@pytest.mark.parametrize("own", [True, False])  # whether the processor has such products
+def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, own, monkeypatch):
+    monkeypatch.setattr("merges.dam.layers.multiplies_bfloat16", lambda: own)
     monkeypatch.setattr("merges.dam.layers.WIDENED", 40)  # blocks of five rows, the last of two
     left, matrix = normal(6, 17).to(dtype), normal(17, 8, seed=1).to(dtype)
     exact = left.double() @ matrix.double()
@@ -246,3 +250,12 @@ def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, monkeypatch):
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
     assert torch.equal(times(left.double(), matrix.double()), exact)
+
+
+def test_instructions_that_are_held_back_are_not_counted_on(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    assert layers.multiplies_bfloat16.__wrapped__()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not layers.multiplies_bfloat16.__wrapped__()
