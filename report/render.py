@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import textwrap
@@ -43,6 +44,10 @@ _LATEX = {
 }
 
 
+_ROWS = 60  # of a LaTeX table
+_PDFLATEX = "‘’“”–—…"  # what it knows beyond Latin letters
+
+
 def latex_text(text: str) -> str:
     """Escape a text for LaTeX, the report's few signs included."""
     return "".join(_LATEX.get(sign, sign) for sign in text)
@@ -70,7 +75,18 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """Render a table as LaTeX that needs the packages booktabs and graphicx."""
+    """Render a table as LaTeX that needs the packages booktabs and graphicx.
+
+    One of very many rows becomes several, because a table cannot break at the end of a page.
+    """
+    if len(grid.rows) > _ROWS:
+        starts = range(0, len(grid.rows), _ROWS)
+        parts = [dataclasses.replace(grid, rows=grid.rows[n : n + _ROWS], notes=()) for n in starts]
+        parts[-1] = dataclasses.replace(parts[-1], notes=grid.notes)
+        for place, part in enumerate(parts[1:], 2):
+            about = f"{grid.title}, continued ({place} of {len(parts)})."
+            parts[place - 1] = dataclasses.replace(part, name=f"{grid.name}-{place}", caption=about)
+        return "".join(map(latex, parts))
 
     def cell(item: Cell) -> str:
         text = latex_text(item.text)
@@ -97,7 +113,11 @@ def latex(grid: Grid) -> str:
         lines.append(" & ".join(map(cell, row.cells)) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}"]
     lines += [rf"\par\smallskip\raggedright\footnotesize {latex_text(n)}" for n in grid.notes]
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+    text = "\n".join([*lines, r"\end{table*}"]) + "\n"
+    if unknown := dict.fromkeys(sign for sign in text if sign > "\u017f" and sign not in _PDFLATEX):
+        needed = "XeLaTeX or LuaLaTeX, with a font that has them, for"
+        return f"% {needed}: {''.join(unknown)}\n{text}"
+    return text
 
 
 @functools.cache

@@ -1,32 +1,67 @@
-"""LaTeX itself reads the tables."""
+"""The tables as LaTeX, compiled by Debian's TeX."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from report import tables
+from report import render, tables
 from report.load import load
+from tests.report.conftest import write
 
-LATEX = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex"))), None)
-pytestmark = pytest.mark.skipif(LATEX is None, reason="LaTeX is not installed (texlive-latex-base)")
-ODD = r"50 % of $x_1$ & {a} ~ #2 ^ \alpha ± × †"
+HARD = ["A long label " * 16, "日本語 ß ő ·", "$x_1$ & 100 % {a} #~^\\ <|> “so” – ±", "B"]
 
 
-def test_every_table_compiles_with_odd_labels_on_as_many_pages_as_there_are_tables(full, tmp_path):
-    config = json.loads(full[0].read_text(encoding="utf-8"))
-    config["methods"]["soup"]["label"] = ODD
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    written = tables.write(load(tmp_path / "config.json", full[1]), tmp_path / "tables")
-    texts = [path.read_text("utf-8") for path in written if path.suffix == ".tex"]
-    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs,graphicx}\begin{document}"
-    document = "\n\\clearpage\n".join([head, *texts, r"\end{document}"])
-    (tmp_path / "all.tex").write_text(document, encoding="utf-8")
-    command = [LATEX, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+def compiled(program: str, folder: Path, body: str) -> str:
+    """Compile tables and return TeX's log."""
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program} (Debian: texlive-latex-recommended, texlive-xetex)")
+    packages = "\\usepackage{booktabs}\\usepackage{graphicx}"
+    text = f"\\documentclass{{article}}{packages}\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    (folder / "all.tex").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [program, "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     assert done.returncode == 0, done.stdout[-2000:]
-    said = " ".join((tmp_path / "all.log").read_text("utf-8", "replace").split())
-    assert f"({len(texts)} pages" in said and "Missing character" not in said
+    assert (folder / "all.pdf").stat().st_size > 10_000
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_all_tables_compile(full, tmp_path):
+    grids = tables.grids(load(*full))
+    assert len(grids) > 5
+    texts = [render.latex(grid) for grid in grids]
+    assert not any(text.startswith("%") for text in texts)
+    compiled("pdflatex", tmp_path, "\n".join(texts))
+
+
+@pytest.mark.slow
+def test_labels_that_pdflatex_does_not_know_compile_with_xelatex_and_say_so(small, tmp_path):
+    config, results, about = small
+    for row, label in zip(about["methods"].values(), HARD, strict=True):
+        row["label"] = label
+    write(config, about)
+    texts = [render.latex(grid) for grid in tables.grids(load(config, results))]
+    first = texts[0].splitlines()[0]
+    assert first == "% XeLaTeX or LuaLaTeX, with a font that has them, for: 日本語"
+    compiled("xelatex", tmp_path, "\n".join(texts))
+
+
+@pytest.mark.slow
+def test_very_many_rows_fit_pages(full, tmp_path):
+    grid = tables.grids(load(*full))[0]
+    rows = [*grid.rows, *grid.rows * 8][:150]
+    text = render.latex(dataclasses.replace(grid, rows=tuple(rows)))
+    assert text.count(r"\begin{table*}") == 3 and text.count(r"\\" + "\n") == 150 + 3
+    assert "Table 1, continued (3 of 3)." in text
+    assert text.count(render.latex_text(grid.notes[0])) == 1
+    assert "Float too large" not in compiled("pdflatex", tmp_path, text)
