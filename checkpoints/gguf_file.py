@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.architecture import QUANTISED
 from checkpoints.dtypes import FLOATS, torch_name
+from checkpoints.gguf_claims import check_claims
 from checkpoints.gguf_tokenizer import write_tokenizer
 from checkpoints.loading import refuse_invented
 from checkpoints.stored import TIE
@@ -85,6 +86,8 @@ def read_gguf(path: Path) -> File:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a GGUF file")
     try:
+        with open(path, "rb") as stream:
+            check_claims(stream, path.stat().st_size)
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}
         types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}

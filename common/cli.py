@@ -72,7 +72,7 @@ def json_list(text: str | None, option: str) -> list[Any]:
     """Read an option's JSON list with at least one entry; raise a UserError if it is none."""
     try:
         value = json.loads(text or "")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{option}: not valid JSON ({error}); give a list") from None
     if not isinstance(value, list) or not value:
         raise UserError(f"{option}: give a list with at least one entry")

@@ -15,6 +15,9 @@ from typing import Any
 
 from common.errors import UserError
 
+# What Python's reader of JSON and of UTF-8 raises: also for numbers of thousands of digits, and for
+# what is nested too deeply.
+MALFORMED = (ValueError, RecursionError)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -24,10 +27,15 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def encoded(text: str) -> bytes:
+    """Encode as UTF-8; half a surrogate, which others' JSON may hold, becomes its escape in JSON."""
+    return text.encode(errors="backslashreplace")
+
+
 def sha256_json(value: Any) -> str:
     """Hash a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(encoded(text)).hexdigest()
 
 
 def read_json(path: Path | str) -> Any:
@@ -40,7 +48,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it first, or correct the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UserError(f"{path}: not valid JSON ({error}); make the file again") from None
 
 
@@ -56,7 +64,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
             for number, line in enumerate(stream, 1):
                 try:
                     rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
+                except MALFORMED as error:
                     raise UserError(
                         f"{path}, line {number}: not valid JSON ({error}); make the file again"
                     ) from None
@@ -155,7 +163,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file (UTF-8) atomically; see `write_bytes`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, encoded(text))
 
 
 def write_json(path: Path | str, value: Any) -> None:

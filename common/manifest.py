@@ -15,10 +15,11 @@ from typing import Any
 from common import numerics, sources
 from common.cost import count_check
 from common.errors import UserError
-from common.files import read_json, sha256_file, write_json
+from common.files import read_json, sha256_file, sha256_json, write_json
 from common.hashes import combined, sha256_cached
 
 NAME = "manifest.json"
+SEAL = "sha256"  # what a manifest calls the hash of all else in it
 ACCEPT = "python -m checkpoints accept"
 # The libraries that determine the numbers; the lock pins all others.
 _LIBRARIES = (
@@ -95,14 +96,41 @@ def write_manifest(
     }
     if extra:
         manifest["extra"] = dict(extra)
-    write_json(path, manifest)
+    _write_sealed(Path(path), manifest)
     return manifest
 
 
+def _seal(record: Mapping[str, Any]) -> str:
+    """Hash all of a manifest but its seal."""
+    return sha256_json({name: value for name, value in record.items() if name != SEAL})
+
+
+def _write_sealed(path: Path, record: dict[str, Any]) -> None:
+    record[SEAL] = _seal(record)
+    write_json(path, record)
+
+
+def _is_whole(record: Any) -> bool:
+    """Say whether a manifest is as it was written; older ones and those of others have no seal."""
+    return not isinstance(record, dict) or SEAL not in record or record[SEAL] == _seal(record)
+
+
 def read_manifest(path: Path | str) -> dict[str, Any]:
-    """Read a manifest from its path or from its artefact's folder."""
+    """Read a manifest from its path or from its artefact's folder.
+
+    Raises:
+        UserError: There is none, it is not JSON, or it has other content than was written.
+    """
     path = Path(path)
-    return read_json(path / NAME if path.is_dir() else path)
+    path = path / NAME if path.is_dir() else path
+    record: dict[str, Any] = read_json(path)
+    if not _is_whole(record):
+        made = path.parent if path.name == NAME else path
+        raise UserError(
+            f"{path}: was changed or damaged since it was written; remove it and make again what "
+            f"it describes, or, if this is meant, accept it: {ACCEPT} {made}"
+        )
+    return record
 
 
 # In a folder that is opened, what no loader reads: an edit of it changes no number.
@@ -156,9 +184,18 @@ class _Claim:
 
 def _outputs(manifest: Path) -> dict[str, str]:
     """Read the hashes in a manifest; none from a file of that name that is not one of ours."""
-    record = read_json(manifest)
+    record = read_manifest(manifest)
     outputs = record.get("outputs") if isinstance(record, dict) and "kind" in record else None
-    return outputs if isinstance(outputs, dict) else {}
+    if not isinstance(outputs, dict):
+        return {}
+    for name, sha256 in outputs.items():
+        plain = name.isprintable() and name and name[0] != "/" and ".." not in Path(name).parts
+        if not plain or not isinstance(sha256, str):
+            raise UserError(
+                f"{manifest}: {name!a} is no output with its hash; remove it and make again what "
+                "it describes"
+            )
+    return outputs
 
 
 def _claims(path: Path) -> Iterator[_Claim]:
@@ -176,6 +213,11 @@ def _claims(path: Path) -> Iterator[_Claim]:
             for name in {path.name, role} & outputs.keys():
                 yield _Claim(manifest, name, path, outputs[name], path)
                 return
+            if outputs:
+                raise UserError(
+                    f"{manifest}: does not record {path}, and may belong to another file; remove "
+                    "it, or remove both and make them again"
+                )
     for above in list(path.absolute().parents)[:_DEPTH]:
         # Messages name a folder as the user named the file.
         folder = above if path.is_absolute() else Path(os.path.relpath(above))
@@ -229,20 +271,25 @@ def accept(path: Path | str) -> list[str]:
     Raises:
         UserError: No manifest records the path.
     """
-    claims = list(_claims(Path(path)))
-    if not claims:
+    path, lines = Path(path), []
+    own = path / NAME if path.is_dir() else path if path.name.endswith(NAME) else beside(path)
+    if own.is_file() and not _is_whole(record := read_json(own)):
+        record.setdefault("extra", {}).setdefault("accepted", {}).setdefault(NAME, record[SEAL])
+        _write_sealed(own, record)
+        lines.append(f"{own}: was changed; accepted in it")
+    claims = list(_claims(path))
+    if not claims and not lines:
         raise UserError(f"{path}: no manifest records it, so that there is nothing to accept")
-    lines = []
     for claim in claims:
         if not (fault := claim.fault()):
             continue
-        record = read_json(claim.manifest)
+        record = read_manifest(claim.manifest)
         accepted = record.setdefault("extra", {}).setdefault("accepted", {})
         accepted.setdefault(claim.name, claim.sha256)
         if claim.path.exists():
             record["outputs"][claim.name] = sha256_file(claim.path)
         else:
             del record["outputs"][claim.name]
-        write_json(claim.manifest, record)
+        _write_sealed(claim.manifest, record)
         lines.append(f"{claim.path}: {fault}; accepted in {claim.manifest}")
     return lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import MALFORMED
 
 
 def _read_text(path: Path) -> str:
@@ -52,7 +53,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         UserError: A row has more or fewer fields than the header.
     """
     csv.field_size_limit(1 << 30)  # articles exceed the module's default of 128 KiB
-    rows = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
+    try:
+        rows = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV ({error}); the file is damaged: get it again") from None
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise UserError(
@@ -73,7 +77,7 @@ def read_jsonl_rows(path: Path) -> list[Any]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except MALFORMED as error:
                 raise UserError(
                     f"{path}, line {number}: not valid JSON ({error}); the file is damaged: "
                     "get it again"
@@ -89,7 +93,7 @@ def read_json_or_lines(path: Path) -> Any:
     """
     try:
         return json.loads(_read_text(path))
-    except json.JSONDecodeError:
+    except MALFORMED:
         return read_jsonl_rows(path)
 
 

@@ -22,7 +22,20 @@ example:
 """
 
 _REMEDY = "train it longer or with another learning rate"
+_LARGEST = 1e9  # of a score; what is not finite is no score either
 CLEARLY = 2.0  # standard errors of the difference; 2.3 % of equal models would pass by chance
+
+
+def _is_score(about: Any) -> bool:
+    """Say whether a task's entry has a finite score with its error, or says why it has none."""
+    if not isinstance(about, dict):
+        return False
+    if about.get("value", 0) is None and "undefined" in about:
+        return True
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+        for value in (about.get("value"), about.get("stderr"))
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -34,9 +47,7 @@ def _read(path: Path) -> dict[str, Any]:
     keys = {"model", "split", "tasks"}
     complete = isinstance(scores, dict) and keys <= scores.keys()
     tasks = scores["tasks"] if complete else None
-    if not isinstance(tasks, dict) or not all(
-        isinstance(about, dict) and {"value", "stderr"} <= about.keys() for about in tasks.values()
-    ):
+    if not isinstance(tasks, dict) or not all(map(_is_score, tasks.values())):
         raise UserError(
             f"{path}: not a model's scores; give the file that python -m evaluation --out wrote"
         )

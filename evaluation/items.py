@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import write_bytes
+from common.files import MALFORMED, encoded, write_bytes
 from evaluation import metrics
 from evaluation.suites import Task
 
@@ -208,7 +208,7 @@ def write_records(path: Path, items: Sequence[Item]) -> None:
     """Write records atomically, one a line, to a file that is called `.jsonl.gz` by habit."""
     lines = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items)
     # No time stamp: equal records must give equal bytes.
-    write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
+    write_bytes(path, gzip.compress(encoded(lines), compresslevel=6, mtime=0))
 
 
 def read_records(path: Path) -> list[Item]:
@@ -226,5 +226,5 @@ def read_records(path: Path) -> list[Item]:
         return [json.loads(line) for line in text.split("\n") if line]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; evaluate the model first") from None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, *MALFORMED, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); evaluate the model again") from None

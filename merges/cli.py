@@ -271,7 +271,7 @@ def read_settings(items: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {item}: {name} is set twice; keep one")
         try:
             settings[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             settings[name] = text
     return settings
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json, write_bytes
+from common.files import MALFORMED, read_json, write_bytes
 from common.hashes import cache_folder
 from common.manifest import check_recorded
 from report.experiment import Answers, Model
@@ -161,7 +161,7 @@ def _read_all(reader: Reader, paths: Mapping[str, Path], experts: Sequence[str])
     for id, path in paths.items():
         try:
             found[id] = _records(path.read_bytes())
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, LookupError, TypeError, *MALFORMED, zlib.error) as error:
             reader.fault(f"{path}: damaged ({error!r}); evaluate the model again")
     parents = {
         expert: {

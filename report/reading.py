@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
-from common.manifest import check_recorded, recorded_hash
+from common.manifest import check_recorded, read_manifest, recorded_hash
 
 # Shapes: a type or several, or an object's keys with their shapes. A key with an exclamation mark
 # must be there, and an asterisk stands for every key.
@@ -35,7 +35,11 @@ _DESCRIBED: Shape = {
 }
 INSPECTION: Shape = {"experts!": list, "merges!": list, "all!": _DESCRIBED, "groups!": list}
 COST: Shape = {"counted": {"*": NUMBER}}
-SCORES: Shape = {"tasks!": {"*": {}}, "backend": str, "weights": str}
+SCORES: Shape = {
+    "tasks!": {"*": {}},
+    **{name: str for name in ("backend", "weights", "model", "split")},
+    "seed": (int, type(None)),
+}
 
 
 def misfit(content: Any, shape: Shape, place: str = "") -> str | None:
@@ -124,7 +128,7 @@ def read(path: Path, shape: Shape, what: str, recorded: bool = False) -> dict[st
     """
     if recorded:
         check_recorded(path)
-    content = read_json(path)
+    content = read_manifest(path) if path.name.endswith("manifest.json") else read_json(path)
     if fault := misfit(content, shape):
         raise UserError(f"{path}: not a {what} ({fault}); make the file again")
     return dict(content)

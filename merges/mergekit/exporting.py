@@ -28,9 +28,23 @@ def read_merge(folder: Path) -> dict[str, Any]:
     if not (folder / NAME).is_file():
         raise UserError(f"{folder}: no merge with a manifest; give its folder")
     about = read_manifest(folder)
-    if about["kind"] != "merge":
-        raise UserError(f"{folder}: a {about['kind']} and no merge; give a merge's folder")
+    kind = about.get("kind") if isinstance(about, dict) else None
+    if kind != "merge":
+        raise UserError(f"{folder}: {kind!a} and no merge; give a merge's folder")
+    recipe, inputs = about.get("parameters"), about.get("inputs")
+    if not (isinstance(recipe, dict) and isinstance(inputs, dict)) or not _are_names(
+        recipe.get("experts")
+    ):
+        raise _damaged(folder)
     return about
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"{folder / NAME}: holds no recipe of a merge; make the merge again")
 
 
 def recipe_in_folder(
@@ -48,7 +62,10 @@ def recipe_in_folder(
 
     made = Checkpoint(folder)
     stored = {torch_name(made.dtype(name)) for name in made.names()}
-    return mergekit_yaml(about["parameters"], made.names(), stored, places)
+    try:
+        return mergekit_yaml(about["parameters"], made.names(), stored, places)
+    except (LookupError, TypeError, AttributeError, ValueError, StopIteration):
+        raise _damaged(folder) from None
 
 
 def _is_wide(model: Model) -> bool:

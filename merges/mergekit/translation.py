@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,7 +274,8 @@ class _Places:
 
     def _find(self, text: str) -> Path:
         for path in (self._located.get(text), Path(text), self._top / text):
-            if path is not None and path.is_dir():
+            # Unlike Path.is_dir, this takes a name of any length.
+            if path is not None and os.path.isdir(path):
                 return path
         what = "no folder" if "@" not in text else "revisions are not fetched, and no folder"
         raise UserError(

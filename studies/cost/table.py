@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json
+from common.manifest import read_manifest
 from report import fields
 from report.averages import Score, spread
 from report.cost import amount, read_cost
@@ -55,7 +55,7 @@ def _looks(results: Path, case: Case, row: str, label: str, seed: int) -> Iterat
     }
     if not scores:
         return
-    manifest = read_json(run / "model" / "manifest.json")
+    manifest = read_manifest(run / "model" / "manifest.json")
     (made,) = read_cost(run / "model" / "cost.json", "search", case.id, row)
     whole = manifest.get("parameters", {}).get("search", {}).get("evaluations", 0)
     taught = []

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json, read_jsonl
-from common.manifest import check_recorded
+from common.files import MALFORMED, read_json, read_jsonl
+from common.manifest import check_recorded, read_manifest
 from common.worlds import seeds_of
 from report.experiment import Column
 from report.paired import Stratum
@@ -90,7 +90,7 @@ def read_items(path: Path) -> dict[str, dict[str, float]]:
             found.setdefault(record["task"], {})[record["id"]] = float(record["score"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; evaluate the model again") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, LookupError, TypeError, *MALFORMED, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error!r}); evaluate the model again") from None
     return found
 
@@ -112,7 +112,7 @@ def _run(folder: Path, tasks: Sequence[str]) -> Run | None:
                 "over items suits it; take it out of the case's columns"
             )
     path = folder / "model" / "manifest.json"
-    parameters = read_json(path)["parameters"] if path.exists() else {}
+    parameters = read_manifest(path)["parameters"] if path.exists() else {}
     search = parameters.get("search", {})
     candidates = search.get("space", {}).get("candidates", [])
     candidate = candidates[search["chosen"]] if len(candidates) > 1 else {}

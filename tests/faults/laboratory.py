@@ -169,5 +169,3 @@ def run_with(worker: str | None, folder: Path) -> Laboratory:
     made.variables = {LOG: str(folder / "steps.jsonl")} if worker else {}
     made.reproduce()
     return made
-
-

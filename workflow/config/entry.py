@@ -96,7 +96,8 @@ def explain(error: ValidationError) -> str:
     if kind == "missing":
         return f"{'.'.join(path[:-1]) or 'the top level'} lacks the key {path[-1]!r}"
     # Pydantic begins with a word for any value ("Input should be ..."); the value says more.
-    reason = re.sub(r"^\w+ should", f"{given!r:.80} should", first["msg"])
+    # Given as a function: what a file says may look like a group of the pattern.
+    reason = re.sub(r"^\w+ should", lambda _: f"{given!r:.80} should", first["msg"])
     reason = re.sub("valid dictionary or .*", "mapping", reason)
     if kind == "literal_error":
         valid = re.findall(r"'([^']*)'", first["ctx"]["expected"])

@@ -1,0 +1,104 @@
+"""Damaged and odd input for each reader of ours: an error of one line or none, within a second.
+
+Hypothesis draws the inputs (`inputs.py`, `readers.py`). A reader either returns, or raises a
+`UserError`, which the command line shows as one line (`common.calling.say`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from common.calling import say
+from common.errors import UserError
+from tests.faults import readers, readers_of_results
+from tests.faults.laboratory import PART, PARTS, amount
+
+pytestmark = [pytest.mark.faults(short=True), pytest.mark.timeout(3600)]
+SLOWEST = 1.0  # CPU seconds of an input
+OF_OTHERS = ("configuration", "layer_rules", "header", "index", "gguf")
+OF_RESULTS = ("scores", "manifest", "data_rows")
+# These have no refusal, or count what they refuse: nothing is raised at all.
+ALL_TAKEN = ("extraction", "comparison", "answered_texts", "stored", "results")
+
+
+def tried(reader, count):
+    """Give a reader so many inputs; return how many there were, were refused, and the slowest."""
+    found = {"inputs": 0, "refused": 0, "slowest ms": 0}
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @seed(PART)
+    @given(drawn=reader.inputs)
+    def each(drawn):
+        found["inputs"] += 1
+        began, said = time.thread_time(), io.StringIO()
+        try:
+            reader.read(drawn)
+        except UserError as error:
+            found["refused"] += 1
+            with contextlib.redirect_stderr(said):
+                say(f"error: {error}")
+            line = said.getvalue()
+            assert line.count("\n") == 1 and line[:-1].isprintable() and len(line) < 5000
+        spent = time.thread_time() - began
+        found["slowest ms"] = max(found["slowest ms"], round(spent * 1000))
+        assert spent < SLOWEST, f"{spent:.1f} CPU s"
+
+    each()
+    return found
+
+
+def counted(name, reader, record_property):
+    count = amount(150, 10_000, 100_000) // PARTS
+    found = tried(reader, count)
+    record_property(f"fuzz: {name}", found)
+    # Hypothesis may end early where it has drawn all that there is, which is not so here.
+    assert found["inputs"] >= count
+    assert bool(found["refused"]) == (name not in ALL_TAKEN)
+
+
+@pytest.mark.parametrize("name", (*OF_OTHERS, *OF_RESULTS, "answers", *ALL_TAKEN))
+def test_a_reader_refuses_odd_input_in_a_line(name, tmp_path, record_property, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = readers if name in OF_OTHERS else readers_of_results
+    counted(name, getattr(module, name)(tmp_path), record_property)
+
+
+@pytest.mark.parametrize("name", ["mergekit", "adapter"])
+def test_a_reader_of_models_refuses_odd_input_in_a_line(
+    name, tmp_path, record_property, tiny_models
+):
+    counted(name, getattr(readers, name)(tmp_path, tiny_models), record_property)
+
+
+def test_a_recipe_of_a_merge_is_read_or_refused_in_a_line(
+    tmp_path, record_property, tiny_models, capsys
+):
+    counted("recipe", readers.recipe(tmp_path, tiny_models), record_property)
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory):
+    """Tiny models with random weights, and a merge of them."""
+    import importlib
+
+    top = tmp_path_factory.mktemp("models")
+
+    def run(package, *words):
+        assert not importlib.import_module(f"{package}.cli").main([str(word) for word in words])
+
+    run("bottle", "tiny", top)
+    experts = [f"{name}={top / name}" for name in ("ja", "math_a")]
+    run("merges", "--method", "linear", "--base", top / "base", "--experts", *experts,
+        "--out", top / "merged")  # fmt: skip
+    return top
