@@ -28,7 +28,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def encoded(text: str) -> bytes:
-    """Encode as UTF-8; half a surrogate, which others' JSON may hold, becomes its escape in JSON."""
+    """Encode as UTF-8; half a surrogate, which JSON may hold, becomes its escape in JSON."""
     return text.encode(errors="backslashreplace")
 
 
