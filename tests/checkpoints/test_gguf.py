@@ -371,3 +371,27 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"^[^\n]*$"):
             import_gguf(made.path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_counts_and_lengths_beyond_the_file_are_refused_before_a_library_believes_them() -> None:
+    import io
+    import struct
+
+    from checkpoints.gguf_claims import check_claims
+
+    def text(value: bytes, length: int | None = None) -> bytes:
+        return struct.pack("<Q", len(value) if length is None else length) + value
+
+    def claims(
+        tensors: int = 1, keys: int = 2, entries: int = 2, length: int | None = None
+    ) -> None:
+        content = b"GGUF" + struct.pack("<IQQ", 3, tensors, keys)
+        content += text(b"a", length) + struct.pack("<IB", 0, 7)
+        content += text(b"list") + struct.pack("<IIQ", 9, 8, entries) + text(b"x") + text(b"y")
+        content += text(b"w") + struct.pack("<IQIQ", 1, 4, 0, 0) + bytes(16)
+        check_claims(io.BytesIO(content), len(content))
+
+    claims()
+    for wrong in ({"tensors": 9}, {"keys": 30}, {"entries": 30}, {"length": 400}):
+        with pytest.raises(ValueError, match="header"):
+            claims(**wrong)

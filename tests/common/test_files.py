@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -96,3 +97,55 @@ def test_the_nearest_folder_that_is_there(tmp_path, monkeypatch):
     assert existing_above(tmp_path) == tmp_path
     monkeypatch.chdir(tmp_path)
     assert existing_above(Path("a/b")) == tmp_path
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_the_system_refuses_names_the_file_and_leaves_the_old(
+    tmp_path, monkeypatch, number, call
+):
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"a\.json") as told:
+        patch.setattr(os, call, refuse)
+        write_json(path, 2)
+    assert "\n" not in str(told.value) and "half-written" in str(told.value)
+    assert path.read_text() == "1\n" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_a_library_in_rust_says_of_a_failed_write_is_one_line(tmp_path):
+    # In its own words, a number at their end.
+    why = f"Error while serializing: I/O error: {os.strerror(errno.EIO)} (os error {errno.EIO})"
+    with (
+        pytest.raises(UserError, match="model: Input/output error"),
+        staged_directory(tmp_path / "model"),
+    ):
+        raise RuntimeError(why)
+    assert not os.listdir(tmp_path)
+
+
+def test_an_error_of_something_else_is_left_as_it_is(tmp_path):
+    for error in (RuntimeError("no number"), FileNotFoundError(errno.ENOENT, "none", "/x/y")):
+        with pytest.raises(type(error)), staged_directory(tmp_path / "model"):
+            raise error
+
+
+@pytest.mark.parametrize("text", ["[" * 5000 + "]" * 5000, "9" * 5000])
+def test_json_beyond_what_python_reads_is_told_in_a_line(tmp_path, text):
+    path = tmp_path / "deep.json"
+    path.write_text(text)
+    for read in (read_json, read_jsonl):
+        with pytest.raises(UserError, match=r"deep\.json") as told:
+            read(path)
+        assert "\n" not in str(told.value)
+
+
+def test_half_a_surrogate_comes_back_as_it_was(tmp_path):
+    value = json.loads('{"a": "\\ud800 and \\u65e5"}')
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
+    assert len(sha256_json(value)) == 64

@@ -49,3 +49,52 @@ def test_cost_counts_and_measures(tmp_path):
     written = read_json(tmp_path / "cost.json")
     assert written["counted"] == {"tokens": 7, "flops": 1e9}
     assert 0.05 < written["cpu_s"] < 60 and written["peak_rss_mb"] > 1
+
+
+def test_a_manifest_that_was_changed_is_refused_until_accepted(tmp_path):
+    import json
+
+    import pytest
+
+    from common.errors import UserError
+    from common.manifest import accept, check_recorded
+
+    (tmp_path / "a").write_text("1")
+    path = tmp_path / "manifest.json"
+    write_manifest(path, kind="x", parameters={"samples": 8}, outputs={"a": tmp_path / "a"})
+    right = path.read_text()
+    record = json.loads(right)
+    path.write_text(json.dumps(record))  # in another form, the same content
+    assert read_manifest(tmp_path)["parameters"] == {"samples": 8}
+    path.write_text(right.replace('"samples": 8', '"samples": 9'))
+    for read in (read_manifest, check_recorded):
+        with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged") as told:
+            read(tmp_path)
+    named = str(told.value).rpartition("accept ")[2]
+    (line,) = accept(named)
+    assert str(path) in line and read_manifest(tmp_path)["parameters"] == {"samples": 9}
+    assert read_manifest(tmp_path)["extra"]["accepted"] == {"manifest.json": record["sha256"]}
+    assert accept(tmp_path) == []
+    # One without a seal, as earlier versions wrote it, is read as it is.
+    del record["sha256"]
+    path.write_text(json.dumps(record | {"seed": 5}))
+    assert read_manifest(tmp_path)["seed"] == 5
+
+
+def test_a_manifest_of_another_file_vouches_for_nothing(tmp_path):
+    import shutil
+
+    import pytest
+
+    from common.errors import UserError
+    from common.manifest import check_recorded
+
+    for name in ("scores", "smoke"):
+        (tmp_path / f"{name}.json").write_text(f'"{name}"')
+        manifest = tmp_path / f"{name}.manifest.json"
+        outputs = {f"{name}.json": tmp_path / f"{name}.json"}
+        write_manifest(manifest, kind=name, parameters={}, outputs=outputs)
+        check_recorded(tmp_path / f"{name}.json")
+    shutil.copy(tmp_path / "smoke.manifest.json", tmp_path / "scores.manifest.json")
+    with pytest.raises(UserError, match=r"scores\.manifest\.json: does not record"):
+        check_recorded(tmp_path / "scores.json")

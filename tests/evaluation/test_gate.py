@@ -74,7 +74,16 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"a": 1}', '{"model": "m", "split": "x", "tasks": [1]}']
+    "content",
+    [
+        *("[]", '{"a": 1}', '{"model": "m", "split": "x", "tasks": [1]}'),
+        *(
+            '{"model": "m", "split": "x", "tasks": {"s/a": {"stderr": 0.1, "value": '
+            + value
+            + "}}}"
+            for value in ('"0.5"', "null", "NaN", "1e999", "true", "1e308", "[]")
+        ),
+    ],
 )
 def test_a_file_that_holds_no_scores_is_told_in_one_line(tmp_path, content):
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"

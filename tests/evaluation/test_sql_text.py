@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 
 import pytest
 
@@ -192,3 +193,48 @@ def test_a_fence_may_be_opened_again(answer, statement, ended):
     assert extraction.corrected(answer) == statement
     ends = [n for n in range(len(answer) + 1) if extraction.is_complete(answer[:n])]
     assert (answer[: ends[0]] if ends else None) == ended
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        "/**/",
+        "/*",
+        "/* */ ",
+        "```sql ",
+        "```",
+        "'",
+        "\"'",
+        "--",
+        "--\n",
+        "(",
+        " ",
+        "sql",
+        "a ",
+        "''",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "```", "```sql", "select '"])
+def test_time_grows_with_the_length_of_an_answer_whatever_it_repeats(repeated, before):
+    text = before + repeated * (40_000 // len(repeated)) + "x"
+    began = time.process_time()
+    for find in (extraction.after_cue, extraction.published, extraction.corrected):
+        find(text)
+    extraction.is_complete(text)
+    extraction.split_statements(text)
+    assert time.process_time() - began < 2  # a tenth of it here; before, minutes or hours
+
+
+@pytest.mark.parametrize(
+    ("answer", "statement"),
+    [
+        ("/* a */ /* b */ (select 1);", "/* a */ /* b */ (select 1)"),
+        ("-- a\n  with t as (select 1) select 2; 3", "-- a\n  with t as (select 1) select 2"),
+        ("Here:\n``` sql\nSELECT 1;", "SELECT 1"),
+        ("Here:\n```mysql SELECT 1;", "SELECT 1"),
+        ("Here:\n```   \nSELECT 1\n```", "SELECT 1"),
+        ("Here:\n``` select\n1;", "select\n1"),
+    ],
+)
+def test_a_statement_begins_behind_comments_and_fences(answer, statement):
+    assert extraction.corrected(answer) == statement
