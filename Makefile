@@ -3,7 +3,7 @@
 # make check       lint, format, types and the fast tests, in under 5 minutes: before every commit
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-faults the laboratory of kills, failed writes, damage and odd input, in 30 minutes; prints its figures
-# make test-faults-long  the same with larger numbers, in PARTS parts that are kept; started again, it goes on
+# make test-faults-long  the same with larger numbers, in PARTS parts that are kept; it resumes
 # make docs        makes every generated page, table and schema again
 # make format      formats Python and Snakemake files
 # make test-all    every test whose parts are installed

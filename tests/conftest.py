@@ -92,7 +92,7 @@ _WHY_NOT = {
     "workflow": "slow tests of the workflow: `make test` runs them",
     "slow": "tests of many seconds: `make test` runs them",
     "postgres": "tests with a PostgreSQL server: `make test` runs them",
-    "faults": "long fault tests: `make test-all` runs them",
+    "faults": "long fault tests: `make test-faults` runs them",
     "vllm": "needs vLLM: `make test-vllm` gives it an environment of its own",
     "slurm": "needs Slurm: `make test-slurm` installs it and runs them",
     "gpu": "needs a GPU: `make test-all` runs them where one is present",
