@@ -194,7 +194,7 @@ class Bench:
 
 
 def judged(bench, kind, path, damage, use, chance):
-    """Damage a file, call a step, and say how that ended: told, harmless, or what is wrong."""
+    """Damage a file, call a step, and say how that ended: named, harmless, or what is wrong."""
     step = bench.step(use, path)
     right = bench.expected(step)
     numbers, statuses = set(), set()
@@ -219,7 +219,7 @@ def judged(bench, kind, path, damage, use, chance):
     name = path.relative_to(bench.project.results).as_posix()
     named = any(name in line or f"{Path(name).parent}" in line for line in lines)
     if made == right:
-        return "told" if named else "harmless"
+        return "named" if named else "harmless"
     if damaged == content:
         return f"{where}: nothing was damaged, but the result differs"
     if use in REPORT and (named or use == "tables"):
@@ -228,9 +228,9 @@ def judged(bench, kind, path, damage, use, chance):
         if wrong:
             return f"{where}: other numbers {wrong[:5]}"
         named = named or bench.statuses() != statuses
-        return "told" if named else f"{where}: changed tables, and no word"
+        return "named" if named else f"{where}: changed tables, and no word"
     if code != 0 and named and not made:
-        return "told"
+        return "named"
     return (
         f"{where}: exit code {code}, made {'something else' if made else 'nothing'}: {said[-600:]}"
     )
@@ -257,7 +257,7 @@ def test_damage_is_named_or_harmless_and_never_another_number(copied, record_pro
     counts = {kind: collections.Counter() for kind in KINDS}
     for kind, path, damage, use, chance in share(list(plans(copied.results, amount(12, 150, 500)))):
         verdict = judged(bench, kind, path, damage, use, chance)
-        short = verdict if verdict in ("told", "harmless") else "wrong"
+        short = verdict if verdict in ("named", "harmless") else "wrong"
         wrong += [verdict] * (short == "wrong")
         counts[kind][short] += 1
     for kind, found in counts.items():

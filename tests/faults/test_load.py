@@ -57,7 +57,9 @@ def test_a_thousand_further_rows_are_planned(tmp_path, record_property):
     assert code == 0, said
     planned = [line.split() for line in said.splitlines() if line.startswith("merge ")]
     assert int(planned[0][1]) >= rows
-    record_property("load: CPU s and MB to plan", {"rows": rows, "CPU s": seconds, "MB": megabytes})
+    record_property(
+        "load: to plan", {"rows": rows, "CPU s": round(seconds, 1), "MB": round(megabytes)}
+    )
     assert seconds < 20 and megabytes < 500
 
 
@@ -72,5 +74,5 @@ def test_a_million_stored_items_are_read(tmp_path, record_property):
         store.put({"weights": "0" * 64, "task": f"s/t{number}"}, {"items": rows, "entry": {}})
     count, seconds = map(float, measured(STORE, store.folder, files).split())
     assert count == files * items
-    record_property("load: CPU s to read stored items", {"items": int(count), "CPU s": seconds})
+    record_property("load: to read the store", {"items": int(count), "CPU s": round(seconds, 1)})
     assert seconds < 10 * count / 1e6

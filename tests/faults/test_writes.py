@@ -83,5 +83,5 @@ def test_a_failed_write_is_told_and_leaves_nothing_half_written(copied, record_p
     record_property("writes: calls that write, all steps", len(calls))
     record_property("writes: faults", tried.total())
     record_property("writes: by error", dict(sorted(tried.items())))
-    record_property("writes: told (the others changed nothing)", told)
+    record_property("writes: said in a line (the others changed nothing)", told)
     assert not wrong, "\n".join(wrong)
