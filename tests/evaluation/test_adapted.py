@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from tests.evaluation import walk
+from tests.evaluation import ja8_rows, walk
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -88,14 +88,15 @@ def test_an_adapter_is_scored_as_peft_folds_it(tmp_path, words, data):
         evaluated(data, base, tmp_path, "--adapter", str(base))
 
 
-def test_chat_prompts_are_lm_evals(tmp_path, words, data):
+@pytest.mark.parametrize("start", ["", "{{ bos_token }}"])
+def test_chat_prompts_are_lm_evals(tmp_path, words, data, start):
     from lm_eval.models.huggingface import HFLM
 
     model = walk.make("llama", vocab_size=400)
     folder = save(model, words, tmp_path / "model")
     with pytest.raises(UserError, match="its tokenizer has no chat template"):
         evaluated(data, folder, tmp_path, "--chat-template")
-    words.chat_template = TEMPLATE
+    words.chat_template = start + TEMPLATE
     try:
         words.save_pretrained(folder)
         lm = HFLM(pretrained=model, tokenizer=words)
@@ -118,9 +119,59 @@ def test_chat_prompts_are_lm_evals(tmp_path, words, data):
             tokenizer_name=lm.tokenizer_name,
         )
         assert ours == [request.args for request in asked.instances]
-        assert ours[0][0].startswith("<user>길이 젖었다.") and ours[0][0].endswith("<assistant>")
+        assert "<user>길이 젖었다." in ours[0][0] and ours[0][0].endswith("<assistant>")
+        scored = lm.loglikelihood(asked.instances, disable_tqdm=True)  # BOS once, or not at all
+        assert item["loglikelihoods"] == pytest.approx([value for value, _ in scored], abs=1e-4)
     finally:
         words.chat_template = None
+
+
+@pytest.mark.parametrize("task", ["jcommonsenseqa", "mgsm"])
+def test_solved_examples_are_turns_as_in_lm_evals_own_evaluation(tmp_path, words, task):
+    """What lm-eval's evaluator hands a model with its own options, and what is asked here."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from evaluation.harness import Harness
+
+    seen: list[tuple] = []
+
+    class Listener(HFLM):
+        def loglikelihood(self, requests, **_):
+            seen.extend(request.args for request in requests)
+            return [(0.0, False)] * len(requests)
+
+        def generate_until(self, requests, **_):
+            seen.extend(request.args for request in requests)
+            return [""] * len(requests)
+
+    model = walk.make("llama", vocab_size=400)
+    folder = save(model, words, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    rows = ja8_rows.write(tmp_path / "data")
+    ours_and_theirs = [
+        Harness(rows, [f"ja8/{task}"], "test", folder, chat_template=True) for _ in range(2)
+    ]
+    (asked,), (theirs,) = (harness._lm_tasks.values() for harness in ours_and_theirs)
+    asked.build_all_requests(**ours_and_theirs[0]._asking)
+    ours = [request.args for request in asked.instances]
+    shots = asked.config.num_fewshot
+    assert shots > 1
+    for prompt in {args[0] for args in ours}:  # counted: a turn for each example, then the item
+        assert prompt.count("<user>") == shots + 1 == prompt.count("<assistant>")
+    words.chat_template = TEMPLATE
+    try:
+        tasks = {"tasks": {theirs.config.task: theirs}, "groups": {}, "group_map": {}}
+        evaluate(
+            Listener(pretrained=model, tokenizer=words),
+            tasks,
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    finally:
+        words.chat_template = None
+    assert seen == ours
 
 
 def wrapper(name: str):

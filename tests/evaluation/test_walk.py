@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,16 +29,16 @@ def check(found: dict) -> None:
     assert found["generate"], found
 
 
-@pytest.mark.parametrize(
-    "kind,ways",
-    [
-        ("gpt_neo", ("rows", "batch")),
-        ("lfm2", ("rows", "kept")),
-        ("mamba", ("rows", "own")),
-        ("openai-gpt", ("rows", "anew")),
-        ("gemma3_text", ("trees", "batch")),
-    ],
-)
+WAYS = [
+    ("gpt_neo", ("rows", "batch")),
+    ("lfm2", ("rows", "kept")),
+    ("mamba", ("rows", "own")),
+    ("openai-gpt", ("rows", "anew")),
+    ("gemma3_text", ("trees", "batch")),
+]
+
+
+@pytest.mark.parametrize("kind,ways", WAYS)
 def test_the_quickest_right_way_is_taken_and_said(tokenizer, capsys, kind, ways):
     found = walk.compare(kind, tokenizer)
     check(found)
@@ -45,6 +46,44 @@ def test_the_quickest_right_way_is_taken_and_said(tokenizer, capsys, kind, ways)
     said = capsys.readouterr().err
     assert said.count("\n") == (ways != ("trees", "batch"))
     assert (f"note: model '{kind}' ({kind}): the quicker ways differ" in said) == bool(said)
+
+
+@pytest.mark.parametrize("dtype,rounding", [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
+@pytest.mark.parametrize("kind,ways", [*WAYS, ("mixtral", ("trees", "batch"))])
+def test_the_same_ways_are_taken_and_right_in_half_precision(
+    tokenizer, kind, ways, dtype, rounding
+):
+    """The choice is made in float32; what is left is the type's own rounding."""
+    found = walk.compare(kind, tokenizer, dtype)
+    assert (found["score"], found["write"]) == ways
+    assert found["error"] < rounding and found["behind"] < rounding
+
+
+def test_positions_that_change_with_a_texts_length(tokenizer):
+    """longrope counts otherwise from a length on: texts on both sides of it, and across it."""
+    from evaluation.backends.base import Pair, Prompt
+    from evaluation.backends.hf import HFBackend
+    from evaluation.backends.probe import Ways
+
+    long = [1.0, 4.0, 7.0, 10.0]
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "factor": 8.0}
+    rope |= {"long_factor": long, "original_max_position_embeddings": 128}
+    model = walk.make("llama", rope_parameters=rope)
+    backend = HFBackend(model, tokenizer, batch_size=4, max_length=256)
+    draw = torch.Generator().manual_seed(2)
+    texts = [torch.randint(3, 300, (n,), generator=draw).tolist() for n in (20, 125, 125, 180, 60)]
+    after = torch.randint(3, 300, (6,), generator=draw).tolist()
+    pairs = [Pair(n, text, after) for n, text in enumerate(texts)]
+    found = [value for value, _ in backend._score(backend._arrange(pairs), len(pairs))]
+    expected = [walk.plain_loglikelihood(model, text, after) for text in texts]
+    assert found == pytest.approx(expected, abs=_EXACT)
+    prompts = [Prompt(np.array(text, np.int32), (), 6, past_end=True) for text in texts]
+    assert backend._write(prompts) == [walk.plain_text(model, text, 6) for text in texts]
+    assert backend._ways() == Ways("trees", "batch", 128)
+    same = walk.make("llama", rope_parameters=rope | {"long_factor": [1.0] * 4})
+    other = [walk.plain_loglikelihood(same, text, after) for text in texts]
+    differs = [abs(a - b) > 1e-3 for a, b in zip(expected, other, strict=True)]
+    assert differs == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("sharp", [1, 3])

@@ -209,20 +209,30 @@ def own_text(model: Any, tokens: list[int], count: int) -> list[int]:
     return written[0, len(tokens) :].tolist()
 
 
-def compare(kind: str, tokenizer: Any, **more: Any) -> dict[str, Any]:
+@torch.inference_mode()
+def behind(model: Any, tokens: list[int], written: list[int]) -> float:
+    """Return how far the logit of a written token is from the best of a plain pass, at most."""
+    logits = model(torch.tensor([[*tokens, *written]])).logits[0, len(tokens) - 1 : -1].float()
+    own = logits.gather(1, torch.tensor(written)[:, None])[:, 0]
+    return float((logits.max(-1).values - own).max())
+
+
+def compare(
+    kind: str, tokenizer: Any, dtype: torch.dtype = torch.float32, **more: Any
+) -> dict[str, Any]:
     """Have the backend score and write with a model of a type, and compare.
 
     Returns:
         ``kind``; ``error``, the largest in a log-likelihood; ``texts``, whether all are those of
-        plain passes; ``generate``, whether they are those of transformers' own; ``score`` and
-        ``write``, the ways taken.
+        plain passes; ``behind``, how far written tokens are from their best; ``generate``, whether
+        the texts are those of transformers' own; ``score`` and ``write``, the ways taken.
     """
     import numpy as np
 
     from evaluation.backends.base import Pair, Prompt
     from evaluation.backends.hf import HFBackend
 
-    model = make(kind, **more)
+    model = make(kind, **more).to(dtype)
     backend = HFBackend(model, tokenizer, batch_size=4, max_length=256, name=kind)
     draw = torch.Generator().manual_seed(5)
 
@@ -245,6 +255,7 @@ def compare(kind: str, tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
         "kind": kind,
         "error": max(abs(one - two) for (one, _), two in zip(scores, expected, strict=True)),
+        "behind": max(behind(m, p, text) for (m, p, _), text in zip(asked, texts, strict=True)),
         "texts": texts == [plain_text(*one) for one in asked],
         "generate": texts == [own_text(*one) for one in asked],
         "score": ways.score,
