@@ -1,11 +1,13 @@
 """Measure a merge's CPU seconds, wall seconds and memory against mergekit and the I/O floor.
 
-    python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --json docs/data/merge.json
+    python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --against CHECKOUT \
+        --json docs/data/merge.json
     python benchmarks/merge.py --scaling --json docs/data/merge-scaling.json
 
 Makes its own models (Llama shape, bfloat16, random) in --work, about 7 GB for the table and 30 GB
-for --scaling. The table: three experts and a base of 0.65B parameters, one thread each, ours and
-mergekit alternating, the least of the repeats of each. The floor reads all inputs and writes the
+for --scaling. The table: three experts and a base of 0.65B parameters, one thread each, ours,
+mergekit and, with --against, an earlier checkout of this project alternating, the least of the
+repeats of each. The floor reads all inputs and writes the
 output with nothing between, fsync included as in a merge. Inputs' hashes are in our cache, as in
 any merge but the first with a model; hashing has a separate row. `ratio` says how many times
 better ours is than the other.
@@ -32,20 +34,31 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-METHODS = {  # goal: CPU seconds of mergekit over ours
-    "linear": 3.0,
-    "task_arithmetic": 3.0,
-    "slerp": 3.0,
-    "dare_ties": 6.0,
-    "ties": 8.0,
+
+@dataclass(frozen=True)
+class Goals:
+    """CPU seconds of mergekit and of an earlier build over ours; wall seconds over the floor's."""
+
+    mergekit: float
+    earlier: float
+    floor: float
+
+
+METHODS = {
+    "linear": Goals(5.0, 1.6, 1.05),
+    "task_arithmetic": Goals(5.0, 1.6, 1.15),
+    "slerp": Goals(9.0, 1.5, 1.25),
+    "dare_ties": Goals(14.0, 2.0, 2.0),
+    "ties": Goals(25.0, 2.2, 2.0),
 }
-MOST_MB = 700  # goal of peak memory, the import of torch included
-FLOOR_TIMES = 3.0  # goal of wall seconds with both cores, in times of the floor
+MOST_MB = 150  # goal of peak memory
+MOST_START = 0.3  # goal of the CPU seconds of a merge with hardly a value
 WEIGHTS = (0.5, 0.3, 0.2)
 DENSITY = 0.5
 
 # Parameters, hidden size, intermediate size, layers, heads, key-value heads.
 SIZES = {
+    "tiny": (32, 64, 2, 4, 2),
     "0.1B": (768, 2048, 12, 12, 4),
     "0.65B": (1536, 4096, 22, 24, 8),
     "2B": (2304, 6144, 34, 36, 12),
@@ -62,12 +75,16 @@ class Cost:
     rss: float
 
 
-def measure(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> Cost:
-    """Run a command and measure it, its threads included."""
+def measure(
+    command: Sequence[str | Path],
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
+) -> Cost:
+    """Run a command in a folder and measure it, its threads included."""
     start = time.monotonic()
     process = subprocess.Popen(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -261,55 +278,80 @@ class Records:
         print(f"{name:<44} {figure:<14} {ours:10.2f}{against}{wanted}", flush=True)
 
 
-def run(command: Sequence[Any], out: Path, cache: Path) -> Cost:
+def run(command: Sequence[Any], out: Path, cache: Path, folder: Path = ROOT) -> Cost:
     """Measure a merge into an empty place."""
     shutil.rmtree(out, ignore_errors=True)
-    return measure(command, {"BOTTLE_HASH_CACHE": str(cache)})
+    return measure(command, {"BOTTLE_HASH_CACHE": str(cache)}, folder)
 
 
 def table(
-    work: Path, program: Path | None, methods: Sequence[str], repeats: int, records: Records
+    work: Path,
+    program: Path | None,
+    earlier: Path | None,
+    methods: Sequence[str],
+    repeats: int,
+    records: Records,
 ) -> None:
-    """Measure every method against mergekit, and both cores against the floor."""
+    """Measure every method against mergekit and an earlier build, and both cores on the floor."""
     models = models_apart(work, "0.65B")
     out, cache = work / "out", work / "hashes.json"
-    run(our_command("linear", models, out), out, cache)  # fills the cache of hashes
-    hashing = "import sys; from common.files import sha256_file; print(*map(sha256_file, sys.argv))"
-    hashed = [sys.executable, "-c", hashing.replace("sys.argv", "sys.argv[1:]")]
-    own = measure([*hashed, *sorted(out.glob("*.safetensors"))])
+    run(our_command("linear", models, out), out, cache)  # fills the cache of hashes, and compiles
+    if earlier:
+        run(our_command("ties", models, out), out, cache, earlier)
     for method in methods:
-        ours, theirs = [], []
+        command, goals = our_command(method, models, out), METHODS[method]
+        ours, before, peers = [], [], []
         for number in range(repeats):
-            ours.append(run(our_command(method, models, out), out, cache))
+            ours.append(run(command, out, cache))
+            if earlier:
+                before.append(run(command, out, cache, earlier))
             if program and not (method == "ties" and number):
-                theirs.append(run(peer_command(program, method, models, out), out, cache))
-        mine, other = least(ours), vars(least(theirs)) if theirs else {}
-        records.add(method, "CPU s", mine.cpu, other.get("cpu"), METHODS[method])
-        less = f"{method}, less the output's hash"
-        records.add(less, "CPU s", mine.cpu - own.cpu, other.get("cpu"), METHODS[method])
-        records.add(method, "wall s", mine.wall, other.get("wall"))
-        records.add(method, "peak MB", mine.rss, other.get("rss"))
+                peers.append(run(peer_command(program, method, models, out), out, cache))
+        mine = least(ours)
+        for name, costs, goal in (
+            ("mergekit", peers, goals.mergekit),
+            ("earlier build", before, goals.earlier),
+        ):
+            if costs:
+                title, other = f"{method} (other: {name})", least(costs)
+                records.add(title, "CPU s", mine.cpu, other.cpu, goal)
+                records.add(title, "wall s", mine.wall, other.wall)
+                records.add(title, "peak MB", mine.rss, other.rss)
         records.add(f"{method} (other: goal)", "peak MB", mine.rss, MOST_MB, 1.0)
-    for method in [name for name in ("linear", "task_arithmetic") if name in methods]:
-        # Of the base, linear reads nothing but the header.
-        read = [path for name, path in models.items() if name != "base" or method != "linear"]
-        command = [sys.executable, __file__, "--work", str(work), "--floor", *map(str, read)]
+    for method in methods:
+        experts = [name for name in models if name != "base"]
+        # Of the base, these read nothing but the header.
+        read = {"linear": experts, "slerp": experts[:2]}.get(method, list(models))
+        folders = [str(models[name]) for name in read]
+        command = [sys.executable, __file__, "--work", str(work), "--floor", *folders]
         floors, both = [], []
         for _ in range(repeats):
             floors.append(measure(command))
             both.append(run(our_command(method, models, out, threads=2), out, cache))
         bottom, mine = least(floors), least(both)
-        records.add(f"{method}, 2 threads (other: floor)", "wall s", mine.wall, bottom.wall, 1 / 3)
-        records.add(f"{method}, 2 threads (other: floor)", "CPU s", mine.cpu, bottom.cpu)
+        title = f"{method}, 2 threads (other: floor)"
+        records.add(title, "wall s", mine.wall, bottom.wall, 1 / METHODS[method].floor)
+        records.add(title, "CPU s", mine.cpu, bottom.cpu)
+    hashing = "import sys; from common.files import sha256_file; print(*map(sha256_file, sys.argv))"
+    hashed = [sys.executable, "-c", hashing.replace("sys.argv", "sys.argv[1:]")]
+    own = measure([*hashed, *sorted(out.glob("*.safetensors"))])
     shards = [shard for path in models.values() for shard in sorted(path.glob("*.safetensors"))]
     once = measure([*hashed, *shards])
     records.add("hash of the output", "CPU s", own.cpu, None)
     records.add("hashes of the inputs, once for each model", "CPU s", once.cpu, None)
+    tiny = models_apart(work, "tiny")
+    count = sum(map(math.prod, shapes("tiny").values()))
+    for method in ("linear", "ties"):
+        command = our_command(method, tiny, out)
+        run(command, out, cache)
+        start = least([run(command, out, cache) for _ in range(repeats)])
+        title = f"{method} of {count / 1e6:.0f}M parameters (other: goal)"
+        records.add(title, "CPU s", start.cpu, MOST_START, 1.0)
 
 
 def scaling(work: Path, repeats: int, records: Records) -> None:
     """Measure how time and memory grow with parameters, experts and shards."""
-    cases = [(size, 3, 2) for size in SIZES]
+    cases = [(size, 3, 2) for size in SIZES if size != "tiny"]
     cases += [("0.1B", experts, 2) for experts in (2, 4, 8)]
     cases += [("0.1B", 3, shards) for shards in (1, 8, 32)]
     out, cache = work / "out", work / "hashes.json"
@@ -329,6 +371,7 @@ def main() -> None:
     """Measure, print a table and write the records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="the program mergekit-yaml")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="an earlier checkout")
     parser.add_argument("--work", type=Path, default=Path("/tmp/merge-benchmark"), metavar="DIR")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the table (all)"
@@ -348,7 +391,10 @@ def main() -> None:
     if given.scaling:
         scaling(given.work, given.repeats, records)
     else:
-        table(given.work, given.mergekit, given.methods, given.repeats, records)
+        table(
+            *(given.work, given.mergekit, given.against and given.against.resolve()),
+            *(given.methods, given.repeats, records),
+        )
     if given.json:
         given.json.write_text(json.dumps(records.rows, indent=1) + "\n", encoding="utf-8")
 

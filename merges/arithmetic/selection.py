@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FEW = 1 << 18  # so many values are gathered whole; a sample would not pay
 _MARGIN = 6.0  # standard errors of the sample's share above the threshold
 _ONE_RUN = 0.02  # standard error assumed where the sample is a single run of neighbours
-_COUNTED = 1 << 20  # bit patterns: 8 MB of counters
+_COUNTED = 16  # bits of a count: half a megabyte of counters
 _END = 1 << 62  # behind every place
 
 
@@ -104,15 +104,22 @@ def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> f
 
 def _largest(values: np.ndarray, rank: int) -> float:
     """Return the rank-th largest of magnitudes [n]."""
-    if values.dtype == np.float32:
-        # Within a narrow bracket there are few bit patterns, and counting is faster than selecting.
-        bits = values.view(np.uint32)
-        lowest, highest = int(bits.min()), int(bits.max())
-        if highest - lowest < _COUNTED:
-            number = np.bincount(bits - np.uint32(lowest))
-            place = int(np.searchsorted(number[::-1].cumsum(), rank))
-            return float(np.uint32(highest - place).view(np.float32))
-    return float(np.partition(values, len(values) - rank)[len(values) - rank])
+    if values.dtype != np.float32:
+        return float(np.partition(values, len(values) - rank)[len(values) - rank])
+    # The bits of magnitudes are in their order. Counting is faster than selecting: the upper bits
+    # say where the value is, and then the lower bits of the few that are there.
+    bits = values.view(np.uint32)
+    while True:
+        lowest = bits.min()
+        shift = max(0, int(bits.max() - lowest).bit_length() - _COUNTED)
+        digits = (bits - lowest) >> np.uint32(shift)
+        from_above = np.bincount(digits)[::-1].cumsum()
+        place = int(np.searchsorted(from_above, rank))
+        digit = len(from_above) - 1 - place
+        if not shift:
+            return float((lowest + np.uint32(digit)).view(np.float32))
+        rank -= int(from_above[place - 1]) if place else 0
+        bits = bits[digits == digit]
 
 
 class _Search:
