@@ -27,7 +27,7 @@ A model has many copies that compute the same: hidden units, heads and values in
 bases. --group says which changes of a model change nothing. --disguise writes such a copy (units,
 heads and values in other places, with other signs), to try alignment with.
 """
-_PLACES = ("hidden", "heads", "groups", "residual", "signs")
+PLACES = ("hidden", "heads", "groups", "residual", "signs")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,7 +116,7 @@ def _disguise(given: argparse.Namespace) -> None:
     model = Checkpoint(given.model)
     group = group_of(model.config, model.names(), model.path)
     generator = torch.Generator().manual_seed(given.disguise)
-    element = moves.draw(group, generator, _PLACES)
+    element = moves.draw(group, generator, PLACES)
     write_as(
         given.out.resolve(),
         Moved(model, group, element),
