@@ -101,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
     tasks = select(names(arguments.suites), own=own_tasks(arguments.data))
     check_items(arguments.data, arguments.split, tasks)
 
+    # Only now what takes seconds to import.
     from common.manifest import NAME, write_manifest
     from evaluation.harness import Harness
     from evaluation.items import write_records

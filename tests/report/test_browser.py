@@ -11,7 +11,6 @@ import pytest
 
 from common.cli import call
 from common.files import read_jsonl
-from evaluation.items import write_records
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import SMALL, fill, write
 
@@ -50,7 +49,9 @@ _OUTSIDE = """[...document.querySelectorAll('figure svg[role=img]')].flatMap(svg
 
 @pytest.fixture(scope="module")
 def made(finished, full, tmp_path_factory) -> dict[str, Path]:
-    """Pages: `tiny` of real answers, and `full` of the default configuration."""
+    """Pages: `tiny` of real answers, `full` of the default configuration, and `hard` labels."""
+    from evaluation.items import write_records  # heavy
+
     pages = {"tiny": finished / "report.html"}
     rows = read_jsonl(finished / "case1/data/test/bottle_ja8/mgsm.jsonl")
     asked = [row | {"before": "Solved: 1+1=2\n", "until": ["\n"], "max_tokens": 5} for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,9 @@ from report.load import load
 from tests.report.conftest import write
 
 HARD = ["A long label " * 16, "日本語 ß ő ·", "$x_1$ & 100 % {a} #~^\\ <|> “so” – ±", "B"]
+
+LATEX = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "xelatex"))), None)
+ODD = r"50 % of $x_1$ & {a} ~ #2 ^ \alpha ± × †"
 
 
 def compiled(program: str, folder: Path, body: str) -> str:
@@ -35,13 +39,21 @@ def compiled(program: str, folder: Path, body: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_all_tables_compile(full, tmp_path):
-    grids = tables.grids(load(*full))
-    assert len(grids) > 5
-    texts = [render.latex(grid) for grid in grids]
-    assert not any(text.startswith("%") for text in texts)
-    compiled("pdflatex", tmp_path, "\n".join(texts))
+@pytest.mark.skipif(LATEX is None, reason="LaTeX is not installed (texlive-latex-base)")
+def test_every_table_compiles_with_odd_labels_on_as_many_pages_as_there_are_tables(full, tmp_path):
+    config = json.loads(full[0].read_text(encoding="utf-8"))
+    config["methods"]["soup"]["label"] = ODD
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    written = tables.write(load(tmp_path / "config.json", full[1]), tmp_path / "tables")
+    texts = [path.read_text("utf-8") for path in written if path.suffix == ".tex"]
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs,graphicx}\begin{document}"
+    document = "\n\\clearpage\n".join([head, *texts, r"\end{document}"])
+    (tmp_path / "all.tex").write_text(document, encoding="utf-8")
+    command = [LATEX, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    said = " ".join((tmp_path / "all.log").read_text("utf-8", "replace").split())
+    assert f"({len(texts)} pages" in said and "Missing character" not in said
 
 
 @pytest.mark.slow
