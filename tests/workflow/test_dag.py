@@ -237,6 +237,13 @@ def test_tables_from_a_folder_that_was_dropped_in(project, reproduced):
     assert not list(project.results.glob("case*"))
 
 
+def test_snakemake_makes_its_own_report(project):
+    project.snakemake("--report", "snakemake.html")
+    text = (project.folder / "snakemake.html").read_text(encoding="utf-8")
+    assert "Merging in a Bottle: base and experts of each case study" in text
+    assert all(rule in text for rule in ("make_tables", "make_figures", "make_page"))
+
+
 def test_a_mistyped_key_is_told_before_anything_runs(project):
     project.config["methods"]["ties"]["set"] = {"densty": 0.5}
     project.write()
