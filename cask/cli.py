@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from common.cli import add_command, add_values, command_parser, pairs
+from common.sources import ROOT
 
 _EPILOG = """\
 examples:
+  python -m cask preflight --config cask.yaml
   python -m cask base --list
   python -m cask base --name gemma3-270m --accept-terms gemma --out models/base
   python -m cask data --tasks kobest/copa,bottle_gsm_en --experts ko=kobest/copa \\
@@ -88,13 +92,20 @@ def _add_train(commands: Any) -> None:
         train.add_argument(option, type=kind, default=default, metavar="N", help=about)
 
 
+def _add_preflight(commands: Any) -> None:
+    about = "list what a run will fetch, store, compute and hold, and what would stop it"
+    preflight = commands.add_parser("preflight", help=about, description=about)
+    preflight.set_defaults(run=_preflight)
+    preflight.add_argument("--config", type=Path, default=ROOT / "cask.yaml", metavar="FILE")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
     parser = command_parser(
         "cask", "Experiments on small real pretrained models from a package index.", _EPILOG
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_base, _add_data, _add_train):
+    for add in (_add_base, _add_data, _add_train, _add_preflight):
         add(commands)
     return parser
 
@@ -149,6 +160,12 @@ def _train(options: argparse.Namespace) -> None:
         f"{options.out.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f} in "
         f"{recipe.steps} steps, {result['forward_tokens'] / 1e6:.2f} M tokens -> {options.out}"
     )
+
+
+def _preflight(options: argparse.Namespace) -> None:
+    # A configuration is read by packages that import this one, so their command does it.
+    command = [sys.executable, "-m", "paper", "preflight", "--config", str(options.config)]
+    os.execv(sys.executable, command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

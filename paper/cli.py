@@ -17,6 +17,7 @@ _DESCRIPTION = "What serves the paper's experiment on its published checkpoints.
 _EXAMPLES = """\
 examples:
   python -m paper preflight
+  python -m paper preflight --config cask.yaml
   python -m paper list
   python -m paper fetch mistral_7b --out models/mistral_7b
   python -m paper rehearse --out rehearsal-run
@@ -26,11 +27,19 @@ Each command explains itself: python -m paper fetch --help. paper/README.md lead
 
 def _preflight(given: argparse.Namespace) -> None:
     """Print what an experiment will fetch, store, compute and cost; raise what would stop it."""
-    from paper import estimate
+    from paper import casks, estimate
     from workflow import configuration
 
-    config = configuration.load(given.config)
-    lines, errors = estimate.report(config, Path("results") / config.name)
+    read = configuration.read(given.config)
+    accepted = read.get("accept_terms", [])
+    # A cask can be planned before its terms are read: those not accepted are named at the end.
+    every = casks.all_terms() if isinstance(accepted, list) else accepted
+    config = configuration.resolve({**read, "accept_terms": every}, str(given.config))
+    results = Path("results") / config.name
+    if casks.cask_cases(config):
+        lines, errors = casks.report(config, accepted, results)
+    else:
+        lines, errors = estimate.report(config, results)
     lines += [f"error: {error}" for error in errors[1:]]  # the first ends the program
     print("\n".join(lines), flush=True)
     if errors:

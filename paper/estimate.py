@@ -32,6 +32,7 @@ class Step:
         hours: Its runs one after another.
         gpu_hours: Of these, with a GPU at work.
         known: How the figures are known: ``measured``, ``estimated`` or ``guessed``.
+        memory: What one run holds, GB, where that is estimated.
     """
 
     part: str
@@ -40,15 +41,22 @@ class Step:
     hours: float
     gpu_hours: float = 0.0
     known: str = "estimated"
+    memory: float = 0.0
 
 
-def _measured(step: Step, costs: Sequence[Path]) -> Step:
-    """Replace an estimate by measurements; runs to come count as the others' mean."""
+def measured(step: Step, costs: Sequence[Path], clock: str = "wall_s") -> Step:
+    """Replace an estimate by measurements; runs to come count as the others' mean.
+
+    Args:
+        step: The estimate.
+        costs: The cost.json of each run, whether it is there or not.
+        clock: Which of its times is meant.
+    """
     done = [read_json(path) for path in costs if path.is_file()]
     if not done:
         return step
     share = len(costs) / len(done) / 3600
-    hours, gpu = (share * sum(cost.get(name, 0) for cost in done) for name in ("wall_s", "gpu_s"))
+    hours, gpu = (share * sum(cost.get(name, 0) for cost in done) for name in (clock, "gpu_s"))
     part = "" if len(done) == len(costs) else f" in {len(done)} of {len(costs)}"
     return replace(step, hours=hours, gpu_hours=gpu, known=f"measured{part}")
 
@@ -90,13 +98,13 @@ def _making(config: Experiment, name: str, out: Path) -> Iterator[Step]:
 
     def merges(rows: Sequence[str], what: str, hours: float, gpu_hours: float) -> Step:
         step = Step(name, f"{len(rows)} merges {what}", len(rows) * size, hours, gpu_hours)
-        return _measured(step, [out / name / "merges" / row / "cost.json" for row in rows])
+        return measured(step, [out / name / "merges" / row / "cost.json" for row in rows])
 
     if any(rows[row].method == "dam" for row in (*learning, *searched)):
         hours = budget.teacher_hours(config, name)
         states = budget.states_gigabytes(config, name)
         step = Step(name, "teachers' predictions", states, hours, hours)
-        yield _measured(step, [out / name / "teachers" / "cost.json"])
+        yield measured(step, [out / name / "teachers" / "cost.json"])
     if plain:
         yield merges(plain, "on the CPU", len(plain) * budget.merge_hours(config, name), 0.0)
     if learning:
@@ -113,7 +121,7 @@ def _making(config: Experiment, name: str, out: Path) -> Iterator[Step]:
 def _evaluating(config: Experiment, case: str, part: str, scores: Sequence[Path]) -> Step:
     hours = len(scores) * budget.evaluation_hours(config, case)
     step = Step(part, f"evaluation of {len(scores)} models", 0.0, hours, hours)
-    return _measured(step, [path.with_name(f"{path.name}.cost.json") for path in scores])
+    return measured(step, [path.with_name(f"{path.name}.cost.json") for path in scores])
 
 
 def _checking(part: str, models: int) -> Step:
@@ -135,7 +143,7 @@ def _ablation(config: Experiment, ablation: Ablation, out: Path) -> Iterator[Ste
     size = kept * config.cases[case].gigabytes
     what = "" if kept == len(runs) else f", {kept} kept at a time"
     step = Step("ablation", f"{len(runs)} merges that learn{what}", size, hours, hours)
-    yield _measured(step, [folder / "model" / "cost.json" for folder in folders])
+    yield measured(step, [folder / "model" / "cost.json" for folder in folders])
     yield _evaluating(config, case, "ablation", [folder / "scores" for folder in folders])
     yield _checking("ablation", len(runs) * (1 if ablation.keep_merges else 2))
 
@@ -158,6 +166,18 @@ def steps_of(config: Experiment, out: Path) -> list[Step]:
     return steps
 
 
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lay rows out as lines, numbers to the right, the first and the last column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            text.ljust(width) if place in (0, len(widths) - 1) else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def table_of(steps: Sequence[Step]) -> list[str]:
     """Lay steps out as lines of a table, with the sums of each part and of all."""
     about = budget.assumptions()["machine"]
@@ -178,14 +198,7 @@ def table_of(steps: Sequence[Step]) -> list[str]:
             add(f"{part}: {step.name}", [step], step.known)
         add(f"{part}: in all", own, "")
     add("all", steps, "")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            text.ljust(width) if place in (0, 5) else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows)
 
 
 def _references(config: Experiment) -> tuple[list[str], list[str]]:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "studies": {"common", "merges", "report", "workflow/config"},
     "workflow": {"common", "merges", "evaluation", "studies", "workflow/config"},
     "paper": {
-        *("common", "paper/hub", "paper/calibration", "paper/rehearsal"),
+        *("common", "paper/hub", "paper/calibration", "paper/rehearsal", "cask"),
         *("evaluation", "merges", "workflow", "workflow/config"),
     },
 }
