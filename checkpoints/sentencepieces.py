@@ -61,7 +61,7 @@ def _normalizer(spec: Any) -> Any:
 
 
 def pipeline(model: Any) -> Tokenizer:
-    """Build what a parsed SentencePiece file does, a token for each piece."""
+    """Build the pipeline that a parsed SentencePiece file describes, a token for each piece."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers.tokenization_utils_base import generate_merges
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from checkpoints.names import is_embedding
 from common.errors import UserError
 from evaluation.backends.hf import load_model
 from evaluation.harness import Harness
 from search.dataflow_model import PER_LAYER
 from search.evaluation import Evaluation
+from search.naming import as_in_files
 from search.record import average_of
 
 if TYPE_CHECKING:
@@ -64,11 +66,22 @@ class Allocated:
     Attributes:
         model: The model.
         written: Number of parameters that the last candidate overwrote.
+
+    Raises:
+        UserError: transformers has a parameter that the base's files do not have.
     """
 
     def __init__(self, base: Model, dtype: str = "float32", device: str = "cpu") -> None:
         self.model = load_model(base.path, dtype, device)
         self.written = 0
+        self._names = frozenset(base.names())
+        # A tied matrix may be stored as the head.
+        for name in sorted(self._parameters().keys() - self._names):
+            if not is_embedding(name):
+                raise UserError(
+                    f"{base.path}: its files do not have {name} under a name that is known here, "
+                    "so that candidates cannot be made in memory; merge with python -m merges"
+                )
         self._config = {
             key: copy.deepcopy(getattr(self.model.config, key, None))
             for key in ("num_hidden_layers", *PER_LAYER)
@@ -100,12 +113,12 @@ class Allocated:
         return self._pool[place][kind]
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters by name, of tied ones only the first."""
+        """Return the parameters by their names in files, of tied ones only the first."""
         found: dict[int, str] = {}
         parameters = self.model.state_dict()
         for name, parameter in parameters.items():
             found.setdefault(parameter.data_ptr(), name)
-        return {name: parameters[name] for name in found.values()}
+        return as_in_files({name: parameters[name] for name in found.values()}, self._names)
 
     def become(self, space: Space, recipe: Recipe) -> Mapping[str, float]:
         """Make the model a candidate of a space; return the amounts for the cost.
