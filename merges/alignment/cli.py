@@ -93,7 +93,7 @@ def _align(given: argparse.Namespace) -> None:
     write_as(
         given.out.resolve(),
         found.experts[name],
-        "merge",
+        "aligned",
         {"reference": reference.fingerprint, "model": model.fingerprint, **rows},
         note=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
         code=("merges/alignment/aligning.py",),
@@ -120,7 +120,7 @@ def _disguise(given: argparse.Namespace) -> None:
     write_as(
         given.out.resolve(),
         Moved(model, group, element),
-        "merge",
+        "aligned",
         {"model": model.fingerprint},
         note=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
         code=("merges/alignment/moves.py",),

@@ -309,4 +309,4 @@ def _is_merge(folder: Path) -> bool:
         record = manifest.read_manifest(folder)
     except (UserError, OSError):
         return False
-    return isinstance(record, dict) and record.get("kind") == "merge"
+    return isinstance(record, dict) and record.get("kind") in ("merge", "aligned")

@@ -248,6 +248,11 @@ def test_a_model_written_in_anothers_basis_is_its_twin(make_model, tmp_path, cap
     made, first = (load_file(tmp_path / n / "model.safetensors") for n in ("c", "a"))
     assert all(torch.equal(made[name], value) for name, value in first.items())
     assert (tmp_path / "c/tokenizer.json").is_file()
+    run("align", *reference, "--out", tmp_path / "c")  # replaces an earlier one
+    with pytest.raises(UserError, match="no merge"):
+        run("--to-mergekit", tmp_path / "c", "--locate", "a=x", "--out", tmp_path / "d.yml")
+    with pytest.raises(UserError, match="holds the input"):
+        run("align", *reference, "--out", tmp_path)
 
 
 def test_a_model_with_nan_is_refused_in_one_line(make_model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -59,3 +60,16 @@ def test_only_the_bottle_trains_another_base(tmp_path):
     path.write_text(f"extends: {ROOT / 'cask.yaml'}\nname: own\naccept_terms: [gemma]\n{own}\n")
     with pytest.raises(UserError, match="base_seed is for experts that the bottle trains"):
         configuration.load(path)
+
+
+def test_the_record_says_what_the_documents_say():
+    record = json.loads((ROOT / "docs/data/strangers.json").read_text())
+    assert record["undone to the bit"] == [20, 20]
+    plain = record["lines"]["none"]["loss"]
+    for method in METHODS:
+        own = record["lines"][method]["loss"]
+        for expert, path in own.items():
+            half = len(path) // 2
+            assert path[half] < plain[expert][half]  # a lower barrier
+            if method != "transport":  # which alone changes the function
+                assert path[-1] == pytest.approx(plain[expert][-1], rel=1e-3)
