@@ -36,5 +36,9 @@ def score_titles(label: str) -> list[str]:
 
 
 def counted_names(models: Iterable[Model]) -> list[str]:
-    """Name every amount that any of the models counted."""
-    return sorted({name for model in models for name in model.counted})
+    """Name every amount that any of the models counted; time that was measured is none.
+
+    A search that was resumed keeps its earlier time there (`report.cost`).
+    """
+    names = {name for model in models for name in model.counted}
+    return sorted(name for name in names if not name.startswith("earlier_"))

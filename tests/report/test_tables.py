@@ -397,3 +397,15 @@ def test_a_caption_says_which_tasks_are_generated(small):
     case["columns"][0]["tasks"] = ["kobest/boolq"]
     config.write_text(json.dumps(about))
     assert "Test scores on the named tasks;" in caption()
+
+
+def test_time_that_a_resumed_search_measured_is_in_no_table():
+    from types import SimpleNamespace
+
+    from report.fields import counted_names
+
+    resumed = SimpleNamespace(counted={"evaluations": 5, "earlier_cpu_s": 0.3, "earlier_wall_s": 2})
+    assert counted_names([resumed, SimpleNamespace(counted={"steps": 1})]) == [
+        "evaluations",
+        "steps",
+    ]
