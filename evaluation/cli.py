@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -20,6 +21,7 @@ from evaluation.summary import summary
 
 if TYPE_CHECKING:
     from evaluation.harness import Harness
+    from evaluation.suites import Task
 
 DATA = Path("results/evaluation/data")
 OUT = Path("results/evaluation/scores")
@@ -215,6 +217,28 @@ def _harness(arguments: argparse.Namespace, suites: list[str], tokenizer: Path) 
     )
 
 
+@functools.cache  # once for all models that are evaluated
+def _warn(groups: str, remedy: str) -> None:
+    print(
+        f"warning: {groups}: asked without the BOS that this tokenizer puts in front of a text, as "
+        "published; a model that was trained behind it (Gemma) is another one without it. For its "
+        f"own scores: --suites {remedy}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _say_what_begins(tasks: Iterable[Task], tokenizer: Path) -> None:
+    """Warn of tasks that leave out the token with which a tokenizer begins every text."""
+    from checkpoints.loading import load_tokenizer
+    from evaluation.backends.tokenisation import begins_with_bos
+
+    left_out = (task for task in tasks if not task.bos and task.fidelity == "published")
+    without = list(dict.fromkeys(task.suite for task in left_out))
+    if without and begins_with_bos(load_tokenizer(tokenizer)):
+        _warn(", ".join(without), ",".join(f"{suite}:corrected" for suite in without))
+
+
 def _evaluate_one(
     arguments: argparse.Namespace, suites: list[str], harness: Harness, name: str, folder: Path
 ) -> None:
@@ -297,6 +321,7 @@ def _evaluate_all(
     if arguments.backend == "hf":
         check_device(arguments.device)
     harness: Harness | None = None
+    # A harness reads the items as its tokenizer writes them, so that another tokenizer needs another.
     try:
         for name, folder in models.items():
             tokenizer = arguments.tokenizer or folder
@@ -304,6 +329,7 @@ def _evaluate_all(
                 if harness is not None:
                     harness.close()
                 harness = _harness(arguments, suites, tokenizer)
+                _say_what_begins(harness.tasks, tokenizer)
             _evaluate_one(arguments, suites, harness, name, folder)
     finally:
         if harness is not None:
