@@ -321,7 +321,7 @@ def _evaluate_all(
     if arguments.backend == "hf":
         check_device(arguments.device)
     harness: Harness | None = None
-    # A harness reads the items as its tokenizer writes them, so that another tokenizer needs another.
+    # Items are prepared as a tokenizer writes them, so that another tokenizer needs another.
     try:
         for name, folder in models.items():
             tokenizer = arguments.tokenizer or folder
