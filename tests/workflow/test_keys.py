@@ -190,7 +190,7 @@ def steps(case, experts, suites):
     few = ["--test-items", "2", "--dev-items", "2", "--calibration-rows", "4", "--out"]
     scores = ["--model", f"{models}/base", "--split", "dev", *guided, "base.json"]
     greedy = ["greedy", *parents, *guided]
-    asked = ["prompts", "--tokenizer", f"{models}/base", *guided, "g"]
+    asked = ["prompts", "--tokenizer", f"{models}/base", *guided, "asked"]
     smoke = ["smoke", "--model", f"{models}/base", "--out", "smoke.json"]
     tables = ["tables", "--config", "config.json", "--results", ".", "--out", "more"]
     return {
