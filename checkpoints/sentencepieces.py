@@ -72,7 +72,7 @@ def pipeline(model: Any) -> Tokenizer:
         words: Any = models.Unigram(scored, unk_id=unknown, byte_fallback=spec.byte_fallback)
     else:
         ids = {piece.piece: number for number, piece in enumerate(pieces)}
-        # Merges in the order of the scores of what they make, as SentencePiece applies them.
+        # SentencePiece applies merges by the score of the piece that each makes.
         scores = {piece.piece: piece.score for piece in pieces}
         whole = {piece.piece for piece in pieces if piece.type == _CONTROL}
         words = models.BPE(

@@ -162,7 +162,7 @@ def test_an_expert_with_other_tensors_is_refused(base, copy):
 def test_an_expert_with_another_tokenizer_is_refused(base, copy):
     text = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(text.replace("w4", "v4"))
-    with pytest.raises(UserError, match=r"another tokenizer\.json"):
+    with pytest.raises(UserError, match=r"another tokenizer than"):
         check_compatible(Checkpoint(base), {"e": Checkpoint(copy)})
 
 

@@ -186,3 +186,15 @@ def test_a_chat_is_read_as_transformers_reads_it(tmp_path):
         assert chat.templates == (own if isinstance(own, dict) else {"default": own})
         assert chat.end == read.eos_token
     assert len(chat_of(companions_of([tmp_path / "new"])).templates) == 2
+
+
+def test_a_template_as_a_file_counts_before_the_one_in_the_configuration(tmp_path, make_model):
+    from transformers import AutoTokenizer
+
+    folder = make_model(tmp_path / "model")
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder, tokenizer_config__json=about | {"chat_template": "in"})
+    assert chat_of(companions_of([folder])).templates == {"default": "in"}
+    (folder / "chat_template.jinja").write_text("file")
+    assert chat_of(companions_of([folder])).templates == {"default": "file"}
+    assert AutoTokenizer.from_pretrained(folder).chat_template == "file"

@@ -59,6 +59,19 @@ def test_the_same_ways_are_taken_and_right_in_half_precision(
     assert found["error"] < rounding and found["behind"] < rounding
 
 
+def test_generation_settings_of_a_folder_do_not_change_answers(tokenizer):
+    from evaluation.backends.base import Prompt
+    from evaluation.backends.hf import HFBackend
+
+    model = walk.make("llama")
+    tokens = torch.randint(3, 300, (9,), generator=torch.Generator().manual_seed(4)).tolist()
+    expected = walk.plain_text(model, tokens, 12)
+    model.generation_config.update(repetition_penalty=50.0, max_new_tokens=3)
+    assert walk.own_text(model, tokens, 12) != expected  # transformers' own obeys them
+    backend = HFBackend(model, tokenizer, batch_size=4, max_length=256)
+    assert backend._write([Prompt(np.array(tokens, np.int32), (), 12, True)]) == [expected]
+
+
 def test_positions_that_change_with_a_texts_length(tokenizer):
     """longrope counts otherwise from a length on: texts on both sides of it, and across it."""
     from evaluation.backends.base import Pair, Prompt
