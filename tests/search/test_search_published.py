@@ -53,7 +53,7 @@ def test_a_search_in_bfloat16_over_a_cropped_expert(published, world, tmp_path, 
     given += [f"{name}={expert.path}" for name, expert in experts.items()]
     given += ["--data", str(world / "data"), "--suites", TASK, "--budget", "6", "--sigma", "0.5"]
     given += ["--dtype", "bfloat16", "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match=r"expert b .* has another tokenizer\.json than the base"):
+    with pytest.raises(UserError, match=r"expert b .* has another tokenizer than the base"):
         main(given)
     assert main([*given, "--vocabulary", "crop-to-base"]) == 0
     recipe = read_json(tmp_path / "out" / "manifest.json")["parameters"]
