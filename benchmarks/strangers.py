@@ -58,7 +58,7 @@ def lines(case: Path) -> dict[str, Any]:
             state = {name: torch.lerp(one[name], two[name], t) for name in one}
             for name in EXPERTS:
                 path[name].append(losses.of(state, [name]))
-        cosine = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+        cosine = float(flat[0] @ flat[1] / (flat[0].norm() * flat[1].norm()))
         found[method] = {"cosine": cosine, "loss": path}
         print(f"{method}: cosine {cosine:.3f}, loss at one half", end=" ")
         print({name: round(own[len(PLACES) // 2], 3) for name, own in path.items()}, flush=True)
@@ -146,12 +146,13 @@ def main() -> None:
             print(json.dumps(assignment(units)), flush=True)
         return
     case = given.results / "case1"
-    record = {"undone to the bit": [undone(case), DRAWS], "lines": lines(case)}
+    found = lines(case)
+    record = {"undone to the bit": [undone(case), DRAWS], "lines": found}
     print("undone to the bit:", record["undone to the bit"])
     if given.json:
         write_text(given.json, json.dumps(record, indent=1) + "\n")
     if given.figure:
-        draw(record["lines"], given.figure)
+        draw(found, given.figure)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ def draw(
         drawn = torch.randn(count, size, size, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(drawn)[0] + 0.2 * drawn / size**0.5
 
+    # Long because each part of the group is drawn here in turn.
     count, head, rotary = group.groups, group.head, group.rotary
     found: dict[str, Move] = {}
     for layer in range(group.layers):
