@@ -1,12 +1,21 @@
-"""Measure the training of a cask's expert against PEFT in a plain transformers loop.
+"""Measure an expert's training against PEFT in a plain loop, and a step of DAM against its floor.
 
-    python benchmarks/cask.py --base models/base --rows data/train/ko.jsonl --repeats 2
+    python benchmarks/cask.py --case results/cask/cask --expert ko --json docs/data/cask.json
+
+`--case` is a case's folder of a run: models/, data/, teachers/.
 
 Both train the same LoRA adapter on the same rows in the same steps. The plain loop pads a step's
 rows to the longest and computes all logits, as transformers' Trainer does; prompts and padding are
 masked in the labels. Each is a process, which loads the base, trains one step that is not measured,
 and then the others. Ours and the other alternate, and the least of the repeats counts. Both losses
 of the last step are printed: they must agree. `ratio` says how many times better ours is.
+
+The floor of DAM's step (a row of each expert, all positions, after one step that is not measured)
+is what its counted operations take at the speed of a product of the weights' type and a layer's
+shape, plus its counted bytes at the speed of a copy; both speeds are measured in the same process.
+Bytes are the experts' linear weights read twice (merged forwards, reduced backwards), the merged
+ones written once and read twice, the head read for each of its three products of a data set, and
+logits written and read once for each.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,19 +98,82 @@ def part(name: str, base: Path, rows: Path, steps: int, batch: int) -> None:
     print(json.dumps([cpu, after.ru_maxrss * 1024 / 1e6, tokens, losses[-1]]))
 
 
-def measured(name: str, given: argparse.Namespace) -> tuple[float, float, int, float]:
-    """Run a part in a process."""
-    command = [sys.executable, __file__, "--part", name, "--base", str(given.base)]
-    command += ["--rows", str(given.rows), "--steps", str(given.steps), "--batch", str(given.batch)]
+def fastest(work: Callable[[], object], repeats: int = 9) -> float:
+    """Return the least CPU seconds of some work."""
+    found = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return min(found[1:])
+
+
+def learned_step(case: Path, steps: int) -> None:
+    """Train with DAM and print CPU seconds a step, peak MB, tokens a step and the floor."""
+    import torch
+
+    from checkpoints.reading import Checkpoint
+    from merges.dam.layers import MergedLinear
+    from merges.dam.method import training_parameters
+    from merges.dam.sources import load_sources
+    from merges.dam.training import Trainer
+    from merges.engine.requests import WholeModelRequest
+
+    torch.set_num_threads(1)
+    names = sorted(path.stem for path in (case / "data/calibration").glob("*.jsonl"))
+    base = Checkpoint(case / "models/base")
+    experts = {name: Checkpoint(case / "models" / name) for name in names}
+    data = {name: case / f"data/calibration/{name}.jsonl" for name in names}
+    request = WholeModelRequest(base, experts, data, case / "teachers", 1, "base", 1)
+    parameters = training_parameters(samples=steps + 1, learning_rate=1e-3, tokens="all")
+    trainer = Trainer(request, parameters, load_sources(base, experts, data))
+    trainer.step()
+    flops, tokens = trainer.counted["flops"], trainer.counted["forward_tokens"]
+    start = time.process_time()
+    for _ in range(steps):
+        trainer.step()
+    cpu = (time.process_time() - start) / steps
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    flops = (trainer.counted["flops"] - flops) / steps
+    tokens = (trainer.counted["forward_tokens"] - tokens) / steps
+    # What the step moves at least, from shapes.
+    head = trainer.sources.base[trainer.sources.head]
+    linear = sum(
+        layer.weights[0].numel()
+        for layer in trainer.layers.values()
+        if isinstance(layer, MergedLinear)
+    )
+    products, size = 3 * len(names), head.element_size()
+    moved = size * linear * (2 * len(names) + 3) + size * head.numel() * products
+    moved += size * 2 * 3 * tokens * len(head)
+    weight = torch.randn(2048, head.shape[1]).to(head.dtype)
+    inputs = torch.randn(round(tokens), head.shape[1]).to(head.dtype)
+    seconds = fastest(lambda: torch.nn.functional.linear(inputs, weight))
+    speed = 2 * weight.numel() * len(inputs) / seconds
+    one, other = torch.zeros(1 << 26), torch.zeros(1 << 26)
+    bandwidth = 2 * 4 * len(one) / fastest(lambda: other.copy_(one))
+    floor = flops / speed + moved / bandwidth
+    print(json.dumps([cpu, peak, tokens, floor, speed / 1e9, bandwidth / 1e9]))
+
+
+def apart(name: str, given: argparse.Namespace) -> list[Any]:
+    """Run a part in a process and return what it prints."""
+    command = [sys.executable, __file__, "--part", name, "--case", str(given.case)]
+    command += ["--expert", given.expert, "--steps", str(given.steps), "--batch", str(given.batch)]
     done = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
-    cpu, peak, tokens, loss = json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measured(name: str, given: argparse.Namespace) -> tuple[float, float, int, float]:
+    """Train in one way in a process and show what it took."""
+    cpu, peak, tokens, loss = apart(name, given)
     print(f"{name}: {cpu:.1f} CPU s, {peak:.0f} MB, {tokens} tokens, last loss {loss:.4f}")
     return cpu, peak, tokens, loss
 
@@ -110,16 +183,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--base", type=Path, required=True, help="a base's folder")
-    parser.add_argument("--rows", type=Path, required=True, help="an expert's training rows")
+    parser.add_argument("--case", type=Path, required=True, help="a case's folder of a run")
+    parser.add_argument("--expert", default="ko", help="whose training is measured (ko)")
     parser.add_argument("--steps", type=int, default=4, help="that are measured")
     parser.add_argument("--batch", type=int, default=16, help="rows a step")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--part", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=[*STEPS, "dam"], help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.part == "dam":
+        learned_step(given.case, given.steps)
+        return
     if given.part:
-        part(given.part, given.base, given.rows, given.steps, given.batch)
+        rows = given.case / "data/train" / f"{given.expert}.jsonl"
+        part(given.part, given.case / "models/base", rows, given.steps, given.batch)
         return
     found: dict[str, list[tuple[float, float, int, float]]] = {}
     for _ in range(given.repeats):
@@ -133,6 +210,11 @@ def main() -> None:
         title = "training of an expert, other: PEFT, padded"
         records.add(title, figure, least["ours"], least["plain"], goal)
     records.add("its last loss", "nats", found["ours"][0][3], found["plain"][0][3])
+    steps = [apart("dam", given) for _ in range(given.repeats)]
+    cpu, peak, tokens, floor, speed, bandwidth = min(steps)
+    print(f"dam: {tokens:.0f} tokens a step; {speed:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
+    records.add("a step of DAM, other: its floor", "CPU s", cpu, floor, round(1 / 1.3, 2))
+    records.add("a step of DAM, other: the goal", "peak MB", peak, 6000.0, 1.0)
     if given.json:
         given.json.write_text(json.dumps(records.rows, indent=1) + "\n")
 
