@@ -124,6 +124,7 @@ def merge_copa(
             [factors_of_rows(a, kept, quantile) for a, kept in zip(a_all, a_kept, strict=True)]
         )
         total = weights.sum(0)
+        # A direction of which no adapter keeps anything is zero in both factors.
         b = (weights[:, None, :] * b_kept).sum(0) / torch.where(total > 0, total, 1.0)
         pair = Pair(factor * b, factor * a_kept.sum(0))
         if bool((pair.b @ pair.a).any()):
