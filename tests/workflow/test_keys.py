@@ -154,6 +154,8 @@ _READS_METHODS = {
     *(f"merges/statistics/{name}.py" for name in ("__init__", "kinds")),
 }
 BESIDES = {
+    # It also looks at the folder that it is to write.
+    "align": _READS_METHODS | {f"merges/engine/{name}.py" for name in ("checks", "requests")},
     "teachers": _READS_METHODS,
     "inspect": _READS_METHODS,
     "tables": {"report/published.py"},
