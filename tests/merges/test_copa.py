@@ -92,7 +92,7 @@ def top(tmp_path_factory):
 
 def command(top, out, *experts, settings=()):
     given = ["copa", "--base", str(top / "base"), "--out", str(out), "--experts"]
-    given += [f"{name}={top / name}" for name in experts]
+    given += [f"x_{name}={top / name}" for name in experts]
     return main([*given, *(["--set", *settings] if settings else [])])
 
 
@@ -126,7 +126,7 @@ def test_bad_input_is_one_line(top, tmp_path):
     out = tmp_path / "out"
     for experts, settings, message in (
         (("one",), [], "CoPA merges two or more adapters"),
-        (("one", "three"), [], r"down_proj has ranks \{'one': 2, 'three': 3\}; use .* core-space"),
+        (("one", "three"), [], r"down_proj has ranks \{'x_one': 2, 'x_three': 3\}; use .* core-space"),
         (("one", "base"), [], "no LoRA adapter with"),
         (("one", "two"), ["density=0"], "parameter density: 0 is out of range; give a number"),
         (("one", "two"), ["densty=1"], "no parameter 'densty'; did you mean 'density'"),
