@@ -272,6 +272,7 @@ def accept(path: Path | str) -> list[str]:
         UserError: No manifest records the path.
     """
     path, lines = Path(path), []
+    # First the manifest itself: while its seal is wrong, nothing that it says is believed.
     own = path / NAME if path.is_dir() else path if path.name.endswith(NAME) else beside(path)
     if own.is_file() and not _is_whole(record := read_json(own)):
         record.setdefault("extra", {}).setdefault("accepted", {}).setdefault(NAME, record[SEAL])
