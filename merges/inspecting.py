@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.manifest import beside, write_manifest
 from merges.differences import differences, not_finite, opened
+from merges.scaling import Learned, learned, scaling
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
@@ -27,7 +28,8 @@ _MODULES = {  # parts of a name that say which module of a layer a linear layer 
 }
 _DESCRIPTION = """\
 Compare experts and merges with their base, layer by layer and module by module: how far each expert
-moved, how alike and how much in conflict they are, and what every merge kept of each expert.
+moved, how alike and how much in conflict they are, and what every merge kept of each expert. Of
+DAM's coefficients: how much they rescale the weights in common, and how they mix the experts.
 """
 _EPILOG = """\
 For a group of weights (the attention of layer 3), w is the base's values, t_e an expert's task
@@ -40,6 +42,12 @@ vector (expert less base) and d what a merge changes (merge less base):
   length       |d| / |w|
 A uniform soup of three experts keeps 1/3 of each and has nothing outside. A random mask with
 rescaling keeps as much on average, and the noise that it adds is outside.
+
+For merges by DAM, W = sum_i W_i diag(c_i), over the columns of a group's weights:
+  sum          mean of sum_i c_i: the common rescaling, 1 is none
+  spread       the standard deviation of sum_i c_i over the columns
+  share of e   mean of c_e in parts of sum: the mixing
+Coefficients of task vectors (AdaMerging, task_vectors=true) rescale no common part: see kept.
 
 example:
   python -m merges inspect --base models/base --experts ja=models/ja math=models/math \\
@@ -164,6 +172,7 @@ class Description:
         kept: By merge and expert, the coefficient; None for an expert that did not move.
         outside: By merge, the share of its squared change that is along no expert.
         length: By merge, the length of its change in the base's.
+        coefficients: By merge that has some, their `sum`, `spread` and `shares`.
     """
 
     drift: dict[str, float | None] = field(default_factory=dict)
@@ -172,6 +181,7 @@ class Description:
     kept: dict[str, dict[str, float | None]] = field(default_factory=dict)
     outside: dict[str, float | None] = field(default_factory=dict)
     length: dict[str, float | None] = field(default_factory=dict)
+    coefficients: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def described(sums: Sums, experts: Sequence[str], merges: Sequence[str]) -> Description:
@@ -215,8 +225,27 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _is_inner(group: Group) -> bool:
+    return group.module in (*_MODULES, "other")
+
+
+def _scalings(
+    coefficients: Mapping[str, Learned], belongs: Callable[[Group], bool]
+) -> dict[str, dict[str, Any]]:
+    """Describe every merge's coefficients of the tensors whose group belongs."""
+    found = {}
+    for merge, own in coefficients.items():
+        if tensors := [own.tensors[name] for name in own.tensors if belongs(group_of(name))]:
+            found[merge] = scaling(own.models, tensors)
+    return found
+
+
 def inspected(
-    base: Model, experts: Mapping[str, Model], merges: Mapping[str, Model], go_on: bool = False
+    base: Model,
+    experts: Mapping[str, Model],
+    merges: Mapping[str, Model],
+    go_on: bool = False,
+    coefficients: Mapping[str, Learned] | None = None,
 ) -> dict[str, Any]:
     """Compare models with their base; what `python -m merges inspect` writes.
 
@@ -225,6 +254,7 @@ def inspected(
         experts: By name, with the base's parameters.
         merges: The same of merges.
         go_on: Whether a merge with NaN or infinity is left out.
+        coefficients: By merge, what it learnt.
 
     Returns:
         `experts` and `merges`, their names; `all`, the `Description` of all linear layers between
@@ -235,16 +265,19 @@ def inspected(
     for sums in found.values():
         sums.products = sums.products[np.ix_(kept, kept)]
     names = list(experts), [name for name in merges if name not in broken]
-    inner = [sums for group, sums in found.items() if group.module in (*_MODULES, "other")]
+    own = {name: each for name, each in (coefficients or {}).items() if name in names[1]}
+    inner = [sums for group, sums in found.items() if _is_inner(group)]
     whole = sum(inner[1:], inner[0]) if inner else Sums(np.zeros((1, 1)))
     order = sorted(found, key=lambda group: (group.layer is None, group.layer or 0, group.module))
     groups = [
         {"layer": group.layer, "module": group.module, "values": found[group].values}
         | vars(described(found[group], *names))
+        | {"coefficients": _scalings(own, group.__eq__)}
         for group in order
     ]
     about = {"experts": names[0], "merges": names[1]}
-    return _rounded(about | {"all": vars(described(whole, *names)), "groups": groups})
+    together = vars(described(whole, *names)) | {"coefficients": _scalings(own, _is_inner)}
+    return _rounded(about | {"all": together, "groups": groups})
 
 
 def _number(value: float | None) -> str:
@@ -259,6 +292,22 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         texts.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join(texts)
+
+
+def _coefficients_table(found: Mapping[str, Any]) -> list[str]:
+    """Write what coefficients do: all linear layers of a merge, then every group; or nothing."""
+    whole = {"layer": "all", "module": "linear layers", **found["all"]}
+    rows = []
+    for merge, about in whole["coefficients"].items():
+        models = list(about["shares"])
+        for group in (whole, *found["groups"]):
+            if own := group["coefficients"].get(merge):
+                layer = "-" if group["layer"] is None else str(group["layer"])
+                shares = ", ".join(f"{name} {_number(own['shares'][name])}" for name in models)
+                numbers = (_number(own["sum"]), _number(own["spread"]), shares)
+                rows.append((merge, layer, group["module"], *numbers))
+    header = ("coefficients of", "layer", "module", "sum", "spread", "share of")
+    return ["", _table(header, rows)] if rows else []
 
 
 def text_of(found: Mapping[str, Any]) -> str:
@@ -282,7 +331,7 @@ def text_of(found: Mapping[str, Any]) -> str:
          *(_number(group["drift"][name]) for name in experts), _number(group["conflict"]))
         for group in found["groups"]
     ]  # fmt: skip
-    return "\n".join([*lines, "", _table(header, rows)])
+    return "\n".join([*lines, "", _table(header, rows), *_coefficients_table(found)])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -311,7 +360,9 @@ def main(argv: Sequence[str]) -> int:
     optional = frozenset(merges if given.go_on else ())
     base, models = opened(given.base, {**experts, **merges}, optional)
     kept = {name: models[name] for name in merges if name in models}
-    found = inspected(base, {name: models[name] for name in experts}, kept, go_on=given.go_on)
+    parents = {name: models[name] for name in experts}
+    own = {name: has for name in kept if (has := learned(Path(merges[name])))}
+    found = inspected(base, parents, kept, go_on=given.go_on, coefficients=own)
     for name in sorted(set(kept) - set(found["merges"])):
         print(f"note: {name} is left out: it holds NaN or infinity")
     if given.out:

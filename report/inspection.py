@@ -47,6 +47,16 @@ class Inspection:
         groups = (group for world in self._worlds for group in world["groups"])
         return [group for group in groups if (group["layer"], group["module"]) == place]
 
+    def rescaled(self) -> list[Model]:
+        """Return the rows that have coefficients of complete weights, the highest first."""
+        return [m for m in self.merges if self.of("coefficients", m.id, "sum") is not None]
+
+    def mixed(self) -> list[str]:
+        """Return the models that have coefficients: the experts, and the base where it has some."""
+        shares = [("coefficients", model.id, "shares", "base") for model in self.rescaled()]
+        has_base = any(self.of(*keys) is not None for keys in shares)
+        return ["base", *self.experts] if has_base else self.experts
+
     def pairs(self) -> list[str]:
         """Return the pairs of experts that have a cosine."""
         return list(self._worlds[0]["all"]["cosine"])
@@ -132,3 +142,34 @@ def experts_grid(case: Case) -> Grid:
     )
     title = f"{table_title(case.table)}, experts' changes"
     return Grid(f"{case.table}_drift", title, caption, tuple(header), tuple(rows), texts=2)
+
+
+def coefficients_grid(case: Case) -> Grid | None:
+    """Lay out rescaling and mixing by a case's learnt coefficients; None where it has none."""
+    # Long, because each column is made here.
+    found, rows = Inspection(case), []
+    mixed = found.mixed()
+    for model in found.rescaled():
+        for place in (None, *found.places):
+            keys = ("coefficients", model.id)
+            if (total := found.of(*keys, "sum", place=place)) is None:
+                continue
+            spread = found.of(*keys, "spread", place=place)
+            shares = [found.of(*keys, "shares", name, place=place) for name in mixed]
+            layer, module = place or (None, "all")
+            weights = module if layer is None else f"{layer} {module}"
+            cells = (model.label, weights, *map(number, (total, spread, *shares)))
+            rows.append(Row(tuple(map(Cell, cells)), group=model.id))
+    if not rows:
+        return None
+    header = ["Model", "Weights", "Sum", "Spread", *(f"Share: {name}" for name in mixed)]
+    caption = (
+        "DAM adds models' weights up, each column times a coefficient. Weights: all linear layers "
+        "between embedding and head, then each layer's parts. Sum: the mean over columns of the "
+        "sum of the models' coefficients, by which all weights are rescaled; 1 is no rescaling. "
+        "Spread: that sum's standard deviation over columns. Share: the mean of a model's "
+        "coefficients in parts of the sum, which is how the models are mixed."
+    )
+    title = f"{table_title(case.table)}, learnt coefficients"
+    name = f"{case.table}_coefficients"
+    return Grid(name, title, caption, tuple(header), tuple(rows), texts=2)

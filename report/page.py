@@ -158,7 +158,7 @@ def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: li
 
 
 def _why(case: Case) -> Markup:
-    """Show what merges kept of every expert, and how experts moved."""
+    """Show what merges kept of every expert, how coefficients scale, and how experts moved."""
     kept, moved = inspection.inspection_grid(case), inspection.experts_grid(case)
     caption = (
         f"{case.title}: what every merge kept of each expert's change, and what is along none. A "
@@ -166,7 +166,17 @@ def _why(case: Case) -> Markup:
     )
     drawn = render.figure(f"{case.table}_kept", caption, panels.kept(case), [], [])
     summary = f"How experts moved, {len(moved.rows) - 1} groups of weights"
-    return render.html(kept) + drawn + render.part("folded", summary, moved)
+    learnt = Markup("")
+    if grid := inspection.coefficients_grid(case):
+        about = (
+            f"{case.title}: what learnt coefficients do to all weights in common (their sum, 1 is "
+            "nothing), apart from how they mix the experts (each one's share of the sum). A dot is "
+            "a layer's attention or MLP, the diamond all together."
+        )
+        shown = panels.coefficients(case)
+        learnt = render.figure(grid.name, about, shown, [], [])
+        learnt += render.part("folded", "Learnt coefficients by layer and module", grid)
+    return render.html(kept) + drawn + learnt + render.part("folded", summary, moved)
 
 
 def _sections(

@@ -220,10 +220,14 @@ def dots(title: str, rows: Sequence[tuple[str, float | None, Sequence[float | No
     return Panel(title, about, 1.4 * _STEP * len(rows), tuple(marks), ticks=tuple(ticks))
 
 
+def _inner(found: Inspection) -> list[tuple[int | None, str]]:
+    return [place for place in found.places if place[0] is not None and place[1] in _INSIDE]
+
+
 def kept(case: Case) -> list[Panel]:
     """Lay out a panel for each expert and one for what is along none: a dot a layer and module."""
     found = Inspection(case)
-    places = [place for place in found.places if place[0] is not None and place[1] in _INSIDE]
+    places = _inner(found)
 
     def panel(title: str, *keys: str) -> Panel:
         name, *rest = keys
@@ -237,6 +241,25 @@ def kept(case: Case) -> list[Panel]:
     experts = [(case.experts[expert].get("label", expert), expert) for expert in found.experts]
     shares = [panel(f"Kept of {label}", "kept", expert) for label, expert in experts]
     return [*shares, panel("Outside", "outside")]
+
+
+def coefficients(case: Case) -> list[Panel]:
+    """Lay out a panel for the sum of learnt coefficients, and one for each model's share of it."""
+    found = Inspection(case)
+
+    def panel(title: str, *keys: str) -> Panel:
+        rows = [
+            (model.label, found.of("coefficients", model.id, *keys),
+             [found.of("coefficients", model.id, *keys, place=place) for place in _inner(found)])
+            for model in found.rescaled()
+        ]  # fmt: skip
+        return dots(title, rows)
+
+    shares = [
+        panel(f"Share of {case.experts.get(name, {}).get('label', name)}", "shares", name)
+        for name in found.mixed()
+    ]
+    return [panel("Sum of coefficients", "sum"), *shares]
 
 
 def _free_places(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:

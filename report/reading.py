@@ -32,6 +32,9 @@ _DESCRIBED: Shape = {
     "kept!": {"*": {"*": NUMBER_OR_NONE}},
     "outside!": {"*": NUMBER_OR_NONE},
     "length!": {"*": NUMBER_OR_NONE},
+    "coefficients": {
+        "*": {"sum!": NUMBER, "spread!": NUMBER, "shares!": {"*": NUMBER_OR_NONE}},
+    },
 }
 INSPECTION: Shape = {"experts!": list, "merges!": list, "all!": _DESCRIBED, "groups!": list}
 COST: Shape = {"counted": {"*": NUMBER}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from common.cli import call
 from common.files import read_json
-from common.manifest import check_recorded
+from common.manifest import check_recorded, write_manifest
 from merges import inspecting
+from merges.scaling import scaling
 
 EXPERTS = ("a", "b", "c")
 
@@ -132,6 +134,110 @@ def test_soups_and_task_arithmetic_keep_their_weights(found):
     weighed = found["all"]["kept"]["task_arithmetic"]
     assert list(weighed.values()) == pytest.approx([0.7, 0.35, -0.7], abs=1e-4)
     assert found["all"]["outside"]["linear"] < 1e-6 < 0.1 < found["all"]["outside"]["ties"]
+
+
+LAYERS = {
+    f"model.layers.{n}.{name}.weight": width
+    for n, name, width in itertools.product((0, 1), ("self_attn.q_proj", "mlp.up_proj"), (16,))
+} | {"model.layers.1.mlp.down_proj.weight": 40, "lm_head.weight": 16}
+
+
+def learnt(folder, out, drawn, **given):
+    """A merge with coefficients that no training made, of the experts in the order c, a, b."""
+    shutil.copytree(folder / "linear", out)
+    (out / "extra").mkdir()
+    file = "extra/coefficients.safetensors"
+    biases = {"model.layers.0.self_attn.q_proj.bias": np.full(len(EXPERTS), 9, "float32")}
+    save_file(drawn | biases, out / file)
+    write_manifest(
+        out / "manifest.json",
+        kind="merge",
+        parameters={"method": "dam", "experts": ["c", "a", "b"], "set": given},
+        inputs={},
+        outputs={name: out / name for name in ("model.safetensors", file)},
+    )
+
+
+def draw(models=3):
+    generator = np.random.default_rng(2)
+    return {
+        name: generator.normal(0.4, 0.2, (models, width)).astype(np.float32)
+        for name, width in LAYERS.items()
+    }
+
+
+def scaled(tensors, order):
+    """Rescaling and mixing, column by column."""
+    columns = [column for tensor in tensors for column in np.asarray(tensor, np.float64).T]
+    sums = [sum(column) for column in columns]
+    mean = sum(sums) / len(sums)
+    spread = (sum((each - mean) ** 2 for each in sums) / len(sums)) ** 0.5
+    parts = {n: sum(c[k] for c in columns) / sum(sums) for k, n in enumerate(order)}
+    return {"sum": mean, "spread": spread, "shares": parts}
+
+
+def test_coefficients_rescale_and_mix_as_a_file_made_by_hand_says(folder, tmp_path, capsys):
+    drawn, wide = draw(), draw(4)
+    learnt(folder, tmp_path / "dam", drawn, task_vectors=False)
+    learnt(folder, tmp_path / "with_base", wide, base_source=True)
+    learnt(folder, tmp_path / "changes", drawn, task_vectors=True)
+    own = [f"{n}={tmp_path / n}" for n in ("dam", "with_base", "changes")]
+    given = ["inspect", "--base", f"{folder / 'base'}", "--experts"]
+    given += [*(f"{n}={folder / n}" for n in EXPERTS), "--merges", f"soup={folder / 'linear'}"]
+    assert call("merges.cli", [*given, *own, "--out", str(tmp_path / "found.json")]) == 0
+    found = read_json(tmp_path / "found.json")
+
+    def agrees_with(described, choose, merges=("dam", "with_base")):
+        # Neither the soup nor coefficients of task vectors rescale what models share.
+        assert set(described["coefficients"]) == set(merges)
+        for merge in merges:
+            order, file = ("cab", drawn) if merge == "dam" else (("base", *"cab"), wide)
+            wanted = scaled([file[name] for name in file if choose(name)], order)
+            seen = described["coefficients"][merge]
+            assert seen["shares"] == pytest.approx(wanted.pop("shares"), rel=1e-5)
+            assert {k: seen[k] for k in wanted} == pytest.approx(wanted, rel=1e-5)
+
+    agrees_with(found["all"], lambda name: ".layers." in name)
+    for group in found["groups"]:
+        part = {"attention": "self_attn", "mlp": "mlp", "head": "lm_head"}.get(group["module"], "?")
+        where = f"layers.{group['layer']}.{part}" if group["module"] != "head" else part
+        merges = [] if part == "?" else ["dam", "with_base"]
+        agrees_with(group, lambda name, where=where: where in name, merges)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (shown,) = [line for line in lines if line[:3] == ["dam", "1", "mlp"]]
+    wanted = scaled([drawn[name] for name in drawn if "1.mlp" in name], "cab")
+    assert shown[3:5] == [f"{wanted[key]:.3f}" for key in ("sum", "spread")]
+    assert shown[5:7] == ["c", f"{wanted['shares']['c']:.3f},"]
+
+
+def test_a_pure_rescaling_mixes_nothing_and_a_pure_mixing_rescales_nothing():
+    twice = scaling(["a", "b"], [np.ones((2, 5)), np.ones((2, 3))])
+    assert twice == {"sum": 2, "spread": 0, "shares": {"a": 0.5, "b": 0.5}}
+    part = np.linspace(-1, 1, 5)
+    assert scaling(["a", "b"], [np.stack([part, 1 - part])])["sum"] == pytest.approx(1)
+    assert scaling(["a", "b"], [np.stack([part, -part])])["shares"] == {"a": None, "b": None}
+
+
+@pytest.mark.parametrize("damage", ["rows", "nan", "bytes", "edited"])
+def test_damaged_coefficients_are_one_line_that_names_their_file(folder, tmp_path, capsys, damage):
+    drawn, out = draw(2 if damage == "rows" else 3), tmp_path / "dam"
+    if damage == "nan":
+        drawn["lm_head.weight"][1, 2] = np.nan
+    learnt(folder, out, drawn)
+    if damage in ("bytes", "edited"):
+        (out / "extra/coefficients.safetensors").write_bytes(b"no tensors")
+    if damage == "bytes":
+        (out / "manifest.json").unlink()
+        files = {"extra/coefficients.safetensors": out / "extra/coefficients.safetensors"}
+        about = {"method": "dam", "experts": list(EXPERTS), "set": {}}
+        write_manifest(
+            out / "manifest.json", kind="merge", parameters=about, inputs={}, outputs=files
+        )
+    given = ["inspect", "--base", f"{folder / 'base'}", "--experts", f"a={folder / 'a'}"]
+    saved = tmp_path / "found.json"
+    assert call("merges.cli", [*given, "--merges", f"dam={out}", "--out", str(saved)]) == 2
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "coefficients.safetensors" in error and "make" in error and not saved.exists()
 
 
 def test_what_is_printed_is_what_is_written(folder, found, capsys):

@@ -88,6 +88,39 @@ def test_panels_have_a_row_for_every_merge_and_a_dot_for_every_layer_and_module(
     assert dam.text == "–" and not dam.seeds
 
 
+def test_coefficients_have_a_table_and_panels_for_rescaling_and_for_mixing(small):
+    config, results, about = small
+    found = inspected(["ja", "math_a"], list(about["methods"]))
+
+    def own(total):
+        shares = {"ja": total / 4, "math_a": 1 - total / 4}
+        return {"dam": {"sum": total, "spread": 0.25, "shares": shares}}
+
+    found["all"]["coefficients"] = own(1.25)
+    for place, group in enumerate(found["groups"]):
+        group["coefficients"] = own(0.5 + place / 2)  # .5, 1, 1.5, 2 and the head's 2.5
+    write(results / "case1/inspection.json", found)
+    case = load(config, results).cases[0]
+    grid = inspection.coefficients_grid(case)
+    assert grid.header == ("Model", "Weights", "Sum", "Spread", "Share: ja", "Share: math_a")
+    lines = [[cell.text for cell in row.cells] for row in grid.rows]
+    assert [line[1] for line in lines] == [
+        *("all", "0 attention", "0 mlp", "1 attention", "1 mlp", "head")
+    ]
+    assert lines[0] == ["DAM", "all", "1.250", ".250", number(1.25 / 4), number(1 - 1.25 / 4)]
+    assert lines[4][2:] == ["2.000", ".250", ".500", ".500"]
+    total, ja, _ = panels.coefficients(case)
+    assert (total.title, ja.title) == ("Sum of coefficients", "Share of Japanese expert")
+    (dam,) = total.marks
+    # The axis goes from 0 to 2 over 160 units that begin at 160.
+    assert dam.seeds == pytest.approx([200, 240, 280, 320]) and dam.x == pytest.approx(260)
+
+
+def test_without_coefficients_there_is_no_table_of_them(small):
+    config, results, _ = small
+    assert inspection.coefficients_grid(load(config, results).cases[0]) is None
+
+
 def test_the_page_shows_it_and_goes_without_a_damaged_file(small, tmp_path, capsys):
     config, results, _ = small
     given = ["page", "--config", str(config), "--results", str(results)]
