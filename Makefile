@@ -33,7 +33,7 @@ VLLM_TESTS := tests/evaluation tests/search
 REHEARSAL := rehearsal-run
 FAULTS := tests/faults tests/workflow/test_faults.py tests/common/test_warm.py
 PARTS ?= 12
-LONG := .faults-long
+RECORDS := .faults
 
 .PHONY: reproduce rehearse-paper check test test-fast test-slow test-all test-vllm test-faults test-faults-long slurm test-slurm lint types format docs clean
 
@@ -60,15 +60,16 @@ test-slow: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST)
 
-# The record is docs/data/faults.json; docs/reliability.md shows it.
+# Its figures go to $(RECORDS)/faults.json. Those that docs/reliability.md shows are in docs/data/faults.json.
 test-faults: $(INSTALLED)
-	FAULTS=full FAULTS_RECORD=$(CURDIR)/docs/data/faults.json $(IN_WORKERS) $(FAULTS)
+	@mkdir -p $(RECORDS)
+	FAULTS=full FAULTS_RECORD=$(CURDIR)/$(RECORDS)/faults.json $(IN_WORKERS) $(FAULTS)
 
-# A part that passed leaves its record; remove $(LONG) to begin anew. PART=3/12 runs that part alone.
+# A part that passed leaves its record; remove $(RECORDS) to begin anew. PART=3/12 runs that part alone.
 test-faults-long: $(INSTALLED)
-	@mkdir -p $(LONG)
+	@mkdir -p $(RECORDS)
 	@for part in $(or $(PART),$$(seq -f %g/$(PARTS) $(PARTS))); do \
-	  record=$(CURDIR)/$(LONG)/$$(echo $$part | tr / -).json; \
+	  record=$(CURDIR)/$(RECORDS)/$$(echo $$part | tr / -).json; \
 	  if [ -e $$record ]; then echo "part $$part: passed before, $$record"; continue; fi; \
 	  echo "part $$part"; rm -f $$record.partial; \
 	  FAULTS=long PART=$$part FAULTS_RECORD=$$record.partial $(PYTEST) tests/faults && mv $$record.partial $$record || exit 1; \
@@ -119,4 +120,4 @@ $(VLLM)/installed.lock: $(VLLM_LOCKS)
 	@cat $(VLLM_LOCKS) > $@
 
 clean:
-	rm -rf .venv $(VLLM) $(REHEARSAL) $(LONG) results/*/ .snakemake
+	rm -rf .venv $(VLLM) $(REHEARSAL) $(RECORDS) results/*/ .snakemake

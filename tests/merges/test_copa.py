@@ -126,10 +126,10 @@ def test_bad_input_is_one_line(top, tmp_path):
     out = tmp_path / "out"
     for experts, settings, message in (
         (("one",), [], "CoPA merges two or more adapters"),
-        (("one", "three"), [], r"down_proj has ranks \{'x_one': 2, 'x_three': 3\}; use .* core-space"),
+        (("one", "three"), [], r"down_proj has ranks \{.*: 2, .*: 3\}; use .* core-space"),
         (("one", "base"), [], "no LoRA adapter with"),
         (("one", "two"), ["density=0"], "parameter density: 0 is out of range; give a number"),
-        (("one", "two"), ["densty=1"], "no parameter 'densty'; did you mean 'density'"),
+        (("one", "two"), ["densty=1"], r"no parameter 'densty' \(did you mean 'density'"),
     ):
         with pytest.raises(UserError, match=message) as error:
             command(top, out, *experts, settings=settings)
