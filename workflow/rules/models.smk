@@ -78,7 +78,9 @@ use rule bottle_base as bottle_other_base with:
 def base_of(wildcards):
     """The base that an expert is trained from."""
     seed = CASES[wildcards.case].experts[wildcards.expert].base_seed
-    return f"{OUT}/{wildcards.case}/{'models/base' if seed is None else f'bases/{seed}'}/manifest.json"
+    return (
+        f"{OUT}/{wildcards.case}/{'models/base' if seed is None else f'bases/{seed}'}/manifest.json"
+    )
 
 
 rule bottle_expert:

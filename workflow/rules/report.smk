@@ -122,7 +122,9 @@ rule make_page:
         tables=lambda wildcards, input: folder_of(input.tables),
         figures=lambda wildcards, input: folder_of(input.figures),
         answers=lambda wildcards, output: folder_of(output.answers),
-        code=code("report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES, *OTHERS),
+        code=code(
+            "report/page.py", "report/published/merging-in-a-bottle.yaml", *TEMPLATES, *OTHERS
+        ),
     shell:
         "python -m report page --config {input.config} --results {params.results}"
         " --tables {params.tables} --figures {params.figures} --items {params.answers}"
