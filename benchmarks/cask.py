@@ -112,7 +112,7 @@ def learned_step(case: Path, steps: int) -> None:
     """Train with DAM and print CPU seconds a step, peak MB, tokens a step and the floor."""
     import torch
 
-    from checkpoints.reading import Checkpoint
+    from checkpoints.reading import Checkpoint, Model
     from merges.dam.layers import MergedLinear
     from merges.dam.method import training_parameters
     from merges.dam.sources import load_sources
@@ -122,7 +122,7 @@ def learned_step(case: Path, steps: int) -> None:
     torch.set_num_threads(1)
     names = sorted(path.stem for path in (case / "data/calibration").glob("*.jsonl"))
     base = Checkpoint(case / "models/base")
-    experts = {name: Checkpoint(case / "models" / name) for name in names}
+    experts: dict[str, Model] = {name: Checkpoint(case / "models" / name) for name in names}
     data = {name: case / f"data/calibration/{name}.jsonl" for name in names}
     request = WholeModelRequest(base, experts, data, case / "teachers", 1, "base", 1)
     parameters = training_parameters(samples=steps + 1, learning_rate=1e-3, tokens="all")
@@ -144,7 +144,7 @@ def learned_step(case: Path, steps: int) -> None:
         if isinstance(layer, MergedLinear)
     )
     products, size = 3 * len(names), head.element_size()
-    moved = size * linear * (2 * len(names) + 3) + size * head.numel() * products
+    moved: float = size * linear * (2 * len(names) + 3) + size * head.numel() * products
     moved += size * 2 * 3 * tokens * len(head)
     weight = torch.randn(2048, head.shape[1]).to(head.dtype)
     inputs = torch.randn(round(tokens), head.shape[1]).to(head.dtype)
