@@ -135,7 +135,7 @@ def learned_step(case: Path, steps: int) -> None:
     cpu = (time.process_time() - start) / steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     flops = (trainer.counted["flops"] - flops) / steps
-    tokens = (trainer.counted["forward_tokens"] - tokens) / steps
+    length = (trainer.counted["forward_tokens"] - tokens) / steps
     # What the step moves at least, from shapes.
     head = trainer.sources.base[trainer.sources.head]
     linear = sum(
@@ -145,15 +145,15 @@ def learned_step(case: Path, steps: int) -> None:
     )
     products, size = 3 * len(names), head.element_size()
     moved: float = size * linear * (2 * len(names) + 3) + size * head.numel() * products
-    moved += size * 2 * 3 * tokens * len(head)
+    moved += size * 2 * 3 * length * len(head)
     weight = torch.randn(2048, head.shape[1]).to(head.dtype)
-    inputs = torch.randn(round(tokens), head.shape[1]).to(head.dtype)
+    inputs = torch.randn(round(length), head.shape[1]).to(head.dtype)
     seconds = fastest(lambda: torch.nn.functional.linear(inputs, weight))
     speed = 2 * weight.numel() * len(inputs) / seconds
     one, other = torch.zeros(1 << 26), torch.zeros(1 << 26)
     bandwidth = 2 * 4 * len(one) / fastest(lambda: other.copy_(one))
     floor = flops / speed + moved / bandwidth
-    print(json.dumps([cpu, peak, tokens, floor, speed / 1e9, bandwidth / 1e9]))
+    print(json.dumps([cpu, peak, length, floor, speed / 1e9, bandwidth / 1e9]))
 
 
 def apart(name: str, given: argparse.Namespace) -> list[Any]:
@@ -198,6 +198,7 @@ def main() -> None:
         rows = given.case / "data/train" / f"{given.expert}.jsonl"
         part(given.part, given.case / "models/base", rows, given.steps, given.batch)
         return
+    # Ours and the other alternate, so that both meet the same load.
     found: dict[str, list[tuple[float, float, int, float]]] = {}
     for _ in range(given.repeats):
         for name in STEPS:

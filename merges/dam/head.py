@@ -153,29 +153,37 @@ class OutputLoss(torch.autograd.Function):
         bias_gradient = None
         if bias is not None and ctx.needs_input_grad[2]:
             bias_gradient = torch.zeros_like(bias, dtype=dtype)
-        for segment in segments:
-            tokens = segment.count or segment.stop - segment.start
-            for start in range(segment.start, segment.stop, CHUNK):
-                chunk = slice(start, min(start + CHUNK, segment.stop))
-                inputs = hidden[chunk]
-                product, theirs = head.product(inputs), None
+        rows = max(WIDE // len(weight), 1)
+        spans = [(segment.start, segment.stop) for segment in segments]
+        # A large head is read once for the tokens of all datasets: few tokens take as long as many.
+        spans = [(spans[0][0], spans[-1][1])] if rows < CHUNK else spans
+        chunks = [
+            (i, min(i + CHUNK, stop)) for first, stop in spans for i in range(first, stop, CHUNK)
+        ]
+        for start, stop in chunks:
+            inputs = hidden[start:stop]
+            product = head.product(inputs)
+            for segment in segments:
+                low, high = max(start, segment.start), min(stop, segment.stop)
+                if low >= high:
+                    continue
+                theirs, tokens = None, segment.count or segment.stop - segment.start
                 if segment.hidden is not None and segment.head is not None:
-                    own = segment.hidden[start - segment.start : chunk.stop - segment.start]
+                    own = segment.hidden[low - segment.start : high - segment.start]
                     theirs = segment.head.product(own)
                 # The gradient takes the place of the product from which it was formed.
-                rows = max(WIDE // len(weight), 1)
-                for begin in range(0, len(inputs), rows):
-                    piece = slice(begin, begin + rows)
-                    other = None
+                for begin in range(low, high, rows):
+                    end, other = min(begin + rows, high), None
                     if segment.head is not None and theirs is not None:
-                        other = segment.head.finished(theirs[piece])
-                    gradient = _terms(head, product[piece], other, objective, tokens, values)
+                        other = segment.head.finished(theirs[begin - low : end - low])
+                    piece = product[begin - start : end - start]
+                    gradient = _terms(head, piece, other, objective, tokens, values)
                     if bias_gradient is not None:
                         bias_gradient += gradient.sum(0)
-                    product[piece] = gradient
-                hidden_gradient[chunk] = times(product, weight)
-                if weight_gradient is not None:
-                    _add_product(weight_gradient, product, inputs)
+                    piece.copy_(gradient)
+            hidden_gradient[start:stop] = times(product, weight)
+            if weight_gradient is not None:
+                _add_product(weight_gradient, product, inputs)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtype = weight.dtype
         weights = values.new_tensor([objective.weights[name] for name in objective.output_terms])
