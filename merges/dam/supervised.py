@@ -78,8 +78,11 @@ class _Given:
 
     weight = torch.empty(0)  # nothing asks for its device
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def product(self, hidden: Tensor) -> Tensor:
         return hidden
+
+    def finished(self, product: Tensor) -> Tensor:
+        return product
 
 
 class Labels:

@@ -7,8 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 
 from report import cost, drawing, figures, palette
 from report.compute_figure import compute_figure
@@ -73,6 +71,8 @@ def test_a_picture_has_the_pixels_that_matplotlib_writes_and_no_alpha(small):
     drawn = figures.averages_figure(load(small[0], small[1]))
     theirs, ours = io.BytesIO(), io.BytesIO(drawing.rendered(drawn, "png"))
     drawn.savefig(theirs, format="png", dpi=150)
+    from PIL import Image
+
     found = np.asarray(Image.open(ours))
     expected = np.asarray(Image.open(theirs))
     assert np.array_equal(found, expected[:, :, :3]) and (expected[:, :, 3] == 255).all()
@@ -82,7 +82,7 @@ def test_bars_are_those_of_barh(small):
     case, config = load(small[0], small[1]).cases[0], small[2]
     pictures = []
     for ours in (True, False):
-        axes = Figure().subplots()
+        axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
         scores = [case.average(model) for model in case.models]
         figures._bars(axes, case.models, scores, config)
         if not ours:
