@@ -14,8 +14,8 @@ The floor of DAM's step (a row of each expert, all positions, after one step tha
 is what its counted operations take at the speed of a product of the weights' type and a layer's
 shape, plus its counted bytes at the speed of a copy; both speeds are measured in the same process.
 Bytes are the experts' linear weights read twice (merged forwards, reduced backwards), the merged
-ones written once and read twice, the head read for each of its three products of a data set, and
-logits written and read once for each.
+ones written once and read twice, the head read once for each expert's logits, the merged ones and
+the gradient back, and logits written and read once for each.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def learned_step(case: Path, steps: int) -> None:
         for layer in trainer.layers.values()
         if isinstance(layer, MergedLinear)
     )
-    products, size = 3 * len(names), head.element_size()
+    products, size = 2 + len(names), head.element_size()
     moved: float = size * linear * (2 * len(names) + 3) + size * head.numel() * products
-    moved += size * 2 * 3 * length * len(head)
+    moved += size * 2 * 3 * length * len(head)  # merged, teacher's, gradient
     weight = torch.randn(2048, head.shape[1]).to(head.dtype)
     inputs = torch.randn(round(length), head.shape[1]).to(head.dtype)
     seconds = fastest(lambda: torch.nn.functional.linear(inputs, weight))
