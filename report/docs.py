@@ -252,6 +252,7 @@ def texts(docs: Path) -> dict[Path, str]:
     made, entries, readme = {}, {}, docs.parent / "README.md"
     published, claims = load(PAPER), {}
     runs = {path.stem: path for path in sorted((docs / "results").glob("*.jsonl"))}
+    # A run is open for one page at a time: its scores are unpacked into a temporary folder.
     for name, path in runs.items():
         written = docs / "results" / f"{name}-discussion.md"
         with kept.opened(path) as experiment:
