@@ -227,6 +227,7 @@ def _compared(
     rows = {model.id: model for model in models if model.id != first.id}
     gaps = _worlds_gaps(list(rows.values()), first, of)
     found: dict[str, Test] = {}
+    # Rows that lack worlds are moderated apart: their variances have fewer degrees of freedom.
     for count in {len(values) for values in gaps.values()}:
         alike = {id: values for id, values in gaps.items() if len(values) == count}
         if count == 1:

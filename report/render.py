@@ -114,6 +114,7 @@ def latex(grid: Grid) -> str:
     lines += [r"\bottomrule", r"\end{tabular}}"]
     lines += [rf"\par\smallskip\raggedright\footnotesize {latex_text(n)}" for n in grid.notes]
     text = "\n".join([*lines, r"\end{table*}"]) + "\n"
+    # pdflatex ends at a sign that it does not know, in a message that names no table.
     if unknown := dict.fromkeys(sign for sign in text if sign > "\u017f" and sign not in _PDFLATEX):
         needed = "XeLaTeX or LuaLaTeX, with a font that has them, for"
         return f"% {needed}: {''.join(unknown)}\n{text}"
