@@ -10,10 +10,17 @@ from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from merges.engine.config import MergeConfig
 from merges.engine.run import merge_to_disk
-from search.merged import ListedSpace
-from search.workbench import Allocated
 from tests.evaluation import walk
 from tests.evaluation.test_adapted import wrapper
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """Import lm-eval only when the tests run: collecting them stays quick."""
+    global Allocated, ListedSpace
+    from search.merged import ListedSpace
+    from search.workbench import Allocated
+
 
 WRAPPERS = ("gemma3", "qwen2_vl")
 TOKENS = torch.tensor([[3, 5, 9, 1, 7, 8]])
