@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from checkpoints.reading import Model
+from checkpoints.reading import Derived, Model
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,7 @@ class Place(NamedTuple):
     start: int = 0
 
 
-class Presented(Model):
+class Presented(Derived):
     """A model whose parameters are consecutive values of another's, under other names.
 
     Args:
@@ -70,21 +68,6 @@ class Presented(Model):
     def ahead(self, name: str) -> None:
         """Ask the system to fetch a parameter from the disk while other work is done."""
         self.origin.ahead(self._places[name].name)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The original's."""
-        return self.origin.folders
-
-    @property
-    def shards(self) -> list[Path]:
-        """The original's weight files."""
-        return self.origin.shards
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The original's: how it is presented follows from the models."""
-        return self.origin.fingerprint
 
 
 def whole(model: Model, names: Mapping[str, str]) -> dict[str, Place]:

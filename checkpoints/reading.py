@@ -279,6 +279,51 @@ class Model(abc.ABC):
         return {name: self.load(name) for name in self.names()}
 
 
+class Derived(Model):
+    """A model that is read through another, with other values, names or rows; as it is otherwise.
+
+    Attributes:
+        origin: The model that is read.
+    """
+
+    origin: Model
+
+    def names(self) -> list[str]:
+        """Return the names of all parameters, sorted."""
+        return self.origin.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape."""
+        return self.origin.shape(name)
+
+    def dtype(self, name: str) -> str:
+        """Return the type in which a parameter is read."""
+        return self.origin.dtype(name)
+
+    def stored(self, name: str) -> str:
+        """Return the type in which a parameter of a result like this model is stored."""
+        return self.origin.stored(name)
+
+    def ahead(self, name: str) -> None:
+        """Ask the system to fetch a parameter from the disk while other work is done."""
+        self.origin.ahead(name)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The original's."""
+        return self.origin.folders
+
+    @property
+    def shards(self) -> list[Path]:
+        """The original's weight files."""
+        return self.origin.shards
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The original's: how it is read follows from the models and the settings."""
+        return self.origin.fingerprint
+
+
 class Checkpoint(Model):
     """A model folder, read lazily.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from checkpoints.dtypes import name_of, torch_type
 from checkpoints.names import has_row_per_token, with_vocabulary_size
-from checkpoints.reading import Model
+from checkpoints.reading import Derived, Model
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +54,7 @@ class Rows:
         ]
 
 
-class Reordered(Model):
+class Reordered(Derived):
     """A model whose rows per token are those of another vocabulary.
 
     Args:
@@ -68,35 +66,27 @@ class Reordered(Model):
     def __init__(self, model: Model, base: Model, rows: Rows) -> None:
         self.path = model.path
         self.config = with_vocabulary_size(model.config, len(rows.origin))
-        self._model, self._base, self._rows = model, base, rows
-
-    def names(self) -> list[str]:
-        """Return the names of all parameters, sorted."""
-        return self._model.names()
+        self.origin, self._base, self._rows = model, base, rows
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape, with as many rows as the common vocabulary."""
-        shape = self._model.shape(name)
+        shape = self.origin.shape(name)
         return (len(self._rows.origin), *shape[1:]) if has_row_per_token(name) else shape
 
     def dtype(self, name: str) -> str:
         """Return the type in which a parameter is read; one that also holds the base's rows."""
-        own = self._model.dtype(name)
+        own = self.origin.dtype(name)
         lacking = has_row_per_token(name) and self._rows.origin.any()
-        if self._model is self._base or not lacking:
+        if self.origin is self._base or not lacking:
             return own
         import torch
 
         wide = torch.promote_types(torch_type(own), torch_type(self._base.dtype(name)))
         return name_of(wide) or own
 
-    def stored(self, name: str) -> str:
-        """Return the type in which a parameter of a result like this model is stored."""
-        return self._model.stored(name)
-
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
         if not has_row_per_token(name):
-            return self._model.read(name, start, stop)
+            return self.origin.read(name, start, stop)
         import torch
 
         columns = math.prod(self.shape(name)[1:])
@@ -107,7 +97,7 @@ class Reordered(Model):
             if origin == MEAN:
                 target.copy_(self._mean(name, columns, row))
             else:
-                source = self._model if origin == OWN else self._base
+                source = self.origin if origin == OWN else self._base
                 held = source.read(name, place * columns, (place + count) * columns)
                 target.copy_(held.reshape(count, columns))
         return values.flatten()[start - first * columns : stop - first * columns]
@@ -121,22 +111,3 @@ class Reordered(Model):
         for model, place in holders:
             total += model.read(name, place * columns, (place + 1) * columns)
         return (total / len(holders)).to(torch_type(self._base.dtype(name)))
-
-    def ahead(self, name: str) -> None:
-        """Ask the system to fetch a parameter from the disk while other work is done."""
-        self._model.ahead(name)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The model's own."""
-        return self._model.folders
-
-    @property
-    def shards(self) -> list[Path]:
-        """The model's weight files."""
-        return self._model.shards
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The model's own: what is reordered follows from the models and the policy."""
-        return self._model.fingerprint

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import add_values, command_parser, pairs
+from common.cli import add_values
 from common.errors import UserError, nearest
-from merges.core_space import Factors, Pair
+from merges.core_space import Factors, Pair, adapters_parser, read_adapters, write_factors
 from merges.engine.parameters import Number
 
 if TYPE_CHECKING:
@@ -154,13 +153,9 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
-    parser = command_parser("merges copa", _DESCRIPTION, _EPILOG)
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="their base")
-    about = "the adapters to merge"
-    add_values(parser, "--experts", required=True, metavar="NAME=DIR", help=about)
+    parser = adapters_parser("merges copa", _DESCRIPTION, _EPILOG)
     about = "density (0.2), quantile (0.8) and factor (2): see docs/merging.md"
     add_values(parser, "--set", metavar="NAME=VALUE", help=about)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     return parser
 
 
@@ -171,24 +166,15 @@ def main(argv: Sequence[str]) -> int:
         UserError: What the user can fix.
     """
     given = build_parser().parse_args(argv)
-    folders = pairs(given.experts, "--experts")
     from merges.cli import read_settings
 
     settings = settings_of(read_settings(given.set))
-    from checkpoints.reading import Checkpoint
-    from merges.core_space import read_factors, write_factors
-    from merges.engine.checks import check_output
-
-    check_output(given.out, [given.base, *folders.values()])
-    base = Checkpoint(given.base)
-    read = {name: read_factors(path, base) for name, path in folders.items()}
-    factors = merge_copa({name: own for name, (own, _) in read.items()}, **settings)
-    about = {"method": "copa", "set": settings, "experts": list(folders)}
-    inputs = {f"experts.{name}": fingerprint for name, (_, fingerprint) in read.items()}
-    inputs = {"base": base.fingerprint, **inputs}
+    base, adapters, inputs = read_adapters(given)
+    factors = merge_copa(adapters, **settings)
+    about = {"method": "copa", "set": settings, "experts": list(adapters)}
     write_factors(given.out, base, factors, about, ("merges/copa.py",), inputs=inputs)
     print(
-        f"merged {', '.join(folders)} with CoPA into {given.out}: {len(factors)} layers of rank "
+        f"merged {', '.join(adapters)} with CoPA into {given.out}: {len(factors)} layers of rank "
         f"{next(iter(factors.values())).a.shape[0]}"
     )
     return 0

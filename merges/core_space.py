@@ -206,16 +206,45 @@ def write_factors(
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
-    parser = command_parser("merges core-space", _DESCRIPTION, _EPILOG)
+def adapters_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Begin the parser of a command that merges adapters into one."""
+    parser = command_parser(name, description, epilog)
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="their base")
     about = "the adapters to merge"
     add_values(parser, "--experts", required=True, metavar="NAME=DIR", help=about)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    return parser
+
+
+def read_adapters(
+    given: argparse.Namespace,
+) -> tuple[Model, dict[str, Factors], dict[str, str]]:
+    """Read what such a command was given.
+
+    Returns:
+        The base, the adapters' factors by name, and fingerprints of the inputs for the manifest.
+
+    Raises:
+        UserError: As for `read_factors`, or an output folder that cannot be written.
+    """
+    from checkpoints.reading import Checkpoint
+    from merges.engine.checks import check_output
+
+    folders = pairs(given.experts, "--experts")
+    check_output(given.out, [given.base, *folders.values()])
+    base = Checkpoint(given.base)
+    read = {name: read_factors(path, base) for name, path in folders.items()}
+    inputs = {f"experts.{name}": fingerprint for name, (_, fingerprint) in read.items()}
+    factors = {name: own for name, (own, _) in read.items()}
+    return base, factors, {"base": base.fingerprint, **inputs}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = adapters_parser("merges core-space", _DESCRIPTION, _EPILOG)
     parser.add_argument("--method", required=True, metavar="NAME", help="as merges --list shows it")
     add_values(parser, "--set", metavar="NAME=VALUE", help="parameters of the method")
     parser.add_argument("--seed", type=int, default=0, help="seed of random masks (0)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     return parser
 
 
@@ -229,23 +258,14 @@ def main(argv: Sequence[str]) -> int:
     from merges.cli import read_settings
 
     parameters = registry.validate(given.method, read_settings(given.set))
-    folders = pairs(given.experts, "--experts")
-    from checkpoints.reading import Checkpoint
-    from merges.engine.checks import check_output
-
-    check_output(given.out, [given.base, *folders.values()])
-    base = Checkpoint(given.base)
-    read = {name: read_factors(path, base) for name, path in folders.items()}
-    adapters = {name: factors for name, (factors, _) in read.items()}
+    base, adapters, inputs = read_adapters(given)
     factors = merge_factors(adapters, given.method, parameters, given.seed)
-    about = {"method": given.method, "set": parameters, "experts": list(folders)}
-    inputs = {f"experts.{name}": fingerprint for name, (_, fingerprint) in read.items()}
-    inputs = {"base": base.fingerprint, **inputs}
+    about = {"method": given.method, "set": parameters, "experts": list(adapters)}
     code = ("merges/core_space.py", *registry.sources(given.method))
     write_factors(given.out, base, factors, about, code, inputs=inputs, seed=given.seed)
     ranks = sorted({pair.a.shape[0] for pair in factors.values()})
     print(
-        f"merged {', '.join(folders)} with {given.method} in core space into {given.out}: "
+        f"merged {', '.join(adapters)} with {given.method} in core space into {given.out}: "
         f"{len(factors)} layers of rank {ranks[0]} to {ranks[-1]}"
     )
     return 0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.reading import Model
+from checkpoints.reading import Derived, Model
 from merges.alignment import moves
 from merges.alignment.groups import Group
 from merges.alignment.moves import Element
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _KEPT = 8  # moved tensors in memory: the engine's threads read pieces of as many at once
 
 
-class Moved(Model):
+class Moved(Derived):
     """A model whose weights are moved when they are read.
 
     Rows of an embedding or head are moved by themselves. Any other tensor is read whole.
@@ -37,22 +36,6 @@ class Moved(Model):
         self._slots = group.slots()
         self._lock = threading.Lock()
         self._tensor = functools.lru_cache(maxsize=_KEPT)(self._whole)
-
-    def names(self) -> list[str]:
-        """Return the names of all parameters, sorted."""
-        return self.origin.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a parameter's shape."""
-        return self.origin.shape(name)
-
-    def dtype(self, name: str) -> str:
-        """Return the type in which a parameter is read."""
-        return self.origin.dtype(name)
-
-    def stored(self, name: str) -> str:
-        """Return the type in which a parameter of a result like this model is stored."""
-        return self.origin.stored(name)
 
     def _moved(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         slots = self._slots[name]
@@ -73,22 +56,3 @@ class Moved(Model):
         with self._lock:
             # A copy: methods overwrite what they are given.
             return self._tensor(name)[start:stop].clone()
-
-    def ahead(self, name: str) -> None:
-        """Ask the system to fetch a parameter from the disk while other work is done."""
-        self.origin.ahead(name)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The original's."""
-        return self.origin.folders
-
-    @property
-    def shards(self) -> list[Path]:
-        """The original's weight files."""
-        return self.origin.shards
-
-    @property
-    def fingerprint(self) -> str:
-        """The original's: how it is moved follows from the models."""
-        return self.origin.fingerprint

@@ -68,7 +68,6 @@ class Change(Protocol):
     def blocks(self) -> Tensor | None: ...
     def rows(self, values: Tensor) -> Tensor: ...
     def columns(self, values: Tensor) -> Tensor: ...
-    def gain(self, values: Tensor) -> Tensor: ...
 
 
 Element = Mapping[str, Change]  # by space; a space that is not there is not moved
@@ -208,6 +207,7 @@ def inverse(element: Mapping[str, Move]) -> dict[str, Move]:
 def _moved(slot: Slot, element: Element, tensor: Tensor) -> Tensor:
     if (move := element.get(slot.rows or "")) is not None:
         if slot.gain:
+            assert isinstance(move, Move)  # nothing else acts on a space with norms
             tensor = move.gain(tensor)
         elif slot.offset and move.blocks is not None:
             tensor = move.rows(tensor + slot.offset) - slot.offset

@@ -46,10 +46,6 @@ class Mixture(NamedTuple):
         """Return the same mixtures of columns; a permutation's undo those of its rows."""
         return (values.double() @ self.matrix.T).to(values.dtype)
 
-    def gain(self, values: Tensor) -> Tensor:
-        """Hidden units have no gain."""
-        raise NotImplementedError
-
 
 def sinkhorn(gain: Tensor, entropy: float) -> Tensor:
     """Return the plan of largest gain with entropy: rows and columns sum to 1.

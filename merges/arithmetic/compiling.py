@@ -173,7 +173,7 @@ def _compile(functions: Mapping[str, tuple[Callable, str, tuple[str, ...]]]) -> 
     found = {}
     for name, (function, result, arguments) in functions.items():
         signature = kind(result)(*map(kind, arguments))
-        # The function's own names, with the operations that numba lacks in place of their stubs.
+        # The function's own names, with the operations that numba lacks as it can compile them.
         names = {**function.__globals__, **_operations()}
         own = python_types.FunctionType(function.__code__, names, name)
         compiled = numba.cfunc(signature, error_model="numpy")(own)
@@ -183,7 +183,7 @@ def _compile(functions: Mapping[str, tuple[Callable, str, tuple[str, ...]]]) -> 
 
 
 def _operations() -> dict[str, Any]:
-    """Return the operations that numba lacks; see the stubs of the same names."""
+    """Return the operations that numba lacks, which Python runs by the functions of their names."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -229,29 +229,32 @@ def _operations() -> dict[str, Any]:
     }
 
 
-def singles(count):
-    """Return a pointer to room for float32 values, for the time of a call; for kernels only."""
-    raise NotImplementedError
+# What kernels call, as Python runs it, where a kernel is called without compilation.
 
 
-def doubles(count):
-    """Return a pointer to room for float64 values, for the time of a call; for kernels only."""
-    raise NotImplementedError
+def singles(count: int) -> np.ndarray:
+    """Return room for float32 values, for the time of a call."""
+    return np.empty(count, dtype=np.float32)
 
 
-def fused(x, y, z):
-    """Compute x * y + z of float32 with one rounding; for kernels only."""
-    raise NotImplementedError
+def doubles(count: int) -> np.ndarray:
+    """Return room for float64 values, for the time of a call."""
+    return np.empty(count)
 
 
-def as_float(bits):
-    """Return the float32 whose bits are the lower 32 of an unsigned integer; for kernels only."""
-    raise NotImplementedError
+def fused(x: np.float32, y: np.float32, z: np.float32) -> np.float32:
+    """Compute x * y + z with one rounding; here with two where float64 cannot hold the sum."""
+    return np.float32(np.float64(x) * np.float64(y) + np.float64(z))
 
 
-def as_bits(value):
-    """Return the bits of a float32 as an unsigned integer of 32; for kernels only."""
-    raise NotImplementedError
+def as_float(bits: np.uint64) -> np.float32:
+    """Return the float32 whose bits are the lower 32 of an unsigned integer."""
+    return np.uint32(bits & np.uint64(0xFFFFFFFF)).view(np.float32)
+
+
+def as_bits(value: np.float32) -> np.uint32:
+    """Return the bits of a float32."""
+    return np.float32(value).view(np.uint32)
 
 
 def _link(objects: Mapping[str, Code]) -> tuple[Any, dict[str, int]]:

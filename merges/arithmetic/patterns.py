@@ -8,7 +8,7 @@ the same operations in the same order, so the bits are the same; only bfloat16 i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from merges.arithmetic.compiling import (
     fused,
     singles,
 )
+
+if TYPE_CHECKING:
+    from merges.engine.requests import TensorContext
 
 _RUN = 1024  # values of a buffer; a merge's buffers fit the first-level cache
 _MOST = 16  # experts whose task vectors have room
@@ -204,6 +207,13 @@ def mix(
     own = np.array(factors, dtype=np.float32)
     given = addresses(experts), len(experts), own, base, base is not None, merged, merged.size
     return merged if _mix(*given) else None
+
+
+def mix_prepared(
+    base: None, experts: Sequence[Patterns], context: TensorContext, **parameters: Any
+) -> Patterns | None:
+    """Do on patterns what a method does that combines experts by `context.prepared` alone."""
+    return mix(experts, context.prepared)
 
 
 def agree(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from merges.dam.head import Segment
 from merges.dam.objective import kl_teacher_merged
 from merges.dam.supervised import Composed, Term
 from merges.dam.training import Trainer
 
 if TYPE_CHECKING:
-    from merges.dam.data import Batch
     from merges.dam.settings import Parameters
     from merges.dam.sources import Sources
     from merges.engine.requests import WholeModelRequest
@@ -34,23 +34,6 @@ def restarted(rate: float, step: int) -> float:
     while step >= length:
         step, length = step - length, 2 * length
     return rate * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * step / length)) / 2)
-
-
-class _Watched:
-    """Keeps what one function of an object returned last, by its first argument."""
-
-    def __init__(self, watched: Any, name: str) -> None:
-        self._watched, self._name = watched, name
-        self.seen: dict[int | None, Tensor] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._watched, name)
-        return self._keep if name == self._name else found
-
-    def _keep(self, first: Any, *others: Any) -> Any:
-        key = first if isinstance(first, int) else None
-        self.seen[key] = getattr(self._watched, self._name)(first, *others)
-        return self.seen[key]
 
 
 class AligningTrainer(Trainer):
@@ -86,35 +69,23 @@ class AligningTrainer(Trainer):
 
         outputs: dict[str, Term] = {"kl": alike}
         self.objective = Composed(
-            weights={"kl": 1.0, "distance": stay},
+            weights={"kl": 1.0, "distance": stay, "hidden": hidden},
             outputs=outputs,
             penalised={"distance": distance} if stay else {},
         )
-        self._hidden = hidden
-        if hidden:
-            self.decoder = _Watched(self.decoder, "hidden_states")  # type: ignore[assignment]  # it has all of a decoder
-            self.teachers = _Watched(self.teachers, "states")  # type: ignore[assignment]  # likewise
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step (from 0)."""
         return restarted(self.parameters.learning_rate, step)
 
-    def loss(
-        self,
-        batch: Batch,
-        rows: Sequence[Sequence[int]],
-        counts: Sequence[int] | None = None,
-        penalties: bool = True,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the objective on a batch; arguments and results as for `Trainer.loss`."""
-        total, terms = super().loss(batch, rows, counts, penalties)
-        if self._hidden:
-            ours = self.decoder.seen[None].index_select(0, batch.loss)  # type: ignore[attr-defined]
-            value = total.new_zeros(())
-            for index, (start, stop) in enumerate(batch.segments):
-                count = stop - start if counts is None else counts[index]
-                gap = ours[start:stop] - self.teachers.seen[index]  # type: ignore[union-attr]
-                value = value + gap.square().sum() / (count * gap.shape[1])
-            total = total + self._hidden * value
-            terms["hidden"] = value.detach()
-        return total, terms
+    def state_terms(self, hidden: Tensor, segments: Sequence[Segment]) -> dict[str, Tensor]:
+        """Compute the mean squared difference of final hidden states, summed over datasets."""
+        if not self.objective.weights["hidden"]:
+            return {}
+        value = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for segment in segments:
+            assert segment.hidden is not None  # this objective has teachers
+            gap = hidden[segment.start : segment.stop] - segment.hidden
+            count = segment.count or segment.stop - segment.start
+            value = value + gap.square().sum() / (count * gap.shape[1])
+        return {"hidden": value}

@@ -176,7 +176,14 @@ class Trainer:
             for name, value in self.objective.penalties(columns).items():
                 total = total + self.objective.weights[name] * value
                 terms[name] = value.detach()
+        for name, value in self.state_terms(hidden, segments).items():
+            total = total + self.objective.weights[name] * value
+            terms[name] = value.detach()
         return total, terms
+
+    def state_terms(self, hidden: Tensor, segments: Sequence[Segment]) -> dict[str, Tensor]:
+        """Compute terms of hidden states (tokens, hidden) and the teachers' in segments: none."""
+        return {}
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step (from 0): constant, or half a cosine down to 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -73,14 +73,7 @@ def coefficients(
     return (found * (w @ norms)).tolist()
 
 
-def of_patterns(
-    base: patterns.Patterns | None,
-    experts: Sequence[patterns.Patterns],
-    context: TensorContext,
-    **parameters: Any,
-) -> patterns.Patterns | None:
-    """Do what `karcher` does on patterns of bfloat16."""
-    return patterns.mix(experts, context.prepared)
+of_patterns = patterns.mix_prepared
 
 
 @method(

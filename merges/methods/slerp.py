@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from merges.arithmetic import patterns
 from merges.arithmetic.combination import combine
@@ -32,14 +32,7 @@ def coefficients(pieces: Pieces, *, t: float) -> list[float]:
     return [1.0 - t, t]
 
 
-def of_patterns(
-    base: patterns.Patterns | None,
-    experts: Sequence[patterns.Patterns],
-    context: TensorContext,
-    **parameters: Any,
-) -> patterns.Patterns | None:
-    """Do what `slerp` does on patterns of bfloat16."""
-    return patterns.mix(experts, context.prepared)
+of_patterns = patterns.mix_prepared
 
 
 @method(

@@ -77,12 +77,11 @@ OPTIONS = [
             ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "scale=1"]),
         )
     ),
-    *(
-        ("merges.copa.build_parser", ["--base", "b", *more], option, values)
-        for option, more, values in (
-            ("--experts", ["--out", "o"], ["ja=ja", "math=math"]),
-            ("--set", ["--out", "o", "--experts", "e=e"], ["density=0.3", "factor=1"]),
-        )
+    (
+        "merges.copa.build_parser",  # its --experts is that of merges.core_space
+        ["--base", "b", "--out", "o", "--experts", "e=e"],
+        "--set",
+        ["density=0.3", "factor=1"],
     ),
     ("merges.alignment.cli.build_parser", [], "--align-rows", ["ja.jsonl", "math.jsonl"]),
     ("merges.card.build_parser", ["model"], "--scores", ["a.json", "b.json"]),

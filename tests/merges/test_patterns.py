@@ -139,3 +139,36 @@ def test_task_vectors_that_overflow_are_refused() -> None:
     for method in ("task_arithmetic", "ties", "dare_ties"):
         with pytest.raises(UserError, match="overflows"):
             Merge(MergeConfig(method, base, experts), arrays=True).run(Patterns(), ["w"])
+
+
+def test_compiled_kernels_do_what_python_does_with_them() -> None:
+    """Python runs the kernels' own statements, one value at a time, with numpy's numbers."""
+    rng = np.random.default_rng(0)
+    base, *experts = (rng.normal(size=(4, 70)).astype(np.float32).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
+    masks = list((rng.random((3, 70)) < 0.5).astype(np.uint8))
+    singles = [np.float32([0.5, 0.3, 0.2]), np.float32([2, 1.5, 1]), np.float32([0.4, 0.6, 0.8])]
+    splits, nothing = np.array([0, 30, 70]), np.empty(0, dtype=np.float32)
+    one = np.float32(0.7)
+
+    def both(name: str, given: list[Any], *results: np.ndarray) -> None:
+        """Call a kernel in both ways; lists of arrays are pointers to pointers."""
+        function = patterns.KERNELS._functions[name][0]
+        compiled = [patterns.addresses(x) if isinstance(x, list) else x for x in given]
+        twice = []
+        for call, values in ((getattr(patterns, name), compiled), (function, given)):
+            out = [np.zeros_like(result) for result in results]
+            twice.append((call(*values[:-1], *out, values[-1]) if results else call(*values), out))
+        assert twice[0][0] == twice[1][0]
+        for found, expected in zip(twice[0][1], twice[1][1], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+    for from_base in (0, 1):
+        both("_mix", [experts, 3, singles[0], base, from_base, 70], base)
+    for mean in (0, 1):
+        thin = [1, masks, singles[1], nothing, nothing, splits]
+        both("_agree", [experts, 3, base, *thin, singles[0], mean, one, 70], base)
+        trim = [0, masks, nothing, singles[2], singles[1], splits]
+        both("_agree", [experts, 3, base, *trim, singles[0], mean, one, 70], base)
+    both("_product", [experts[0], experts[1], 70])
