@@ -79,10 +79,12 @@ def test_a_picture_has_the_pixels_that_matplotlib_writes_and_no_alpha(small):
 
 
 def test_bars_are_those_of_barh(small):
+    from matplotlib.figure import Figure
+
     case, config = load(small[0], small[1]).cases[0], small[2]
     pictures = []
     for ours in (True, False):
-        axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+        axes = Figure().subplots()
         scores = [case.average(model) for model in case.models]
         figures._bars(axes, case.models, scores, config)
         if not ours:
