@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json
-from common.manifest import NAME
+from common.manifest import NAME, read_manifest
 from report import kept
 from report.experiment import Experiment
 from report.load import load
@@ -96,7 +95,7 @@ def _first_step(one: Path, two: Path) -> list[str]:
             place = manifest.relative_to(one)
             if not (two / place).is_file():
                 continue
-            first, second = read_json(manifest), read_json(two / place)
+            first, second = read_manifest(manifest), read_manifest(two / place)
             compared += 1
             outputs = other_keys(first.get("outputs"), second.get("outputs"))
             if outputs:
