@@ -25,6 +25,13 @@ def byte_size(text: str) -> int:
     return int(size)
 
 
+def count(text: str) -> int:
+    """Read a number from 1 on, of at most six digits."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
+    return int(text)
+
+
 def command_parser(package: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Begin a package's parser, whose help keeps the lines of its texts."""
     return argparse.ArgumentParser(

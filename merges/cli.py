@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import add_values, byte_size, command_parser, pairs
+from common.cli import add_values, byte_size, command_parser, count, pairs
 from common.errors import UserError
 from merges import running
 from merges.engine import registry
@@ -69,12 +68,6 @@ base in float32 first.
 tensor's name. The numbers of a gradient are spread evenly over the model's layers (or over
 "layers"), with straight lines between; tensors of no layer keep what is set for them.
 """
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     about = "JSON lines that all models read, for --align activations"
     add_values(parser, "--align-rows", metavar="FILE", help=about)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (0)")
-    parser.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (1)")
+    parser.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (1)")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -204,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="record the training's state here every K steps, and resume from it after a kill",
     )
     long.add_argument(
-        "--save-every", type=_count, default=100, metavar="K", help="steps between records (100)"
+        "--save-every", type=count, default=100, metavar="K", help="steps between records (100)"
     )
     stored.add_argument(
         "--donor",

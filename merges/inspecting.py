@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import add_values, command_parser, pairs
+from common.cli import add_values, command_parser, count, pairs
 from common.errors import UserError
 from common.files import write_json
 from common.manifest import beside, write_manifest
 from merges.differences import differences, not_finite, opened
+from merges.inspection_text import text_of
 from merges.scaling import Learned, learned, scaling
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ _MODULES = {  # parts of a name that say which module of a layer a linear layer 
 _DESCRIPTION = """\
 Compare experts and merges with their base, layer by layer and module by module: how far each expert
 moved, how alike and how much in conflict they are, and what every merge kept of each expert. Of
-DAM's coefficients: how much they rescale the weights in common, and how they mix the experts.
+DAM's coefficients: how much they rescale the weights in common, and how they mix the experts. With
+calibration rows: the loss on the straight lines from the base to a merge and on to the experts.
 """
 _EPILOG = """\
 For a group of weights (the attention of layer 3), w is the base's values, t_e an expert's task
@@ -48,6 +50,10 @@ For merges by DAM, W = sum_i W_i diag(c_i), over the columns of a group's weight
   spread       the standard deviation of sum_i c_i over the columns
   share of e   mean of c_e in parts of sum: the mixing
 Coefficients of task vectors (AdaMerging, task_vectors=true) rescale no common part: see kept.
+
+With --calibration, base, experts and a merge are in memory at a time, in float32:
+  loss         nats a token of the answer, over the first --rows rows of an expert
+  barrier      how far it rises above the higher end at 1/4, 1/2 or 3/4 of a line
 
 example:
   python -m merges inspect --base models/base --experts ja=models/ja math=models/math \\
@@ -222,6 +228,8 @@ def _rounded(value: Any) -> Any:
     """Round all numbers to six digits, more than any reader can use."""
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -280,60 +288,6 @@ def inspected(
     return _rounded(about | {"all": together, "groups": groups})
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
-    texts = []
-    for first, *rest in lines:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        texts.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(texts)
-
-
-def _coefficients_table(found: Mapping[str, Any]) -> list[str]:
-    """Write what coefficients do: all linear layers of a merge, then every group; or nothing."""
-    whole = {"layer": "all", "module": "linear layers", **found["all"]}
-    rows = []
-    for merge, about in whole["coefficients"].items():
-        models = list(about["shares"])
-        for group in (whole, *found["groups"]):
-            if own := group["coefficients"].get(merge):
-                layer = "-" if group["layer"] is None else str(group["layer"])
-                shares = ", ".join(f"{name} {_number(own['shares'][name])}" for name in models)
-                numbers = (_number(own["sum"]), _number(own["spread"]), shares)
-                rows.append((merge, layer, group["module"], *numbers))
-    header = ("coefficients of", "layer", "module", "sum", "spread", "share of")
-    return ["", _table(header, rows)] if rows else []
-
-
-def text_of(found: Mapping[str, Any]) -> str:
-    """Write what was found for a terminal: the linear layers together, then every group."""
-    whole, experts = found["all"], found["experts"]
-    drift = [f"{name} {_number(value)}" for name, value in whole["drift"].items()]
-    cosine = [f"{pair} {_number(value)}" for pair, value in whole["cosine"].items()]
-    lines = [f"drift: {', '.join(drift)}", f"cosine: {', '.join(cosine) or '-'}"]
-    lines.append(f"conflict: {_number(whole['conflict'])}")
-    if found["merges"]:
-        header = ("merge", *(f"kept of {name}" for name in experts), "outside", "length")
-        rows = [
-            (name, *(_number(whole["kept"][name][expert]) for expert in experts),
-             _number(whole["outside"][name]), _number(whole["length"][name]))
-            for name in found["merges"]
-        ]  # fmt: skip
-        lines += ["", _table(header, rows)]
-    header = ("layer", "module", *(f"drift of {name}" for name in experts), "conflict")
-    rows = [
-        ("-" if group["layer"] is None else str(group["layer"]), group["module"],
-         *(_number(group["drift"][name]) for name in experts), _number(group["conflict"]))
-        for group in found["groups"]
-    ]  # fmt: skip
-    return "\n".join([*lines, "", _table(header, rows), *_coefficients_table(found)])
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line's parser."""
     parser = command_parser("merges inspect", _DESCRIPTION, _EPILOG)
@@ -342,6 +296,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_values(parser, "--merges", metavar="NAME=DIR", help="of these experts; none if absent")
     about = "leave out merges that hold NaN or have other parameters than the base"
     parser.add_argument("--go-on", action="store_true", help=about)
+    about = "rows of each expert, for the lines; none are computed if absent"
+    add_values(parser, "--calibration", metavar="NAME=FILE", help=about)
+    parser.add_argument("--rows", type=count, default=48, metavar="N", help="of each (48)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write")
     parser.add_argument("--threads", type=int, default=1, help="accepted and not needed")
     return parser
@@ -363,6 +320,11 @@ def main(argv: Sequence[str]) -> int:
     parents = {name: models[name] for name in experts}
     own = {name: has for name in kept if (has := learned(Path(merges[name])))}
     found = inspected(base, parents, kept, go_on=given.go_on, coefficients=own)
+    if rows := pairs(given.calibration, "--calibration"):
+        from merges.lines import lines  # takes seconds to import
+
+        sound = {name: model for name, model in kept.items() if name in found["merges"]}
+        found["lines"] = _rounded(lines(base, parents, sound, rows, given.rows))
     for name in sorted(set(kept) - set(found["merges"])):
         print(f"note: {name} is left out: it holds NaN or infinity")
     if given.out:
@@ -371,8 +333,9 @@ def main(argv: Sequence[str]) -> int:
         write_manifest(
             beside(given.out),
             kind="inspection",
-            parameters={},
-            inputs={name: model.fingerprint for name, model in read.items()},
+            parameters={"rows": given.rows} if rows else {},
+            inputs={name: model.fingerprint for name, model in read.items()}
+            | {f"calibration.{name}": path for name, path in rows.items()},
             outputs={given.out.name: given.out},
             code=("merges/inspecting.py",),
         )

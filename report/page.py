@@ -13,7 +13,7 @@ from markupsafe import Markup
 from common.errors import UserError
 from common.files import sha256_file, write_text
 from common.manifest import beside, check_recorded, read_manifest
-from report import inspection, items, panels, render, summary, together
+from report import inspection, items, lines, panels, render, summary, together
 from report.ablation_table import ablation_grid
 from report.beside_paper import claims_grid, values_grid
 from report.case_table import case_grid, has_groups, more_grid, table_title, tasks_grid
@@ -158,7 +158,7 @@ def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: li
 
 
 def _why(case: Case) -> Markup:
-    """Show what merges kept of every expert, how coefficients scale, and how experts moved."""
+    """Show what merges kept, the loss between models, how coefficients scale, how experts moved."""
     kept, moved = inspection.inspection_grid(case), inspection.experts_grid(case)
     caption = (
         f"{case.title}: what every merge kept of each expert's change, and what is along none. A "
@@ -176,7 +176,8 @@ def _why(case: Case) -> Markup:
         shown = panels.coefficients(case)
         learnt = render.figure(grid.name, about, shown, [], [])
         learnt += render.part("folded", "Learnt coefficients by layer and module", grid)
-    return render.html(kept) + drawn + learnt + render.part("folded", summary, moved)
+    folded = render.part("folded", summary, moved)
+    return render.html(kept) + drawn + lines.figure(case) + learnt + folded
 
 
 def _sections(

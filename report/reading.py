@@ -11,7 +11,7 @@ from common.files import read_json
 from common.manifest import check_recorded, read_manifest, recorded_hash
 
 # Shapes: a type or several, or an object's keys with their shapes. A key with an exclamation mark
-# must be there, and an asterisk stands for every key.
+# must be there, an asterisk stands for every key, and a list of one shape for one of any length.
 Shape = Any
 NUMBER = (int, float)
 NUMBER_OR_NONE = (*NUMBER, type(None))
@@ -36,7 +36,20 @@ _DESCRIBED: Shape = {
         "*": {"sum!": NUMBER, "spread!": NUMBER, "shares!": {"*": NUMBER_OR_NONE}},
     },
 }
-INSPECTION: Shape = {"experts!": list, "merges!": list, "all!": _DESCRIBED, "groups!": list}
+_LOSSES: Shape = {"*": {"*": [NUMBER]}}
+_LINES: Shape = {
+    "rows!": {"*": int},
+    "places!": [NUMBER],
+    "base!": _LOSSES,
+    "experts!": _LOSSES,
+}
+INSPECTION: Shape = {
+    "experts!": list,
+    "merges!": list,
+    "all!": _DESCRIBED,
+    "groups!": list,
+    "lines": _LINES,
+}
 COST: Shape = {"counted": {"*": NUMBER}}
 SCORES: Shape = {
     "tasks!": {"*": {}},
@@ -47,6 +60,11 @@ SCORES: Shape = {
 
 def misfit(content: Any, shape: Shape, place: str = "") -> str | None:
     """Say where a JSON value has another shape than it should; None where it fits."""
+    if isinstance(shape, list):
+        if not isinstance(content, list):
+            return f"{place or 'it'} is {type(content).__name__}, not list"
+        parts = (misfit(part, shape[0], f"{place}[{n}]") for n, part in enumerate(content))
+        return next(filter(None, parts), None)
     if not isinstance(shape, Mapping):
         kinds = shape if isinstance(shape, tuple) else (shape,)
         # JSON's true is no number, although Python's is one.

@@ -68,6 +68,7 @@ OPTIONS = [
         for needed, option in (
             (["--base", "b"], "--experts"),
             (["--base", "b", "--experts", "e=e"], "--merges"),
+            (["--base", "b", "--experts", "e=e"], "--calibration"),
         )
     ),
     *(

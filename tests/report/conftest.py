@@ -60,7 +60,20 @@ def inspected(experts: list[str], merges: list[str], seed: int = 0) -> dict:
 
     places = [*itertools.product((0, 1), ("attention", "mlp")), (None, "head")]
     groups = [{"layer": n, "module": part, "values": 9} | described() for n, part in places]
-    return {"experts": experts, "merges": merges, "all": described(), "groups": groups}
+    found = {"experts": experts, "merges": merges, "all": described(), "groups": groups}
+    ends = {name: draw.uniform(0.1, 0.9) for name in ("base", *experts, *merges)}
+
+    def line(one: str, two: str) -> list[float]:
+        inner = [draw.uniform(0.1, 0.9) for _ in range(3)]
+        return [ends[one], *inner, ends[two]]
+
+    lines = {
+        "rows": dict.fromkeys(experts, 48),
+        "places": [0.0, 0.25, 0.5, 0.75, 1.0],
+        "base": {m: {e: line("base", m) for e in experts} for m in merges},
+        "experts": {m: {e: line(m, e) for e in experts} for m in merges},
+    }
+    return found | {"lines": lines}
 
 
 def fill(folder: Path, config: dict) -> None:

@@ -101,8 +101,13 @@ def test_every_merge_is_inspected_and_the_page_shows_it(reproduced):
         assert set(found["merges"]) == rows - reordered
         kept = found["all"]["kept"]["soup"].values()
         assert list(kept) == pytest.approx([1 / 3] * 3, abs=1e-3)
+        assert set(found["lines"]["base"]) == set(found["merges"])
+        assert {
+            len(line) for each in found["lines"]["base"].values() for line in each.values()
+        } == {5}
     page = (reproduced.results / "report.html").read_text(encoding="utf-8")
     assert "Why a merge works" in page and "Kept of German expert" in page
+    assert 'id="figure-table2_lines"' in page
     assert (reproduced.results / "tables/table2_inspection.md").exists()
 
 

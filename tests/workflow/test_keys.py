@@ -227,7 +227,7 @@ def steps(case, experts, suites):
         ),
         "inspect": (
             "merges",
-            ["inspect", *parents, "--out", "inspection.json"],
+            ["inspect", *parents, *learned, "--rows", "2", "--out", "inspection.json"],
             "merges/inspecting.py",
         ),
         "smoke": ("checkpoints", smoke, "checkpoints/smoke.py"),
