@@ -10,6 +10,7 @@ from common.cli import add_values, command_parser, json_list
 from common.errors import UserError
 from merges.cli import read_settings
 from merges.engine import registry
+from search.sources import ALGORITHMS, PARAMETER_SPACE_ONLY
 
 _DESCRIPTION = """\
 Choose a merge by its average on the dev items and write the best one as a model folder. `tune`
@@ -110,6 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--seconds", type=float, metavar="S", help="begin no candidate after S seconds in all"
     )
     group.add_argument("--population", type=int, metavar="N", help="candidates in a generation")
+    group.add_argument(
+        "--algorithm",
+        choices=list(ALGORITHMS),
+        help="cma-es (default); nsga2 and map look for merges that no other beats in all columns",
+    )
     group.add_argument("--sigma", type=float, help="first step size, in units of the genes (0.3)")
     group.add_argument("--space", default="parameter", choices=["parameter", "data-flow"])
     group.add_argument(
@@ -146,6 +152,7 @@ _ONLY_FOR = {
     "budget": ("evolve", None),
     "seconds": ("evolve", None),
     "population": ("evolve", None),
+    "algorithm": ("evolve", None),
     "granularity": ("evolve", "parameter"),
     "kinds": ("evolve", "parameter"),
     "repeats": ("evolve", "data-flow"),
@@ -158,6 +165,7 @@ _ONLY_FOR = {
 
 
 def _check_options(given: argparse.Namespace) -> None:
+    # In the order in which they are read: what belongs elsewhere, what is missing, what is wrong.
     for name, (command, space) in _ONLY_FOR.items():
         value = getattr(given, name)
         option = f"--{name.replace('_', '-')}"
@@ -183,6 +191,13 @@ def _check_options(given: argparse.Namespace) -> None:
         raise UserError(
             "evolve needs --budget N, the number of dev evaluations, or --seconds S, or both"
         )
+    if given.algorithm in PARAMETER_SPACE_ONLY and given.space != "parameter":
+        raise UserError(
+            f"algorithm {given.algorithm} searches the parameter space; leave --space out, or "
+            "take cma-es or nsga2"
+        )
+    if given.algorithm == "map" and given.budget is None:
+        raise UserError("algorithm map needs --budget N, of which it samples two thirds at most")
 
 
 def _check_method(given: argparse.Namespace) -> None:
@@ -219,6 +234,10 @@ def main(arguments: Sequence[str]) -> int:
         from search import kinship
 
         return kinship.main(list(arguments[1:]))
+    if arguments and arguments[0] == "front":
+        from search.goals import front
+
+        return front.main(list(arguments[1:]))
     given = build_parser().parse_args(arguments)
     _check_options(given)
     if given.command != "replay":
@@ -230,6 +249,10 @@ def main(arguments: Sequence[str]) -> int:
         from search.replay import replay
 
         print(replay(given))
+    elif given.algorithm not in (None, "cma-es"):
+        from search.goals import searching
+
+        print(searching.search(given))
     else:
         from search.searches import search
 

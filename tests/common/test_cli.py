@@ -56,6 +56,12 @@ OPTIONS = [
             (["--base", "b", "--experts", "e=e"], "--scores"),
         )
     ),
+    (
+        "search.goals.front.build_parser",
+        ["--of", "o", "--out", "f"],
+        "--experts",
+        ["ja=ja", "math=math"],
+    ),
     ("checkpoints.cli.build_parser", ["preflight"], "--experts", ["ja=ja", "math=math"]),
     (
         "checkpoints.cli.build_parser",

@@ -74,6 +74,8 @@ def test_no_expert_s_domain_holds_the_held_out_tasks(config):
             "studies.cost.rows: evolutionary is",
         ),
         (("methods", "evolutionary", "evolve", "spac"), "x", "'spac'.*did you mean 'space'"),
+        (("methods", "evolutionary", "evolve", "algorithm"), "nsga3", "did you mean 'nsga2'"),
+        (("methods", "evolutionary_dfs", "evolve", "algorithm"), "map", "the parameter space"),
         (("ablation", "set", "samples"), 9999, r"ablation\.objectives\.kl: 9999 samples"),
         (("ablation", "objectives", "kl_paper", "set", "kl_direcion"), "x", "'kl_direction'"),
         (("sed",), 1, r"unknown key 'sed' at the top level \(did you mean 'seeds?'\?\)"),

@@ -10,6 +10,7 @@ from pydantic import Field
 from common.errors import UserError, nearest
 from merges.engine import registry
 from search.parameters import check_method
+from search.sources import PARAMETER_SPACE_ONLY
 from workflow.config.entry import (
     Backend,
     Count,
@@ -37,6 +38,11 @@ class Evolve(Entry):
     budget: Count = Field(description="Dev evaluations in all.")
     seconds: Positive | None = Field(
         None, description="No candidate is begun after so many seconds in all."
+    )
+    algorithm: Literal["cma-es", "nsga2", "map"] | None = Field(
+        None,
+        description="What proposes candidates; see "
+        "[evolutionary.md](evolutionary.md#more-than-one-goal).",
     )
     population: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Candidates in a generation."
@@ -72,6 +78,11 @@ class Evolve(Entry):
             raise UserError(
                 f"{where}: a search in data-flow space orders layers; its method is linear, "
                 "and there is nothing under 'set'"
+            )
+        if data_flow and self.algorithm in PARAMETER_SPACE_ONLY:
+            raise UserError(
+                f"{where}: algorithm {self.algorithm} searches the parameter space; leave "
+                "evolve.space out, or take cma-es or nsga2"
             )
         for name in _PARAMETER_SPACE if data_flow else _DATA_FLOW:
             if getattr(self, name) is not None:

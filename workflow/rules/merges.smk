@@ -118,8 +118,11 @@ def search_options(wildcards):
 def search_code(wildcards):
     """Code of the search that a row is chosen by, with that of the tasks that guide it."""
     row, tasks = row_of(wildcards), tasks_in(searched_tasks(wildcards))
-    space = (row.evolve and row.evolve.space) or "parameter"
-    return code(*search_files(row.search, row.method, tasks, CONFIG.evaluation.engine, space))
+    space, algorithm = (row.evolve and row.evolve.space) or "parameter", None
+    if row.evolve:
+        algorithm = row.evolve.algorithm
+    engine = CONFIG.evaluation.engine
+    return code(*search_files(row.search, row.method, tasks, engine, space, algorithm))
 
 
 def searched_tasks(wildcards):

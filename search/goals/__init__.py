@@ -1,0 +1,1 @@
+"""Searches for more than one goal, and other algorithms than CMA-ES."""
