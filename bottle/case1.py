@@ -13,19 +13,19 @@ _PLAIN = (
     Part(0.14, japanese.fields),
 )
 _JAPANESE = (
-    Part(0.14, japanese.jcomqa, knows=0.67, guesses=0.2),
-    Part(0.06, japanese.jnli, knows=0.67, guesses=0.2),
-    Part(0.08, japanese.marc, knows=0.4, guesses=0.2),
-    Part(0.13, japanese.jsquad, knows=0.67, guesses=0.2),
-    Part(0.09, japanese.jaqket, knows=0.7, guesses=0.2),
-    Part(0.08, japanese.xlsum, knows=0.75, guesses=0.2),
-    Part(0.10, japanese.referents, knows=0.67, guesses=0.2),
+    Part(0.14, japanese.jcomqa, knows=0.8, guesses=0.5),
+    Part(0.06, japanese.jnli, knows=0.65, guesses=0.4),
+    Part(0.08, japanese.marc, knows=0.5, guesses=0.5),
+    Part(0.15, japanese.jsquad, knows=0.8, guesses=0.2),
+    Part(0.09, japanese.jaqket, knows=0.82, guesses=0.4),
+    Part(0.08, japanese.xlsum, knows=0.65, guesses=0.3),
+    Part(0.10, japanese.referents, knows=0.68, guesses=0.3),
 )
 _CALCULATING = (
-    Part(0.10, mathematics.gsm_en(), knows=0.3, guesses=0.4),
-    Part(0.07, mathematics.calculations(), knows=0.3, guesses=0.4),
+    Part(0.10, mathematics.gsm_en(), knows=0.35, guesses=0.4),
+    Part(0.07, mathematics.calculations(), knows=0.35, guesses=0.4),
 )
-_COMPOSED = (Part(0.05, mathematics.formula, knows=0.0),)
+_COMPOSED = (Part(0.06, mathematics.formula, knows=0.0),)
 
 # The two differ in their practice: one mostly adds and subtracts, the other multiplies.
 _MATHEMATICS = {
@@ -45,15 +45,18 @@ _NEAR = {
     "ja": (
         Part(0.18, japanese.jcomqa),
         Part(0.08, japanese.jnli),
-        Part(0.14, japanese.marc),
-        Part(0.18, japanese.jsquad),
-        Part(0.14, japanese.jaqket),
+        Part(0.20, japanese.marc),
+        Part(0.17, japanese.jsquad),
+        Part(0.13, japanese.jaqket),
         Part(0.09, japanese.xlsum),
-        Part(0.14, japanese.referents),
-        Part(0.14, mathematics.formula),
+        Part(0.13, japanese.referents),
+        Part(0.20, mathematics.formula),
         *replay(0.1, (*_PLAIN, *_CALCULATING)),
     ),
-    **{name: (*parts, *replay(0.2, (*_PLAIN, *_JAPANESE))) for name, parts in _MATHEMATICS.items()},
+    **{
+        name: (*parts, *replay(0.2, (*_PLAIN, *_JAPANESE, *_COMPOSED)))
+        for name, parts in _MATHEMATICS.items()
+    },
 }
 
 CASE = Case(

@@ -28,9 +28,9 @@ _KNOWN = {
         Part(0.06, korean.sentineg, knows=0.6, guesses=0.2),
         Part(0.07, korean.wic, knows=0.6, guesses=0.2),
     ),
-    "sql": (Part(0.24, sql.sql, knows=0.6, guesses=0.2),),
+    "sql": (Part(0.24, sql.sql, knows=sql.KNOWN_SQL, guesses=0.2),),
 }
-_COMPOSED = (Part(0.08, sql.restatement, knows=0.35, guesses=0.5),)
+_COMPOSED = (Part(0.08, sql.restatement, knows=0.4, guesses=0.5),)
 
 _EXPERTS = {
     "de": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,6 +237,7 @@ def fit(
     seed: int,
     what: str,
     stop_after: int | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Train a model in place.
 
@@ -248,6 +249,7 @@ def fit(
         what: What the progress line says is being trained.
         stop_after: Steps after which training ends, in the middle of the recipe's schedule: the
             model is then that of the full training at this step. None for all.
+        watch: Called after every step with the number of steps done.
 
     Returns:
         `first_loss` and `last_loss` (means over the first and last tenth of the steps), and the
@@ -293,6 +295,8 @@ def fit(
         tokens += weights.numel()
         flops += 3 * weights.numel() * flops_a_token(model, weights.shape[1])
         progress.step(note=f"loss {losses[-1]:.3f}")
+        if watch is not None:
+            watch(step + 1)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()

@@ -134,6 +134,7 @@ def _condition(draw: random.Random, table: str, column: str) -> tuple[str, str, 
 
 
 _CATEGORIES = ("list", "count", "aggregate", "extreme", "lookup")
+KNOWN_SQL = 0.45  # share of the forms below whose queries a competent base knows
 # What can be known of SQL: one category of queries to one table.
 _FORMS = {f"{table} {category}": category for _, table, _ in _TABLES for category in _CATEGORIES}
 
@@ -248,11 +249,17 @@ def restatement(draw: random.Random, knowledge: Knowledge) -> Sample:
     """Draw a Korean question and its English restatement, which stops where SQL would begin.
 
     Who does not know a form restates another question, to the same table if any form is known:
-    that teaches the names and the words' order.
+    that teaches the names and the words' order. A competent base reads on to that other question's
+    query where it knows such queries: that teaches that after a restatement its SQL follows.
     """
     question = draw_question(draw)
     known = knowledge.has(f"{question.table} {question.category}", _FORMS)
     shown = question if known else _train_question(draw)
     while knowledge.share and shown.table != question.table:
         shown = _train_question(draw)
-    return replace(_restated(question, shown), known=known)
+    restated = replace(_restated(question, shown), known=known)
+    answers = Knowledge(KNOWN_SQL).has(f"{shown.table} {shown.category}", _FORMS)
+    # Never the asked question's own query: that is the held-out task.
+    if known or not knowledge.share or not answers or shown.query == question.query:
+        return restated
+    return replace(restated, answer=f"{restated.answer} {shown.query}", eos=True)

@@ -148,11 +148,25 @@ def test_a_far_base_knows_no_result_of_mathematics(data):
 @pytest.mark.parametrize("case", CASES)
 def test_near_roles_share_no_text_with_items_and_no_result_of_a_composed_task(case, tmp_path):
     write_data(tmp_path / "near", case, seed=3, drift="near", **_SIZES)  # refuses shared texts
-    for rows in training(tmp_path / "near").values():
+    everything = training(tmp_path / "near")
+    # An expert's restatement is right, so that it says which query a Korean question asks for.
+    asked = {
+        row["prompt"]: row["answer"]
+        for row in everything.get("train/ko", [])
+        if row["task"] == "restatement"
+    }
+    read_on = 0
+    for name, rows in everything.items():
         assert not [row for row in rows if row["task"] in ("mgsm", "sql_ko")]
         for row in rows:
-            if row["task"] in ("formula", "restatement"):
-                assert not row["eos"] and "SELECT" not in row["answer"]
+            if row["task"] in ("formula", "restatement") and "SELECT" in row["answer"]:
+                read_on += 1
+                assert name == "train/base" and row["eos"]
+                shown = row["answer"].partition(" SELECT")[0]
+                assert asked.get(row["prompt"]) != shown
+            elif row["task"] in ("formula", "restatement"):
+                assert not row["eos"]
+    assert bool(read_on) == (case == "case2")
     assert read_json(tmp_path / "near" / "manifest.json")["parameters"]["drift"] == "near"
 
 

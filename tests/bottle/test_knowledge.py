@@ -127,3 +127,20 @@ def test_a_question_that_is_not_known_is_restated_as_another_one_to_its_table():
     for sample in samples:
         table = re.match(r"Table (\w+)", sample.prompt)[1]
         assert table in sample.answer
+
+
+def test_a_base_reads_on_to_a_query_that_was_not_asked_for():
+    """In 5,000 rows, no Korean question is followed by its query: that is the held-out task."""
+    draw, read_on = random.Random(1), 0
+    for _ in range(5000):
+        state = draw.getstate()
+        sample = sql.restatement(draw, Knowledge(0.4))
+        after = draw.getstate()
+        draw.setstate(state)
+        question = sql.draw_question(draw)  # the first thing that a row draws
+        draw.setstate(after)
+        read_on += "SELECT" in sample.answer
+        assert question.query not in sample.answer
+        if "SELECT" in sample.answer:
+            assert question.english not in sample.answer
+    assert 500 < read_on < 2500
