@@ -27,6 +27,7 @@ from checkpoints.names import kind  # noqa: E402
 from common.files import read_jsonl, write_text  # noqa: E402
 from common.worlds import folder_of, seeds_of  # noqa: E402
 from report.experiment import Case, searched  # noqa: E402
+from report.lines import barrier  # noqa: E402
 from report.load import load  # noqa: E402
 
 ROWS = 256  # calibration rows of each expert behind a loss
@@ -145,11 +146,6 @@ def lines(folder: Path, experts: Sequence[str]) -> dict[str, list[float]]:
             for t in PLACES
         ]
     return found
-
-
-def barrier(path: Sequence[float]) -> float:
-    """Return how far a line's loss rises above the higher of its ends; 0 where it does not."""
-    return max(path) - max(path[0], path[-1])
 
 
 def draw(records: Mapping[str, Any], titles: Mapping[str, str], out: Path) -> None:
