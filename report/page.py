@@ -218,7 +218,12 @@ def _sections(
         sections["Cost"] = render.html(stages) + render.html(rows)
     values = values_grid(experiment, published)
     sections["What the paper states"] = render.part(
-        "paper", published, values, claims_grid(judged), comparisons_grid(judged)
+        "paper",
+        published,
+        values,
+        claims_grid(judged),
+        comparisons_grid(judged),
+        list(known["tables"]),
     )
     sections["Provenance"] = Markup(links) + _provenance(experiment)
     return sections

@@ -28,7 +28,7 @@ HARD = [
 # What reaches over the window's edge or its own box, unless that is what scrolls.
 _CUT = """[...document.querySelectorAll('body *')].filter(node => {
   const box = node.getBoundingClientRect();
-  return box.width && box.right > innerWidth + 1 && !node.closest('.scroll, .plot, dialog');
+  return box.width && box.right > innerWidth + 1 && !node.closest('nav, .scroll, .plot, dialog');
 }).map(node => node.outerHTML.slice(0, 90))"""
 # Pairs of texts of a figure that lie over each other.
 _OVER = """[...document.querySelectorAll('figure svg[role=img]')].flatMap(svg => {
@@ -152,6 +152,41 @@ def test_a_header_and_the_first_column_stay_in_view(browser, made):
         for part, side in (("tbody", "left"), ("thead", "top"))
     )
     assert abs(left) < 1 and abs(top) < 1
+
+
+def test_sections_and_averages_are_always_in_view_on_a_phone(browser, made):
+    browser.open(made["full"], 390, 700)
+    browser.run("document.querySelector('nav a[href=\"#why-a-merge-works-section\"]').click()")
+    browser.wait("scrollY > 2000")
+    place = "document.{}.getBoundingClientRect()"
+    nav = place.format("querySelector('nav')")
+    assert browser.run(f"{nav}.top") == 0
+    title = place.format("getElementById('why-a-merge-works-section')")
+    assert browser.run(f"{nav}.bottom <= {title}.top && {title}.bottom < 300")
+    box, average = (
+        place.format("querySelector('#table1 .scroll')"),
+        "querySelector('#table1 td.avg')",
+    )
+    assert browser.run(f"{place.format(average)}.right <= {box}.right + 1")
+    text = browser.run(f"document.{average}.textContent")
+    browser.run("document.querySelector('#table1 .scroll').scrollTo(150, 0)")
+    assert browser.run(f"{place.format(average)}.right <= {box}.right + 1")
+    assert re.fullmatch(r"\.\d{3}", text)  # random choice has no error
+
+
+def test_losses_on_lines_are_drawn_for_every_merge(browser, made):
+    browser.open(made["full"], 390)
+    found = browser.run(
+        "[...document.querySelectorAll('#figure-table1_lines .panels > div')].map(panel => ["
+        "panel.querySelector('b').title, panel.querySelectorAll('.way').length,"
+        " panel.getBoundingClientRect().width])"
+    )
+    rows = browser.run(
+        "[...document.querySelectorAll('#table1_inspection tbody th')].map(row => row.textContent)"
+    )
+    assert [name for name, _, _ in found] == rows and len(rows) > 10
+    assert {ways for _, ways, _ in found} == {3}
+    assert all(160 < width < 190 for *_, width in found)  # two next to each other
 
 
 def test_a_score_opens_its_origin_by_keyboard(browser, made):
