@@ -115,7 +115,14 @@ class Model:
         """Return the score of a column, None where a task of it has none."""
         if self.worlds:
             return self.means.get((column,))
-        return mean([self.tasks.get(task) for task in column.tasks])
+        if column.tasks not in self._columns:
+            self._columns[column.tasks] = mean([self.tasks.get(task) for task in column.tasks])
+        return self._columns[column.tasks]
+
+    @functools.cached_property
+    def _columns(self) -> dict[tuple[str, ...], Score | None]:
+        """Means of tasks that were asked for: every test and table asks for all again."""
+        return {}
 
     def average(self, columns: Sequence[Column]) -> Score | None:
         """Return the mean over columns, None where one is missing."""

@@ -21,11 +21,13 @@ from report.origin import tables
 
 def _sources(experiment: Experiment) -> Iterator[tuple[str, Path]]:
     """Yield the names under which the page asks for files of answers and questions, and these."""
-    results = experiment.results
+    results, seen = experiment.results, set()
     for table in tables(experiment).values():
         for run in (run for line in table.lines.values() for run in line.runs):
             yield run.scores.removesuffix(".json"), results / run.items
-            for task in run.model.tasks:
+            new = [task for task in run.model.tasks if (run.data, task) not in seen]
+            seen |= {(run.data, task) for task in new}
+            for task in new:
                 # Prompts depend on a task's variant, which its rows do not know.
                 group, _, id = task.partition("/")
                 name = f"{group.replace(':', '-')}/{id}"

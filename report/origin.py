@@ -222,14 +222,20 @@ class Steps:
             ran.get("commit") or UNKNOWN,
         )
 
+    @functools.cache  # noqa: B019 - one object a command
+    def _recorded(self, path: str) -> str:
+        """Return the folder whose manifest records a file or a folder; empty where there is none."""
+        while path and not (self.results / path / NAME).is_file():
+            path = path.rpartition("/")[0]
+        return path
+
     def chain(self, path: str, world: str) -> list[Step]:
         """List a step and all that it was made from, each once and after what it needed."""
         seen: set[str] = set()
         found: list[Step] = []
 
         def add(path: str) -> None:
-            while path and not (self.results / path / NAME).is_file():
-                path = path.rpartition("/")[0]  # a file, which its folder's manifest records
+            path = self._recorded(path)
             step = self.step(path, world) if path and path not in seen else None
             if step:
                 seen.add(path)
