@@ -224,7 +224,7 @@ class Steps:
 
     @functools.cache  # noqa: B019 - one object a command
     def _recorded(self, path: str) -> str:
-        """Return the folder whose manifest records a file or a folder; empty where there is none."""
+        """Return the folder whose manifest records a path; empty where there is none."""
         while path and not (self.results / path / NAME).is_file():
             path = path.rpartition("/")[0]
         return path
