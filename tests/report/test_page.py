@@ -195,13 +195,15 @@ def test_the_page_draws_its_figures_and_links_only_files_that_there_are(small, t
     text = page.page(experiment, tmp_path, published.load(), out=tmp_path / "report.html")
     assert 'href="averages.pdf"' in text and 'href="averages.png"' not in text
     drawn = re.findall(r'<svg viewBox[^>]*aria-label="([^"]*)"', text)
+    case = experiment.cases[0]
+    merges = case.by_average([model for model in case.models if model.kind == "merge"])
     assert [about.split(":")[0] for about in drawn] == [
         *("Table 1. Case study 1", "A_1", "Pair", "Pair", "GSM"),
         *("Table 1, average over FLOPs (logarithmic)",),
         *("Table 1, average over CPU seconds (logarithmic)", "Mean over seeds"),
         *("Kept of Japanese expert", "Kept of Maths &amp; logic", "Outside"),
+        *(f"{model.label}, loss" for model in merges),
     ]
-    case = experiment.cases[0]
     best = max(
         (model for model in case.models if model.kind == "merge"),
         key=lambda model: case.average(model).value,
