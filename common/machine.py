@@ -36,6 +36,27 @@ def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     return {"processor": name, "instructions": sets, "cores": len(os.sched_getaffinity(0))}
 
 
+def used(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Describe the processor as far as the libraries may use it.
+
+    A run whose PyTorch is held to AVX2 stands for a processor without AVX-512, so its page must not
+    name AVX-512.
+
+    Args:
+        cpuinfo: See `describe`.
+    """
+    found = describe(cpuinfo)
+    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() != "avx2":
+        return found
+    sets = [name for name in found["instructions"] if name == "AVX2"]
+    held = f"{found['processor']}, libraries held to AVX2,"
+    return {
+        **found,
+        "processor": held if sets != found["instructions"] else found["processor"],
+        "instructions": sets,
+    }
+
+
 def commit(root: Path) -> str:
     """Return the checkout's commit, marked if tracked files differ; empty outside a checkout."""
 
@@ -65,4 +86,4 @@ def record(results: Path, root: Path, started: float) -> None:
         path = results / NAME
         day = time.strftime("%Y-%m-%d", time.gmtime(started))
         run = {"date": day, "commit": commit(root), "seconds": round(time.time() - started)}
-        write_json(path, [*(read_json(path) if path.exists() else []), describe() | run])
+        write_json(path, [*(read_json(path) if path.exists() else []), used() | run])

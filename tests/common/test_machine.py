@@ -24,6 +24,19 @@ def test_a_processor_is_named_by_family_model_and_instruction_sets(tmp_path):
     assert machine.describe(tmp_path / "none")["instructions"] == []
 
 
+def test_a_run_held_to_avx2_names_no_more(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(CPUINFO)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    assert machine.used(cpuinfo) == machine.describe(cpuinfo)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    found = machine.used(cpuinfo)
+    assert found["instructions"] == ["AVX2"]
+    assert found["processor"].endswith("model 17), libraries held to AVX2,")
+    cpuinfo.write_text(CPUINFO.replace(" avx512f avx512bw", ""))  # all that it has
+    assert machine.used(cpuinfo) == machine.describe(cpuinfo)
+
+
 def test_a_run_is_recorded_once_it_has_done_a_step(tmp_path):
     (tmp_path / "case1").mkdir()
     cost = tmp_path / "case1/cost.json"
