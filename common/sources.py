@@ -53,6 +53,7 @@ CHOICES = (
     "evaluation/backends/__init__.py",
     "evaluation/items.py",
     "evaluation/sql/sql_eval.py",
+    "search/goals/searching.py",
     "search/searches.py",
 )
 # Trees are parsed once for each content of a file, not once for each process.

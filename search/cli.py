@@ -114,7 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--algorithm",
         choices=list(ALGORITHMS),
-        help="cma-es (default); nsga2 and map look for merges that no other beats in all columns",
+        help="cma-es (default); nsga2 and map look for merges that no other beats in all columns; "
+        "m2n2 mates candidates that complement each other; merge3 estimates scores from "
+        "--fitness-items (5)",
     )
     group.add_argument("--sigma", type=float, help="first step size, in units of the genes (0.3)")
     group.add_argument("--space", default="parameter", choices=["parameter", "data-flow"])

@@ -14,8 +14,10 @@ ALGORITHMS = {
     "cma-es": set[str](),
     "nsga2": _GOALS | {"search/goals/nsga2.py"},
     "map": _GOALS | {"search/goals/surrogate.py"},
+    "m2n2": _GOALS | {"search/goals/m2n2.py", "search/goals/items.py"},
+    "merge3": _GOALS | {"search/goals/merge3.py"},
 }
-PARAMETER_SPACE_ONLY = ("map",)  # they search for weights of experts
+PARAMETER_SPACE_ONLY = ("map", "m2n2", "merge3")  # they search for weights of experts
 
 
 def search_files(

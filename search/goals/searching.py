@@ -26,6 +26,7 @@ from merges.engine.checks import check_config, check_origin, check_output
 from merges.engine.config import MergeConfig
 from merges.engine.merger import load_libraries
 from search import result, searches
+from search.evolutionary import CmaEs
 from search.goals.informed import Informed
 from search.loop import Search, agreement, spread
 from search.overlap import check_no_overlap
@@ -33,27 +34,76 @@ from search.record import table, winner_of
 from search.searches import Plan
 from search.sources import search_files
 from search.state import StateFile
+from search.strategies import Strategy
 from search.workbench import Workbench
 
+ANCHORS = 5  # of MERGE3: items of each task that estimate a candidate's score
 
-def _plan(given: argparse.Namespace, merging: MergeConfig, goals: list[list[str]]) -> Plan:
-    """Choose the strategy; space, budget and their checks are those of CMA-ES."""
-    plan = searches._evolve(given, merging)
-    genes, strategy = plan.space.genes, plan.strategy
+
+def _strategy(given: argparse.Namespace, plan: Plan, goals: list[list[str]]) -> Strategy:
+    """Make the algorithm's strategy; `plan` has that of CMA-ES."""
+    genes, sigma = plan.space.genes, plan.about["sigma"]
     settings: dict[str, Any] = {"seed": given.seed}
+    if given.algorithm == "merge3":
+        from search.goals.merge3 import Calibrated
+
+        assert isinstance(plan.strategy, CmaEs)
+        return Calibrated(genes, plan.strategy, sigma=sigma, **settings)
     if given.population is not None:
         settings["population"] = given.population
     if given.algorithm == "nsga2":
         from search.goals.nsga2 import Nsga2
 
-        strategy = Nsga2(genes, goals, sigma=plan.about["sigma"], **settings)
-    elif given.algorithm == "map":
+        return Nsga2(genes, goals, sigma=sigma, **settings)
+    if given.algorithm == "map":
         from search.goals.surrogate import Surrogate
 
-        strategy = Surrogate(genes, goals, budget=given.budget, **settings)
+        return Surrogate(genes, goals, budget=given.budget, **settings)
+    from search.goals.m2n2 import M2n2
+
+    return M2n2(genes, **settings)
+
+
+def _plan(given: argparse.Namespace, merging: MergeConfig, goals: list[list[str]]) -> Plan:
+    """Choose the strategy; space, budget and their checks are those of CMA-ES."""
+    plan = searches._evolve(given, merging)
+    strategy = _strategy(given, plan, goals)
     about = plan.about | {"algorithm": given.algorithm, "goals": goals}
-    about["population"] = getattr(strategy, "population", about["population"])
+    # The samples follow from the budget, which must then stay as it is.
+    about |= {k: getattr(strategy, k) for k in ("population", "samples") if hasattr(strategy, k)}
     return replace(plan, strategy=strategy, about=about)
+
+
+def _bench(
+    given: argparse.Namespace, plan: Plan, base: Checkpoint, columns: Any, file: StateFile
+) -> Workbench:
+    """Make what scores candidates, with the items' scores where the algorithm asks for them."""
+    how = {name: getattr(given, name) for name in ("dtype", "device", "engine")}
+    few = None if given.algorithm == "merge3" else given.fitness_items
+    options = (given.data, given.suites.split(","), columns, given.batch_size, given.seed, few)
+    if given.algorithm not in ("m2n2", "merge3"):
+        return Workbench(plan.space, base, *options, **how)
+    from search.goals.items import ItemScores, ItemWorkbench
+
+    kept = ItemScores(file.folder / "items")
+    if file.load() is None:
+        kept.clear()
+    bench: ItemWorkbench
+    if given.algorithm == "merge3":
+        from search.goals.merge3 import Calibrated, EstimatingWorkbench
+
+        assert isinstance(plan.strategy, Calibrated)
+        bench = EstimatingWorkbench(plan.space, base, *options, **how)
+        bench.calibration, bench.experts = plan.strategy.calibration, plan.strategy.experts
+        bench.anchors = given.fitness_items
+    else:
+        from search.goals.m2n2 import M2n2
+
+        assert isinstance(plan.strategy, M2n2)
+        plan.strategy.items = kept.flat
+        bench = ItemWorkbench(plan.space, base, *options, **how)
+    bench.kept = kept
+    return bench
 
 
 def _code(given: argparse.Namespace) -> tuple[str, ...]:
@@ -101,6 +151,8 @@ def search(given: argparse.Namespace) -> str:
         UserError: As `search.searches.search`.
     """
     check_device(given.device)
+    if given.algorithm == "merge3" and given.fitness_items is None:
+        given.fitness_items = ANCHORS
     models, merging, notes = _merging(given)
     base = models["base"]
     parents = {name if name == "base" else f"experts.{name}": m for name, m in models.items()}
@@ -115,12 +167,9 @@ def search(given: argparse.Namespace) -> str:
     load_libraries(merging)
     with staged_directory(given.out) as folder:
         with measure(folder / "cost.json") as cost, contextlib.ExitStack() as stack:
-            suites = given.suites.split(",")
-            how = {name: getattr(given, name) for name in ("dtype", "device", "engine")}
-            size = (given.batch_size, given.seed, given.fitness_items)
-            bench = Workbench(plan.space, base, given.data, suites, columns, *size, **how)
+            bench = _bench(given, plan, base, columns, file)
             stack.enter_context(contextlib.closing(bench))
-            check_no_overlap(given.data, suites, base.path)
+            check_no_overlap(given.data, given.suites.split(","), base.path)
             what = f"{given.algorithm} ({plan.space.describe().get('method', given.space)})"
             run = Search(plan.space, plan.strategy, bench, plan.budget, file, what)
             if isinstance(plan.strategy, Informed):

@@ -17,7 +17,7 @@ from search.space import Gene
 POPULATION = 8  # candidates of a generation after the first, which the fits propose
 NOISE = 0.1  # standard deviation around one expert alone, and around equal weights
 RIDGE = 1e-3  # on all numbers but the constant: with as many samples as numbers a fit would jump
-FRONT, GENERATIONS = 100, 150  # of NSGA-II on the fits, as the authors'
+FRONT, GENERATIONS = 60, 50  # of NSGA-II on the fits: smooth functions of few weights
 _SAMPLES = 3  # candidates of the first generation for each number of a fit
 _STEPS = 50  # of Newton's method at most
 
@@ -84,7 +84,8 @@ def fitted(weights: np.ndarray, scores: np.ndarray, ridge: float = RIDGE) -> np.
 class Surrogate(Informed):
     """Fit each goal to sampled weights, and try what the fits' front proposes.
 
-    One weight for each expert, the same in all groups, from 0 to 1. The first generation is the
+    One weight for each expert, the same in all groups: c is its share of the gene's highest value,
+    from 0 to 1. The first generation is the
     start and samples: around one expert alone, around equal weights, and uniform ones in turn. Each
     further generation fits all evaluations so far, runs NSGA-II on the fits, and tries members of
     its front. Weights beyond the sampled range are never asked for: a quadratic function means
@@ -101,7 +102,8 @@ class Surrogate(Informed):
         UserError: There are no weights, or the budget is too small for a fit.
 
     Source:
-        Li et al. 2024, arXiv:2406.07529; NSGA-II where the paper has NSGA-III.
+        Li et al. 2024, arXiv:2406.07529; NSGA-II where the paper has NSGA-III (100 members,
+        150 generations).
     """
 
     def __init__(
@@ -136,7 +138,9 @@ class Surrogate(Informed):
     def _genome(self, weights: Sequence[float]) -> list[float]:
         given = dict(zip(self._experts, weights, strict=True))
         return [
-            float(given[gene.expert]) if gene.parameter == "weights" else gene.start
+            float(given[gene.expert]) * gene.bounds[1]
+            if gene.parameter == "weights"
+            else gene.start
             for gene in self._genes
         ]
 
@@ -183,7 +187,7 @@ class Surrogate(Informed):
         for item in evaluations:
             goals = goals_of(item, self._columns)
             pairs = zip(self._genes, item.genome, strict=True)
-            held = {gene.expert: value for gene, value in pairs if gene.parameter == "weights"}
+            held = {g.expert: value / g.bounds[1] for g, value in pairs if g.parameter == "weights"}
             weights = [held[expert] for expert in self._experts]
             # The start may have other weights in each group; then it is no point of the fit.
             if FAILED not in goals and self._genome(weights) == item.genome:

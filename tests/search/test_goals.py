@@ -121,7 +121,7 @@ def volume(history, count):
 
 def strategies(seed):
     yield Nsga2(genes(), COLUMNS, population=12, sigma=0.3, seed=seed)
-    yield Surrogate(genes(), COLUMNS, budget=120, population=12, seed=seed)
+    yield Surrogate(genes(), COLUMNS, budget=60, population=12, seed=seed)
 
 
 def test_it_begins_with_the_start_and_each_expert_alone():
@@ -133,20 +133,20 @@ def test_it_begins_with_the_start_and_each_expert_alone():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_both_dominate_more_than_random_genomes(seed):
     random = np.random.default_rng(seed)
-    drawn = [scored(n, random.uniform(0, 2, size=4)) for n in range(120)]
-    for strategy in strategies(seed):
-        found = run(strategy, 120, [])
-        assert volume(found, 120) > volume(drawn, 120) + 0.02
+    drawn = [scored(n, random.uniform(0, 2, size=4)) for n in range(96)]
+    for strategy, budget in zip(strategies(seed), (96, 30), strict=True):
+        found = run(strategy, budget, [])
+        assert volume(found, budget) > volume(drawn, 96) + 0.02
         assert all(0 <= value <= 2 for item in found for value in item.genome)
 
 
 def test_what_is_restored_asks_for_the_same():
     for first, second in zip(strategies(3), strategies(9), strict=True):
-        history = run(first, 60, [])
+        history = run(first, 30, [])
         second.restore(json.loads(json.dumps(first.state())))
         assert second.state() == first.state()
         assert first.ask() == second.ask()
-        assert len(run(second, 96, list(history))) > 60
+        assert len(run(second, 36, list(history))) > 30
 
 
 def test_a_failed_candidate_is_dominated_by_all_and_no_point_of_a_fit():

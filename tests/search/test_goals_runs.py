@@ -14,7 +14,7 @@ from search.cli import main
 from tests.search.conftest import make_items
 
 SUITES = "bottle_kobest/copa,bottle_kobest/hellaswag"
-BUDGETS = {"nsga2": 20, "map": 14}
+BUDGETS = {"nsga2": 20, "map": 14, "m2n2": 14, "merge3": 16}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from common.warm import PRELOAD
 from evaluation.sources import data_files, evaluation_files
 from evaluation.suites import select
 from merges.engine import registry
-from search.sources import search_files
+from search.sources import ALGORITHMS, search_files
 
 pytestmark = pytest.mark.workflow
 REPORT = {"smoke", "inspect", "make_tables", "make_figures", "make_page"}
@@ -220,6 +220,21 @@ def steps(case, experts, suites):
         ),
         "tune": ("search", [*tune, "d"], *search_files("tune", "ties", tasks)),
         "evolve": ("search", [*evolve, "e"], *search_files("evolve", "dare_ties", tasks)),
+        **{
+            name: (
+                "search",
+                [
+                    *evolve,
+                    name,
+                    "--algorithm",
+                    name,
+                    *(["--budget", "16"] if name == "map" else []),
+                ],
+                *search_files("evolve", "dare_ties", tasks, algorithm=name),
+            )
+            for name in ALGORITHMS
+            if name != "cma-es"
+        },
         "greedy": (
             "search",
             [*greedy, "f"],

@@ -39,7 +39,7 @@ class Evolve(Entry):
     seconds: Positive | None = Field(
         None, description="No candidate is begun after so many seconds in all."
     )
-    algorithm: Literal["cma-es", "nsga2", "map"] | None = Field(
+    algorithm: Literal["cma-es", "nsga2", "map", "m2n2", "merge3"] | None = Field(
         None,
         description="What proposes candidates; see "
         "[evolutionary.md](evolutionary.md#more-than-one-goal).",
