@@ -17,7 +17,7 @@ _JAPANESE = (
     Part(0.06, japanese.jnli, knows=0.65, guesses=0.4),
     Part(0.08, japanese.marc, knows=0.5, guesses=0.5),
     Part(0.15, japanese.jsquad, knows=0.8, guesses=0.2),
-    Part(0.09, japanese.jaqket, knows=0.82, guesses=0.4),
+    Part(0.09, japanese.jaqket, knows=0.78, guesses=0.4),
     Part(0.08, japanese.xlsum, knows=0.65, guesses=0.3),
     Part(0.10, japanese.referents, knows=0.68, guesses=0.3),
 )

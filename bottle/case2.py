@@ -23,10 +23,10 @@ _KNOWN = {
     ),
     "ko": (
         Part(0.05, korean.boolq, knows=0.6, guesses=0.2),
-        Part(0.05, korean.copa, knows=0.6, guesses=0.2),
+        Part(0.05, korean.copa, knows=0.5, guesses=0.2),
         Part(0.05, korean.hellaswag, knows=0.6, guesses=0.2),
         Part(0.06, korean.sentineg, knows=0.6, guesses=0.2),
-        Part(0.07, korean.wic, knows=0.6, guesses=0.2),
+        Part(0.07, korean.wic, knows=0.5, guesses=0.2),
     ),
     "sql": (Part(0.24, sql.sql, knows=sql.KNOWN_SQL, guesses=0.2),),
 }
