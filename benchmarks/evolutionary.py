@@ -9,6 +9,11 @@ thread; the time before a process's first candidate is a separate row. `ratio` s
 better the first way is. `merge alone` times the merges of the candidates in memory, from mapped
 files, as in a search, and from files that are read. `scoring alone` compares the class of small
 models with transformers' forward pass.
+
+    python benchmarks/evolutionary.py --case results/bottle/case1 --earlier ../checkout --json FILE
+
+compares a generation of candidates with an earlier build instead: the same genomes, each build in a
+process with one thread, in turn; every item's score must be the same.
 """
 
 from __future__ import annotations
@@ -203,6 +208,86 @@ def compare(
     records.add(f"{method}: all but evaluation", "% of it", share, GOAL_SHARE, 1.0)
 
 
+# Runs in either build, whose modules have other names; prints CPU seconds a candidate, those in
+# products of matrices, and every item's score.
+_GENERATION = """
+import importlib, json, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from checkpoints.reading import Checkpoint
+from evaluation.suites import select
+from search.evolutionary import CmaEs
+from search.parameters import ParameterSpace
+from search.workbench import Workbench
+case, method, suites = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+count = int(sys.argv[4])
+try:
+    config = importlib.import_module("merges.engine.config").MergeConfig
+except ImportError:
+    config = importlib.import_module("search.merged").Merging
+models = {path.name: Checkpoint(path, mapped=True) for path in sorted((case / "models").iterdir())
+          if (path / "config.json").is_file()}
+base = models.pop("base")
+space = ParameterSpace(config(method, base, models), {})
+bench = Workbench(space, base, case / "data", suites, [[task.name for task in select(suites)]])
+strategy = CmaEs(space.genes, population=max(2, count), sigma=0.3, seed=0)
+bench.evaluate(0, strategy.ask()[0])  # encodes the items, for all
+strategy.tell([0.5])
+genomes = strategy.ask()[:count]
+began = time.process_time()
+for number, genome in enumerate(genomes, 1):
+    assert not bench.evaluate(number, genome).failure
+spent = time.process_time() - began
+items, inside = [], [0.0]
+def timed(function):
+    def call(*given, **options):
+        began = time.thread_time()
+        try:
+            return function(*given, **options)
+        finally:
+            inside[0] += time.thread_time() - began
+    return call
+linear, torch.nn.functional.linear = torch.nn.functional.linear, timed(torch.nn.functional.linear)
+torch.addmm = timed(torch.addmm)
+for genome in genomes:
+    bench._allocated.become(space, space.decode(genome))
+    found = bench._harness.evaluate_with_items(bench._allocated.model, "candidate")[1]
+    items.append([[item["task"], item["id"], item["score"]] for item in found])
+print(json.dumps([spent / count, inside[0] / count, items]))
+"""
+
+
+def earlier(case: Path, checkout: Path, method: str, suites: str, count: int) -> list[Any]:
+    """Score a generation in a build; see `_GENERATION`."""
+    command = [sys.executable, "-c", _GENERATION, str(case), method, suites, str(count)]
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_builds(
+    case: Path, checkout: Path, method: str, suites: str, count: int, records: Records
+) -> None:
+    """Compare a generation with an earlier build, twice in turn; the least counts."""
+    rounds = [
+        [earlier(case, build, method, suites, count) for build in (ROOT, checkout)]
+        for _ in range(2)
+    ]
+    ours, other = (min(found[side][0] for found in rounds) for side in (0, 1))
+    assert all(found[0][2] == found[1][2] for found in rounds), "the builds' scores differ"
+    records.add(f"{method}: a candidate", "CPU ms", 1000 * ours, 1000 * other, 4.0)
+    records.add(f"{method}: candidates", "per CPU min", 60 / ours, None)
+    products = min(found[0][1] for found in rounds)
+    records.add(f"{method}: products of matrices alone", "CPU ms", 1000 * products, 1000 * other, 4.0)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -211,6 +296,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--candidates", type=int, default=24, metavar="N")
     parser.add_argument("--written", type=int, default=3, metavar="N")
+    parser.add_argument("--earlier", type=Path, metavar="DIR", help="a checkout to compare with")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     # Read when the libraries are imported, here and in the fresh processes.
@@ -220,6 +306,10 @@ def main() -> None:
     torch.set_num_threads(1)
     records = Records()
     for method in given.methods:
+        if given.earlier:
+            sizes = (given.suites, given.candidates, records)
+            compare_builds(given.case.resolve(), given.earlier.resolve(), method, *sizes)
+            continue
         compare(
             given.case.resolve(), method, given.suites, given.candidates, given.written, records
         )
