@@ -44,7 +44,8 @@ def probes(parts: Sequence[Part], seed: int) -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for number, part in enumerate(parts):
-        draw, rows = random.Random(f"transitions {seed} {number}"), []
+        draw = random.Random(f"transitions {seed} {number}")
+        rows: list[dict[str, Any]] = []
         sample = part.generate(draw, Knowledge(part.knows))
         if not part.knows or not sample.content or sample.task in found:
             continue
@@ -56,7 +57,7 @@ def probes(parts: Sequence[Part], seed: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def right(model: Any, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> float:
+def right(model: Any, rows: Sequence[dict[str, Any]], tokenizer: Any) -> float:
     """Return the share of rows of which the model predicts every token of the answer."""
     import torch
 
