@@ -91,8 +91,9 @@ def _claims(one: Sequence[Judgement], two: Sequence[Judgement]) -> str:
     for first, second in zip(one, two, strict=True):
         words = [each.verdict if each.findings else MISSING for each in (first, second)]
         same = "yes" if words[0] == words[1] else "no"
-        rows.append(_row(first.claim.id, first.claim.sentence, *words, same))
-    caption = "The verdicts on the paper's claims in both runs."
+        words.append(MISSING if MISSING in words else same)
+        rows.append(_row(first.claim.id, first.claim.sentence, *words))
+    caption = "The verdicts on the paper's claims in both runs, where both could judge."
     return _table("Claims", caption, ("claim", "sentence", *_NAMES, "same"), rows, texts=5)
 
 
