@@ -4,15 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
-
-import world
-
 from bottle.tiny import write_family
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 
 def test_the_mean_loss_is_that_of_all_rows(tmp_path, monkeypatch):
     import torch
+    import world
     from transformers import AutoModelForCausalLM
 
     from bottle.tokenizer import load_tokenizer
