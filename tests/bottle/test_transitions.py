@@ -1,19 +1,14 @@
 """When a training learns a task: hand-counted steps, known rows, answers to the last token."""
 
 import random
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import transitions
 from bottle.cases import get_case
 from bottle.samples import Knowledge, split_of, strip_marks
 from bottle.tokenizer import build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
-
-import transitions
 
 
 @pytest.mark.parametrize(

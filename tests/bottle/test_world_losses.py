@@ -1,19 +1,15 @@
 """The losses of the world's record are over every calibration row, each counted once."""
 
 import json
-import sys
-from pathlib import Path
 
 from bottle.tiny import write_family
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 
 def test_the_mean_loss_is_that_of_all_rows(tmp_path, monkeypatch):
     import torch
-    import world
     from transformers import AutoModelForCausalLM
 
+    from benchmarks import world
     from bottle.tokenizer import load_tokenizer
 
     write_family(tmp_path, items=2, seed=3)
