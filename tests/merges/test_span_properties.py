@@ -88,7 +88,8 @@ def test_identical_experts_give_themselves(
     base, (expert,) = models(seed, [0 if zero else "other"], shape, dtype)
     named = {f"e{n}": x for n, x in enumerate(count_for(method, [expert] * count))}
     found = run(method, base, named, parameters)
-    tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 0.0}[dtype]
+    # bfloat16 is summed in float32: where the expert is 0, the error of that stays.
+    tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2e-6}[dtype]
     torch.testing.assert_close(found, expert, rtol=0, atol=tolerance)
 
 
