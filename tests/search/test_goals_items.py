@@ -9,7 +9,6 @@ from common.errors import UserError
 from search.evaluation import Evaluation
 from search.evolutionary import CmaEs
 from search.goals.m2n2 import M2n2, attraction, shares
-from search.goals.merge3 import CALIBRATION, Calibrated
 from search.goals.responses import Items, anchors, estimated, fit
 from search.space import Gene
 
@@ -96,6 +95,8 @@ def test_the_archive_keeps_who_has_items_of_their_own():
 
 
 def test_a_method_without_weights_is_refused():
+    from search.goals.merge3 import Calibrated  # loads lm-eval
+
     slerp = [Gene("layer 0", "t", "", 0.5, (0, 1))]
     with pytest.raises(UserError, match="mixes experts by their weights"):
         M2n2(slerp, seed=0)
@@ -105,6 +106,8 @@ def test_a_method_without_weights_is_refused():
 
 
 def test_calibration_comes_first_and_cma_es_is_the_usual_one():
+    from search.goals.merge3 import CALIBRATION, Calibrated  # loads lm-eval
+
     inner = CmaEs(genes(), population=6, sigma=0.3, seed=4)
     strategy = Calibrated(genes(), inner, sigma=0.3, seed=4)
     first = strategy.ask()
