@@ -252,11 +252,11 @@ def main(arguments: Sequence[str]) -> int:
 
         print(replay(given))
     elif given.algorithm not in (None, "cma-es"):
-        from search.goals import searching
+        from search.goals.searching import SearchingGoals
 
-        print(searching.search(given))
+        print(SearchingGoals(given).run())
     else:
-        from search.searches import search
+        from search.searches import Searching
 
-        print(search(given))
+        print(Searching(given).run())
     return 0

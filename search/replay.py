@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from checkpoints.reading import Checkpoint, Model
-from checkpoints.vocabulary import align
+from checkpoints.vocabulary import Alignment, align
 from common import manifest
 from common.cli import pairs
 from common.cost import measure
@@ -47,7 +48,8 @@ def _space(record: Mapping[str, Any], base: Model, experts: dict[str, Model]) ->
     return ParameterSpace(merging, about["set"], about["granularity"], about["kinds"])
 
 
-def _genome(space: Space, row: Mapping[str, str]) -> list[float]:
+def genome_of(space: Space, row: Mapping[str, str]) -> list[float]:
+    """Read a candidate from its row; the table has all digits."""
     if isinstance(space, ListedSpace):
         return [float(row["evaluation"])]
     names = (
@@ -82,6 +84,66 @@ def _parents(
     return base, {name: experts[name] for name in record["parameters"]["experts"]}
 
 
+def reopen(
+    given: argparse.Namespace, record: Mapping[str, Any]
+) -> tuple[dict[str, Checkpoint], Alignment, Space]:
+    """Open a finished search whose candidates are to be made again, to the bit.
+
+    Args:
+        given: The command line: `of`, `base`, `experts`.
+        record: The search's manifest.
+
+    Returns:
+        The base and the experts as given, the same with one vocabulary, and the space.
+
+    Raises:
+        UserError: The models are others than the search's, or its method needs its data again.
+    """
+    base, experts = _parents(given, record)
+    aligned = align(base, experts, record["parameters"].get("vocabulary", "refuse"))
+    space = _space(record, aligned.base, aligned.experts)
+    return {"base": base, **experts}, aligned, space
+
+
+def write_candidate(
+    folder: Path,
+    record: Mapping[str, Any],
+    opened: tuple[dict[str, Checkpoint], Alignment, Space],
+    genome: list[float],
+    about: Mapping[str, Any],
+    code: Sequence[str],
+) -> None:
+    """Write a candidate's model with its record.
+
+    Args:
+        folder: Where; it exists.
+        record: The search's manifest.
+        opened: What `reopen` returned.
+        genome: The candidate.
+        about: What the record says of it, besides what it says of the search.
+        code: Files that chose it, with those that merge added here.
+    """
+    models, aligned, space = opened
+    recipe = space.decode(genome)
+    with measure(folder / "cost.json") as cost:
+        result.write_model(folder, space, recipe, aligned.base)
+        cost.count(evaluations=0)
+    search = record["parameters"]["search"]
+    said = {name: value for name, value in search.items() if name not in ("joined", "fitness")}
+    result.write_record(
+        folder,
+        space,
+        recipe,
+        {**said, **about},
+        models=models,
+        inputs=record["inputs"],
+        vocabulary=record["parameters"].get("vocabulary", "refuse"),
+        notes=aligned.notes,
+        seed=record["seed"],
+        code=(*code, *registry.sources(search["space"].get("method", "linear"))),
+    )
+
+
 def replay(given: argparse.Namespace) -> str:
     """Write the model that was best on dev after the first evaluations of a finished search.
 
@@ -103,14 +165,11 @@ def replay(given: argparse.Namespace) -> str:
             f"{given.of} has {len(rows)} evaluations, not {given.evaluations}; "
             f"give 1 to {len(rows)}"
         )
-    base, experts = _parents(given, record)
-    vocabulary = record["parameters"].get("vocabulary", "refuse")
-    aligned = align(base, experts, vocabulary)
-    space = _space(record, aligned.base, aligned.experts)
+    opened = models, _, space = reopen(given, record)
     history = []
     # The genomes are in the table with all digits, so the model is the same to the bit.
     for row in rows[: given.evaluations]:
-        genome = _genome(space, row)
+        genome = genome_of(space, row)
         average = float(row["dev_average"]) if row["dev_average"] else None
         history.append(
             Evaluation(
@@ -118,37 +177,16 @@ def replay(given: argparse.Namespace) -> str:
             )
         )
     winner = winner_of(space, history)
-    check_output(given.out, [given.of, base.path, *(expert.path for expert in experts.values())])
+    check_output(given.out, [given.of, *(model.path for model in models.values())])
+    about = {
+        "evaluations": given.evaluations,
+        "chosen": winner.index,
+        "dev_average": winner.average,
+        "replayed_of": len(rows),
+    }
+    code = ("search/replay.py", "search/dataflow.py")
     with staged_directory(given.out) as folder:
-        recipe = space.decode(winner.genome)
-        with measure(folder / "cost.json") as cost:
-            result.write_model(folder, space, recipe, aligned.base)
-            cost.count(evaluations=0)
-        search = record["parameters"]["search"]
-        about = search | {
-            "evaluations": given.evaluations,
-            "chosen": winner.index,
-            "dev_average": winner.average,
-            "replayed_of": len(rows),
-        }
-        about.pop("joined", None)
-        about.pop("fitness", None)
-        result.write_record(
-            folder,
-            space,
-            recipe,
-            about,
-            models={"base": base, **experts},
-            inputs=record["inputs"],
-            vocabulary=vocabulary,
-            notes=aligned.notes,
-            seed=record["seed"],
-            code=(
-                "search/replay.py",
-                "search/dataflow.py",
-                *registry.sources(search["space"].get("method", "linear")),
-            ),
-        )
+        write_candidate(folder, record, opened, winner.genome, about, code)
     return (
         f"replay: after {given.evaluations} of {len(rows)} evaluations candidate {winner.index} "
         f"has the best dev average, {winner.average:.3f}; its model is in {given.out}"

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -148,6 +148,14 @@ class Allocated:
         return counted
 
 
+class Scoring(Protocol):
+    """What a workbench needs of a harness to score a candidate."""
+
+    def evaluate(self, model: Any, name: str) -> dict[str, Any]:
+        """Evaluate a model in memory; see `Harness.evaluate`."""
+        ...
+
+
 class Workbench:
     """Scores candidates of a space in memory.
 
@@ -204,7 +212,7 @@ class Workbench:
             evaluation.failure = " ".join(str(error).split()) or type(error).__name__
         return evaluation
 
-    def _score(self, evaluation: Evaluation, harness: Harness) -> None:
+    def _score(self, evaluation: Evaluation, harness: Scoring) -> None:
         scores = harness.evaluate(self._allocated.model, name=f"candidate {evaluation.index}")
         for name, amount in scores["counted"].items():
             evaluation.counted[f"dev_{name}"] = amount

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.vocabulary import align
 from common import manifest
 from common.cli import add_values, command_parser, json_list, pairs
-from common.cost import measure
 from common.errors import UserError
 from common.files import staged_directory, write_text
-from merges.engine import registry
 from merges.engine.checks import check_output
-from search import replay, result
+from search import replay
 from search.evaluation import Evaluation
 from search.goals.dominance import fronts, growth, representatives
 from search.goals.informed import goals_of
@@ -152,38 +149,19 @@ def _write_models(
     given: argparse.Namespace, folder: Path, rows: Sequence[Mapping[str, str]], chosen: list[int]
 ) -> None:
     """Write the models of some candidates into a folder each, named by their numbers."""
-    # As a replay does, for candidates that need not be the best of any number of evaluations.
     record = manifest.read_manifest(given.of)
-    base, experts = replay._parents(given, record)
-    vocabulary = record["parameters"].get("vocabulary", "refuse")
-    aligned = align(base, experts, vocabulary)
-    space = replay._space(record, aligned.base, aligned.experts)
-    search = record["parameters"]["search"]
+    opened = replay.reopen(given, record)
     for n in chosen:
         inner = folder / "models" / rows[n]["evaluation"]
         inner.mkdir(parents=True)
-        recipe = space.decode(replay._genome(space, rows[n]))
-        with measure(inner / "cost.json") as cost:
-            result.write_model(inner, space, recipe, aligned.base)
-            cost.count(evaluations=0)
-        about = {k: v for k, v in search.items() if k not in ("joined", "fitness")}
-        about |= {"chosen": int(rows[n]["evaluation"]), "front_of": len(rows)}
-        about |= {"evaluations": len(rows), "dev_average": float(rows[n]["dev_average"])}
-        result.write_record(
-            inner,
-            space,
-            recipe,
-            about,
-            models={"base": base, **experts},
-            inputs=record["inputs"],
-            vocabulary=vocabulary,
-            notes=aligned.notes,
-            seed=record["seed"],
-            code=(
-                "search/goals/front.py",
-                *registry.sources(search["space"].get("method", "linear")),
-            ),
-        )
+        about = {
+            "chosen": int(rows[n]["evaluation"]),
+            "front_of": len(rows),
+            "evaluations": len(rows),
+            "dev_average": float(rows[n]["dev_average"]),
+        }
+        genome = replay.genome_of(opened[2], rows[n])
+        replay.write_candidate(inner, record, opened, genome, about, ("search/goals/front.py",))
 
 
 @dataclass(frozen=True)

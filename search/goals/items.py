@@ -84,7 +84,7 @@ class ItemWorkbench(Workbench):
 
     def _score(self, evaluation: Evaluation, harness: Any) -> None:
         keeping = _Keeping(harness)
-        super()._score(evaluation, keeping)  # type: ignore[arg-type]  # all that it uses
+        super()._score(evaluation, keeping)
         self.latest = keeping.scores
         if harness is self._harness:  # not where a candidate is scored again
             self.kept.put(evaluation.index, keeping.scores)

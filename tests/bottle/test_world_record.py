@@ -29,9 +29,12 @@ def test_experts_are_near_a_competent_base(name):
 
 
 @pytest.mark.parametrize("case", ["case1", "case2"])
-def test_over_the_worlds_dare_ties_is_above_the_base(case):
+def test_dare_ties_is_above_the_base(case):
     averages = [world["averages"] for world in WORLDS.values() if world["case"] == case]
-    assert sum(one["dare_ties"] - one["base"] for one in averages) > 0
+    above = [one["dare_ties"] - one["base"] for one in averages]
+    # docs/bottle.md names the world in which it is not.
+    assert sum(gap <= 0 for gap in above) == (1 if case == "case1" else 0)
+    assert sum(above) > 0
 
 
 def test_there_are_three_worlds_of_each_case():
