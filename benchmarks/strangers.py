@@ -37,27 +37,27 @@ def lines(case: Path) -> dict[str, Any]:
     """Return by alignment the cosine of weights and each expert's loss along the line."""
     import torch
 
-    from benchmarks.world import Losses
+    from benchmarks.world import ROWS
     from checkpoints.reading import Checkpoint
     from merges.alignment.aligning import align_models
+    from merges.lines import End, Losses
 
-    losses = Losses(case)
     base = Checkpoint(case / "models" / "base")
     experts = {name: Checkpoint(case / "models" / name) for name in EXPERTS}
+    calibration = {name: case / "data" / "calibration" / f"{name}.jsonl" for name in EXPERTS}
+    losses = Losses(base, experts, calibration, ROWS)
     found = {}
     for method in ("none", *METHODS):
         moved: Mapping[str, Any] = experts
         if method != "none":
-            files = [case / "data" / "calibration" / f"{name}.jsonl" for name in EXPERTS]
-            rows = files if method.startswith("activation") else []
+            rows = list(calibration.values()) if method.startswith("activation") else []
             moved = align_models(base, experts, method, rows).experts
         one, two = (moved[name].state_dict() for name in EXPERTS)
         flat = [torch.cat([own.flatten().double() for own in x.values()]) for x in (one, two)]
         path: dict[str, list[float]] = {name: [] for name in EXPERTS}
         for t in PLACES:
-            state = {name: torch.lerp(one[name], two[name], t) for name in one}
-            for name in EXPERTS:
-                path[name].append(losses.of(state, [name]))
+            for name, loss in losses.between(End(one), End(two), t, EXPERTS).items():
+                path[name].append(loss)
         cosine = float(flat[0] @ flat[1] / (flat[0].norm() * flat[1].norm()))
         found[method] = {"cosine": cosine, "loss": path}
         print(f"{method}: cosine {cosine:.3f}, loss at one half", end=" ")

@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from checkpoints.names import kind  # noqa: E402
-from common.files import read_jsonl, write_text  # noqa: E402
+from checkpoints.reading import Checkpoint  # noqa: E402
+from common.files import write_text  # noqa: E402
 from common.worlds import folder_of, seeds_of  # noqa: E402
 from report.experiment import Case, searched  # noqa: E402
 from report.lines import barrier  # noqa: E402
 from report.load import load  # noqa: E402
 
 ROWS = 256  # calibration rows of each expert behind a loss
-PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLEAR = 3.0  # standard errors
 
 
@@ -93,65 +93,31 @@ def drift(base: Mapping[str, Any], expert: Mapping[str, Any]) -> float:
     return math.sqrt(moved / sum(float(base[name].square().sum()) for name in names))
 
 
-class Losses:
-    """Mean loss of a case's models on answers of calibration rows.
-
-    Args:
-        folder: The case's folder of a finished run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        from bottle.tokenizer import load_tokenizer
-
-        self.folder = folder
-        self.tokenizer = load_tokenizer(folder / "data" / "tokenizer")
-        self.model = AutoModelForCausalLM.from_pretrained(folder / "models" / "base")
-
-    def of(self, state: Mapping[str, Any], experts: Sequence[str]) -> float:
-        """Return the mean over experts of the loss on their rows, nats a token of the answer."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        from bottle.training import batches, tokenise
-
-        self.model.load_state_dict(state)
-        means = []
-        for expert in experts:
-            rows = read_jsonl(self.folder / "data" / "calibration" / f"{expert}.jsonl")[:ROWS]
-            # Sixteen batches are sorted together: of sixteen rows each, they hold every row once.
-            stream = batches(tokenise(rows, self.tokenizer), ROWS // 16, 0.0, 0)
-            total = count = 0.0
-            for _ in range(16):
-                ids, answer = next(stream)
-                with torch.no_grad():
-                    logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits
-                each = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-                total += float((each * answer).sum())
-                count += float(answer.sum())
-            means.append(total / count)
-        return sum(means) / len(means)
-
-
 def lines(folder: Path, experts: Sequence[str]) -> dict[str, list[float]]:
-    """Return the loss along the straight lines from the base to experts and between experts."""
-    losses = Losses(folder)
-    states = {name: weights(folder / "models" / name) for name in ("base", *experts)}
+    """Return the loss along the straight lines from the base to experts and between experts.
+
+    A line's loss is the mean over its experts of that on their rows, nats a token of the answer.
+    """
+    from merges.lines import End, Losses
+
+    base, *models = (Checkpoint(folder / "models" / name) for name in ("base", *experts))
+    named = dict(zip(experts, models, strict=True))
+    files = {name: folder / "data" / "calibration" / f"{name}.jsonl" for name in experts}
+    losses = Losses(base, named, files, ROWS)
+    ends = {name: End.of(model) for name, model in {"base": base, **named}.items()}
     found = {}
     for one, two in [*(("base", expert) for expert in experts), *combinations(experts, 2)]:
-        ends = states[one], states[two]
         measured = [name for name in (one, two) if name != "base"]
-        found[f"{one} - {two}"] = [
-            losses.of({n: (1 - t) * ends[0][n] + t * ends[1][n] for n in ends[0]}, measured)
-            for t in PLACES
-        ]
+        line = losses.line(ends[one], ends[two], measured).values()
+        found[f"{one} - {two}"] = [sum(at) / len(at) for at in zip(*line, strict=True)]
     return found
 
 
 def draw(records: Mapping[str, Any], titles: Mapping[str, str], out: Path) -> None:
     """Draw the losses along all lines, a panel for each case, all worlds in one."""
     from matplotlib.figure import Figure
+
+    from merges.lines import PLACES
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False)[0]

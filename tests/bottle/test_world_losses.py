@@ -14,11 +14,11 @@ def test_the_mean_loss_is_that_of_all_rows(tmp_path, monkeypatch):
 
     write_family(tmp_path, items=2, seed=3)
     (tmp_path / "models").mkdir()
-    (tmp_path / "base").rename(tmp_path / "models/base")
+    for name in ("base", "ja"):
+        (tmp_path / name).rename(tmp_path / "models" / name)
     rows = [json.loads(x) for x in (tmp_path / "data/calibration/ja.jsonl").open(encoding="utf-8")]
     monkeypatch.setattr(world, "ROWS", 16)
-    losses = world.Losses(tmp_path)
-    found = losses.of(world.weights(tmp_path / "models/base"), ["ja"])
+    found = world.lines(tmp_path, ["ja"])["base - ja"][0]
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "models/base", dtype=torch.float64)
     tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
