@@ -125,7 +125,7 @@ def draw(found: Mapping[str, Any], out: Path) -> None:
             label = "as they are" if method == "none" else method
             axes.plot(PLACES, own["loss"][name], color=f"C{place}", marker=".", label=label)
         axes.set(title=f"rows of {name}", xlabel="share of the mathematics expert")
-        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylim(bottom=0)  # of both, once both are drawn
     figure.axes[0].set_ylabel("loss, nats a token of the answer")
     figure.axes[1].legend(fontsize="small", frameon=False)
     figure.savefig(out, dpi=150)
