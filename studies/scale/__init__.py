@@ -1,0 +1,1 @@
+"""What matters at scale: size, number of experts, base quality, and what predicts a merge."""

@@ -1,0 +1,241 @@
+"""The study's tables: merges by size and number of experts, the law, and what predicts a merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from checkpoints.likeness import MEASURES
+from report import fields
+from report.averages import spread
+from report.findings import comparisons_grid, findings_grid
+from report.grid import MISSING, Cell, Grid, Row, number, signed
+from report.verdicts import Judgement
+from studies.scale import lens
+from studies.scale.law import Law, Point, Prediction
+from studies.scale.load import BASE, Merge, Study, skill_score
+from studies.scale.predictors import COUNT, Worth
+from studies.scale.skills import MULTITASK, SKILLS
+
+AVERAGE = "average"  # the method whose losses the law is fitted to, unless there is none
+OWN_MEASURES = {
+    **MEASURES,
+    COUNT: "number of experts",
+    lens.NAME: "score of mergelens, a heuristic that its authors never validated",
+}
+
+
+def mean_by_seed(merges: Iterable[Merge], of: Callable[[Merge], float | None]) -> list[float]:
+    """Return a value's mean in each world, in the order of seeds."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for merge in merges:
+        if (value := of(merge)) is not None:
+            by_seed[merge.seed].append(value)
+    return [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]
+
+
+def _cell(values: Sequence[float]) -> Cell:
+    found = spread(values)
+    if found is None:
+        return Cell(MISSING)
+    return Cell(number(found.mean), "" if found.deviation is None else number(found.deviation))
+
+
+def _chosen(study: Study, **wanted: Any) -> list[Merge]:
+    return [
+        merge
+        for merge in study.merges
+        if all(getattr(merge, name) == value for name, value in wanted.items())
+    ]
+
+
+def merges_grid(study: Study, of: str, title: str, caption: str) -> Grid:
+    """Lay out a value by quality, method and size, a column for each number of experts.
+
+    Args:
+        study: The study.
+        of: ``held_in``, ``gain``, ``held_out`` or ``loss``.
+        title: Title of the table.
+        caption: What it shows.
+    """
+    counts, rows = study.config["counts"], []
+    for quality in study.config["qualities"]:
+        for size in study.sizes:
+            for method, about in study.config["methods"].items():
+                own = _chosen(study, quality=quality, size=size, method=method)
+                if own:
+                    cells = [Cell(quality), Cell(size), Cell(about["label"])]
+                    cells += [
+                        _cell(
+                            mean_by_seed((m for m in own if m.count == k), lambda m: getattr(m, of))
+                        )
+                        for k in counts
+                    ]
+                    rows.append(Row(tuple(cells), f"{quality} {size}"))
+    header = ("Base", "Size", "Method", *(f"{count} experts" for count in counts))
+    return Grid(f"scale_{of}", title, caption, header, tuple(rows), texts=3)
+
+
+def models_grid(study: Study) -> Grid:
+    """Lay out what bases, experts and multitask models score."""
+    rows = []
+    for quality in study.config["qualities"]:
+        for size, parameters in study.sizes.items():
+            cells = [c for c in study.cells if (c.quality, c.size) == (quality, size)]
+            if not cells:
+                continue
+            made = [Cell(quality), Cell(size), Cell(f"{parameters:,}")]
+            for role in (BASE, "", MULTITASK):
+                made.append(
+                    _cell(
+                        [
+                            float(np.mean([skill_score(c.models[role or s], s) for s in SKILLS]))
+                            for c in cells
+                        ]
+                    )
+                )
+            made += [
+                _cell([c.reference(role).held_out for c in cells]) for role in (BASE, MULTITASK)
+            ]
+            learned = [len(cell.learned) for cell in cells]
+            made.append(Cell(f"{np.mean(learned):.1f} of {len(SKILLS)}"))
+            rows.append(Row(tuple(made), quality))
+    caption = (
+        "Share of exact answers, the mean over the eight skills, of the base, of each expert on "
+        "its own skill, and of one model trained on all; then on the held-out tasks. ±: sample "
+        "standard deviation over worlds. Learned: skills whose expert beats its base by two standard "
+        "errors; the others are left out of relative scores."
+    )
+    named = ("Base", "Size", "Parameters", "Base's", "Experts'", "Multitask's")
+    header = (*named, "Held-out, base", "Held-out, multitask", "Learned")
+    return Grid("scale_models", "Models", caption, header, tuple(rows), texts=3)
+
+
+def claims_grids(judged: Sequence[Judgement]) -> list[Grid]:
+    """Lay out the claims, and every comparison."""
+    first = findings_grid(judged)
+    caption = (
+        "A claim holds if all its tests do, fails if one does, and is open where an interval "
+        "contains 0. [95 % interval]: of a t distribution over worlds; a single world has none. "
+        "Worlds: in how many the effect has the sign of the mean."
+    )
+    second = comparisons_grid(judged)
+    return [
+        dataclasses.replace(first, name="scale_claims", title="Claims", caption=caption),
+        dataclasses.replace(second, name="scale_comparisons", title="All comparisons"),
+    ]
+
+
+def points_of(study: Study, quality: str, method: str) -> list[Point]:
+    """Return the mean loss of each world, size and number of experts; 1 for the experts alone."""
+    found = []
+    for cell in study.cells:
+        if cell.quality != quality:
+            continue
+        tasks = [task for skill in SKILLS.values() for task in skill.tasks]
+        losses = {1: [float(np.mean([cell.models[s][t]["loss"] for t in tasks])) for s in SKILLS]}
+        for merge in cell.merges:
+            if merge.method == method:
+                losses.setdefault(merge.count, []).append(merge.loss)
+        found += [
+            Point(cell.seed, cell.size, cell.parameters, count, float(np.mean(own)))
+            for count, own in losses.items()
+        ]
+    return found
+
+
+def law_grid(
+    found: Sequence[tuple[str, str, Law, Law | None, Sequence[Prediction]]], study: Study
+) -> Grid:
+    """Lay out the fits, and what fits that lacked a size and a number say of these.
+
+    Args:
+        found: By quality and method's label: the fit to all losses, that without the unseen ones
+            (None where too few sizes have been run), and its predictions.
+        study: The study.
+    """
+    rows = []
+    for quality, label, law, _, predicted in found:
+        v = law.values
+        formula = (
+            f"{v['floor']:.3f} + {v['size']:.3f} n^-{v['size_power']:.2f} + "
+            f"{v['tail']:.3f} n^-{v['tail_power']:.2f} / (k {v['offset']:+.2f})"
+        )
+        cells = [Cell(quality), Cell(label), Cell(formula), Cell(f"{law.error:.4f}")]
+        cells.append(Cell(number(law.explained)))
+        by_what = {one.what: one for one in predicted}
+        for what in ("size", "count", "both"):
+            one = by_what.get(what)
+            text = MISSING if one is None else f"{one.error:.1%} ({one.nearest:.1%})"
+            cells.append(Cell(text))
+        rows.append(Row(tuple(cells), quality))
+    unseen = study.config["unseen"]
+    caption = (
+        "Cross-entropy over the tasks of all eight skills, nats a token, of merges of k experts "
+        "with N parameters; n = N / N_0, N_0 the geometric mean of the sizes, k = 1 the experts "
+        "themselves. Error: root mean square over worlds, sizes and numbers. Predicted: mean "
+        f"relative error of a fit that saw neither {unseen['size']} nor k = {unseen['count']}, on "
+        "that size, on that k, and on both; in brackets that of the nearest loss that it saw. The "
+        "form is that of arXiv:2509.24244."
+    )
+    named = ("Base", "Method", "L(N, k)", "Error", "R²")
+    header = (*named, "Predicted: size", "Predicted: k", "Predicted: both")
+    return Grid("scale_law", "The scaling law of merging", caption, header, tuple(rows), texts=3)
+
+
+def predictors_grid(found: Sequence[Worth]) -> Grid:
+    """Lay out what each measure is worth."""
+    rows = []
+    for worth in found:
+        interval = f"[{signed(worth.low)}, {signed(worth.high)}]"
+        equal = MISSING if math.isnan(worth.equal) else signed(worth.equal)
+        rows.append(
+            Row(
+                (
+                    Cell(worth.name),
+                    Cell(OWN_MEASURES.get(worth.name, "")),
+                    Cell(f"{signed(worth.left_out)} {interval}"),
+                    Cell(equal),
+                    Cell(signed(worth.pooled)),
+                    Cell("yes" if worth.earned else "no"),
+                )
+            )
+        )
+    caption = (
+        "Spearman's rank correlation of a measure, the mean over every two of a set's experts, "
+        "with the outcome of merging them: held-in score relative to the experts, the mean over "
+        "methods. A world is a base with its experts. Left out: the mean over worlds of the "
+        "correlation within one, with the sign that the measure has in all others [95 %: over "
+        "draws of worlds]. Equal k: the same among sets of equally many experts. Pooled: over all "
+        "sets of all worlds, with its own sign. Earned: the interval is above 0."
+    )
+    notes = [
+        "The loss half-way is that of the average of two experts on dev items: of sets of two it "
+        "is nearly the outcome itself."
+    ]
+    if not any(worth.name == lens.NAME for worth in found):
+        notes.append("mergelens was not installed, so that its score is not among the measures.")
+    header = ("Measure", "What it is", "Left out [95 %]", "Equal k", "Pooled", "Earned")
+    return Grid(
+        "scale_predictors", "What predicts a merge", caption, header, tuple(rows), tuple(notes), 2
+    )
+
+
+def csv(study: Study) -> str:
+    """Write all merges for programs."""
+    header = ["seed", "size", "parameters", "base", "method", "experts", "members"]
+    rows: list[list[Any]] = [[*header, "held_in", "gain", "held_out", "loss"]]
+    references = [
+        (cell.reference(role), role) for cell in study.cells for role in (BASE, MULTITASK)
+    ]
+    for merge, role in [*((m, "") for m in study.merges), *references]:
+        own = [merge.seed, merge.size, merge.parameters, merge.quality, merge.method or role]
+        own += [0 if role else merge.count, "" if role else " ".join(merge.members)]
+        values = (merge.held_in, merge.gain, merge.held_out, merge.loss)
+        rows.append([*own, *map(fields.decimals, values)])
+    return fields.text(rows)
