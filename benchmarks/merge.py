@@ -2,15 +2,13 @@
 
     python benchmarks/merge.py --mergekit /path/to/mergekit-yaml --against CHECKOUT \
         --json docs/data/merge.json
-    python benchmarks/merge.py --scaling --json docs/data/merge-scaling.json
 
-Makes its own models (Llama shape, bfloat16, random) in --work, about 7 GB for the table and 30 GB
-for --scaling. The table: three experts and a base of 0.65B parameters, one thread each, ours,
-mergekit and, with --against, an earlier checkout of this project alternating, the least of the
-repeats of each. The floor reads all inputs and writes the
-output with nothing between, fsync included as in a merge. Inputs' hashes are in our cache, as in
-any merge but the first with a model; hashing has a separate row. `ratio` says how many times
-better ours is than the other.
+Makes its own models (Llama shape, bfloat16, random) in --work, about 7 GB. Three experts and a base
+of 0.65B parameters, one thread each; ours, mergekit and, with --against, an earlier checkout of
+this project take turns, and the least of the repeats of each counts. The floor reads all inputs and
+writes the output with nothing between, fsync included as in a merge. Inputs' hashes are in our
+cache, as in any merge but the first with a model; hashing has a separate row. `ratio` says how many
+times better ours is than the other.
 """
 
 from __future__ import annotations
@@ -349,35 +347,14 @@ def table(
         records.add(title, "CPU s", start.cpu, MOST_START, 1.0)
 
 
-def scaling(work: Path, repeats: int, records: Records) -> None:
-    """Measure how time and memory grow with parameters, experts and shards."""
-    cases = [(size, 3, 2) for size in SIZES if size != "tiny"]
-    cases += [("0.1B", experts, 2) for experts in (2, 4, 8)]
-    cases += [("0.1B", 3, shards) for shards in (1, 8, 32)]
-    out, cache = work / "out", work / "hashes.json"
-    for size, experts, shards in cases:
-        models = models_apart(work, size, experts, shards)
-        count = sum(map(math.prod, shapes(size).values()))
-        for method in ("linear", "ties"):
-            command = our_command(method, models, out)
-            run(command, out, cache)
-            cost = least([run(command, out, cache) for _ in range(repeats)])
-            name = f"{method}, {count / 1e9:.2f}B, {experts} experts, {shards} shards"
-            records.add(name, "CPU s", cost.cpu, None)
-            records.add(name, "peak MB", cost.rss, None)
-
-
 def main() -> None:
     """Measure, print a table and write the records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="the program mergekit-yaml")
     parser.add_argument("--against", type=Path, metavar="DIR", help="an earlier checkout")
     parser.add_argument("--work", type=Path, default=Path("/tmp/merge-benchmark"), metavar="DIR")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the table (all)"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="all")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each but TIES")
-    parser.add_argument("--scaling", action="store_true", help="measure growth instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
     parser.add_argument("--floor", nargs="+", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -388,13 +365,10 @@ def main() -> None:
     records = Records()
     print(f"{platform.platform()}, {os.cpu_count()} cores; least of {given.repeats}")
     print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
-    if given.scaling:
-        scaling(given.work, given.repeats, records)
-    else:
-        table(
-            *(given.work, given.mergekit, given.against and given.against.resolve()),
-            *(given.methods, given.repeats, records),
-        )
+    table(
+        *(given.work, given.mergekit, given.against and given.against.resolve()),
+        *(given.methods, given.repeats, records),
+    )
     if given.json:
         given.json.write_text(json.dumps(records.rows, indent=1) + "\n", encoding="utf-8")
 
