@@ -1,4 +1,4 @@
-"""Measure how a merge's CPU seconds and memory grow, and foretell those of 7B to 405B models.
+"""Measure how a merge's CPU seconds and memory grow, and estimate those of 7B to 405B models.
 
     python benchmarks/merge_growth.py --json docs/data/merge-scaling.json
 
@@ -7,7 +7,7 @@ figure is the least of the repeats, one thread, the output's hash included. The 
 three terms with coefficients above zero (least squares of relative errors): CPU seconds are a
 start, a share of the experts' parameters and one of the output's; peak memory is a start, a share
 for each expert and one of the values of the largest matrix. It is fitted without the largest size,
-and its error there is recorded; what it foretells comes from a fit of all sizes.
+and its error there is recorded; what it estimates comes from a fit of all sizes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PUBLISHED = {
     "70B": (70_553_706_496, 128_256 * 8192),
     "405B": (405_853_388_800, 128_256 * 16_384),
 }
-EXPERTS = 8  # of the models whose merge is foretold
+EXPERTS = 8  # of the models whose merge is estimated
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit(cases: Sequence[Case], values: Sequence[float], figure: str) -> np.ndarr
     return np.asarray(nnls(rows, np.ones(len(values)))[0])
 
 
-def foretold(case: Case, coefficients: np.ndarray, figure: str) -> float:
+def estimated(case: Case, coefficients: np.ndarray, figure: str) -> float:
     """Return what the model of growth gives for a merge."""
     return float(np.dot(case.terms(figure), coefficients))
 
@@ -103,14 +103,14 @@ def grow(work: Path, repeats: int, records: Records) -> None:
     for method in METHODS:
         for figure, title in (("cpu", "CPU s"), ("rss", "peak MB")):
             values = [float(getattr(cost, figure)) for cost in costs[method]]
-            before = foretold(cases[-1], fit(cases[:-1], values[:-1], figure), figure)
+            before = estimated(cases[-1], fit(cases[:-1], values[:-1], figure), figure)
             size = f"{cases[-1].parameters / 1e9:.2f}B"
-            name = f"{method}, {size} foretold from smaller models (other: measured)"
+            name = f"{method}, {size} estimated from smaller models (other: measured)"
             records.add(name, title, before, values[-1], None)
             coefficients = fit(cases, values, figure)
             for label, (parameters, largest) in PUBLISHED.items():
-                value = foretold(Case(parameters, largest, EXPERTS), coefficients, figure)
-                records.add(f"{method}, {label}, {EXPERTS} experts, foretold", title, value, None)
+                value = estimated(Case(parameters, largest, EXPERTS), coefficients, figure)
+                records.add(f"{method}, {label}, {EXPERTS} experts, estimated", title, value, None)
 
 
 def main() -> None:

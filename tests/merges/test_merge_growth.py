@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks import merge_growth
-from benchmarks.merge_growth import PUBLISHED, Case, fit, foretold
+from benchmarks.merge_growth import PUBLISHED, Case, fit, estimated
 
 CASES = [
     Case(parameters, largest, experts)
@@ -27,11 +27,11 @@ def test_known_coefficients_are_found_again(figure):
     found = fit(CASES[:-2], [formula(case) for case in CASES[:-2]], figure)
     assert found == pytest.approx(known)
     for case in CASES:
-        assert foretold(case, found, figure) == pytest.approx(formula(case))
+        assert estimated(case, found, figure) == pytest.approx(formula(case))
 
 
 def test_no_term_is_below_zero():
-    """A cost that falls with size is noise; a negative share would foretell less than nothing."""
+    """A cost that falls with size is noise; a negative share would estimate less than nothing."""
     falling = [3.0 - case.parameters / 1e9 for case in CASES]
     assert min(fit(CASES, falling, "cpu")) >= 0
 
