@@ -75,6 +75,15 @@ has each layer's rank and the squared norm of its change and of the part left ou
 embeddings, norms, biases and the output head are refused unless --others stores them complete or
 drops them.
 """
+_COMPARE = """\
+examples:
+  python -m checkpoints compare models/ja models/math --base models/base
+  python -m checkpoints compare models/ja models/math --base models/base --rows rows.jsonl
+
+Prints the measures that predicted the outcome of merges in the study of scale, each with its rank
+correlation there; all, where that study's record is not there. A row of --rows is
+{"prompt": text, "answer": text}; without rows, measures of weights alone are printed.
+"""
 _SHOW = """\
 examples:
   python -m checkpoints show models/base
@@ -135,6 +144,15 @@ def build_parser() -> argparse.ArgumentParser:
     ways = ("refuse", "store", "drop")
     lora.add_argument("--others", choices=ways, default="refuse", help=about)
     lora.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    about = "how alike two models of one base are, before a merge"
+    alike = add_command(commands, "compare", help=about, epilog=_COMPARE)
+    alike.set_defaults(run=_compare)
+    alike.add_argument("one", type=Path, metavar="A", help="a model, or an adapter of the base")
+    alike.add_argument("two", type=Path, metavar="B", help="another one")
+    about = "what both were fine-tuned from"
+    alike.add_argument("--base", type=Path, required=True, metavar="C", help=about)
+    about = "texts for the measures that read some; the first 200 are read"
+    alike.add_argument("--rows", type=Path, metavar="FILE", help=about)
     about = "of the written weights: bfloat16, float32, float16 (bfloat16)"
     gguf.add_argument("--dtype", default="bfloat16", metavar="TYPE", help=about)
     about = "a folder with the model's own tokenizer, to take instead of the file's"
@@ -240,6 +258,13 @@ def _extract_lora(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {len(layers)} layers of rank {span}, "
         f"{1 - left_out / squared:.4%} of the squared change"
     )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from checkpoints.comparing import compare, lines, worth_of
+
+    found = compare(arguments.one, arguments.two, arguments.base, arguments.rows)
+    print("\n".join(lines(found, worth_of())))
 
 
 def _accept(arguments: argparse.Namespace) -> None:

@@ -192,6 +192,9 @@ def reproduce(
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; see `python -m workflow --help`."""
+    # `scale_study` is short for `study scale`, and so on.
+    if arguments and (name := arguments[0].removesuffix("_study")) in NAMES:
+        arguments = ["study", name, *arguments[1:]]
     parser = argparse.ArgumentParser(
         prog="python -m workflow",
         description="Run an experiment: merges, evaluations, tables, figures, page. A run "
@@ -201,6 +204,7 @@ def main(arguments: Sequence[str]) -> int:
         "  python -m workflow reproduce --config my.yaml --cores 8\n"
         "  python -m workflow reproduce --config paper.yaml --profile workflow/profiles/slurm\n"
         "  python -m workflow study dam\n"
+        "  python -m workflow scale_study  (the same as: study scale)\n"
         "  python -m workflow check --config my.yaml\n"
         "Single steps: snakemake -n, snakemake tables figures; or python -m merges --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -108,8 +108,8 @@ def models_grid(study: Study) -> Grid:
     caption = (
         "Share of exact answers, the mean over the eight skills, of the base, of each expert on "
         "its own skill, and of one model trained on all; then on the held-out tasks. ±: sample "
-        "standard deviation over worlds. Learned: skills whose expert beats its base by two standard "
-        "errors; the others are left out of relative scores."
+        "standard deviation over worlds. Learned: skills whose expert beats its base by two "
+        "standard errors; the others are left out of relative scores."
     )
     named = ("Base", "Size", "Parameters", "Base's", "Experts'", "Multitask's")
     header = (*named, "Held-out, base", "Held-out, multitask", "Learned")

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "paper/rehearsal": {"common", "paper/hub", "evaluation"},
     "report": {"common"},
     "workflow/config": {"cask", "common", "paper/hub", "merges", "evaluation", "search"},
-    "studies": {"common", "merges", "report", "workflow/config"},
+    "studies": {"bottle", "checkpoints", "common", "merges", "report", "workflow/config"},
     "workflow": {"common", "merges", "evaluation", "studies", "workflow/config"},
     "paper": {
         *("common", "paper/hub", "paper/calibration", "paper/rehearsal", "cask"),
