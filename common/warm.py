@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -43,6 +44,14 @@ PRELOAD = (
     "pandas",
     "cmaes",
 )
+# Steps allocate and free tensors of megabytes all the time. By default glibc returns each to the
+# system, which clears its pages anew for the next; kept on the heap, in large pages, they are not.
+# Read when a process starts; a user's settings win.
+MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc takes
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -240,6 +249,9 @@ def serve(listener: socket.socket, preload: Sequence[str]) -> None:
         import torch
 
         torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    # A collection in a fork would go through, and so copy, all that the libraries have made.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     worker = os.getpid()
     while True:
@@ -288,7 +300,8 @@ class Worker:
             [sys.executable, "-m", "common.warm", str(self._listener.fileno()), *self._preload],
             # The worker must not look for a worker. Hashing and OpenMP read their settings only
             # when a process starts, so it starts with those that the workflow's jobs have.
-            env={k: v for k, v in os.environ.items() if k != VARIABLE}
+            env=MEMORY
+            | {k: v for k, v in os.environ.items() if k != VARIABLE}
             | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).resolve().parent.parent,
             pass_fds=[self._listener.fileno()],
