@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.files import write_bytes, write_json, write_text
 from common.manifest import NAME, write_manifest
 from report import drawing, render
-from studies.scale import figures, tables
+from studies.scale import default_run, figures, tables
 from studies.scale.claims import judgements
 from studies.scale.law import Law, Prediction, fit, predictions
 from studies.scale.load import Study, load
@@ -40,7 +40,8 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     if laws:
         grids.append(tables.law_grid(laws, study))
     if found:
-        grids.append(tables.predictors_grid(found))
+        own = default_run.samples_of(config, results)
+        grids.append(tables.predictors_grid(found, default_run.correlations(own), len(own)))
     pages = ["# What matters at scale", _explanation(study), *map(render.markdown, grids)]
     write_text(out / "scale.md", "\n\n".join(page.rstrip() for page in pages) + "\n")
     write_text(out / "scale.csv", tables.csv(study))

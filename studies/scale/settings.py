@@ -129,10 +129,25 @@ class Scale(Study):
         for name, tried in self.methods.items():
             place = f"{where}.methods.{name}"
             known(tried.method, registry.describe(), place, "method")
-            for candidate in tried.candidates:
-                experiment.resolve(tried.method, candidate, place)
             if tried.method == "dam" and tried.tune:
                 raise UserError(f"{place}: DAM is trained once for each set; give set, not tune")
+            if registry.info(tried.method).whole_model and tried.method != "dam":
+                raise UserError(
+                    f"{place}: of methods that need data, the study knows DAM alone; give another"
+                )
+            for candidate in tried.candidates:
+                self._check_candidate(tried.method, candidate, place)
+
+    def _check_candidate(self, method: str, candidate: dict[str, Any], place: str) -> None:
+        try:
+            samples = registry.validate(method, candidate).get("samples", 0)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        if samples > self.calibration_rows:
+            raise UserError(
+                f"{place}: {samples} samples per expert, but studies.scale.calibration_rows makes "
+                f"only {self.calibration_rows}"
+            )
 
 
 def code_of(study: Scale) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,8 +188,14 @@ def law_grid(
     return Grid("scale_law", "The scaling law of merging", caption, header, tuple(rows), texts=3)
 
 
-def predictors_grid(found: Sequence[Worth]) -> Grid:
-    """Lay out what each measure is worth."""
+def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds: int) -> Grid:
+    """Lay out what each measure is worth.
+
+    Args:
+        found: The measures, best first.
+        default: By measure, its rank correlation over the worlds of the experiment's own run.
+        worlds: How many these are.
+    """
     rows = []
     for worth in found:
         interval = f"[{signed(worth.low)}, {signed(worth.high)}]"
@@ -202,6 +208,7 @@ def predictors_grid(found: Sequence[Worth]) -> Grid:
                     Cell(f"{signed(worth.left_out)} {interval}"),
                     Cell(equal),
                     Cell(signed(worth.pooled)),
+                    Cell(signed(default[worth.name]) if worth.name in default else MISSING),
                     Cell("yes" if worth.earned else "no"),
                 )
             )
@@ -212,7 +219,9 @@ def predictors_grid(found: Sequence[Worth]) -> Grid:
         "methods. A world is a base with its experts. Left out: the mean over worlds of the "
         "correlation within one, with the sign that the measure has in all others [95 %: over "
         "draws of worlds]. Equal k: the same among sets of equally many experts. Pooled: over all "
-        "sets of all worlds, with its own sign. Earned: the interval is above 0."
+        "sets of all worlds, with its own sign. Default run: over the "
+        f"{worlds} worlds of this experiment's own merges, one set of experts each, with its own "
+        "sign. Earned: the interval is above 0."
     )
     notes = [
         "The loss half-way is that of the average of two experts on dev items: of sets of two it "
@@ -220,7 +229,8 @@ def predictors_grid(found: Sequence[Worth]) -> Grid:
     ]
     if not any(worth.name == lens.NAME for worth in found):
         notes.append("mergelens was not installed, so that its score is not among the measures.")
-    header = ("Measure", "What it is", "Left out [95 %]", "Equal k", "Pooled", "Earned")
+    named = ("Measure", "What it is", "Left out [95 %]", "Equal k", "Pooled")
+    header = (*named, "Default run", "Earned")
     return Grid(
         "scale_predictors", "What predicts a merge", caption, header, tuple(rows), tuple(notes), 2
     )

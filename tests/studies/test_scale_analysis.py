@@ -13,7 +13,7 @@ import pytest
 
 from common.cli import call
 from common.errors import UserError
-from studies.scale import claims, predictors
+from studies.scale import claims, default_run, predictors
 from studies.scale.law import Point, fit, predictions
 from studies.scale.load import cells_of, load
 from tests.studies.scale_parts import CONFIG, SIZES, part, sets
@@ -98,12 +98,12 @@ def points(noise=0.0):
 def test_the_law_is_found_again_and_predicts_what_it_did_not_see():
     every = points()
     found = fit([p.parameters for p in every], [p.count for p in every], [p.loss for p in every])
-    assert found.error < 1e-4 and found.explained > 0.9999
-    assert found(np.array([3e6]), np.array([12.0]))[0] == pytest.approx(law(3e6, 12), rel=0.01)
+    assert found.error < 1e-6 and found.explained > 0.9999
+    assert found(np.array([3e6]), np.array([12.0]))[0] == pytest.approx(law(3e6, 12), rel=1e-6)
     fitted, about = predictions(every, "large", 6)
     assert fitted.points == 3 * 3 * 4
     assert {one.what: one.points for one in about} == {"size": 12, "count": 9, "both": 3}
-    assert all(one.error < 0.01 < one.nearest for one in about)
+    assert all(one.error < 1e-6 < one.nearest for one in about)
     # The nearest of k = 6 is k = 4 or 8, of the largest size the one before.
     near = (law(4e5, 4) + law(4e5, 8)) / 2 / law(16e5, 6) - 1
     assert next(one for one in about if one.what == "both").nearest == pytest.approx(near)
@@ -146,6 +146,36 @@ def test_a_measure_that_orders_merges_earns_its_place_and_noise_does_not():
     # Up in one half of the worlds and down in the other: the others' sign says nothing.
     (turns,) = predictors.worths(samples(lambda w, _, outcome: outcome * (1 if w % 2 else -1)))
     assert not turns.earned and turns.left_out < 0
+
+
+def test_the_experiment_s_own_worlds_are_samples_too(tmp_path):
+    config = {
+        "seeds": [1, 2, 3],
+        "cases": {"c": {"experts": {"a": {"domain": ["s/x", "s/y"]}, "b": {"domain": ["s/z"]}}}},
+        "methods": {"soup": {}, "ties": {}, "failed": {}},
+    }
+
+    def score(world, model, *values):
+        folder = tmp_path / world / "scores" / "test"
+        folder.mkdir(parents=True, exist_ok=True)
+        tasks = {f"s/{t}": {"value": v} for t, v in zip("xyz", values, strict=True)}
+        (folder / f"{model}.json").write_text(json.dumps({"tasks": tasks}))
+
+    for place, world in enumerate(("c", "c-seed2", "c-seed3")):
+        score(world, "a", 0.8, 0.8, 0.1)
+        score(world, "b", 0.1, 0.1, 0.5)
+        score(world, "soup", 0.4, 0.4, 0.5)  # (1/2 + 1) / 2
+        score(world, "ties", 0.8, 0.0, 0.1 * place)  # (1/2 + place / 5) / 2
+        together = {"cosine": {"a b": 0.1 * place}, "conflict": 0.5, "drift": {"a": 2, "b": 4}}
+        (tmp_path / world / "inspection.json").write_text(json.dumps({"all": together}))
+    found = default_run.samples_of(config, tmp_path)
+    assert [sample.world for sample in found] == ["c", "c-seed2", "c-seed3"]
+    assert found[1].outcome == pytest.approx((0.75 + 0.35) / 2)
+    assert found[1].measures == {"cosine": 0.1, "conflict": 0.5, "drift": 3.0}
+    correlations = default_run.correlations(found)
+    assert correlations["cosine"] == pytest.approx(1.0) and math.isnan(correlations["drift"])
+    (tmp_path / "c" / "inspection.json").unlink()
+    assert len(default_run.samples_of(config, tmp_path)) == 2
 
 
 def test_it_writes_tables_figures_and_the_record(tmp_path, capsys):

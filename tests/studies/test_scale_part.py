@@ -80,16 +80,17 @@ def test_an_exact_answer_is_what_greedy_decoding_writes(world, model):
 
     # A model that has read a few items until it writes some of their answers.
     items = {task: world.items["test"][task] for task in ("jcomqa", "restatement")}
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
-    for _ in range(25):
-        for text in [*items["jcomqa"][:4], *items["restatement"][:1]]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        for text in (items["jcomqa"][0], items["restatement"][0]):
             ids = torch.tensor([text.ids])
-            logits = model(ids).logits[0, :-1]
             optimizer.zero_grad()
-            cross_entropy(logits, ids[0, 1:]).backward()
+            cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).backward()
             optimizer.step()
     weights = {name: value.detach() for name, value in model.named_parameters()}
     found = Scorer(model, items).scores(weights)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     for task, texts in items.items():
         right, losses = 0, []
         for text in texts:
