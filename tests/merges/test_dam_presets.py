@@ -74,7 +74,7 @@ def resolved(monkeypatch):
         (
             "best",
             training_parameters(
-                batch_size=8, learning_rate=0.1, schedule="cosine", temperature=1.0,
+                batch_size=8, learning_rate=0.2, schedule="cosine", temperature=1.0,
                 tokens="answer", task_vectors=True,
             ),
         ),
