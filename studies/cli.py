@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,20 @@ from studies import NAMES, about
 _IN_PARTS = ("scale",)  # studies that train their own models
 _EXAMPLES = """examples (R stands for results/bottle):
   python -m studies dam --config R/config.json --results R --out R/studies/dam
-Only score files are needed: nothing is merged or evaluated. `python -m workflow study dam` makes
-the scores first. What a study found: studies/NAME/README.md"""
+  python -m studies part scale --config R/config.json --part w32-seed1 --out w32-seed1.json
+Only score files are needed, but for parts: nothing is merged or evaluated. `python -m workflow
+study dam` makes the scores first. What a study found: studies/NAME/README.md"""
+
+
+def _add_part(commands: argparse._SubParsersAction) -> None:
+    about_part = "make a part of a study that trains models in memory"
+    part = commands.add_parser("part", help=about_part, description=about_part)
+    part.add_argument("of", choices=_IN_PARTS, metavar="STUDY", help=", ".join(_IN_PARTS))
+    about_config = "the resolved configuration (config.json)"
+    part.add_argument("--config", type=Path, required=True, help=about_config)
+    part.add_argument("--part", required=True, help="its name, such as w128-seed1")
+    part.add_argument("--out", type=Path, required=True, help="the part's file, JSON")
+    part.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (1)")
 
 
 def _part(study: str, config: Path, part: str, out: Path, threads: int) -> int:
@@ -56,14 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         made.add_argument("--results", type=Path, required=True, help="the results folder")
         made.add_argument("--out", type=Path, required=True, help="folder of the study's files")
         made.add_argument("--threads", type=int, default=1, help="accepted and not needed")
-    about_part = "make a part of a study that trains models in memory"
-    part = commands.add_parser("part", help=about_part, description=about_part)
-    part.add_argument("of", choices=_IN_PARTS, metavar="STUDY", help=", ".join(_IN_PARTS))
-    about_config = "the resolved configuration (config.json)"
-    part.add_argument("--config", type=Path, required=True, help=about_config)
-    part.add_argument("--part", required=True, help="its name, such as w128-seed1")
-    part.add_argument("--out", type=Path, required=True, help="the part's file, JSON")
-    part.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (1)")
+    _add_part(commands)
     given = parser.parse_args(arguments)
     if given.study == "part":
         return _part(given.of, given.config, given.part, given.out, given.threads)

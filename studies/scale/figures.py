@@ -64,7 +64,7 @@ def by_count(study: Study, of: str, label: str, reference: bool) -> Figure:
                     for k in study.config["counts"]
                 }
                 drawn = {k: values for k, values in drawn.items() if values}
-                # Beside each other, for methods often agree.
+                # Side by side, for methods often agree.
                 x = [k + 0.12 * (place - 2) for k in drawn]
                 style = {"color": colours[method], "marker": _MARKS[place % len(_MARKS)]}
                 axes.plot(

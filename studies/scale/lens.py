@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +15,24 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig
 
 NAME = "mergelens"
+PLACE = "BOTTLE_MERGELENS"  # names a folder that holds the package, if it is not installed
 
 
 def installed() -> bool:
     """Return whether the package can be imported; the project does not depend on it."""
+    place = os.environ.get(PLACE)
+    if place and place not in sys.path:
+        sys.path.append(place)  # behind all else, so that it brings no other library's version
     return importlib.util.find_spec(NAME) is not None
 
 
 def pairs(
-    model: PreTrainedModel, base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]
+    config: PretrainedConfig,
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
 ) -> np.ndarray | None:
     """Return its aggregate score of every two experts, float64 [N, N]; None without the package.
 
@@ -32,20 +40,23 @@ def pairs(
     validated. NaN where it gives none. The package reads folders, which are written and removed.
 
     Args:
-        model: A model of the experts' class; its weights are overwritten.
+        config: The models' configuration.
         base: The base's weights by parameter name.
         experts: The experts' by name.
     """
     if not installed():
         return None
+    from safetensors.torch import save_file
+
     compare = importlib.import_module(NAME).compare_models
     found = np.full((len(experts), len(experts)), np.nan)
     with tempfile.TemporaryDirectory() as scratch:
         folders = []
         for name, weights in {"base": base, **experts}.items():
-            model.load_state_dict(dict(weights))
-            model.save_pretrained(Path(scratch, name))
-            folders.append(str(Path(scratch, name)))
+            folder = Path(scratch, name)
+            config.save_pretrained(folder)
+            save_file(dict(weights), folder / "model.safetensors", {"format": "pt"})
+            folders.append(str(folder))
         origin, *others = folders
         for one in range(len(others)):
             for two in range(one):

@@ -78,12 +78,13 @@ class Part:
     def _recipe(self, role: str) -> Recipe:
         study, size = self.study, self.study.sizes[self.size]
         train = {BASE: study.base, MULTITASK: study.multitask}.get(role, study.experts)
-        # The base's rates are those of its size, an expert's a share of them.
+        # Rates of linear layers follow the size's. Embeddings have one rate at every width, as in
+        # Yang et al., arXiv:2203.03466.
         factor = size.learning_rate / study.base.learning_rate
         return Recipe(
             steps=train.steps,
             learning_rate=train.learning_rate * factor,
-            embedding_learning_rate=(train.embedding_learning_rate or 0.0) * factor,
+            embedding_learning_rate=train.embedding_learning_rate or 0.0,
             prompt_weight=train.prompt_weight or 0.0,
             weight_decay=train.weight_decay or 0.0,
             batch_size=train.batch_size or 32,
@@ -132,7 +133,7 @@ class Part:
         """Measure every two experts."""
         base, experts = self.kept.model(f"{quality}-{BASE}"), self._experts(quality)
         found = weight_measures(base, experts) | text_measures(experts, base, self._dev)
-        own = lens.pairs(self._model, base, experts)
+        own = lens.pairs(self._model.config, base, experts)
         found |= {} if own is None else {lens.NAME: own}
         return {
             name: [[None if np.isnan(v) else float(v) for v in row] for row in values]
