@@ -135,6 +135,7 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
 
 
 # In a folder that is opened, what no loader reads: an edit of it changes no number.
+_UNREADABLE = "cannot be read"
 _UNREAD = (".md", ".png", ".pdf", ".tex")
 # What may be gone: weights in other formats are often removed once they are converted.
 _MAY_BE_GONE = (*_UNREAD, ".bin", ".pt", ".pth", ".csv")
@@ -179,7 +180,7 @@ class _Claim:
         except FileNotFoundError:
             return None if self.path.suffix in _MAY_BE_GONE else "is missing"
         except OSError as error:
-            return f"cannot be read ({error.strerror})"
+            return f"{_UNREADABLE} ({error.strerror})"
         return None if found == self.sha256 else "was changed, damaged or exchanged"
 
 
@@ -272,7 +273,7 @@ def accept(path: Path | str) -> list[str]:
         A line for each file that differed.
 
     Raises:
-        UserError: No manifest records the path.
+        UserError: No manifest records the path, or a file that one records cannot be read.
     """
     path, lines = Path(path), []
     # First the manifest itself: while its seal is wrong, nothing that it says is believed.
@@ -287,6 +288,11 @@ def accept(path: Path | str) -> list[str]:
     for claim in claims:
         if not (fault := claim.fault()):
             continue
+        if fault.startswith(_UNREADABLE):
+            raise UserError(
+                f"{claim.path}: {fault}; what cannot be read cannot be accepted: make it readable, "
+                f"or remove {claim.made} and make it again"
+            )
         record = read_manifest(claim.manifest)
         accepted = record.setdefault("extra", {}).setdefault("accepted", {})
         accepted.setdefault(claim.name, claim.sha256)

@@ -19,7 +19,7 @@ _JUDGED = {"learned!": bool, "base!": NUMBER, "expert!": NUMBER}
 _CHECKED = {"not_finite": int, "perplexity": NUMBER_OR_NONE}
 MANIFEST: Shape = {
     "parameters": {"set": {}, "search": {"joined": list}},
-    "inputs": {},
+    "inputs": {"*": str},
     "outputs": {},
     "extra": {"accepted": {}},
 }
@@ -52,8 +52,8 @@ INSPECTION: Shape = {
 }
 COST: Shape = {"counted": {"*": NUMBER}}
 SCORES: Shape = {
-    "tasks!": {"*": {}},
-    **{name: str for name in ("backend", "weights", "model", "split")},
+    "tasks!": {"*": {"metric": str}},
+    **{name: str for name in ("backend", "weights", "model", "split", "lm_eval")},
     "seed": (int, type(None)),
 }
 

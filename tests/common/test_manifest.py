@@ -81,6 +81,25 @@ def test_a_manifest_that_was_changed_is_refused_until_accepted(tmp_path):
     assert read_manifest(tmp_path)["seed"] == 5
 
 
+def test_what_cannot_be_read_is_not_accepted(tmp_path):
+    """A name that no file can have, and a folder in a file's place."""
+    import json
+
+    import pytest
+
+    from common.errors import UserError
+    from common.manifest import accept
+
+    path = tmp_path / "manifest.json"
+    (tmp_path / "folder").mkdir()
+    for name in ("9" * 300, "folder"):
+        path.write_text(json.dumps({"kind": "x", "outputs": {name: "0" * 64}}))
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=f"{name}: cannot be read .*make it readable, or"):
+            accept(tmp_path)
+        assert path.read_bytes() == before
+
+
 def test_a_manifest_of_another_file_vouches_for_nothing(tmp_path):
     import shutil
 

@@ -27,7 +27,8 @@ CHAIN = 5  # hits of a run
 VICTIMS = ("driver", "step", "client", "snakemake", "worker")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGSTOP")
 STOPPED = 1.5  # seconds from SIGSTOP to SIGCONT
-COMMAND = ("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
+CORES = 2
+COMMAND = ("workflow", "reproduce", "--config", "tiny.yaml", "--cores", str(CORES))
 
 
 def planned(count):
@@ -189,4 +190,5 @@ def test_a_run_that_was_hit_ends_with_the_same_bytes(finished, tmp_path, record_
     record_property("kills: by victim and signal", counts)
     record_property("kills: finished work made again, all points", sum(redone))
     record_property("kills: most of one point", max(redone, default=0))
-    assert max(redone, default=0) <= 1, redone
+    # The workflow may not yet have noted what each core's step has just finished.
+    assert max(redone, default=0) <= CORES, redone

@@ -108,8 +108,11 @@ def json_of(text):
     [
         ("case1/merges/soup/cost.json", {"counted": None}, "counted is NoneType"),
         ("case1/merges/soup/manifest.json", {"parameters": None}, "parameters is NoneType"),
+        ("case1/merges/soup/manifest.json", {"inputs": {"a": []}}, "inputs.a is list"),
         ("case1/gate.json", {"experts": {"ja": {}}}, "it lacks experts.ja.tasks"),
         ("case1/smoke.json", {"model": {}}, "it lacks parents"),
+        (SCORES, {"tasks": {}, "lm_eval": {}}, "lm_eval is dict, not str"),
+        (SCORES, {"tasks": {TASK: {"metric": []}}}, f"tasks.{TASK}.metric is list, not str"),
     ],
 )
 def test_a_wrong_part_is_named(small, capsys, name, content, said):

@@ -134,7 +134,7 @@ def test_ctrl_c_stops_everything_and_the_next_run_finishes(reproduced, fresh):
     process = start(fresh)
     wait_for(lambda: list(fresh.results.glob("case*/models/base/manifest.json")))
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode != 0
     assert "Traceback" not in output
     wait_for(lambda: not processes_of(fresh.folder), 20)
@@ -153,7 +153,7 @@ def test_a_run_that_is_asked_to_end_ends_in_order(project, name):
     process = start(project, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for(lambda: "common.warm" in commands_of(project.folder))
     process.send_signal(signal.Signals[name])
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.Signals[name]
     assert f"stopped by {name}. Finished steps are kept" in output
     assert "Traceback" not in output
