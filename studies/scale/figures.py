@@ -88,7 +88,8 @@ def by_count(study: Study, of: str, label: str, reference: bool) -> Figure:
             if column == 0:
                 axes.set_ylabel(label)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    across = 6 if len(study.sizes) > 2 else 2  # as the width allows
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
     return figure
 
 
