@@ -107,7 +107,7 @@ def products_a_second() -> float:
 
 
 def where_it_went(results: Path, against: Path | None) -> list[dict[str, Any]]:
-    """Print the stages of a run; return them, with those of another run beside them."""
+    """Print the stages of a run; return them, with those of another run next to them."""
     speed = products_a_second()
     ours, other = stages(results), stages(against) if against else {}
     for rows in (ours, other):
