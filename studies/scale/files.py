@@ -71,7 +71,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
         inputs=dict(study.files),
         outputs={path.name: path for path in written},
         seed=0,
-        code=("studies/scale/files.py",),
+        code=("studies/scale/files.py", "studies/scale/claims.yaml"),
     )
     return written
 

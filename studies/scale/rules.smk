@@ -46,7 +46,7 @@ rule study_scale:
     params:
         results=OUT,
         folder=output_folder,
-        code=lambda wildcards: code("studies/scale/files.py"),
+        code=lambda wildcards: code("studies/scale/files.py", "studies/scale/claims.yaml"),
     shell:
         "python -m studies scale --config {input.config} --results {params.results}"
         " --out {params.folder} 2>&1 | tee {log}"
