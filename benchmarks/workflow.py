@@ -108,6 +108,7 @@ def products_a_second() -> float:
 
 def where_it_went(results: Path, against: Path | None) -> list[dict[str, Any]]:
     """Print the stages of a run; return them, with those of another run next to them."""
+    # The best of this moment: the products of a step have several sizes, some of them slower.
     speed = products_a_second()
     ours, other = stages(results), stages(against) if against else {}
     for rows in (ours, other):
