@@ -76,6 +76,7 @@ def measure(case: Path, about: dict[str, Any], work: Path) -> list[dict[str, Any
         run("merges", *command, "--base", base, *experts, *given, "--out", out)
         made.append((name, settings, out))
     models = {}
+    # One process scores all: its start takes longer than a model.
     for number, (_, _, folder) in enumerate(made):
         models[number] = folder
         if (folder / "adapter_config.json").exists():
