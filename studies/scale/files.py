@@ -29,6 +29,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     import matplotlib
 
     study = load(config, results)
+    # The manifest is written last: without it the files are not complete.
     (out / NAME).unlink(missing_ok=True)
     laws = _laws(study)
     method = _law_method(study)

@@ -194,6 +194,7 @@ class Part:
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet, and return the part's record."""
+        # Only what is left counts, so that the time left is right after a kill too.
         left = [step for step in self._steps() if not self.kept.has(step[0])]
         progress = Progress(round(sum(work for _, work, _ in left)), self._what("all"))
         start = time.process_time()

@@ -83,6 +83,7 @@ def merges_grid(study: Study, of: str, title: str, caption: str) -> Grid:
 
 def models_grid(study: Study) -> Grid:
     """Lay out what bases, experts and multitask models score."""
+    # Of the experts' column, each model on its own skill alone.
     rows = []
     for quality in study.config["qualities"]:
         for size, parameters in study.sizes.items():
@@ -196,6 +197,7 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
         default: By measure, its rank correlation over the worlds of the experiment's own run.
         worlds: How many these are.
     """
+    # Those that earned their place come first: they are sorted.
     rows = []
     for worth in found:
         interval = f"[{signed(worth.low)}, {signed(worth.high)}]"

@@ -64,6 +64,7 @@ def make_world(
         UserError: A split shows an item of another one.
     """
     mixtures = skills.mixtures()
+    # Each role and task has a stream, so that more rows of one change no other.
     drawn = {}
     for role, parts in mixtures.items():
         draw = random.Random(f"scale {seed} train {role}")
