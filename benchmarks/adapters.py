@@ -69,7 +69,9 @@ def measure(case: Path, about: dict[str, Any], work: Path) -> list[dict[str, Any
         expert = ["--model", case / "models" / name, "--rank", RANK, "--others", "drop"]
         run("checkpoints", "extract-lora", "--base", base, *expert, "--out", folder)
     experts = ["--experts", *(f"{name}={folder}" for name, folder in adapters.items())]
-    made = [(f"{name}, rank {RANK}", {}, folder) for name, folder in adapters.items()]
+    made: list[tuple[str, dict[str, float], Path]] = [
+        (f"{name}, rank {RANK}", {}, folder) for name, folder in adapters.items()
+    ]
     for number, (name, command, settings) in enumerate(ways()):
         given = ["--set", *(f"{key}={value}" for key, value in settings.items())]
         out = work / f"merge-{number}"
@@ -81,8 +83,8 @@ def measure(case: Path, about: dict[str, Any], work: Path) -> list[dict[str, Any
         models[number] = folder
         if (folder / "adapter_config.json").exists():
             models[number] = work / f"folded-{number}"
-            given = ["--method", "task_arithmetic", "--set", "scale=1", "--out", models[number]]
-            run("merges", *given, "--base", base, "--experts", f"adapter={folder}")
+            alone = ["--method", "task_arithmetic", "--set", "scale=1", "--base", base]
+            run("merges", *alone, "--experts", f"adapter={folder}", "--out", models[number])
     named = [f"m{number}={folder}" for number, folder in models.items()]
     asked = ["--suites", ",".join(task for tasks in columns for task in tasks)]
     place = ["--data", case / "data", "--split", "test", "--out-dir", work / "scores"]

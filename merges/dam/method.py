@@ -53,8 +53,8 @@ PRESETS = {
         "coefficient_dtype": "bfloat16",
         "unmerged": "tanh_mean",
     },
-    # What scored best on the bottle's dev items: the form in each of three worlds (studies/dam), the
-    # rate of .05, .1, .2 and .4 in two others (docs/dam.md).
+    # What scored best on the bottle's dev items: the form in each of three worlds (studies/dam),
+    # the rate of .05, .1, .2 and .4 in two others (docs/dam.md).
     "best": {
         "batch_size": 8,
         "learning_rate": 0.2,

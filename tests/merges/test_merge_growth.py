@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks import merge_growth
-from benchmarks.merge_growth import PUBLISHED, Case, fit, estimated
+from benchmarks.merge_growth import PUBLISHED, Case, estimated, fit
 
 CASES = [
     Case(parameters, largest, experts)
