@@ -39,3 +39,16 @@ def test_dare_ties_is_above_the_base(case):
 
 def test_there_are_three_worlds_of_each_case():
     assert sorted(WORLDS) == [f"case{case}, seed {seed}" for case in (1, 2) for seed in (1, 2, 3)]
+
+
+def test_the_regime_holds_in_worlds_on_which_nothing_was_chosen():
+    worlds = json.loads(RECORD.with_name("world-fresh.json").read_text(encoding="utf-8"))
+    assert sorted(worlds) == [f"case{case}, seed {seed}" for case in (1, 2) for seed in range(4, 9)]
+    for world in worlds.values():
+        assert world["columns"]["not clear"] == []
+        assert max(world["drift"].values()) < 0.2 and world["largest barrier"] < 0.001
+        assert world["soup at home"] > 0.83
+        assert world["averages"]["dare_ties"] > world["averages"]["base"]
+        parents = [world["held out"][name] for name in world["drift"]]
+        (value, error), (best, its) = world["held out"]["dam_tuned"], max(parents)
+        assert value - best > 3 * (error**2 + its**2) ** 0.5
