@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.files import read_json, write_text  # noqa: E402
+from search.record import average_of  # noqa: E402
 
 RANK = 16  # of matrices with 64 to 256 rows
 SCALES = (0.7, 1.0, 1.5)
@@ -51,13 +51,6 @@ def run(*command: Any) -> None:
     """Run a command of this project, which says what is wrong if it ends with an error."""
     given = [sys.executable, "-m", *map(str, command)]
     subprocess.run(given, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-
-
-def average(scores: Path, groups: Sequence[Sequence[str]]) -> float:
-    """Return a table's average of a score file: over columns, of the means of their tasks."""
-    tasks = {name: task["value"] for name, task in read_json(scores)["tasks"].items()}
-    means = [math.fsum(tasks[task] for task in group) / len(group) for group in groups]
-    return math.fsum(means) / len(means)
 
 
 def measure(case: Path, about: dict[str, Any], work: Path) -> list[dict[str, Any]]:
@@ -91,7 +84,8 @@ def measure(case: Path, about: dict[str, Any], work: Path) -> list[dict[str, Any
     run("evaluation", "--model", *named, *asked, *place, "--threads", 1)
     rows: list[dict[str, Any]] = []
     for number, (name, settings, _) in enumerate(made):
-        value = average(work / "scores" / f"m{number}.json", columns)
+        scores = read_json(work / "scores" / f"m{number}.json")["tasks"]
+        value = average_of({task: own["value"] for task, own in scores.items()}, columns)
         rows.append({"name": name, "settings": settings, "average": round(value, 4)})
         print(f"{case.name}  {name:<28} {value:.3f}  {settings}", flush=True)
     return rows

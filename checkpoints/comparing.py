@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from checkpoints.adapters import open_model
+from checkpoints.differences import differences, not_finite, opened
 from checkpoints.likeness import MEASURES, WITH_TEXTS, Likeness, linear_cka
 from checkpoints.loading import load_causal, load_tokenizer
 from checkpoints.names import is_linear
-from checkpoints.preflight import check_merge
-from checkpoints.settling import settle
 from common.errors import UserError
 from common.files import read_json, read_jsonl
-from common.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -26,18 +23,17 @@ if TYPE_CHECKING:
 
 # What the study of scale found: `predictors.json` of a complete run, under this name.
 WORTH = Path(__file__).with_name("worth.json")
-_PIECE = 1 << 20  # values of each model that are in memory at a time, but for a linear layer's
 _ROWS = 200  # of the file of texts
 
 
-def worth_of(path: Path = WORTH) -> dict[str, Any] | None:
-    """Return what each measure is worth: its mean rank correlation `rho` with a merge's outcome in
-    a world that was left out, its interval `low` to `high`, and the number of `worlds`.
+def worth_of() -> dict[str, Any] | None:
+    """Return what each measure is worth; None while that is not known.
 
-    Args:
-        path: The record; None is returned where there is none.
+    Returns:
+        By measure, its mean rank correlation `rho` with a merge's outcome in a world that was left
+        out, its interval `low` to `high`, and the number of `worlds`.
     """
-    return dict(read_json(path)) if path.exists() else None
+    return dict(read_json(WORTH)) if WORTH.exists() else None
 
 
 def shown(worth: Mapping[str, Any] | None) -> list[str]:
@@ -47,28 +43,19 @@ def shown(worth: Mapping[str, Any] | None) -> list[str]:
     return [name for name in MEASURES if name in worth and worth[name]["low"] > 0]
 
 
-def _read(model: Model, name: str, start: int, stop: int) -> np.ndarray:
-    values: np.ndarray = model.read(name, start, stop).double().numpy()
-    return values
-
-
-def _of_weights(base: Model, models: Sequence[Model], ranks: bool) -> dict[str, float]:
+def _of_weights(base: Model, models: Mapping[str, Model], ranks: bool) -> dict[str, float]:
     """Read all weights once, and measure the two models' task vectors."""
+
+    def is_layer(name: str) -> bool:
+        return ranks and len(base.shape(name)) == 2 and is_linear(name)
+
     found = Likeness(len(models))
-    progress = Progress(sum(map(base.count, base.names())), "comparing weights: values")
-    for name in base.names():
-        count, shape = base.count(name), base.shape(name)
-        layer = ranks and len(shape) == 2 and is_linear(name)
-        for start in range(0, count, count if layer else _PIECE):
-            stop = count if layer else min(start + _PIECE, count)
-            origin = _read(base, name, start, stop)
-            deltas = np.stack([_read(model, name, start, stop) - origin for model in models])
-            if not (np.isfinite(origin).all() and np.isfinite(deltas).all()):
-                raise UserError(f"tensor {name}: a model holds NaN or infinity; repair it first")
-            found.add(origin, deltas)
-            if layer:
-                found.add_layer(deltas.reshape(len(deltas), *shape))
-            progress.step(stop - start, name)
+    for name, origin, deltas in differences(base, models, is_layer):
+        if not_finite(deltas, models):
+            raise UserError(f"tensor {name}: a model holds NaN or infinity; repair it first")
+        found.add(origin, deltas)
+        if is_layer(name):
+            found.add_layer(deltas.reshape(len(deltas), *base.shape(name)))
     return {name: float(values[0, 1]) for name, values in found.pairs().items()}
 
 
@@ -146,16 +133,10 @@ def compare(one: Path, two: Path, base: Path, rows: Path | None = None) -> dict[
         UserError: A folder is no model or has other parameters than the base, or rows are bad.
     """
     wanted = shown(worth_of())
-    root = open_model(base)
-    models = {}
-    for name, path in (("one", one), ("two", two)):
-        models[name] = open_model(path, root)
-        if errors := check_merge(root, {name: models[name]}).errors:
-            raise UserError(errors[0].replace(f"expert {name}", str(path)))
-    settled = settle(root, models)
+    origin, models = opened(base, {"A": one, "B": two})
     found: dict[str, float] = {}
     if any(name not in WITH_TEXTS for name in wanted):
-        found |= _of_weights(settled.base, list(settled.experts.values()), "rank" in wanted)
+        found |= _of_weights(origin, models, "rank" in wanted)
     if rows is not None and any(name in WITH_TEXTS for name in wanted):
         found |= _of_texts(one, two, rows)
     return {name: found[name] for name in wanted if name in found}

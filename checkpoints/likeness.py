@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ MEASURES = {
     "midpoint": "loss of the model half-way, less the mean of the two models' (nats a token)",
 }
 WITH_TEXTS = ("cka", "midpoint")
+Metric = Literal["cosine", "pearson"]
 
 
 def effective_rank(matrix: np.ndarray) -> float:
@@ -36,6 +38,41 @@ def effective_rank(matrix: np.ndarray) -> float:
         return 0.0
     shares = values / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()) / len(wide))
+
+
+def kinship(
+    products: np.ndarray,
+    sums: np.ndarray,
+    count: int,
+    metric: Metric = "cosine",
+    absolute: bool = False,
+) -> np.ndarray:
+    """Compute how alike task vectors are.
+
+    cosine: d_i.d_j / (|d_i| |d_j|); pearson: the same of d_i minus its mean value.
+
+    Args:
+        products: Inner products d_i.d_j, float64 [N, N].
+        sums: Sum of the values of each d_i, float64 [N].
+        count: Number of values of each d_i.
+        metric: ``cosine`` or ``pearson``.
+        absolute: Whether the sign is dropped, as in the authors' code.
+
+    Returns:
+        Float64 [N, N], symmetric, with 1 on the diagonal; rows of a task vector without a direction
+        (zero, or for ``pearson`` constant) are NaN.
+
+    Source:
+        Hu et al., Exploring Model Kinship for Merging Large Language Models, 2024,
+        arXiv:2410.12613, section 3.
+    """
+    if metric == "pearson":
+        products = products - np.outer(sums, sums) / count
+    squares = np.diagonal(products)
+    # What is left of a constant vector is rounding of its products.
+    lengths = np.sqrt(np.where(squares > 1e-14 * np.square(sums) / count, squares, np.nan))
+    found = np.clip(products / np.outer(lengths, lengths), -1.0, 1.0)
+    return np.abs(found) if absolute else found
 
 
 def linear_cka(one: np.ndarray, two: np.ndarray) -> float:
@@ -94,23 +131,20 @@ class Likeness:
 
         NaN where one of the two has not moved, or no value was changed by both. The diagonal means
         nothing.
-
-        Source: kinship of Hu et al. 2024, arXiv:2410.12613, section 3.
         """
         squares = np.diagonal(self._products)
         lengths = np.sqrt(np.where(squares > 0, squares, np.nan))
-        centred = self._products - np.outer(self._sums, self._sums) / max(self._values, 1)
-        spreads = np.sqrt(np.where(squares > 0, np.diagonal(centred), np.nan))
+        given = (self._products, self._sums, self._values)
         drifts = lengths / np.sqrt(self._base) if self._base > 0 else lengths * np.nan
         ranks = self._ranks / self._matrices if self._matrices else self._ranks * np.nan
         with np.errstate(divide="ignore", invalid="ignore"):
             return {
-                "cosine": self._products / np.outer(lengths, lengths),
+                "cosine": kinship(*given, "cosine"),
                 "conflict": self._against / np.where(self._both > 0, self._both, np.nan),
                 "drift": np.add.outer(drifts, drifts) / 2,
                 "unevenness": np.maximum.outer(lengths, lengths)
                 / np.minimum.outer(lengths, lengths),
-                "kinship": centred / np.outer(spreads, spreads),
+                "kinship": kinship(*given, "pearson"),
                 "rank": np.add.outer(ranks, ranks) / 2,
             }
 

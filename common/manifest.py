@@ -135,7 +135,6 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
 
 
 # In a folder that is opened, what no loader reads: an edit of it changes no number.
-_UNREADABLE = "cannot be read"
 _UNREAD = (".md", ".png", ".pdf", ".tex")
 # What may be gone: weights in other formats are often removed once they are converted.
 _MAY_BE_GONE = (*_UNREAD, ".bin", ".pt", ".pth", ".csv")
@@ -172,16 +171,30 @@ class _Claim:
     sha256: str
     made: Path
 
+    def found(self) -> str | None:
+        """Return the file's sha256; None where it is missing.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        try:
+            small = self.path.stat().st_size < _HASHED_AT_ONCE
+            return sha256_file(self.path) if small else sha256_cached(self.path)
+        except FileNotFoundError:
+            return None
+
+    def differs(self, found: str | None) -> str | None:
+        """Say how a file with this sha256 (None: missing) differs from the record; None if not."""
+        if found is None:
+            return None if self.path.suffix in _MAY_BE_GONE else "is missing"
+        return None if found == self.sha256 else "was changed, damaged or exchanged"
+
     def fault(self) -> str | None:
         """Say how the file differs from the record; None if it does not."""
         try:
-            small = self.path.stat().st_size < _HASHED_AT_ONCE
-            found = sha256_file(self.path) if small else sha256_cached(self.path)
-        except FileNotFoundError:
-            return None if self.path.suffix in _MAY_BE_GONE else "is missing"
+            return self.differs(self.found())
         except OSError as error:
-            return f"{_UNREADABLE} ({error.strerror})"
-        return None if found == self.sha256 else "was changed, damaged or exchanged"
+            return f"cannot be read ({error.strerror})"
 
 
 def _outputs(manifest: Path) -> dict[str, str]:
@@ -286,20 +299,22 @@ def accept(path: Path | str) -> list[str]:
     if not claims and not lines:
         raise UserError(f"{path}: no manifest records it, so that there is nothing to accept")
     for claim in claims:
-        if not (fault := claim.fault()):
-            continue
-        if fault.startswith(_UNREADABLE):
+        try:
+            found = claim.found()
+        except OSError as error:
             raise UserError(
-                f"{claim.path}: {fault}; what cannot be read cannot be accepted: make it readable, "
-                f"or remove {claim.made} and make it again"
-            )
+                f"{claim.path}: cannot be read ({error.strerror}) and so not accepted; make it "
+                f"readable, or remove {claim.made} and make it again"
+            ) from None
+        if not (fault := claim.differs(found)):
+            continue
         record = read_manifest(claim.manifest)
         accepted = record.setdefault("extra", {}).setdefault("accepted", {})
         accepted.setdefault(claim.name, claim.sha256)
-        if claim.path.exists():
-            record["outputs"][claim.name] = sha256_file(claim.path)
-        else:
+        if found is None:
             del record["outputs"][claim.name]
+        else:
+            record["outputs"][claim.name] = found
         _write_sealed(claim.manifest, record)
         lines.append(f"{claim.path}: {fault}; accepted in {claim.manifest}")
     return lines

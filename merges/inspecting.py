@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints.differences import differences, not_finite, opened
 from common.cli import add_values, command_parser, count, pairs
 from common.errors import UserError
 from common.files import write_json
 from common.manifest import beside, write_manifest
-from merges.differences import differences, not_finite, opened
 from merges.inspection_text import text_of
 from merges.scaling import Learned, learned, scaling
 

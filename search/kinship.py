@@ -6,20 +6,20 @@ import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints.differences import differences, not_finite, opened
+from checkpoints.likeness import kinship
 from common.cli import add_values, command_parser, pairs
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.manifest import check_recorded
-from merges.differences import differences, not_finite, opened
 
 if TYPE_CHECKING:
     from checkpoints.reading import Model
 
-Metric = Literal["cosine", "pearson"]
 _DESCRIPTION = """\
 Show how alike the task vectors of experts are. With a score file of each, also show the K best
 experts and the pairs to merge next: all pairs of these, and the best expert with the one that is
@@ -55,41 +55,6 @@ def inner_products(base: Model, experts: Mapping[str, Model]) -> tuple[np.ndarra
         total += deltas @ deltas.T
         sums += deltas.sum(axis=1)
     return total, sums, sum(map(base.count, base.names()))
-
-
-def kinship(
-    products: np.ndarray,
-    sums: np.ndarray,
-    count: int,
-    metric: Metric = "cosine",
-    absolute: bool = False,
-) -> np.ndarray:
-    """Compute how alike task vectors are.
-
-    cosine: d_i.d_j / (|d_i| |d_j|); pearson: the same of d_i minus its mean value.
-
-    Args:
-        products: Inner products d_i.d_j, float64 [N, N].
-        sums: Sum of the values of each d_i, float64 [N].
-        count: Number of values of each d_i.
-        metric: ``cosine`` or ``pearson``.
-        absolute: Whether the sign is dropped, as in the authors' code.
-
-    Returns:
-        Float64 [N, N], symmetric, with 1 on the diagonal; rows of a task vector without a direction
-        (zero, or for ``pearson`` constant) are NaN.
-
-    Source:
-        Hu et al., Exploring Model Kinship for Merging Large Language Models, 2024,
-        arXiv:2410.12613, section 3.
-    """
-    if metric == "pearson":
-        products = products - np.outer(sums, sums) / count
-    squares = np.diagonal(products)
-    # What is left of a constant vector is rounding of its products.
-    lengths = np.sqrt(np.where(squares > 1e-14 * np.square(sums) / count, squares, np.nan))
-    found = np.clip(products / np.outer(lengths, lengths), -1.0, 1.0)
-    return np.abs(found) if absolute else found
 
 
 def next_merges(

@@ -10,21 +10,34 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
-from studies.scale.skills import BASE, HELD_OUT, MULTITASK, SKILLS
+from studies.scale.skills import BASE, HELD_OUT, SKILLS
 
 _LEARNED = 2.0  # standard errors by which an expert must beat its base for its skill to count
 Scores = Mapping[str, Mapping[str, float]]  # by task: exact, tokens, loss, items
 
 
 @dataclass(frozen=True)
-class Merge:
-    """A merge, or a reference model in the same terms.
+class Origin:
+    """What models were made from.
 
     Attributes:
         seed: The world's seed.
         size: Name of the size.
         parameters: Number of parameters.
         quality: Name of the base's quality.
+    """
+
+    seed: int
+    size: str
+    parameters: int
+    quality: str
+
+
+@dataclass(frozen=True)
+class Merge(Origin):
+    """A merge, or a reference model in the same terms.
+
+    Attributes:
         members: The experts.
         method: Name of the method; empty for a reference.
         held_in: Mean over the members' skills of the score, divided by the expert's; None where no
@@ -34,10 +47,6 @@ class Merge:
         loss: Mean cross-entropy over the tasks of all eight skills, nats a token.
     """
 
-    seed: int
-    size: str
-    parameters: int
-    quality: str
     members: tuple[str, ...]
     method: str
     held_in: float | None
@@ -52,24 +61,16 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One seed, size and quality.
+class Cell(Origin):
+    """All models of one seed, size and quality.
 
     Attributes:
-        seed: The world's seed.
-        size: Name of the size.
-        parameters: Number of parameters.
-        quality: Name of the base's quality.
         models: Scores of base, experts and the multitask model, by role.
         learned: The skills whose expert beats the base clearly.
         merges: All merges.
         measures: By set of experts, each measure's mean over its pairs.
     """
 
-    seed: int
-    size: str
-    parameters: int
-    quality: str
     models: Mapping[str, Scores]
     learned: frozenset[str]
     merges: Sequence[Merge]
@@ -225,6 +226,3 @@ def load(config: Mapping[str, Any], results: Path) -> Study:
     if not cells:
         raise UserError(f"{folder}: no part has been run; run python -m workflow study scale first")
     return Study(entry, cells, files, spent)
-
-
-__all__ = ["BASE", "MULTITASK", "Cell", "Merge", "Study", "load"]

@@ -18,9 +18,9 @@ from report.grid import MISSING, Cell, Grid, Row, number, signed
 from report.verdicts import Judgement
 from studies.scale import lens
 from studies.scale.law import Law, Point, Prediction
-from studies.scale.load import BASE, Merge, Study, skill_score
+from studies.scale.load import Merge, Study, skill_score
 from studies.scale.predictors import COUNT, Worth
-from studies.scale.skills import MULTITASK, SKILLS
+from studies.scale.skills import BASE, MULTITASK, SKILLS
 
 AVERAGE = "average"  # the method whose losses the law is fitted to, unless there is none
 OWN_MEASURES = {

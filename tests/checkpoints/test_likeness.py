@@ -110,7 +110,6 @@ def test_the_command_prints_all_measures_while_none_is_known_to_be_worth_anythin
     top, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(comparing, "WORTH", tmp_path / "none.json")
-    monkeypatch.setattr(comparing.worth_of, "__defaults__", (tmp_path / "none.json",))
     rows = tmp_path / "rows.jsonl"
     words = ["w5 w6 w7", "w9 w4", "w3 w8 w6"]
     rows.write_text("\n".join(json.dumps({"prompt": w, "answer": " w5 w7"}) for w in words))
@@ -136,7 +135,7 @@ def test_the_command_prints_what_earned_its_place(top, tmp_path, capsys, monkeyp
     }
     path = tmp_path / "worth.json"
     path.write_text(json.dumps(worth))
-    monkeypatch.setattr(comparing.worth_of, "__defaults__", (path,))
+    monkeypatch.setattr(comparing, "WORTH", path)
     assert call("checkpoints.cli", given(top)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["cosine"]

@@ -95,7 +95,9 @@ def test_what_cannot_be_read_is_not_accepted(tmp_path):
     for name in ("9" * 300, "folder"):
         path.write_text(json.dumps({"kind": "x", "outputs": {name: "0" * 64}}))
         before = path.read_bytes()
-        with pytest.raises(UserError, match=f"{name}: cannot be read .*make it readable, or"):
+        with pytest.raises(
+            UserError, match=f"{name}: cannot be read .*not accepted; make it readable, or"
+        ):
             accept(tmp_path)
         assert path.read_bytes() == before
 

@@ -63,7 +63,7 @@ def run(folder, *merges, out=None, experts=EXPERTS):
 def found(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "inspection.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("merges.differences._PIECE", 100)  # pieces end inside of rows
+        patch.setattr("checkpoints.differences._PIECE", 100)  # pieces end inside of rows
         assert run(folder, "linear", "ties", "task_arithmetic", out=out) == 0
     check_recorded(out)
     return read_json(out)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints.likeness import kinship
 from checkpoints.reading import Checkpoint
 from common.cli import call
-from search.kinship import inner_products, kinship, next_merges
+from search.kinship import inner_products, next_merges
 
 FILE = "model.safetensors"
 NAMES = ("a", "b", "c")
@@ -55,7 +56,7 @@ def alike(top: Path, *given, **settings) -> np.ndarray:
 def test_it_is_the_cosine_and_pearsons_correlation_of_task_vectors(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("merges.differences._PIECE", 100)  # pieces end inside of rows
+    monkeypatch.setattr("checkpoints.differences._PIECE", 100)  # pieces end inside of rows
     deltas = vectors(top)
     lengths = np.linalg.norm(deltas, axis=1)
     expected = deltas @ deltas.T / np.outer(lengths, lengths)

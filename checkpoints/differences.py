@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from checkpoints.adapters import open_model
+from checkpoints.preflight import check_merge
+from checkpoints.settling import settle
 from common.errors import UserError
 from common.progress import Progress
 
@@ -33,10 +36,6 @@ def opened(
     Raises:
         UserError: A folder is no model, or has other parameters than the base.
     """
-    from checkpoints.adapters import open_model
-    from checkpoints.preflight import check_merge
-    from checkpoints.settling import settle
-
     root = open_model(base)
     models: dict[str, Model] = {}
     for name, path in folders.items():
@@ -52,13 +51,14 @@ def opened(
 
 
 def differences(
-    base: Model, models: Mapping[str, Model]
+    base: Model, models: Mapping[str, Model], at_once: Callable[[str], bool] = lambda name: False
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Read all models once, and show how far that is.
 
     Args:
         base: The base.
         models: By name, with the base's parameters.
+        at_once: Whether a tensor of this name is one piece, whatever its size.
 
     Yields:
         For each piece its tensor's name, the base's values, float64 [n], and what every model has
@@ -67,8 +67,9 @@ def differences(
     progress = Progress(sum(map(base.count, base.names())), "comparing with the base: values")
     for name in base.names():
         count = base.count(name)
-        for start in range(0, count, _PIECE):
-            stop = min(start + _PIECE, count)
+        piece = count if at_once(name) else _PIECE
+        for start in range(0, count, piece):
+            stop = min(start + piece, count)
             origin = base.read(name, start, stop).double().numpy()
             read = [model.read(name, start, stop).double().numpy() for model in models.values()]
             yield name, origin, np.stack(read) - origin
