@@ -330,8 +330,8 @@ def table(
         title = f"{method}, 2 threads (other: floor)"
         records.add(title, "wall s", mine.wall, bottom.wall, 1 / METHODS[method].floor)
         records.add(title, "CPU s", mine.cpu, bottom.cpu)
-    hashing = "import sys; from common.files import sha256_file; print(*map(sha256_file, sys.argv))"
-    hashed = [sys.executable, "-c", hashing.replace("sys.argv", "sys.argv[1:]")]
+    hashing = "import sys; from common.manifest import hash_of; print(*map(hash_of, sys.argv[1:]))"
+    hashed = [sys.executable, "-c", hashing]
     own = measure([*hashed, *sorted(out.glob("*.safetensors"))])
     shards = [shard for path in models.values() for shard in sorted(path.glob("*.safetensors"))]
     once = measure([*hashed, *shards])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from checkpoints.names import (
     text_part,
     with_vocabulary_size,
 )
-from checkpoints.reading import Checkpoint, Model, hash_of_files, open_weights
+from checkpoints.reading import Checkpoint, Model, open_weights
 from checkpoints.stored import TIE
 from common.errors import UserError
+from common.hashes import hash_files, hash_text
 from common.manifest import check_recorded
 
 if TYPE_CHECKING:
@@ -391,9 +391,7 @@ class Adapter(Model):
         """The base's weight files and the adapter's."""
         return [*self._base.shards, *sorted(set(self._weights.files.values()))]
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Sha256 over the base's fingerprint and the adapter's configuration and weights."""
+    def fingerprint_of(self, kind: str) -> str:
+        """Hash the base's fingerprint and the adapter's configuration and weights."""
         files = [self.path / CONFIG, *sorted(set(self._weights.files.values()))]
-        text = f"{self._base.fingerprint} {hash_of_files(files)}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_text(f"{self._base.fingerprint_of(kind)} {hash_files(files, kind)}", kind)

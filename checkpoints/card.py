@@ -10,6 +10,12 @@ from typing import Any
 
 import yaml
 
+# How a reader compares the hashes of a card.
+_BY_HAND = """\
+`b3sum FILE` prints the digits behind `blake3:`. A model's hash is that of a text with a line
+`FILE HASH` for each of its weight files.
+"""
+
 
 def public_name(path: Path | str) -> str:
     """Name a model folder for readers elsewhere, without what a path says about a machine.
@@ -102,6 +108,6 @@ def model_card(
     ]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     for heading, hashes in (("Inputs", inputs), ("Weights", outputs)):
-        lines += [f"## {heading}\n", "| | sha256 |\n|---|---|"]
+        lines += [f"## {heading}\n", "| | hash |\n|---|---|"]
         lines += [f"| {_code(key)} | `{digest}` |" for key, digest in hashes.items()] + [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, _BY_HAND])

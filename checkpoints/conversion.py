@@ -16,7 +16,7 @@ from checkpoints.writing import (
     with_copies,
 )
 from common.errors import UserError
-from common.files import sha256_file, staged_directory
+from common.files import staged_directory
 from common.manifest import NAME, write_manifest
 from common.progress import Progress
 
@@ -96,7 +96,7 @@ def write_as(
             **{"parameters": {}, **recorded},
             inputs=inputs,
             outputs={
-                str(path.relative_to(folder)): weights.hashes.get(path.name) or sha256_file(path)
+                str(path.relative_to(folder)): weights.hashes.get(path.name, path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },

@@ -294,7 +294,7 @@ def import_gguf(
             parameters={"dtype": dtype, "architecture": file.architecture},
             inputs={"source": digest},
             outputs={
-                str(path.relative_to(folder)): hashes.get(path.name) or sha256_file(path)
+                str(path.relative_to(folder)): hashes.get(path.name, path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },

@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
@@ -34,16 +34,11 @@ from checkpoints.pickles import PickledWeights
 from checkpoints.stored import reading_of
 from common.cost import count_mapped
 from common.errors import UserError
-from common.hashes import combined, sha256_cached
+from common.hashes import BLAKE3, hash_files, kind_of
 from common.manifest import check_recorded
 
 if TYPE_CHECKING:
     import torch
-
-
-def hash_of_files(paths: Sequence[Path]) -> str:
-    """Hash the names and hashes of files, in the order given."""
-    return combined({path.name: sha256_cached(path) for path in paths})
 
 
 class SafetensorsWeights:
@@ -200,10 +195,18 @@ class Model(abc.ABC):
     def shards(self) -> list[Path]:
         """The weight files that are read, in the order of their names."""
 
-    @property
     @abc.abstractmethod
+    def fingerprint_of(self, kind: str) -> str:
+        """Hash the hashes of all files that determine the parameters, all of a kind."""
+
+    @property
     def fingerprint(self) -> str:
-        """Sha256 over the hashes of all files that determine the parameters."""
+        """The fingerprint that is recorded."""
+        return self.fingerprint_of(BLAKE3)
+
+    def has_fingerprint(self, recorded: object) -> bool:
+        """Say whether a recorded fingerprint is this model's; earlier ones are of another kind."""
+        return (kind := kind_of(recorded)) is not None and self.fingerprint_of(kind) == recorded
 
     def stored(self, name: str) -> str:
         """Return the type in which a parameter of a result like this model is stored."""
@@ -223,9 +226,7 @@ class Model(abc.ABC):
         return {name: self.shape(name)[0] for name in names}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Read some consecutive values of a parameter, onto the CPU.
-
-        Several threads may read at once.
+        """Read some consecutive values of a parameter, onto the CPU; several threads may at once.
 
         Args:
             name: The parameter's name.
@@ -318,10 +319,9 @@ class Derived(Model):
         """The original's weight files."""
         return self.origin.shards
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The original's: how it is read follows from the models and the settings."""
-        return self.origin.fingerprint
+    def fingerprint_of(self, kind: str) -> str:
+        """Return the original's: how it is read follows from the models and the settings."""
+        return self.origin.fingerprint_of(kind)
 
 
 class Checkpoint(Model):
@@ -364,6 +364,7 @@ class Checkpoint(Model):
         found = reading_of(self)
         self.config, self.notes, self.copies = found.config, found.notes, found.copies
         self._stored = {n: item for n, item in self._stored.items() if n not in found.hidden}
+        self._hashed = functools.cache(functools.partial(hash_files, self.shards))
 
     def names(self) -> list[str]:
         """Return the names of all parameters, sorted."""
@@ -394,7 +395,6 @@ class Checkpoint(Model):
         """The weight files, in the order of their names."""
         return sorted(set(self._weights.files.values()))
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Sha256 over the weight files' hashes, in the order of their names."""
-        return hash_of_files(self.shards)
+    def fingerprint_of(self, kind: str) -> str:
+        """Hash the weight files' hashes, in the order of their names."""
+        return self._hashed(kind)

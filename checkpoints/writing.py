@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from checkpoints.dtypes import BYTES, name_of
 from checkpoints.layout import INDEX, SINGLE
 from common.errors import UserError
 from common.files import write_json
+from common.hashes import BLAKE3, Digest
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ class StreamedWeights:
         shard_bytes: Most bytes of values in a file, unless a single parameter has more.
 
     Attributes:
-        hashes: Sha256 of each weight file by its name, when the context is left.
+        hashes: Hash of each weight file by its name, when the context is left.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class StreamedWeights:
             self._failure = error
 
     def _hash_shard(self, shard: _Shard) -> str:
-        digest = hashlib.sha256()
+        digest = Digest(BLAKE3)
         block = bytearray(_BLOCK)
         descriptor, place, flushed = shard.stream.fileno(), 0, 0
         for name, end in [("", shard.beginning), *shard.ends.items()]:
@@ -198,7 +198,7 @@ class StreamedWeights:
             if place - flushed > _FLUSH:
                 os.fdatasync(descriptor)
                 flushed = place
-        return digest.hexdigest()
+        return digest.text()
 
     def __enter__(self) -> StreamedWeights:
         self._hasher.start()
@@ -275,7 +275,7 @@ class WithCopies:
 def write_weights(
     folder: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
 ) -> dict[str, str]:
-    """Write weights that are in memory; return the sha256 of each weight file by its name.
+    """Write weights that are in memory; return the hash of each weight file by its name.
 
     Args:
         folder: An existing folder, staged by the caller.

@@ -16,8 +16,8 @@ from typing import Any
 from common import numerics, sources
 from common.cost import count_check
 from common.errors import UserError
-from common.files import read_json, sha256_file, sha256_json, write_json
-from common.hashes import combined, sha256_cached
+from common.files import read_json, sha256_json, write_json
+from common.hashes import SHA256, combined, hash_cached, hash_file, kind_for, kind_of
 
 NAME = "manifest.json"
 SEAL = "sha256"  # what a manifest calls the hash of all else in it
@@ -42,16 +42,43 @@ def library_versions() -> dict[str, str]:
 
 
 def hash_of(path: Path | str) -> str:
-    """Hash an artefact: a file by its bytes, a folder by its manifest's."""
-    path = Path(path)
-    return sha256_file(path / NAME if path.is_dir() else path)
+    """Hash an artefact for a new record: a file by its bytes, a folder by its manifest's."""
+    path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    return hash_file(path, kind_for(path))
+
+
+def _weights(outputs: Mapping[str, str]) -> dict[str, str]:
+    # Those in folders below are coefficients and the like.
+    files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
+    return {name: outputs[name] for name in files}
 
 
 def fingerprint(outputs: Mapping[str, str]) -> str | None:
     """Return a model's fingerprint from the hashes of its files by name; None without weights."""
-    # Those in folders below are coefficients and the like.
-    files = sorted(n for n in outputs if n.endswith(".safetensors") and "/" not in n)
-    return combined({name: outputs[name] for name in files}) if files else None
+    return combined(found) if (found := _weights(outputs)) else None
+
+
+def has_fingerprint(recorded: object, outputs: Mapping[str, str], folder: Path) -> bool | None:
+    """Say whether a recorded fingerprint is that of a model's weights.
+
+    Args:
+        recorded: The fingerprint.
+        outputs: What the model's manifest says of its files.
+        folder: The model's. Its weights are read, or their hashes recalled, where the manifest has
+            hashes of another kind than the fingerprint.
+
+    Returns:
+        None where that cannot be said: the manifest lists no weights, or they cannot be read.
+    """
+    kind, found = kind_of(recorded), _weights(outputs)
+    if not found:
+        return None
+    if kind is not None and {*map(kind_of, found.values())} != {kind}:
+        try:
+            found = {name: hash_cached(folder / name, kind) for name in found}
+        except UserError:
+            return None
+    return combined(found) == recorded
 
 
 def write_manifest(
@@ -155,39 +182,39 @@ def beside(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a manifest says of a file: its name there and its sha256.
+    """What a manifest says of a file: its name there and its hash.
 
     Attributes:
         manifest: The manifest.
         name: The file's name in it.
         path: The file.
-        sha256: As recorded.
+        hash: As recorded.
         made: What is removed and made again if the file is not so: the file or its folder.
     """
 
     manifest: Path
     name: str
     path: Path
-    sha256: str
+    hash: str
     made: Path
 
     def found(self) -> str | None:
-        """Return the file's sha256; None where it is missing.
+        """Return the file's hash, of the recorded one's kind; None where it is missing.
 
         Raises:
             OSError: It cannot be read.
         """
         try:
             small = self.path.stat().st_size < _HASHED_AT_ONCE
-            return sha256_file(self.path) if small else sha256_cached(self.path)
+            return (hash_file if small else hash_cached)(self.path, kind_of(self.hash) or SHA256)
         except FileNotFoundError:
             return None
 
     def differs(self, found: str | None) -> str | None:
-        """Say how a file with this sha256 (None: missing) differs from the record; None if not."""
+        """Say how a file with this hash (None: missing) differs from the record; None if not."""
         if found is None:
             return None if self.path.suffix in _MAY_BE_GONE else "is missing"
-        return None if found == self.sha256 else "was changed, damaged or exchanged"
+        return None if found == self.hash else "was changed, damaged or exchanged"
 
     def fault(self) -> str | None:
         """Say how the file differs from the record; None if it does not."""
@@ -203,14 +230,19 @@ def _outputs(manifest: Path) -> dict[str, str]:
     outputs = record.get("outputs") if isinstance(record, dict) and "kind" in record else None
     if not isinstance(outputs, dict):
         return {}
-    for name, sha256 in outputs.items():
+    for name, recorded in outputs.items():
         # An own task has its items with those of the others, three folders up.
         inside = re.sub(r"^(\.\./){1,3}", "", name)
         plain = inside.isprintable() and inside and inside[0] != "/"
-        if not plain or ".." in Path(inside).parts or not isinstance(sha256, str):
+        if not plain or ".." in Path(inside).parts or not isinstance(recorded, str):
             raise UserError(
                 f"{manifest}: {name!a} is no output with its hash; remove it and make again what "
                 "it describes"
+            )
+        if kind_of(recorded) is None:
+            raise UserError(
+                f"{manifest}: {name!a} has a hash of an unknown kind, {recorded[:20]!a}; use the "
+                "version that wrote it, or remove it and make again what it describes"
             )
     return outputs
 
@@ -219,9 +251,9 @@ def _claims(path: Path) -> Iterator[_Claim]:
     """Find what manifests say of a folder's files, or of one file; nothing where there is none."""
     if path.is_dir():
         manifest = path / NAME
-        for name, sha256 in _outputs(manifest).items() if manifest.is_file() else ():
+        for name, recorded in _outputs(manifest).items() if manifest.is_file() else ():
             if not name.endswith(_UNREAD):
-                yield _Claim(manifest, name, path / name, sha256, path)
+                yield _Claim(manifest, name, path / name, recorded, path)
         return
     for ending, role in _ROLES.items():
         if path.name.endswith(ending):
@@ -246,8 +278,8 @@ def _claims(path: Path) -> Iterator[_Claim]:
 
 
 def recorded_hash(path: Path | str) -> str | None:
-    """Return the sha256 that a file's manifest says, None where there is none."""
-    return next((claim.sha256 for claim in _claims(Path(path))), None)
+    """Return the hash that a file's manifest says, None where there is none."""
+    return next((claim.hash for claim in _claims(Path(path))), None)
 
 
 def check_recorded(path: Path | str) -> None:
@@ -310,7 +342,7 @@ def accept(path: Path | str) -> list[str]:
             continue
         record = read_manifest(claim.manifest)
         accepted = record.setdefault("extra", {}).setdefault("accepted", {})
-        accepted.setdefault(claim.name, claim.sha256)
+        accepted.setdefault(claim.name, claim.hash)
         if found is None:
             del record["outputs"][claim.name]
         else:

@@ -12,7 +12,7 @@ import yaml
 from common.cli import add_values, command_parser
 from common.errors import UserError, reason_of
 from common.files import read_json, write_text
-from common.manifest import check_recorded, fingerprint
+from common.manifest import check_recorded, has_fingerprint
 from merges.mergekit.exporting import read_merge
 
 _EPILOG = """\
@@ -32,13 +32,13 @@ def _result(task: str, split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]}
 
 
-def _scores(paths: Sequence[Path], weights: str | None) -> list[dict[str, Any]]:
-    """Read score files, which must be of these weights."""
+def _scores(paths: Sequence[Path], outputs: Mapping[str, str], model: Path) -> list[dict[str, Any]]:
+    """Read score files, which must be of a model's weights."""
     results = []
     for path in paths:
         check_recorded(path)
         content = read_json(path)
-        if content.get("weights") != weights:
+        if not has_fingerprint(content.get("weights"), outputs, model):
             raise UserError(f"{path}: scores of other weights than this model's; evaluate it again")
         for task, entry in content["tasks"].items():
             if entry.get("value") is not None:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     if not path.is_file():
         raise UserError(f"{given.model}: no merge with a card; give its folder")
     kit = _kit(given.model, about)
-    results = _scores([Path(path) for path in given.scores], fingerprint(about["outputs"]))
+    results = _scores([Path(path) for path in given.scores], about["outputs"], given.model)
     try:
         card = path.read_text(encoding="utf-8")
         text = with_scores(card, given.model.resolve().name, results, kit)

@@ -24,7 +24,9 @@ def _step(step: Step) -> dict[str, Any]:
         "sha256": step.sha256,
         "seed": about["seed"],
         "recipe": step.recipe,
-        "inputs": [[name, sha256[:_DIGITS], place] for name, sha256, place in step.inputs],
+        "inputs": [
+            [name, own[: own.find(":") + 1 + _DIGITS], place] for name, own, place in step.inputs
+        ],
         "code": about.get("code", ""),
         "commit": step.commit,
         "command": step.command,

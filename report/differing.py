@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.hashes import BLAKE3, hash_cached, kind_of
 from common.manifest import NAME, read_manifest
 from report import kept
 from report.experiment import Experiment
@@ -22,6 +23,7 @@ _ORDER = ("data", "models/base", "models/*", "teachers", "statistics/*/*", "merg
 _SCORED = "scores/test/*.manifest.json"
 _CAUSES = ("inputs", "parameters", "seed", "versions", "numerics", "code")  # of a manifest
 _MOST = 8  # names in a line
+_NAMING = ("README.md", "scores")  # outputs that name models by their hashes
 
 
 @contextlib.contextmanager
@@ -85,6 +87,40 @@ def _why(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     return f"other {'; '.join(changed)}" if changed else "although all that is recorded is equal"
 
 
+def _same_file(recorded: object, path: Path) -> bool:
+    """Say whether a file of another run has a recorded hash."""
+    kind = kind_of(recorded)
+    try:
+        return kind is not None and hash_cached(path, kind) == recorded
+    except UserError:
+        return False
+
+
+def _other_outputs(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) -> list[str]:
+    """Name the outputs that differ between two manifests of a step, the second's in a folder.
+
+    If only one of them has weights hashed with BLAKE3, the second's weights are read and hashed as
+    the first's were, and what names models by their hashes is not compared.
+    """
+    one, two = first.get("outputs", {}), second.get("outputs", {})
+    found = other_keys(one, two)
+    new = [
+        BLAKE3 in map(kind_of, [*about.get("inputs", {}).values(), *outputs.values()])
+        for about, outputs in ((first, one), (second, two))
+    ]
+    if new[0] == new[1]:
+        return found
+    return [
+        name
+        for name in found
+        if name not in _NAMING
+        and not (
+            kind_of(one.get(name)) != kind_of(two.get(name))
+            and _same_file(one.get(name), folder / name)
+        )
+    ]
+
+
 def _first_step(one: Path, two: Path) -> list[str]:
     """Say for each world which step is the first that left other outputs, and why."""
     lines = []
@@ -97,7 +133,7 @@ def _first_step(one: Path, two: Path) -> list[str]:
                 continue
             first, second = read_manifest(manifest), read_manifest(two / place)
             compared += 1
-            outputs = other_keys(first.get("outputs"), second.get("outputs"))
+            outputs = _other_outputs(first, second, (two / place).parent)
             if outputs:
                 step = str(place.parent if place.name == NAME else place)
                 lines.append(f"{world}: the first step with other outputs is {step}: "

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from common import machine
 from common.errors import UserError
 from common.files import read_json
+from common.hashes import named
 from report.averages import Score
 from report.experiment import Experiment
 from report.grid import number
@@ -46,9 +47,9 @@ def _step(experiment: Experiment, step: Step) -> Iterator[str]:
     if step.recipe:
         yield _wrapped("  recipe", "; ".join(step.recipe))
     yield _wrapped("  seed", str(about["seed"]))
-    for name, sha256, place in step.inputs:
+    for name, own, place in step.inputs:
         where = experiment.results / place if place else "no such file or folder here now"
-        yield f"    from      {name}: {where}, sha256 {sha256}"
+        yield f"    from      {name}: {where}, {named(own)}"
     yield _wrapped("  code", f"{about.get('code', UNKNOWN)}; commit {step.commit}")
     yield f"    command   {step.command}"
 
@@ -79,10 +80,10 @@ def _run(experiment: Experiment, steps: Steps, run: Run, tasks: Sequence[str]) -
     outputs = scored.about["outputs"]
     yield f"  scores    {results / run.scores}, sha256 {outputs.get('scores', UNKNOWN)}"
     yield f"  items     {results / run.items}, sha256 {outputs.get('items', UNKNOWN)}"
-    for name, sha256, place in scored.inputs:
+    for name, own, place in scored.inputs:
         if name in tasks:
             where = results / place if place else "not in the data folder now"
-            yield f"  questions {where}, sha256 {sha256}"
+            yield f"  questions {where}, {named(own)}"
     yield from _circumstances(experiment, scored)
     yield f"  again     {command(results, run, tasks, scored.about)}"
     yield ""

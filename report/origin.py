@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import UserError, nearest
 from common.files import sha256_file
-from common.manifest import NAME, beside, fingerprint
+from common.manifest import NAME, beside, fingerprint, has_fingerprint
 from report.averages import Score, spread
 from report.case_table import has_groups
 from report.experiment import Ablation, Case, Experiment, Model
@@ -23,6 +23,7 @@ UNKNOWN = "not recorded"
 _LONGEST = 120  # characters of a parameter that is shown; a longer one is read in its manifest
 _ABOUT = MANIFEST | {"kind": str, "versions": {}, "numerics": {}}
 _MADE = ("data", "models/*", "teachers", "statistics/*/*", "merges/*")  # in the order of the work
+_MODELS = ("base", "experts", "model", "parents", "weights")  # how inputs that are models begin
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Steps:
         """Say which folder; a world's manifests are read once they are asked for."""
         self.results, self.reader = results, Reader(results)
         self._worlds: dict[str, dict[str, str]] = {}
+        self._outputs: dict[str, dict[str, dict[str, str]]] = {}  # by world and folder
 
     def world(self, world: str) -> dict[str, str]:
         """Return paths by hash: of manifests, of models' weights, and of single files."""
@@ -189,12 +191,23 @@ class Steps:
                     folder = path.parent.relative_to(self.results).as_posix()
                     about = self.reader.optional(path, _ABOUT, "manifest")
                     outputs = about.get("outputs", {})
+                    self._outputs.setdefault(world, {})[folder] = outputs
                     found.setdefault(sha256_file(path), folder)
                     if weights := fingerprint(outputs):
                         found.setdefault(weights, folder)
-                    for name, sha256 in outputs.items():
-                        found.setdefault(sha256, f"{folder}/{name}")
+                    for name, own in outputs.items():
+                        found.setdefault(own, f"{folder}/{name}")
         return self._worlds[world]
+
+    def _place(self, name: str, recorded: str, world: str) -> str:
+        """Return the path of an input; empty where there is none."""
+        place = self.world(world).get(recorded, "")
+        if not place and name.partition(".")[0] in _MODELS:
+            # Its manifest may have hashes of another kind than the step that read it.
+            for folder, outputs in self._outputs.get(world, {}).items():
+                if has_fingerprint(recorded, outputs, self.results / folder):
+                    return folder
+        return place
 
     @functools.cache  # noqa: B019 - one object a command
     def step(self, path: str, world: str) -> Step | None:
@@ -209,8 +222,9 @@ class Steps:
         if not about:
             return None
         about = defaults | {"versions": {}} | about
-        known = self.world(world)
-        inputs = [(name, hash, known.get(hash, "")) for name, hash in about["inputs"].items()]
+        inputs = [
+            (name, own, self._place(name, own, world)) for name, own in about["inputs"].items()
+        ]
         cost = place / "cost.json" if place.is_dir() else place.with_suffix(".cost.json")
         ran = self.reader.optional(cost, COST, "cost")
         return Step(

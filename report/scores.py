@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.manifest import beside, fingerprint
+from common.manifest import beside, has_fingerprint
 from report.averages import Score
 from report.experiment import Model
 from report.reading import MANIFEST, SCORES, Reader, read
@@ -91,7 +91,7 @@ def read_scores(path: Path) -> tuple[dict[str, Score], int | None]:
 
 def _other_inputs(
     reader: Reader,
-    present: str | None,
+    made: tuple[Path, Mapping[str, str]],
     content: Mapping[str, Any],
     inputs: Mapping[str, str],
     data: Path,
@@ -102,13 +102,14 @@ def _other_inputs(
 
     Args:
         reader: Recalls the hashes of items.
-        present: The model's fingerprint; see `common.manifest.fingerprint`.
+        made: The model's folder, and what its manifest says of its files.
         content: The score file.
         inputs: What its manifest says that it was made from; empty where it has none.
         data: The folder of the items.
     """
-    for evaluated in (content.get("weights"), inputs.get("weights")):
-        if present and evaluated and evaluated != present:
+    folder, outputs = made
+    for evaluated in {content.get("weights"), inputs.get("weights")} - {None, ""}:
+        if has_fingerprint(evaluated, outputs, folder) is False:
             return STALE
     for task in content["tasks"]:
         recorded = reader.recorded_items(data, content.get("split", "test"), task)
@@ -188,9 +189,7 @@ def outcome(
     if why := _of_others(content, id, wanted):
         reader.fault(f"{scores}: {why.removeprefix('failed: ')}; evaluate the model again")
         return Outcome(why, seed=seed)
-    if why := _other_inputs(
-        reader, fingerprint(manifest.get("outputs", {})), content, inputs, data
-    ):
+    if why := _other_inputs(reader, (folder, manifest.get("outputs", {})), content, inputs, data):
         return Outcome(why)
     if bad := smoke.get("not_finite", 0):
         return Outcome(

@@ -100,28 +100,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _score(path: Path, expert: str, weights: str) -> float:
-    """Read the mean score of a file, which must be of these weights."""
+def _score(path: Path, name: str, expert: Model) -> float:
+    """Read the mean score of a file, which must be of this expert's weights."""
     check_recorded(path)
     content = read_json(path)
     if not isinstance(content, dict) or not content.get("tasks"):
         raise UserError(f"{path}: no scores; give a file that python -m evaluation wrote")
-    if content.get("weights") != weights:
-        raise UserError(f"{path}: scores of other weights than {expert}'s; evaluate it again")
+    if not expert.has_fingerprint(content.get("weights")):
+        raise UserError(f"{path}: scores of other weights than {name}'s; evaluate it again")
     values = [entry.get("value") for entry in content["tasks"].values()]
     if None in values:
-        raise UserError(f"{path}: a task has no value; evaluate {expert} again without this task")
+        raise UserError(f"{path}: a task has no value; evaluate {name} again without this task")
     return float(np.mean(values))
 
 
-def _scores(files: Mapping[str, Path], experts: Mapping[str, str], top: int) -> dict[str, float]:
-    """Read a score of each expert, given with its fingerprint."""
+def _scores(files: Mapping[str, Path], experts: Mapping[str, Model], top: int) -> dict[str, float]:
+    """Read a score of each expert."""
     if odd := sorted(set(files) ^ set(experts)):
         what = "no expert of this name" if odd[0] in files else "no score file"
         raise UserError(f"--scores {odd[0]}: {what}; give one file for each expert")
     if not 1 <= top <= len(experts):
         raise UserError(f"--top {top}: give a number from 1 to {len(experts)}, the experts given")
-    return {name: _score(files[name], name, weights) for name, weights in experts.items()}
+    return {name: _score(files[name], name, expert) for name, expert in experts.items()}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -140,8 +140,7 @@ def main(argv: Sequence[str]) -> int:
     base, experts = opened(given.base, folders)
     names, found = list(experts), {}
     if files:  # before the pass over all weights: mistakes are reported at once
-        weights = {name: expert.fingerprint for name, expert in experts.items()}
-        found = _scores(files, weights, top)
+        found = _scores(files, experts, top)
     alike = kinship(*inner_products(base, experts), given.metric, given.absolute)
     for name, own in zip(names, np.diagonal(alike), strict=True):
         if np.isnan(own):

@@ -76,7 +76,7 @@ def _parents(
             f"{given.of} is a search over {', '.join(sorted(searched))}; give these models"
         )
     for name, parent in parents.items():
-        if parent.fingerprint != searched[name]:
+        if not parent.has_fingerprint(searched[name]):
             raise UserError(
                 f"{parent.path}: not the model that {given.of} searched with as {name}; give that "
                 "one, or search again"

@@ -10,7 +10,7 @@ from checkpoints.card import model_card, public_name
 from checkpoints.settling import settle_config
 from checkpoints.writing import with_copies, write_checkpoint
 from common import manifest
-from common.files import read_json, sha256_file, write_json, write_text
+from common.files import read_json, write_json, write_text
 from merges.engine import registry
 from search.record import TABLE
 
@@ -73,7 +73,7 @@ def write_record(
     names = {name: public_name(model.path) for name, model in models.items()}
     experts = [name for name in models if name != "base"]
     outputs = {
-        str(path.relative_to(folder)): path
+        str(path.relative_to(folder)): manifest.hash_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "cost.json"
     }
@@ -86,11 +86,7 @@ def write_record(
         experts=names,
         recipe={**recipe, "search": {key: about[key] for key in _CARD}, "seed": seed},
         inputs={k: v for k, v in inputs.items() if isinstance(v, str)},
-        outputs={
-            name: sha256_file(path)
-            for name, path in outputs.items()
-            if path.suffix == ".safetensors"
-        },
+        outputs={n: own for n, own in outputs.items() if n.endswith(".safetensors")},
         notes=(*notes, *space.notes(recipe)),
     )
     write_text(folder / "README.md", card)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from common import numerics
 from common.errors import UserError
 from common.files import sha256_json, write_bytes
+from common.hashes import kind_of
 
 if TYPE_CHECKING:
     from merges.dam.settings import Parameters
@@ -26,13 +28,22 @@ _FORMAT = 2
 _SEAL = 64  # bytes at the file's end: the sha256 of all others, which torch does not compare
 
 
-def training_key(request: WholeModelRequest, parameters: Parameters, sources: Sources) -> str:
-    """Return a hash of all that determines a training: models, data, settings and seed."""
-    return sha256_json(
+def training_key(
+    request: WholeModelRequest, parameters: Parameters, sources: Sources, kind: str
+) -> str:
+    """Return a hash of all that determines a training: models, data, settings and seed.
+
+    Args:
+        request: The models, and the seed.
+        parameters: The settings.
+        sources: The data.
+        kind: Of the models' fingerprints, which the key begins with; see `common.hashes`.
+    """
+    return kind + sha256_json(
         {
             "format": _FORMAT,
-            "base": request.base.fingerprint,
-            "experts": {name: expert.fingerprint for name, expert in request.experts.items()},
+            "base": request.base.fingerprint_of(kind),
+            "experts": {name: own.fingerprint_of(kind) for name, own in request.experts.items()},
             "data": [data.sha256 for data in sources.calibrations],
             "embeddings_and_norms": request.embeddings_and_norms,
             "seed": request.seed,
@@ -61,12 +72,12 @@ def write_state(path: Path, key: str, state: dict[str, Any]) -> None:
     write_bytes(path, content.getvalue())
 
 
-def read_state(path: Path, key: str) -> dict[str, Any]:
+def read_state(path: Path, key: Callable[[str], str]) -> dict[str, Any]:
     """Read what `write_state` wrote.
 
     Args:
         path: The file.
-        key: Of the training to resume.
+        key: Gives that of the training to resume, by the kind of its fingerprints.
 
     Raises:
         UserError: The file is damaged, or another training's.
@@ -77,7 +88,7 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
         if hashlib.sha256(body).hexdigest().encode() != seal:
             raise ValueError("other bytes than were written")
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        other = state.pop("key") != key
+        recorded = state.pop("key")
     except (
         *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
         *(KeyError, AttributeError, TypeError, ValueError),
@@ -85,7 +96,7 @@ def read_state(path: Path, key: str) -> dict[str, Any]:
         raise UserError(
             f"{path}: no state of a training, or a damaged one; remove it to start anew"
         ) from None
-    if other:
+    if (kind := kind_of(recorded)) is None or key(kind) != recorded:
         raise UserError(
             f"{path}: the state of a training with other models, data or settings, or of another "
             "version of this program; remove it to start anew"

@@ -136,7 +136,7 @@ def read_teachers(
         signal = signals.get(data.expert)
         if signal is None:
             raise UserError(f"{folder}: no teacher signal of expert {data.expert}; {remade}")
-        if signal["fingerprint"] != experts[data.expert].fingerprint:
+        if not experts[data.expert].has_fingerprint(signal["fingerprint"]):
             raise UserError(
                 f"{folder}: the signal of {data.expert} is that of another checkpoint than "
                 f"{experts[data.expert].path}; {remade}"

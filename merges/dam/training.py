@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.hashes import BLAKE3
 from common.progress import Progress
 from merges.dam.coefficients import Coefficients, Form
 from merges.dam.data import Batch, count_loss_tokens, draw, make_batch, split
@@ -106,7 +108,8 @@ class Trainer:
         self.counted: dict[str, float] = dict.fromkeys(amounts, 0)
         self._resuming = request.resuming
         if self._resuming is not None:
-            self._key = training_key(request, parameters, sources)
+            key = functools.partial(training_key, request, parameters, sources)
+            self._key = functools.cache(key)
             if saved := self._saved():
                 self._resume(saved)
 
@@ -264,7 +267,7 @@ class Trainer:
         """Record the state before the step whose terms have just been seen to be finite."""
         write_state(
             path,
-            self._key,
+            self._key(BLAKE3),
             {
                 "flat": self.coefficients.flat.detach(),
                 "moments": moments(self.optimizer),

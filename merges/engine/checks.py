@@ -191,7 +191,7 @@ def check_origin(config: MergeConfig) -> list[str]:
     """
     notes = []
     for name, found in config.statistics.items():
-        if found.model != config.models[name].fingerprint:
+        if not config.models[name].has_fingerprint(found.model):
             raise UserError(
                 f"statistics of {name}: they are those of another checkpoint than "
                 f"{config.models[name].path}; make them again with python -m merges statistics"

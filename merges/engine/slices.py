@@ -217,10 +217,9 @@ class Column(Model):
         """The weight files of all its models."""
         return sorted({shard for model in self._models for shard in model.shards})
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Sha256 over those of its models."""
-        return combined({str(n): model.fingerprint for n, model in enumerate(self._models)})
+    def fingerprint_of(self, kind: str) -> str:
+        """Hash those of its models."""
+        return combined({str(n): m.fingerprint_of(kind) for n, m in enumerate(self._models)})
 
 
 def _length(part: Ranges) -> int:

@@ -63,8 +63,7 @@ class InMemory(Model):
         """No file is read."""
         return []
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint_of(self, kind: str) -> str:
         """Not known: what is in memory has no file to hash."""
         raise NotImplementedError
 

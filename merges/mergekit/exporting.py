@@ -123,7 +123,7 @@ def export_merge(folder: Path, located: Mapping[str, Path], out: Path) -> None:
     places = {name: _place(path) for name, path in located.items()} or None
     for name, path in located.items():
         model = Checkpoint(path)
-        if model.fingerprint != about["inputs"][keys[name]]:
+        if not model.has_fingerprint(about["inputs"][keys[name]]):
             raise UserError(f"{path}: not the {name} of {folder}: other weights; give that model")
         if _is_wide(model):
             about["parameters"]["compute_dtype"] = "float64"

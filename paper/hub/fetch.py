@@ -14,6 +14,7 @@ from pathlib import Path
 from common import manifest
 from common.errors import UserError
 from common.files import existing_above, sha256_file
+from common.hashes import BLAKE3, kind_for
 from common.progress import Progress
 from paper.hub.lock import Locked, locked, record
 from paper.hub.places import Hub, Mirror, Remote
@@ -156,11 +157,14 @@ def _is_complete(folder: Path, expected: Locked) -> bool:
     if not path.exists():
         return False
     about = manifest.read_manifest(path)
+    extra = about.get("extra", {})
+    fetched = extra.get("sha256", about.get("outputs"))  # earlier manifests have these alone
     wanted = {name: digest for name, (digest, _) in expected.files.items()}
     return (
         about.get("kind") == "fetched"
         and about.get("parameters", {}).get("revision") == expected.revision
-        and about.get("outputs") == wanted
+        and fetched == wanted
+        and "accepted" not in extra
         and all(
             (folder / name).is_file() and (folder / name).stat().st_size == size
             for name, (_, size) in expected.files.items()
@@ -233,11 +237,15 @@ def fetch(
     if not expected:
         record(lock, reference, got)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    proved = {name: digest for name, (digest, _) in got.files.items()}
     manifest.write_manifest(
         folder / manifest.NAME,
         kind="fetched",
         parameters={"id": reference.id, "repository": got.repository, "revision": got.revision},
-        outputs={name: digest for name, (digest, _) in got.files.items()},
+        outputs={
+            name: folder / name if kind_for(name) == BLAKE3 else own for name, own in proved.items()
+        },
         code=("paper/hub/fetch.py",),
+        extra={"sha256": proved},
     )
     return got

@@ -44,8 +44,8 @@ function named(values) {
 }
 function stepBlock(path) {
   const step = DATA.steps[path];
-  const inputs = step.inputs.map(([name, sha256, place]) =>
-    make("li", {}, `${name}: `, place ? fileLink(place) : "not here now", ` (${sha256}…)`));
+  const inputs = step.inputs.map(([name, hash, place]) =>
+    make("li", {}, `${name}: `, place ? fileLink(place) : "not here now", ` (${hash}…)`));
   return make("details", {},
     make("summary", {}, `${step.kind}: ${path}${step.seed === null ? "" : `, seed ${step.seed}`}`),
     make("p", {}, `Manifest sha256 ${step.sha256}; code ${step.code}; commit ${step.commit}`),

@@ -1,5 +1,6 @@
 """A folded adapter is what PEFT itself makes of it; what cannot be folded exactly is refused."""
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -137,6 +138,14 @@ def test_the_fingerprint_follows_base_weights_and_configuration(base, tmp_path, 
     adapt(base, tmp_path / "a")
     first = Adapter(tmp_path / "a", Checkpoint(base))
     assert Adapter(tmp_path / "a", Checkpoint(base)).fingerprint == first.fingerprint
+    # As statistics and merges that are older than BLAKE3 recorded it.
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (base / "model.safetensors", tmp_path / "a" / CONFIG, tmp_path / "a" / WEIGHTS)
+    }
+    lines = [f"{name} {digest}\n" for name, digest in digests.items()]
+    parts = [hashlib.sha256(text.encode()).hexdigest() for text in (lines[0], "".join(lines[1:]))]
+    assert first.has_fingerprint(hashlib.sha256(" ".join(parts).encode()).hexdigest())
     assert first.path == tmp_path / "a"
     assert first.config == Checkpoint(base).config
     assert [path.name for path in first.shards] == ["model.safetensors", WEIGHTS]

@@ -44,25 +44,25 @@ def right(file):
 
 
 def test_a_hash_is_computed_once(cache, settled, file):
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     plant(cache, file)
-    assert hashes.sha256_cached(file) == "0" * 64
-    assert hashes.sha256_cached(str(file)) == "0" * 64
+    assert hashes.hash_cached(file, hashes.SHA256) == "0" * 64
+    assert hashes.hash_cached(str(file), hashes.SHA256) == "0" * 64
 
 
 def test_a_file_longer_than_a_block_is_hashed_whole(cache, file, monkeypatch):
     monkeypatch.setattr(hashes, "_BLOCK", 1000)
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
 
 
 def test_a_link_is_known_by_what_it_points_to(cache, settled, file, tmp_path):
     (tmp_path / "link").symlink_to(file)
-    assert hashes.sha256_cached(tmp_path / "link") == right(file)
+    assert hashes.hash_cached(tmp_path / "link", hashes.SHA256) == right(file)
     assert list(json.loads(cache.read_text())) == [os.path.realpath(file)]
 
 
 def test_any_change_is_noticed(cache, settled, file):
-    hashes.sha256_cached(file)
+    hashes.hash_cached(file, hashes.SHA256)
     plant(cache, file)
     before = file.stat()
     content = bytearray(file.read_bytes())
@@ -71,23 +71,23 @@ def test_any_change_is_noticed(cache, settled, file):
     with open(file, "r+b") as stream:  # same size, same inode
         stream.write(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # and time set back
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     plant(cache, file)
     replacement = file.with_name("new")
     replacement.write_bytes(content)
     os.utime(replacement, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.replace(replacement, file)
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
 
 
 def test_a_fresh_file_is_not_remembered(cache, file):
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     assert not cache.exists()
 
 
 def test_a_file_from_the_future_is_not_remembered(cache, file):
     os.utime(file, ns=(0, time.time_ns() + 10**12))
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     assert not cache.exists()
 
 
@@ -97,22 +97,22 @@ def test_a_file_from_the_future_is_not_remembered(cache, file):
 def test_a_damaged_cache_is_ignored_and_mended(cache, settled, file, content):
     cache.parent.mkdir()
     cache.write_text(content.replace("WHERE", os.path.realpath(file)))
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     assert json.loads(cache.read_text())[os.path.realpath(file)][-1] == right(file)
 
 
 def test_a_recalled_value_that_is_no_hash_is_ignored(cache, settled, file):
-    hashes.sha256_cached(file)
+    hashes.hash_cached(file, hashes.SHA256)
     cache.write_text(cache.read_text().replace(right(file), "../../etc/passwd"))
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
 
 
 def test_the_cache_can_be_off_and_cannot_stop_work(cache, settled, file, monkeypatch):
     monkeypatch.setenv(hashes.VARIABLE, "off")
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
     assert not cache.exists()
     monkeypatch.setenv(hashes.VARIABLE, str(file / "below" / "a" / "file.json"))
-    assert hashes.sha256_cached(file) == right(file)
+    assert hashes.hash_cached(file, hashes.SHA256) == right(file)
 
 
 def test_the_cache_lies_where_the_standard_says(settled, file, tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_the_cache_lies_where_the_standard_says(settled, file, tmp_path, monkeyp
         ("", tmp_path / "home" / ".cache"),
     ]:
         monkeypatch.setenv("XDG_CACHE_HOME", folder)
-        hashes.sha256_cached(file)
+        hashes.hash_cached(file, hashes.SHA256)
         assert (where / "merging-in-a-bottle" / "hashes.json").is_file()
 
 
@@ -132,7 +132,7 @@ def test_the_oldest_entries_make_room(cache, settled, tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "_MOST", 3)
     for number in range(5):
         (tmp_path / str(number)).write_text(str(number))
-        hashes.sha256_cached(tmp_path / str(number))
+        hashes.hash_cached(tmp_path / str(number), hashes.SHA256)
     kept = [os.path.basename(path) for path in json.loads(cache.read_text())]
     assert kept == ["2", "3", "4"]
 
@@ -140,7 +140,7 @@ def test_the_oldest_entries_make_room(cache, settled, tmp_path, monkeypatch):
 def _hash_all(files):
     hashes._SETTLED_NS = -1
     for file in files:
-        hashes.sha256_cached(file)
+        hashes.hash_cached(file, hashes.SHA256)
 
 
 def test_processes_do_not_lose_each_others_entries(cache, tmp_path):
@@ -157,4 +157,4 @@ def test_processes_do_not_lose_each_others_entries(cache, tmp_path):
 
 def test_a_missing_file_is_one_line(cache, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        hashes.sha256_cached(tmp_path / "none")
+        hashes.hash_cached(tmp_path / "none", hashes.SHA256)

@@ -291,12 +291,12 @@ def test_any_bit_of_a_training_state_is_noticed(tmp_path):
     state = {"steps": 3, "values": torch.arange(40.0)}
     path = tmp_path / "state"
     write_state(path, "key", state)
-    assert torch.equal(read_state(path, "key")["values"], state["values"])
+    assert torch.equal(read_state(path, lambda kind: "key")["values"], state["values"])
     right = path.read_bytes()
     for place in range(0, len(right), 7):
         path.write_bytes(right[:place] + bytes([right[place] ^ 16]) + right[place + 1 :])
         with pytest.raises(UserError, match="remove it to start anew"):
-            read_state(path, "key")
+            read_state(path, lambda kind: "key")
 
 
 def test_an_edited_state_of_a_search_is_noticed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -78,7 +79,10 @@ def test_the_hub_reads_the_scores_and_a_second_time_changes_nothing(parents, tmp
     merged(parents, out, "linear", "ab")
     before = (out / "README.md").read_text()
     scored(out, scores)
-    for _ in range(2):
+    file = out / "model.safetensors"
+    earlier = f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
+    for weights in (None, hashlib.sha256(earlier).hexdigest()):  # by BLAKE3, and as it was before
+        scored(out, scores, weights)
         assert call("merges.cli", ["card", str(out), "--scores", str(scores)]) == 0
         text = (out / "README.md").read_text()
         (result,) = ModelCard(text).data.eval_results

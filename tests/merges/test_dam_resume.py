@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.hashes import BLAKE3, SHA256
 from merges.cli import main
 from merges.dam import resuming
 from merges.dam.method import training_parameters
+from merges.dam.resuming import training_key
 from merges.dam.sources import load_sources
 from merges.dam.states import write_teachers
 from merges.dam.training import Trainer, train
@@ -138,6 +140,21 @@ def test_states_of_other_trainings_and_damaged_ones_are_refused(world, tmp_path,
         with pytest.raises(UserError, match="remove it to start anew"):
             train(world, LONG)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_state_that_names_models_by_an_earlier_hash_is_resumed(world, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    recorded = recording(world, state, 1)
+    killed_training(recorded, LONG, monkeypatch, 3)
+    sources = load_sources(world.base, world.experts, world.calibration)
+    written = torch.load(state, weights_only=True)
+    key = written.pop("key")
+    assert key == training_key(world, LONG, sources, BLAKE3) and key.startswith(BLAKE3)
+    resuming.write_state(state, training_key(world, LONG, sources, SHA256), written)
+    assert train(recorded, LONG).log == train(world, LONG).log
+    resuming.write_state(state, f"other:{'0' * 64}", written)
+    with pytest.raises(UserError, match="another version of this program"):
+        train(recorded, LONG)
 
 
 def test_the_state_of_another_version_is_refused(world, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
+from common.hashes import SHA256
 from merges.dam.data import make_batch
 from merges.dam.method import training_parameters
 from merges.dam.sources import load_sources
@@ -173,6 +174,15 @@ def test_teacher_cache_is_deterministic_and_refused_for_others(world, tmp_path):
     with pytest.raises(UserError, match="is no earlier teacher signal"):
         write_teachers(world.base, world.experts, world.calibration, tmp_path / "c")
     request = dataclasses.replace(world, teachers=tmp_path / "a")
+    # As the fingerprints were before weights had BLAKE3.
+    path = tmp_path / "b" / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    for name, signal in record["extra"]["experts"].items():
+        signal["fingerprint"] = world.experts[name].fingerprint_of(SHA256)
+    path.write_text(json.dumps(record))
+    new, old = (train(dataclasses.replace(world, teachers=tmp_path / n), SMALL) for n in "ab")
+    assert new.log == old.log
     swapped = {**world.experts, "two": world.experts["three"]}
     with pytest.raises(UserError, match="signal of two is that of another checkpoint"):
         train(dataclasses.replace(request, experts=swapped), SMALL)

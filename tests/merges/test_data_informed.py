@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,6 +287,14 @@ def test_statistics_are_asked_for_and_checked(
     )
     manifest = (tmp_path / "merged" / "manifest.json").read_text()
     assert '"gram.ja"' in manifest
+    # Statistics that name their model by the hash that weights had before are its own too.
+    path = tmp_path / "ja-gram" / "manifest.json"
+    about = json.loads(path.read_text())
+    digest = hashlib.sha256((llama / "ja" / "model.safetensors").read_bytes()).hexdigest()
+    line = f"model.safetensors {digest}\n".encode()
+    about["extra"]["model"] = hashlib.sha256(line).hexdigest()
+    path.write_text(json.dumps({name: own for name, own in about.items() if name != "sha256"}))
+    assert cli.main([*command, "--statistics", *own]) == 0
     models = [Checkpoint(llama / name) for name in ("ja", "math")]
     found, weight = Checkpoint(tmp_path / "merged"), "model.layers.1.self_attn.v_proj.weight"
     grams = [Statistics(Path(item.split("=")[1])).matrix(weight, "gram").double() for item in own]

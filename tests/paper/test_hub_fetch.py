@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from common.manifest import check_recorded, read_manifest
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "1" * 40
 HEADER = "id\tkind\trepository\trevision\tgb\tparameters\tlicence\tgated\tpickle\tfiles\tnote"
@@ -152,7 +154,18 @@ def test_the_first_download_is_recorded_and_the_next_is_none(hub, tmp_path):
         digest = hashlib.sha256(hub.files[name]).hexdigest()
         assert (tmp_path / "m" / name).read_bytes() == hub.files[name]
         assert lock["files"][name] == {"sha256": digest, "bytes": len(hub.files[name])}
+    check_recorded(tmp_path / "m")
+    about = read_manifest(tmp_path / "m")
+    assert about["extra"]["sha256"] == {name: lock["files"][name]["sha256"] for name in wanted}
+    assert about["outputs"]["model-1.safetensors"].startswith("blake3:")
     hub.gone = True  # what is whole needs no network
+    again = fetch(hub, tmp_path)
+    assert again.returncode == 0, again.stderr
+    # Earlier versions recorded these hashes alone; what they fetched stays whole.
+    manifest = tmp_path / "m" / "manifest.json"
+    older = {name: own for name, own in about.items() if name not in ("extra", "sha256")}
+    manifest.write_text(json.dumps(older | {"outputs": about["extra"]["sha256"]}))
+    check_recorded(tmp_path / "m")
     again = fetch(hub, tmp_path)
     assert again.returncode == 0, again.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -101,3 +102,25 @@ def test_a_damaged_manifest_is_one_line(two):
     with pytest.raises(UserError, match="a manifest is not an object") as caught:
         differences(*two)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_before_and_after_weights_had_blake3_are_compared_by_their_weights(two):
+    one, other = two
+    weights, old, new = b"weights", hashlib.sha256(b"weights").hexdigest(), "blake3:" + "1" * 64
+    name = "model.safetensors"
+    for results, recorded, seen in ((one, old, "0" * 64), (other, new, new)):
+        model = results / "case1/models/ja"
+        (model / name).write_bytes(weights)
+        manifest(model / "manifest.json", outputs={name: recorded})
+        made = {"README.md": recorded, "config.json": "c" * 64}  # the card says the hashes
+        manifest(results / "case1/merges/soup/manifest.json", inputs={"base": seen}, outputs=made)
+    (line,) = [line for line in differences(one, other) if line.startswith("case1")]
+    assert line.endswith(" steps that both have left the same outputs")
+    (other / "case1/models/ja" / name).write_bytes(b"others")
+    (line,) = [line for line in differences(one, other) if line.startswith("case1")]
+    assert f"first step with other outputs is case1/models/ja: {name}" in line
+    (other / "case1/models/ja" / name).write_bytes(weights)
+    made["config.json"] = "d" * 64
+    manifest(other / "case1/merges/soup/manifest.json", inputs={"base": new}, outputs=made)
+    (line,) = [line for line in differences(one, other) if line.startswith("case1")]
+    assert "first step with other outputs is case1/merges/soup: config.json; other inputs" in line

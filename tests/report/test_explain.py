@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from common.manifest import beside, fingerprint, hash_of, write_manifest
 from report.explain import explain
 from report.load import load
 from report.origin import Steps
+from report.scores import STALE
 
 
 def explained(results: Path, capsys, *given: str) -> tuple[int, str]:
@@ -83,6 +85,52 @@ def test_the_chain_ends_at_the_data_each_step_after_what_it_needed(recorded):
     }
     assert steps[-1].recipe == ["set.scale = 0.5"]
     assert steps[1].recipe == ["recipe.note = (in its manifest)", "recipe.steps = 5"]
+
+
+def older(folder: Path) -> str:
+    """Give a model the manifest that it had when weights were hashed with SHA-256."""
+    weights, path = folder / "model.safetensors", folder / "manifest.json"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    record = json.loads(path.read_text()) | {"outputs": {weights.name: digest}}
+    path.write_text(json.dumps({name: own for name, own in record.items() if name != "sha256"}))
+    return hashlib.sha256(f"{weights.name} {digest}\n".encode()).hexdigest()
+
+
+def test_earlier_manifests_of_models_are_found_by_later_steps_and_the_reverse(recorded):
+    older(recorded / "case1/models/ja")  # the merge names it by BLAKE3
+    path = recorded / "case1/merges/soup/manifest.json"
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    # Here the merge is the older one, and the base was made again since.
+    line = f"model.safetensors {hashlib.sha256(b'models/base/model.safetensors').hexdigest()}\n"
+    record["inputs"]["base"] = hashlib.sha256(line.encode()).hexdigest()
+    path.write_text(json.dumps(record))
+    inputs = {
+        name: place
+        for name, _, place in Steps(recorded)
+        .chain(path.parent.relative_to(recorded).as_posix(), "case1")[-1]
+        .inputs
+    }
+    assert (inputs["base"], inputs["experts.ja"]) == ("case1/models/base", "case1/models/ja")
+
+
+def test_a_score_and_a_model_with_hashes_of_two_kinds_are_compared(recorded, small):
+    def status() -> str:
+        (case, *_) = load(*small[:2]).cases
+        return next(model.status for model in case.models if model.id == "soup")
+
+    scores, soup = recorded / "case1/scores/test/soup.json", recorded / "case1/merges/soup"
+    assert status() == "ok"
+    earlier = older(soup)
+    assert status() == "ok"  # a later score of an older model
+    beside(scores).unlink()
+    content = json.loads(scores.read_text())
+    for weights, right in ((earlier, True), ("0" * 64, False), ("blake3:" + "0" * 64, False)):
+        scores.write_text(json.dumps(content | {"weights": weights}))
+        assert status() == ("ok" if right else STALE)
+    (soup / "model.safetensors").write_text("others")
+    scores.write_text(json.dumps(content))
+    assert status() == STALE
 
 
 def test_what_earlier_manifests_lack_is_not_recorded_and_what_there_is_is_shown(recorded, capsys):
