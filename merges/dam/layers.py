@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from merges.dam.norms import NormFunction
+
 # Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
 # added; elsewhere it bounds the memory of the widened copies, and kernels stay large.
 # Two bytes a value leave room for more.
@@ -251,9 +253,20 @@ class MergedLinear(MergedLayer):
         """Return W = sum_i c_i * W_i, (out_features, in_features)."""
         if self._stack is None:
             return super().merged_weight()
-        own = self.coefficients
-        own = own.reshape(len(own), -1, own.shape[-1])
-        return (own * self._stack).sum(0).to(self._stack.dtype)
+        return (self.coefficients * self._stack).sum(0).to(self._stack.dtype)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is few values in float32 or wider on a CPU, and no bias."""
+        own = self._stack
+        if own is None or self.biases is not None:
+            return False
+        return own.device.type == "cpu" and own.element_size() > 2
+
+    def coefficient_gradient(self, gradient: Tensor) -> Tensor:
+        """Turn dL/dW (out_features, in_features) of a small layer into dL/dcoefficients."""
+        assert self._stack is not None
+        return (self._stack * gradient).sum_to_size(self.coefficients.shape)
 
     def goes_by_model(self, tokens: int) -> bool:
         """Return whether the gradients of so many tokens are found by `MergedProduct`."""
@@ -320,43 +333,6 @@ class MergedEmbedding(MergedModule):
         return self._compute([places], _matrix(rows))
 
 
-class _NormFunction(torch.autograd.Function):
-    """RMS normalisation with a frozen gain, in half the passes over memory of the plain formula."""
-
-    @staticmethod
-    def forward(ctx, inputs: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = square.mul_(1 / wide.shape[-1]).add_(epsilon).rsqrt_()
-        normal = wide * scale
-        ctx.save_for_backward(normal, scale, gain)
-        return normal.to(inputs.dtype) * gain
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        normal, scale, gain = ctx.saved_tensors
-        wide = (gradient * gain).to(normal.dtype)
-        mean = torch.linalg.vecdot(wide, normal).unsqueeze(-1).mul_(-1 / normal.shape[-1])
-        return wide.addcmul_(normal, mean).mul_(scale).to(gradient.dtype), None, None
-
-
-class FrozenRMSNorm(nn.Module):
-    """RMSNorm whose gain is not trained.
-
-    Args:
-        gain: (hidden,).
-        epsilon: Added to the mean square.
-    """
-
-    def __init__(self, gain: Tensor, epsilon: float) -> None:
-        super().__init__()
-        self.gain, self.epsilon = gain, epsilon
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise (..., hidden)."""
-        return _NormFunction.apply(inputs, self.gain, self.epsilon)
-
-
 class MergedRMSNorm(MergedLayer):
     """RMSNorm with the merged gain of M models.
 
@@ -374,4 +350,4 @@ class MergedRMSNorm(MergedLayer):
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise (..., hidden)."""
         ones = torch.ones_like(self.weights[0])
-        return _NormFunction.apply(inputs, ones, self.epsilon) * self.merged_weight()
+        return NormFunction.apply(inputs, ones, self.epsilon) * self.merged_weight()

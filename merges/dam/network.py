@@ -14,14 +14,15 @@ from checkpoints.names import kind
 from common.errors import UserError
 from merges.dam.architecture import Architecture, body_name, skeleton
 from merges.dam.layers import (
-    FrozenRMSNorm,
     MergedEmbedding,
     MergedLayer,
     MergedLinear,
     MergedModule,
     MergedRMSNorm,
 )
-from merges.dam.packing import ATTENTION, Packing
+from merges.dam.norms import FrozenRMSNorm
+from merges.dam.packing import ATTENTION, SHORT, Packing
+from merges.dam.plain import PlainBody
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
 # is not among them.
@@ -80,6 +81,7 @@ class Decoder:
         self.device = weights[0].device
         self.body.to(self.device)  # the rotary frequencies
         freeze_norms(self.body)
+        self._plain = PlainBody.of(self.body) if packed and not recompute else None
         if recompute:
             for layer in self.body.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
@@ -110,6 +112,20 @@ class Decoder:
             packing=packing,
         )
         return output.last_hidden_state.squeeze(0)
+
+    def states_at(self, ids: Tensor, packing: Packing, rows: Tensor) -> Tensor:
+        """Run the body for the states of some tokens.
+
+        Args:
+            ids: As for `hidden_states`, as is packing.
+            rows: Their places in the row (rows,), each at most once, ascending.
+
+        Returns:
+            What `hidden_states` has there, (rows, hidden).
+        """
+        if self._plain is None or packing.shape[1] > SHORT:
+            return self.hidden_states(ids, packing).index_select(0, rows)
+        return self._plain.states(ids, packing, None if len(rows) == len(ids) else rows)
 
 
 def head_name(config: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -94,6 +94,32 @@ class Packing:
         return self._visible[key]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend in rectangles: softmax(scale q k^T + mask) v.
+
+    Args:
+        q: (rectangles, queries, width).
+        k: (rectangles, keys, width), as v.
+        v: What is averaged.
+        mask: (queries, keys).
+        scale: Factor of the scores.
+
+    Returns:
+        The output, shaped as q, and the softmax (rectangles, queries, keys).
+    """
+    p = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
+    return torch.bmm(p, v), p
+
+
+def attend_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the gradient of `attend`'s output into those of q, k and v; p is its softmax."""
+    scores = torch.bmm(gradient, v.mT)
+    scores.sub_(torch.linalg.vecdot(scores, p).unsqueeze(-1)).mul_(p).mul_(scale)
+    return torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(p.mT, gradient)
+
+
 class ShortAttention(torch.autograd.Function):
     """Softmax attention within samples of a packed row, scores in full.
 
@@ -127,9 +153,9 @@ class ShortAttention(torch.autograd.Function):
         q = q.view(groups, shared, samples, longest, width).transpose(1, 2)
         q = q.reshape(groups * samples, shared * longest, width)
         k, v = (x.view(groups * samples, longest, width) for x in (k, v))
-        p = torch.baddbmm(mask.repeat(shared, 1), q, k.mT, alpha=scale).softmax(-1)
+        output, p = attend(q, k, v, mask.repeat(shared, 1), scale)
         ctx.save_for_backward(q, k, v, p)
-        output = torch.bmm(p, v).view(groups, samples, shared, longest, width)
+        output = output.view(groups, samples, shared, longest, width)
         output = output.permute(1, 3, 0, 2, 4).reshape(samples * longest, groups * shared, width)
         return output.index_select(0, packing.to_packed).unsqueeze(0)
 
@@ -143,14 +169,10 @@ class ShortAttention(torch.autograd.Function):
         g.index_copy_(0, rows, gradient.squeeze(0))
         g = g.view(samples, longest, groups, shared, width).permute(2, 0, 3, 1, 4)
         g = g.reshape(groups * samples, shared * longest, width)
-        scores = torch.bmm(g, v.mT)
-        scores.sub_(torch.linalg.vecdot(scores, p).unsqueeze(-1)).mul_(p).mul_(ctx.scale)
-        query = torch.bmm(scores, k).view(groups, samples, shared, longest, width)
+        query, key, value = attend_backward(g, q, k, v, p, ctx.scale)
+        query = query.view(groups, samples, shared, longest, width)
         query = query.transpose(1, 2).reshape(groups * shared, samples * longest, width)
-        key, value = (
-            x.view(groups, samples * longest, width)
-            for x in (torch.bmm(scores.mT, q), torch.bmm(p.mT, g))
-        )
+        key, value = (x.view(groups, samples * longest, width) for x in (key, value))
         packed = (x.index_select(1, rows).unsqueeze(0) for x in (query, key, value))
         return *packed, None, None, None
 

@@ -165,7 +165,7 @@ class Trainer:
         """
         # Penalties use the same tensors as the layers, so that one backward serves both.
         columns = self.coefficients.assign()
-        hidden = self.decoder.hidden_states(batch.ids, batch.packing).index_select(0, batch.loss)
+        hidden = self.decoder.states_at(batch.ids, batch.packing, batch.loss)
         segments = []
         for index, (start, stop) in enumerate(batch.segments):
             count = None if counts is None else counts[index]
