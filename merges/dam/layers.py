@@ -253,7 +253,7 @@ class MergedLinear(MergedLayer):
         """Return W = sum_i c_i * W_i, (out_features, in_features)."""
         if self._stack is None:
             return super().merged_weight()
-        return (self.coefficients * self._stack).sum(0).to(self._stack.dtype)
+        return (self._factors() * self._stack).sum(0).to(self._stack.dtype)
 
     @property
     def is_small(self) -> bool:
@@ -266,7 +266,13 @@ class MergedLinear(MergedLayer):
     def coefficient_gradient(self, gradient: Tensor) -> Tensor:
         """Turn dL/dW (out_features, in_features) of a small layer into dL/dcoefficients."""
         assert self._stack is not None
-        return (self._stack * gradient).sum_to_size(self.coefficients.shape)
+        factors = self._factors()
+        return (self._stack * gradient).sum_to_size(factors.shape).view_as(self.coefficients)
+
+    def _factors(self) -> Tensor:
+        """View the coefficients as (M, rows, columns), where each of these may be 1."""
+        own = self.coefficients
+        return own.reshape(len(own), -1, own.shape[-1])
 
     def goes_by_model(self, tokens: int) -> bool:
         """Return whether the gradients of so many tokens are found by `MergedProduct`."""
