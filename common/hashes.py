@@ -13,8 +13,9 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.errors import UserError
 from common.files import write_bytes
@@ -125,10 +126,10 @@ def _remember(cache: Path, path: str, entry: list) -> None:
         del _unwritten[path]
 
 
-def _hash(stream: IO[bytes], kind: str, size: int) -> str:
+def _hash(stream: FileIO, kind: str, size: int) -> str:
     digest = Digest(kind)
     block = memoryview(bytearray(min(_BLOCK, size + 1)))
-    while got := stream.readinto(block):  # type: ignore[attr-defined]  # unbuffered files have it
+    while got := stream.readinto(block):
         digest.update(block[:got])
     return digest.text()
 

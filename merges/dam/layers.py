@@ -256,8 +256,8 @@ class MergedLinear(MergedLayer):
         return (self._factors() * self._stack).sum(0).to(self._stack.dtype)
 
     @property
-    def is_small(self) -> bool:
-        """Whether it is few values in float32 or wider on a CPU, and no bias."""
+    def is_plain(self) -> bool:
+        """Whether it is small, without bias, on a CPU, and float32 or wider."""
         own = self._stack
         if own is None or self.biases is not None:
             return False

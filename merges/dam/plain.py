@@ -240,7 +240,7 @@ class PlainBody:
             config.hidden_act == "silu"
             and (getattr(config, "sliding_window", None) or SHORT) >= SHORT
             and body.rotary_emb.rope_type == "default"
-            and all(type(linear) is MergedLinear and linear.is_small for linear in own._linear)
+            and all(type(linear) is MergedLinear and linear.is_plain for linear in own._linear)
             and all(isinstance(norm, FrozenRMSNorm | MergedRMSNorm) for norm in own.norms)
         )
         return own if plain else None
