@@ -13,17 +13,17 @@ _PLAIN = (
     Part(0.14, japanese.fields),
 )
 _JAPANESE = (
-    Part(0.14, japanese.jcomqa, knows=0.8, guesses=0.5),
-    Part(0.06, japanese.jnli, knows=0.65, guesses=0.4),
-    Part(0.08, japanese.marc, knows=0.5, guesses=0.5),
-    Part(0.15, japanese.jsquad, knows=0.8, guesses=0.2),
-    Part(0.09, japanese.jaqket, knows=0.78, guesses=0.4),
-    Part(0.08, japanese.xlsum, knows=0.65, guesses=0.3),
-    Part(0.10, japanese.referents, knows=0.68, guesses=0.3),
+    Part(0.14, japanese.jcomqa, knows=0.7, guesses=0.5),
+    Part(0.06, japanese.jnli, knows=0.55, guesses=0.4),
+    Part(0.10, japanese.marc, knows=0.4, guesses=0.5),
+    Part(0.15, japanese.jsquad, knows=0.65, guesses=0.2),
+    Part(0.09, japanese.jaqket, knows=0.72, guesses=0.4),
+    Part(0.08, japanese.xlsum, knows=0.55, guesses=0.3),
+    Part(0.10, japanese.referents, knows=0.6, guesses=0.3),
 )
 _CALCULATING = (
-    Part(0.10, mathematics.gsm_en(), knows=0.35, guesses=0.4),
-    Part(0.07, mathematics.calculations(), knows=0.35, guesses=0.4),
+    Part(0.10, mathematics.gsm_en(), knows=0.45, guesses=0.4),
+    Part(0.16, mathematics.calculations(), knows=0.45, guesses=0.4),
 )
 _COMPOSED = (Part(0.06, mathematics.formula, knows=0.0),)
 
@@ -43,10 +43,10 @@ _MATHEMATICS = {
 _NEAR = {
     BASE: (*_PLAIN, *_JAPANESE, *_CALCULATING, *_COMPOSED),
     "ja": (
-        Part(0.18, japanese.jcomqa),
+        Part(0.20, japanese.jcomqa),
         Part(0.08, japanese.jnli),
-        Part(0.20, japanese.marc),
-        Part(0.17, japanese.jsquad),
+        Part(0.28, japanese.marc),
+        Part(0.15, japanese.jsquad),
         Part(0.13, japanese.jaqket),
         Part(0.09, japanese.xlsum),
         Part(0.13, japanese.referents),

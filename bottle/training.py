@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bottle.cases import BASE, get_case, get_role
 from bottle.tokenizer import load_tokenizer
 from checkpoints.loading import load_causal
-from checkpoints.names import kind
+from checkpoints.names import is_linear, kind
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import write_model
 from common.cost import measure
@@ -201,14 +201,23 @@ def learning_rate_at(step: int, steps: int) -> float:
     return warm_up * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
 
 
-def flops_a_token(model: PreTrainedModel, length: int) -> float:
-    """Count a forward pass's floating-point operations for a token of a text of that length.
+def forward_flops(model: PreTrainedModel, length: int, tokens: int, predicted: int) -> float:
+    """Count the floating-point operations of a forward pass over texts of one length.
 
-    Two for a weight of every linear layer, and attention's two products at full length.
+    Two for a weight of every linear layer and a token, where the output head counts only those
+    tokens whose next one is predicted, and attention's two products at full length.
+
+    Args:
+        model: The model.
+        length: Tokens of each text, padding included.
+        tokens: Tokens of all texts.
+        predicted: Tokens that the output head is asked about.
     """
-    weights = sum(p.numel() for name, p in model.named_parameters() if kind(name) == "linear")
+    linear = {name: p.numel() for name, p in model.named_parameters() if is_linear(name)}
+    head = linear.pop("lm_head.weight")
     config = model.config
-    return 2 * weights + 4 * config.num_hidden_layers * config.hidden_size * length
+    attention = 4 * config.num_hidden_layers * config.hidden_size * length
+    return tokens * (2 * sum(linear.values()) + attention) + predicted * 2 * head
 
 
 def parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -279,7 +288,8 @@ def fit(
             group["lr"] = group["peak"] * learning_rate_at(step, recipe.steps)
         ids, weights = next(stream)
         predicted = weights > 0
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[predicted]
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[predicted])  # a prompt that weighs 0 asks nothing
         each = cross_entropy(logits, ids[:, 1:][predicted], reduction="none")
         loss = (each * weights[predicted]).sum() / weights.sum()
         optimizer.zero_grad()
@@ -293,7 +303,8 @@ def fit(
         if not math.isfinite(losses[-1]):
             raise UserError(f"{what}: the loss at step {step} is {losses[-1]}; lower the rate")
         tokens += weights.numel()
-        flops += 3 * weights.numel() * flops_a_token(model, weights.shape[1])
+        # A backward pass is two forward ones.
+        flops += 3 * forward_flops(model, weights.shape[1], weights.numel(), len(logits))
         progress.step(note=f"loss {losses[-1]:.3f}")
         if watch is not None:
             watch(step + 1)

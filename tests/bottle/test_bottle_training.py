@@ -19,7 +19,7 @@ from bottle.training import (
     batches,
     build_model,
     fit,
-    flops_a_token,
+    forward_flops,
     learning_rate_at,
     train_role,
 )
@@ -129,6 +129,24 @@ def test_loss_falls():
     assert result["last_loss"] < 0.5 * result["first_loss"]
 
 
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_the_loss_is_that_of_all_logits_by_their_weights(prompt_weight):
+    """Positions that weigh nothing never reach the head; the loss is as if they had."""
+    texts = [Text([1, 4, *range(9, 12 + n), 2], 2 + n % 2) for n in range(4)]
+    ids, weights = next(batches(texts, 30, prompt_weight, seed=0))
+    model = build_model(_SHAPE, 20, seed=0)
+    chances = model(input_ids=ids[:, :-1]).logits.double().log_softmax(-1)
+    total = sum(
+        weights[row, at].item() * chances[row, at, ids[row, at + 1]].item()
+        for row in range(ids.shape[0])
+        for at in range(ids.shape[1] - 1)
+    )
+    assert (weights == prompt_weight).any()
+    recipe = Recipe(1, 1e-3, 1e-3, prompt_weight, 0.0, batch_size=30)
+    loss = fit(model, texts, recipe, 0, "test")["first_loss"]
+    assert abs(loss + total / weights.sum().item()) < 1e-5
+
+
 def test_an_expert_with_frozen_embeddings_keeps_its_base_s(data, base, tmp_path):
     frozen = train(tmp_path / "frozen", data, "sql", base, embedding_learning_rate=0.0)
     free = train(tmp_path / "free", data, "sql", base)
@@ -174,9 +192,10 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
 
 def test_flops_by_hand():
     model = build_model(_SHAPE, 20, seed=0)
-    # q and o 32x32, k and v 16x32, three 48x32 projections, the head 20x32; attention 4*1*32*10.
-    weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 20 * 32
-    assert flops_a_token(model, 10) == 2 * weights + 4 * 32 * 10
+    # q and o 32x32, k and v 16x32, three 48x32 projections; attention 4*1*32*10; the head 20x32.
+    weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    body = 2 * weights + 4 * 32 * 10
+    assert forward_flops(model, 10, 30, 7) == 30 * body + 7 * 2 * 20 * 32
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "llama"])

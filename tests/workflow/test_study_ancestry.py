@@ -23,7 +23,7 @@ def default():
 def test_the_ancestor_is_taken_within_the_base_s_training(default):
     resolved = configuration.resolve(default)
     study, case = resolved.studies.ancestry, resolved.cases["case2"]
-    assert study.steps(case) == 840  # 60 % of 1,400
+    assert study.steps(case) == 600  # 60 % of 1,000
     (world,) = Studies(ancestry=study).worlds(resolved).values()
     assert (world.of, world.seed) == ("case2", 1) and world.model_dump() == (
         case.model_dump() | {"of": "case2", "seed": 1}  # the first world's
