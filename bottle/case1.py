@@ -44,10 +44,10 @@ _NEAR = {
     BASE: (*_PLAIN, *_JAPANESE, *_CALCULATING, *_COMPOSED),
     "ja": (
         Part(0.20, japanese.jcomqa),
-        Part(0.08, japanese.jnli),
-        Part(0.28, japanese.marc),
+        Part(0.12, japanese.jnli),
+        Part(0.24, japanese.marc),
         Part(0.15, japanese.jsquad),
-        Part(0.13, japanese.jaqket),
+        Part(0.14, japanese.jaqket),
         Part(0.09, japanese.xlsum),
         Part(0.13, japanese.referents),
         Part(0.20, mathematics.formula),
