@@ -36,9 +36,11 @@ def test_there_are_three_worlds_of_each_case():
 def test_the_regime_holds_in_worlds_on_which_nothing_was_chosen():
     worlds = json.loads(RECORD.with_name("world-fresh.json").read_text(encoding="utf-8"))
     assert sorted(worlds) == [f"case{case}, seed {seed}" for case in (1, 2) for seed in range(4, 9)]
+    # docs/bottle.md names the one in which they keep less.
+    assert sum(world["soup at home"] < 0.85 for world in worlds.values()) == 1
     for world in worlds.values():
         assert world["columns"]["not clear"] == []
-        assert max(world["drift"].values()) < 0.2 and world["largest barrier"] < 0.001
+        assert max(world["drift"].values()) < 0.2 and world["largest barrier"] == 0
         assert world["soup at home"] > 0.83
         assert world["averages"]["dare_ties"] > world["averages"]["base"]
         parents = [world["held out"][name] for name in world["drift"]]
