@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bottle.cases import BASE, get_case, get_role
+from bottle.flops import forward_flops
 from bottle.tokenizer import load_tokenizer
 from checkpoints.loading import load_causal
-from checkpoints.names import is_linear, kind
+from checkpoints.names import kind
 from checkpoints.reading import Checkpoint
 from checkpoints.writing import write_model
 from common.cost import measure
@@ -199,25 +200,6 @@ def learning_rate_at(step: int, steps: int) -> float:
     warm_up = min(1.0, (step + 1) / (_WARM_UP * steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm_up * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
-
-
-def forward_flops(model: PreTrainedModel, length: int, tokens: int, predicted: int) -> float:
-    """Count the floating-point operations of a forward pass over texts of one length.
-
-    Two for a weight of every linear layer and a token, where the output head counts only those
-    tokens whose next one is predicted, and attention's two products at full length.
-
-    Args:
-        model: The model.
-        length: Tokens of each text, padding included.
-        tokens: Tokens of all texts.
-        predicted: Tokens that the output head is asked about.
-    """
-    linear = {name: p.numel() for name, p in model.named_parameters() if is_linear(name)}
-    head = linear.pop("lm_head.weight")
-    config = model.config
-    attention = 4 * config.num_hidden_layers * config.hidden_size * length
-    return tokens * (2 * sum(linear.values()) + attention) + predicted * 2 * head
 
 
 def parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:

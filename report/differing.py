@@ -53,7 +53,25 @@ def other_keys(one: Any, two: Any) -> list[str]:
     return [name for name in names if first.get(name, missing) != second.get(name, missing)]
 
 
-def _listed(names: list[str]) -> str:
+def other_settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Name the settings that separate two runs' scores.
+
+    Args:
+        one: The configuration of one.
+        two: That of the other. A row, an ablation or a study that only one of them has is none.
+    """
+    first, second = ({"methods": {}, **config, "name": None} for config in (one, two))
+    for config, other in ((first, two), (second, one)):
+        shared = other.get("methods", {})
+        config["methods"] = {k: row for k, row in config["methods"].items() if k in shared}
+        for name in ("ablation", "studies"):
+            if not (one.get(name) and two.get(name)):
+                config.pop(name, None)
+    return other_keys(first, second)
+
+
+def listed(names: list[str]) -> str:
+    """Join the first names, and count the others."""
     more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return ", ".join(names[:_MOST]) + more
 
@@ -83,7 +101,7 @@ def _why(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     changed = []
     for name in _CAUSES:
         if keys := other_keys(one.get(name), two.get(name)):
-            changed.append(f"{name} ({_listed(keys)})" if keys != [""] else name)
+            changed.append(f"{name} ({listed(keys)})" if keys != [""] else name)
     return f"other {'; '.join(changed)}" if changed else "although all that is recorded is equal"
 
 
@@ -137,7 +155,7 @@ def _first_step(one: Path, two: Path) -> list[str]:
             if outputs:
                 step = str(place.parent if place.name == NAME else place)
                 lines.append(f"{world}: the first step with other outputs is {step}: "
-                             f"{_listed(outputs)}; {_why(first, second)}")  # fmt: skip
+                             f"{listed(outputs)}; {_why(first, second)}")  # fmt: skip
                 break
         else:
             if compared:
@@ -160,7 +178,7 @@ def differences(results: Path, other: Path) -> list[str]:
         if one and two:
             lines += _claims(one, two)
             keys = other_keys(one.config, two.config)
-            lines += [f"configuration: other {_listed(keys)}"] if keys else []
+            lines += [f"configuration: other {listed(keys)}"] if keys else []
     if results.is_dir() and other.is_dir():
         try:
             lines += _first_step(results, other)

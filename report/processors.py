@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from report import render
 from report.case_table import table_title
 from report.compare import Agreement, Pair, agreements, tables_of
+from report.differing import listed, other_settings
 from report.experiment import Case, Experiment
 from report.grid import MISSING, Cell, Grid, Row, number, score_cell, signed
 from report.published import PAPER, load
@@ -112,8 +113,11 @@ def section(one: Experiment, two: Experiment, facts: Sequence[dict[str, str]]) -
     about = [_row(name, *(each[name] for each in facts)) for name in facts[0]]
     others = {case.id: case for case in two.cases}
     judged = [judgements(experiment, load(PAPER)) for experiment in (one, two)]
+    other = other_settings(one.config, two.config)
+    warning = f"**Not the same experiment.** More than the processor differs: {listed(other)}.\n"
     parts = [
         f"## `{one.name}`\n",
+        *([warning] if other else []),
         _table("Runs", "What was run where.", ("", *_NAMES), about, texts=3),
         _agreement(found),
         _apart(found),

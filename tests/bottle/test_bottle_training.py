@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from bottle import cli
 from bottle.data import write_data
+from bottle.flops import forward_flops
 from bottle.training import (
     Recipe,
     Shape,
@@ -19,7 +20,6 @@ from bottle.training import (
     batches,
     build_model,
     fit,
-    forward_flops,
     learning_rate_at,
     train_role,
 )

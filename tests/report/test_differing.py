@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from report import kept
 from report.cli import main
-from report.differing import differences, other_keys
+from report.differing import differences, other_keys, other_settings
 from tests.report.conftest import write
 
 
@@ -43,6 +43,23 @@ def test_keys_that_differ_have_dots_between_their_names():
     assert other_keys(one, one) == []
     assert other_keys(one, {"a": {"b": 2, "c": [2]}, "d": None}) == ["a.b", "a.c", "e"]
     assert other_keys({"a": None}, {}) == ["a"]
+
+
+def test_a_row_or_a_part_that_one_run_left_out_is_no_other_setting():
+    rows = {"soup": {"method": "linear"}, "ties": {"set": {"density": 0.2}}}
+    whole = {"name": "a", "methods": rows, "ablation": {"seeds": [0]}, "cases": {"c": {"steps": 9}}}
+    part = {"name": "b", "methods": {"ties": rows["ties"]}, "cases": {"c": {"steps": 9}}}
+    assert other_settings(whole, part) == other_settings(part, whole) == []
+    other = {
+        "methods": {"ties": {"set": {"density": 0.5}}},
+        "ablation": {"seeds": [1]},
+        "cases": {"c": {"steps": 8}},
+    }
+    assert sorted(other_settings(whole, other)) == [
+        "ablation.seeds",
+        "cases.c.steps",
+        "methods.ties.set.density",
+    ]
 
 
 def test_the_first_step_in_the_order_of_the_work_is_named_with_its_cause(two):

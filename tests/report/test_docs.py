@@ -211,3 +211,11 @@ def test_a_run_elsewhere_is_compared_with_the_first(small, tmp_path, capsys):
     assert main(["compare", str(first), str(first)]) == 0
     assert main(["compare", str(first), str(second)]) == 1
     assert "soup" in capsys.readouterr().out
+    # A run with other settings is none on another processor alone, and the page says so.
+    assert "Not the same experiment" not in page
+    changed = json.loads(config.read_text())
+    changed["calibration"] = {"rows": 7}
+    config.write_text(json.dumps(changed))
+    assert main([*command, "--elsewhere"]) == 0
+    page = (folder / "results/processors.md").read_text()
+    assert "Not the same experiment.** More than the processor differs: calibration.rows." in page
