@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from common.cost import cpu_seconds
 from common.progress import Progress
 from search.evaluation import Evaluation
 from search.record import best_of, spearman
@@ -32,11 +32,6 @@ class Budget:
 
     evaluations: int | None = None
     seconds: float | None = None
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 class Search:
@@ -68,7 +63,7 @@ class Search:
         self._budget, self._file, self._what = budget, file, what
         self._state = (file.load() if file else None) or State()
         self.earlier = (self._state.wall_s, self._state.cpu_s)
-        self._began = (time.monotonic(), _cpu_seconds())
+        self._began = (time.monotonic(), cpu_seconds())
         if self._state.strategy is not None:
             strategy.restore(self._state.strategy)
 
@@ -81,7 +76,7 @@ class Search:
         """Write the state down."""
         if self._file is not None:
             self._state.wall_s = self.earlier[0] + time.monotonic() - self._began[0]
-            self._state.cpu_s = self.earlier[1] + _cpu_seconds() - self._began[1]
+            self._state.cpu_s = self.earlier[1] + cpu_seconds() - self._began[1]
             self._file.save(self._state)
 
     def _spent(self) -> bool:

@@ -83,3 +83,21 @@ def test_counts_add_up_and_a_failed_step_leaves_no_cost(tmp_path):
     with pytest.raises(ValueError, match="no"), cost.measure(tmp_path / "cost.json"):
         raise ValueError("no")
     assert not (tmp_path / "cost.json").exists()
+
+
+def test_a_step_of_milliseconds_has_cpu_seconds(tmp_path):
+    """The clock of `os.times` has ticks of ten milliseconds, which leave most such steps at 0."""
+
+    def work(_):
+        start = time.process_time()
+        while time.process_time() - start < 0.004:
+            pass
+
+    for _ in range(5):
+        assert 0.004 <= measured(tmp_path, work)["cpu_s"] < 0.5
+
+
+def test_cpu_seconds_of_a_child_that_was_waited_for_count(tmp_path):
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    found = measured(tmp_path, lambda _: subprocess.run([sys.executable, "-c", busy], check=True))
+    assert 0.3 <= found["cpu_s"] < 1.5
