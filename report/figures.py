@@ -169,9 +169,9 @@ def ablation_figure(ablation: Ablation) -> Figure:
 
     case = ablation.case
     labels = [drawing.written(entry.label) for entry in ablation.objectives]
-    figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(labels)))
+    figure = Figure(figsize=(7.5, 1.3 + 0.34 * len(labels)))
     left = drawing.width_of(figure, labels) + 0.15
-    axes = figure.subplots(gridspec_kw=drawing.margins(figure, left, 0.1, 0.3, 0.65))
+    axes = figure.subplots(gridspec_kw=drawing.margins(figure, left, 0.1, 0.5, 0.65))
     diamond: dict[str, Any] = {"fmt": "D", "markersize": 5, "color": palette.INK, "capsize": 3}
     for place, entry in enumerate(ablation.objectives):
         averages = [case.average(run) for run in entry.runs]
@@ -193,8 +193,10 @@ def ablation_figure(ablation: Ablation) -> Figure:
     axes.grid(axis="x", color=palette.GRID, linewidth=0.5)
     axes.grid(axis="y", color=palette.FINE_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
-    title = drawing.written(f"Table 3. DAM's training objective. {case.title}", 2 * _LINE)
-    axes.set_title(title, loc="left", y=1.0, pad=6, x=-left / 7.5)
+    title = textwrap.fill(
+        f"Table 3. DAM's training objective. {case.title}", 2 * _LINE, max_lines=2
+    )
+    axes.set_title(title.replace("$", r"\$"), loc="left", y=1.0, pad=6, x=-left / 7.5)
     axes.set_xlabel(f"average over {len(case.averaged)} columns (the axis does not begin at 0)")
     figure.legend(loc="lower center", ncols=2, frameon=False)
     return figure

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)"),
 ]
-WIDTHS = (390, 1024, 1600)
+WIDTHS = (390, 1024, 1400, 1600)
 HARD = [
     "A long label " * 16,
     "日本語の長いラベル" * 6,
@@ -103,6 +103,11 @@ def test_nothing_is_cut_and_no_labels_overlap(browser, made, width, page):
     assert browser.run(_CUT) == []
     assert browser.run(_OUTSIDE) == []
     assert browser.run(_OVER) == []
+    # No column of the claims has to be scrolled to.
+    assert browser.run(
+        "(boxes => boxes.length > 0 && boxes.every(box => box.scrollWidth <= box.clientWidth + 1))"
+        "([...document.querySelectorAll('.first .scroll')])"
+    )
     # Some score of Table 1 is in view next to its row's label.
     assert browser.run(
         "document.querySelector('#table1 td.cell').getBoundingClientRect().right < innerWidth"
