@@ -36,6 +36,7 @@ _SIMPLE: dict[str, Any] = {
 }
 _BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4, "float64": 8, "int64": 8}
 _DIGEST = 32  # bytes of a sha256
+LANES = 16  # values that `within` compares at once, as many as a register has at most
 Code = tuple[str, bytes]  # an object file, and the name in it of the function
 
 
@@ -220,13 +221,48 @@ def _operations() -> dict[str, Any]:
 
         return types.uint32(types.float32), build
 
+    @intrinsic
+    def within(context, values, place, low, high):
+        def build(context, builder, signature, given):
+            vector, truths = ir.VectorType(single, LANES), ir.IntType(LANES)
+            first = builder.gep(given[0], [given[1]])
+            block = builder.load(builder.bitcast(first, vector.as_pointer()), align=4)
+            above, below = (
+                builder.fcmp_ordered(order, block, _repeated(builder, bound, vector))
+                for order, bound in ((">=", given[2]), ("<=", given[3]))
+            )
+            bits = builder.bitcast(builder.and_(above, below), truths)
+            return builder.zext(bits, ir.IntType(64))
+
+        return types.uint64(types.CPointer(types.float32), types.int64, low, high), build
+
+    @intrinsic
+    def lowest(context, bits):
+        def build(_, builder, signature, given):
+            return builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
+
+        return types.int64(types.uint64), build
+
     return {
         "fused": fused,
+        "within": within,
+        "lowest": lowest,
         "as_float": as_float,
         "as_bits": as_bits,
         "singles": room_of(types.float32, single),
         "doubles": room_of(types.float64, ir.DoubleType()),
     }
+
+
+def _repeated(builder: Any, value: Any, vector: Any) -> Any:
+    """Fill a vector of LLVM's language with one value."""
+    from llvmlite import ir
+
+    place, empty = ir.Constant(ir.IntType(32), 0), ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(empty, value, place)
+    return builder.shuffle_vector(
+        one, empty, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+    )
 
 
 # What kernels call, as Python runs it, where a kernel is called without compilation.
@@ -255,6 +291,18 @@ def as_float(bits: np.uint64) -> np.float32:
 def as_bits(value: np.float32) -> np.uint32:
     """Return the bits of a float32."""
     return np.float32(value).view(np.uint32)
+
+
+def within(values: np.ndarray, place: int, low: np.float32, high: np.float32) -> np.uint64:
+    """Compare LANES float32 values from a place on with two bounds: a bit for each inside."""
+    block = values[place : place + LANES]
+    inside = (low <= block) & (block <= high)
+    return np.uint64(sum(1 << int(k) for k in np.flatnonzero(inside)))
+
+
+def lowest(bits: np.uint64) -> int:
+    """Return the place of the lowest bit that is set; there must be one."""
+    return (int(bits) & -int(bits)).bit_length() - 1
 
 
 def _link(objects: Mapping[str, Code]) -> tuple[Any, dict[str, int]]:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from merges.arithmetic.compiling import (
+    LANES,
     Kernels,
     addresses,
     as_bits,
     as_float,
     doubles,
     fused,
+    lowest,
     singles,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -158,8 +161,18 @@ def _between(x, base, count, step, low, high, found, counts):
                 )
                 magnitudes[j] = abs(value)
                 above += np.int64(abs(value) > high)
-            for j in range(size):
-                # Without a branch: what is outside the bounds is overwritten by the next value.
+            if low == high:
+                for j in range(size):
+                    inside += np.int64(magnitudes[j] == low)
+                continue
+            # Few are inside, where the bounds are near to each other: most blocks have none.
+            for j in range(0, size - size % LANES, LANES):
+                bits = within(magnitudes, j, low, high)
+                while bits:
+                    found[inside] = magnitudes[j + lowest(bits)]
+                    inside += 1
+                    bits &= bits - np.uint64(1)
+            for j in range(size - size % LANES, size):
                 value = magnitudes[j]
                 found[inside] = value
                 inside += np.int64(low <= value <= high)
@@ -262,7 +275,7 @@ def _singles(numbers: Sequence[float]) -> np.ndarray:
 
 def between(
     expert: Patterns, base: Patterns, low: float, high: float, step: int
-) -> list[tuple[np.ndarray, int]] | None:
+) -> list[tuple[int, int, np.ndarray]] | None:
     """Compare the magnitudes of a task vector with two bounds.
 
     Args:
@@ -273,18 +286,19 @@ def between(
         step: Values of a piece.
 
     Returns:
-        For each piece the magnitudes from `low` to `high`, float32 in their order, and the number
-        of those above `high`; None where an input is not finite.
+        For each piece the number of magnitudes above `high`, the number of those from `low` to
+        `high`, and these, float32 in their order; none of them where the bounds are equal. None
+        where an input is not finite.
     """
-    found = np.empty(expert.size + 1, dtype=np.float32)
+    found = np.empty(0 if low == high else expert.size + 1, dtype=np.float32)
     counts = np.empty((-(-expert.size // step), 2), dtype=np.int64)
     if not _between(expert, base, expert.size, step, low, high, found, counts):
         return None
     ends = counts[:, 1].tolist()
-    inside = found[: ends[-1]].copy() if ends else found[:0]
+    inside = found[: ends[-1]].copy() if ends else found
     starts = [0, *ends[:-1]]
     bounds = zip(starts, ends, counts[:, 0].tolist(), strict=True)
-    return [(inside[start:end], above) for start, end, above in bounds]
+    return [(above, end - start, inside[start:end]) for start, end, above in bounds]
 
 
 def gram(experts: Sequence[Patterns]) -> np.ndarray:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from merges.engine.requests import Values
 
 _FEW = 1 << 18  # so many values are gathered whole; a sample would not pay
-_MARGIN = 6.0  # standard errors of the sample's share above the threshold
+_MARGIN = 4.0  # standard errors of the sample's share above the threshold: one search in 16,000
+# needs another pass, and what is gathered grows with it
 _ONE_RUN = 0.02  # standard error assumed where the sample is a single run of neighbours
-_COUNTED = 16  # bits of a count: half a megabyte of counters
 _END = 1 << 62  # behind every place
 
 
@@ -104,22 +104,11 @@ def _standard_error(runs: Sequence[np.ndarray], value: float, share: float) -> f
 
 def _largest(values: np.ndarray, rank: int) -> float:
     """Return the rank-th largest of magnitudes [n]."""
-    if values.dtype != np.float32:
-        return float(np.partition(values, len(values) - rank)[len(values) - rank])
-    # The bits of magnitudes are in their order. Counting is faster than selecting: the upper bits
-    # say where the value is, and then the lower bits of the few that are there.
-    bits = values.view(np.uint32)
-    while True:
-        lowest = bits.min()
-        shift = max(0, int(bits.max() - lowest).bit_length() - _COUNTED)
-        digits = (bits - lowest) >> np.uint32(shift)
-        from_above = np.bincount(digits)[::-1].cumsum()
-        place = int(np.searchsorted(from_above, rank))
-        digit = len(from_above) - 1 - place
-        if not shift:
-            return float((lowest + np.uint32(digit)).view(np.float32))
-        rank -= int(from_above[place - 1]) if place else 0
-        bits = bits[digits == digit]
+    if values.dtype == np.float32:
+        from merges.arithmetic import kernels
+
+        return kernels.ranked(values, rank)
+    return float(np.partition(values, len(values) - rank)[len(values) - rank])
 
 
 class _Search:
@@ -128,12 +117,12 @@ class _Search:
     def __init__(self, k: int, runs: Sequence[np.ndarray], total: int) -> None:
         self._k = k
         self._missed = False
-        self._sample = np.sort(np.concatenate(runs)) if runs else np.empty(0)
+        self._sample = np.concatenate(runs) if runs else np.empty(0)
         size = len(self._sample)
         self._part = size / total
         self._margin, middle = 1.0, size * (1 - k / total)
         if size:
-            value = self._sample[min(int(middle), size - 1)]
+            value = self._ranked(min(int(middle), size - 1))
             self._margin += _MARGIN * size * _standard_error(runs, value, k / total)
         self._move(middle - self._margin, middle + self._margin)
         self.split: tuple[int, int] | None = None
@@ -141,13 +130,17 @@ class _Search:
     def _move(self, first: float, last: float) -> None:
         """Set the bounds to the sample's values at two ranks; outside the sample they are open."""
         self._first, self._last = first, last
-        self.low = float(self._sample[int(first)]) if first >= 0 else -1.0
+        self.low = self._ranked(int(first)) if first >= 0 else -1.0
         inside = last < len(self._sample) - 1
-        self.high = float(self._sample[math.ceil(last)]) if inside else math.inf
+        self.high = self._ranked(math.ceil(last)) if inside else math.inf
         self._above = 0
         self._places: list[int] = []
         self._counts: list[int] = []
         self._values: list[np.ndarray] = []
+
+    def _ranked(self, place: int) -> float:
+        """Return what is at a place of the sample, the smallest first."""
+        return _largest(self._sample, len(self._sample) - place)
 
     def add(self, array: np.ndarray | torch.Tensor, place: int) -> None:
         """Count what is above the bounds of magnitudes [n], and gather what is between.
@@ -222,7 +215,7 @@ def _sample(
         for piece in pieces.stored(sample=True):
             for run, expert in zip(runs, piece.experts, strict=True):
                 found = patterns.between(expert, piece.base, -1.0, math.inf, pieces.step)
-                run += [values for values, _ in found or pieces.refuse()]
+                run += [values for _, _, values in found or pieces.refuse()]
         return
     for piece in pieces.sample():
         for run, values in zip(runs, values_of(piece), strict=True):
@@ -240,9 +233,8 @@ def _look_through(
             for number, search in searches.items():
                 bounds = search.low, search.high, pieces.step  # a step begins where `pieces.at` can
                 found = patterns.between(piece.experts[number], piece.base, *bounds)
-                for part, (inside, above) in enumerate(found or pieces.refuse()):
-                    place = piece.context.place + part * pieces.step
-                    search.note(place, above, len(inside), inside)
+                for part, counted in enumerate(found or pieces.refuse()):
+                    search.note(piece.context.place + part * pieces.step, *counted)
         return
     for piece in pieces:
         series = values_of(piece)

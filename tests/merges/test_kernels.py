@@ -204,3 +204,24 @@ def test_a_merge_on_arrays_imports_neither_torch_nor_numba(llama: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["False", "True"]
+
+
+RANKED = {
+    "equal": np.full(1000, 0.25),
+    "two": np.repeat([0.25, np.nextafter(np.float32(0.25), np.float32(1))], 500),
+    "few": np.arange(10_000) % 37 / 64,
+    "near": 1 + np.arange(70_000) * 2.0**-23,
+    "far": np.exp(np.random.default_rng(0).normal(size=10_000) * 20),
+    "extreme": np.array([0.0, 1e-45, 3.4e38, np.inf, 1.0, 1.0]),
+    "one": np.array([2.0]),
+}
+
+
+@pytest.mark.parametrize("kind", RANKED)
+def test_a_rank_is_that_of_a_sorted_list(kind: str) -> None:
+    values = RANKED[kind].astype(np.float32)
+    values = np.random.default_rng(1).permutation(values)
+    in_order = sorted(values.tolist(), reverse=True)
+    for rank in {1, 2, len(values) // 3, len(values) // 2, len(values) - 1, len(values)}:
+        if 1 <= rank <= len(values):
+            assert kernels.ranked(values, rank) == in_order[rank - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -152,14 +153,15 @@ def test_compiled_kernels_do_what_python_does_with_them() -> None:
     splits, nothing = np.array([0, 30, 70]), np.empty(0, dtype=np.float32)
     one = np.float32(0.7)
 
-    def both(name: str, given: list[Any], *results: np.ndarray) -> None:
+    def both(name: str, given: list[Any], *results: np.ndarray, counted: bool = True) -> None:
         """Call a kernel in both ways; lists of arrays are pointers to pointers."""
         function = patterns.KERNELS._functions[name][0]
         compiled = [patterns.addresses(x) if isinstance(x, list) else x for x in given]
         twice = []
         for call, values in ((getattr(patterns, name), compiled), (function, given)):
             out = [np.zeros_like(result) for result in results]
-            twice.append((call(*values[:-1], *out, values[-1]) if results else call(*values), out))
+            behind = len(values) - (counted and bool(results))  # what comes after results
+            twice.append((call(*values[:behind], *out, *values[behind:]), out))
         assert twice[0][0] == twice[1][0]
         for found, expected in zip(twice[0][1], twice[1][1], strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -172,3 +174,35 @@ def test_compiled_kernels_do_what_python_does_with_them() -> None:
         trim = [0, masks, nothing, singles[2], singles[1], splits]
         both("_agree", [experts, 3, base, *trim, singles[0], mean, one, 70], base)
     both("_product", [experts[0], experts[1], 70])
+    for low, high in ((0.3, 0.6), (0.0, 0.0), (-1.0, np.inf)):
+        bounds = [np.float32(low), np.float32(high)]
+        between = functools.partial(both, "_between", [experts[0], base, 70, 50, *bounds])
+        between(np.zeros(71, dtype=np.float32), np.zeros(4, dtype=np.int64), counted=False)
+
+
+@pytest.mark.parametrize("bounds", ["some", "equal", "all", "none"])
+@pytest.mark.parametrize("count", [1, 15, 16, 1024, 5000])
+def test_magnitudes_between_bounds_are_those_that_numpy_finds(bounds: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    expert, base = (rng.normal(size=(2, count)).astype(np.float32).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
+    base[::3] = expert[::3]  # frozen
+    wide = [
+        (own.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for own in (expert, base)
+    ]
+    magnitudes = np.abs(wide[0] - wide[1]).astype(np.float32)
+    low, high = {
+        "some": (0.3, 0.6),
+        "equal": (0.0, 0.0),
+        "all": (-1.0, np.inf),
+        "none": (1e9, 1e10),
+    }[bounds]
+    low, high = np.float32(low), np.float32(high)
+    found = patterns.between(expert, base, low, high, 700)
+    assert found is not None and len(found) == -(-count // 700)
+    for part, (above, number, values) in enumerate(found):
+        own = magnitudes[700 * part : 700 * (part + 1)]
+        inside = own[(own >= low) & (own <= high)]
+        assert (above, number) == (np.count_nonzero(own > high), len(inside))
+        assert values.tolist() == ([] if bounds == "equal" else inside.tolist())

@@ -218,6 +218,6 @@ def test_the_bracket_is_narrow() -> None:
     values = np.random.default_rng(2).normal(size=1 << 20).astype(np.float32)
     [(inside, gathered)] = recorded(pieces_of([values]), kept(0.2, values.size))
     assert inside == gathered
-    # Six standard errors of a share of 0.2 in a 64th, to either side.
-    expected = 2 * 6 * 0.4 * math.sqrt(values.size * 64)
+    # Four standard errors of a share of 0.2 in a 64th, to either side.
+    expected = 2 * 4 * 0.4 * math.sqrt(values.size * 64)
     assert 0.5 * expected < inside < 2 * expected
