@@ -173,7 +173,7 @@ def test_compiled_kernels_do_what_python_does_with_them() -> None:
         both("_agree", [experts, 3, base, *thin, singles[0], mean, one, 70], base)
         trim = [0, masks, nothing, singles[2], singles[1], splits]
         both("_agree", [experts, 3, base, *trim, singles[0], mean, one, 70], base)
-    both("_product", [experts[0], experts[1], 70])
+    both("_products", [experts[0], experts[1], 70], np.zeros(3), counted=False)
     for low, high in ((0.3, 0.6), (0.0, 0.0), (-1.0, np.inf)):
         bounds = [np.float32(low), np.float32(high)]
         between = functools.partial(both, "_between", [experts[0], base, 70, 50, *bounds])
@@ -206,3 +206,15 @@ def test_magnitudes_between_bounds_are_those_that_numpy_finds(bounds: str, count
         inside = own[(own >= low) & (own <= high)]
         assert (above, number) == (np.count_nonzero(own > high), len(inside))
         assert values.tolist() == ([] if bounds == "equal" else inside.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_inner_products_have_the_bits_of_those_of_float32(count: int) -> None:
+    from merges.arithmetic import kernels
+
+    rng = np.random.default_rng(count)
+    bits = rng.normal(size=(count, 1000)).astype(np.float32).view(np.uint32) >> 16
+    found = patterns.gram(list(bits.astype(np.uint16)))
+    wide = (bits << 16).astype(np.uint32).view(np.float32)
+    assert found.tolist() == kernels.gram(list(wide)).tolist()
+    np.testing.assert_allclose(found, wide.astype(np.float64) @ wide.T.astype(np.float64))
