@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -106,12 +108,14 @@ def rendered(figure: Figure, form: str) -> bytes:
     stream = io.BytesIO()
     if form == "png":
         # Without the alpha channel, which is opaque, a file is smaller and sooner written.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from PIL import Image
 
-        figure.savefig(stream, format="rgba", dpi=_DPI)
-        wide, high = (int(inches * _DPI) for inches in figure.get_size_inches())
-        image = Image.frombuffer("RGBA", (wide, high), stream.getbuffer()).convert("RGB")
-        stream = io.BytesIO()
+        own, canvas = figure.dpi, FigureCanvasAgg(figure)
+        figure.dpi = _DPI
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        figure.dpi = own
         image.save(stream, "png", dpi=(_DPI, _DPI), compress_level=3)
     else:
         figure.savefig(stream, format=form, dpi=_DPI, metadata=metadata[form])

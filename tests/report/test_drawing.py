@@ -67,15 +67,30 @@ def test_of_very_many_rows_the_highest_are_drawn(small):
     assert sum(text.get_text() != "" for text in panel.texts) == drawing.MOST
 
 
-def test_a_picture_has_the_pixels_that_matplotlib_writes_and_no_alpha(small):
-    drawn = figures.averages_figure(load(small[0], small[1]))
-    theirs, ours = io.BytesIO(), io.BytesIO(drawing.rendered(drawn, "png"))
-    drawn.savefig(theirs, format="png", dpi=150)
+def assert_matplotlibs_pixels(drawn):
+    """A picture has the pixels that matplotlib writes, and no alpha."""
     from PIL import Image
 
+    theirs, ours = io.BytesIO(), io.BytesIO(drawing.rendered(drawn, "png"))
+    drawn.savefig(theirs, format="png", dpi=150)
     found = np.asarray(Image.open(ours))
     expected = np.asarray(Image.open(theirs))
     assert np.array_equal(found, expected[:, :, :3]) and (expected[:, :, 3] == 255).all()
+
+
+def test_a_picture_has_the_pixels_that_matplotlib_writes_and_no_alpha(small):
+    assert_matplotlibs_pixels(figures.averages_figure(load(small[0], small[1])))
+
+
+# The first is a hair below a whole number of pixels: rows of another length than matplotlib's
+# would be a sheared picture.
+@pytest.mark.parametrize("wide", [2.3 * 4 + 0.6, 2.3 * 4 + 0.1, 3.337, 5.0, 7.0066])
+def test_pictures_of_any_size_are_whole(wide):
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(wide, 0.7 * wide), layout="constrained")
+    drawn.subplots().plot([1, 2])
+    assert_matplotlibs_pixels(drawn)
 
 
 def test_bars_are_those_of_barh(small):
