@@ -31,7 +31,8 @@ def worth_of() -> dict[str, Any] | None:
 
     Returns:
         By measure, its mean rank correlation `rho` with a merge's outcome in a world that was left
-        out, its interval `low` to `high`, and the number of `worlds`.
+        out, its interval `low` to `high`, the same among `equal` numbers of experts, whether
+        `higher` values are better, whether it `earned` its place, and the number of `worlds`.
     """
     return dict(read_json(WORTH)) if WORTH.exists() else None
 
@@ -40,7 +41,7 @@ def shown(worth: Mapping[str, Any] | None) -> list[str]:
     """Return the measures that earned their place; all where that is not known."""
     if worth is None:
         return list(MEASURES)
-    return [name for name in MEASURES if name in worth and worth[name]["low"] > 0]
+    return [name for name in MEASURES if name in worth and worth[name]["earned"]]
 
 
 def _of_weights(base: Model, models: Mapping[str, Model], ranks: bool) -> dict[str, float]:
@@ -144,20 +145,21 @@ def compare(one: Path, two: Path, base: Path, rows: Path | None = None) -> dict[
 
 def lines(found: Mapping[str, float], worth: Mapping[str, Any] | None) -> list[str]:
     """Write measures as lines, each with what it is worth."""
-    made = []
+    made = [f"{'measure':<11}{'value':>9}   {'better':<7} {'worth':<22} what it is"]
     for name, value in found.items():
-        known = "unknown"
+        better, known = "", "unknown"
         if worth is not None:
-            own = worth[name]
+            better = "higher" if worth[name]["higher"] else "lower"
+            own = worth[name]["equal"] or worth[name]
             known = f"{own['rho']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]"
-        made.append(f"{name:<11}{value:>9.4f}   {known:<22} {MEASURES[name]}")
-    made.insert(0, f"{'measure':<11}{'value':>9}   {'worth':<22} what it is")
+        made.append(f"{name:<11}{value:>9.4f}   {better:<7} {known:<22} {MEASURES[name]}")
     if worth is None:
         made.append("worth: not known until the study of scale has run to its end")
     else:
         worlds = max(own["worlds"] for own in worth.values())
         made.append(
-            f"worth: rank correlation with a merge's outcome, in small worlds that were left out "
-            f"({worlds} worlds)"
+            "worth: rank correlation with the outcome of merging equally many experts, in small "
+            f"worlds that were left out [95 %, {worlds} worlds]; better: which values came with "
+            "better merges"
         )
     return made

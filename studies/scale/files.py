@@ -46,13 +46,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     pages = ["# What matters at scale", _explanation(study), *map(render.markdown, grids)]
     write_text(out / "scale.md", "\n\n".join(page.rstrip() for page in pages) + "\n")
     write_text(out / "scale.csv", tables.csv(study))
-    write_json(
-        out / "predictors.json",
-        {
-            w.name: {"rho": w.left_out, "low": w.low, "high": w.high, "worlds": w.worlds}
-            for w in found
-        },
-    )
+    write_json(out / "predictors.json", {worth.name: worth.as_json() for worth in found})
     written = [out / "scale.md", out / "scale.csv", out / "predictors.json"]
     drawn = {
         "scale_held_in": lambda: figures.by_count(study, "held_in", "score / expert's", False),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _NAMES = ("floor", "size", "size_power", "tail", "tail_power", "offset")
-_POWERS = (0.05, 3.0)  # of N: outside, a term is a constant or gone within these sizes
-_OFFSETS = (-0.5, 8.0)  # of k, which begins at 1
+POWERS = (0.05, 3.0)  # of N: outside, a term is a constant or gone within these sizes
+OFFSETS = (-0.5, 8.0)  # of k, which begins at 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def fit(parameters: Sequence[float], counts: Sequence[float], losses: Sequence[f
     y = np.asarray(losses, float)
     unit = float(np.exp(np.log(np.unique(sizes)).mean()))
     scaled = sizes / unit
-    low = [0.0, 0.0, _POWERS[0], 0.0, _POWERS[0], _OFFSETS[0]]
-    high = [float(y.min()), np.inf, _POWERS[1], np.inf, _POWERS[1], _OFFSETS[1]]
+    low = [0.0, 0.0, POWERS[0], 0.0, POWERS[0], OFFSETS[0]]
+    high = [float(y.min()), np.inf, POWERS[1], np.inf, POWERS[1], OFFSETS[1]]
     best = None
     # The sum of squares has several valleys, by how much of it each term takes.
     for share, power, offset in itertools.product((0.1, 0.6), (0.2, 1.0), (0.0, 1.0)):

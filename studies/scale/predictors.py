@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,34 +33,57 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Correlation:
+    """A rank correlation within a world, the mean over worlds, signed as in the other worlds.
+
+    Attributes:
+        rho: The mean.
+        low: Lower end of its 95 % interval, over draws of worlds.
+        high: Upper end.
+    """
+
+    rho: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Worth:
     """How well a measure predicts.
 
     Attributes:
         name: The measure.
+        higher: Whether higher values came with better merges in most worlds.
         pooled: Rank correlation with the outcome over all sets of all worlds.
-        left_out: Mean rank correlation within a world, with the sign that it has in the others.
-        low: Lower end of its 95 % interval, over draws of worlds.
-        high: Upper end.
-        equal: Mean rank correlation within a world among sets of equally many experts, signed
-            likewise; NaN where no world has two such sets.
+        left_out: The correlation within a world.
+        equal: The same among sets of equally many experts; None where there are no two worlds
+            with three such sets.
         worlds: Number of worlds.
         sets: Number of sets.
     """
 
     name: str
+    higher: bool
     pooled: float
-    left_out: float
-    low: float
-    high: float
-    equal: float
+    left_out: Correlation
+    equal: Correlation | None
     worlds: int
     sets: int
 
     @property
     def earned(self) -> bool:
-        """Whether it predicts: its interval is above 0."""
-        return self.low > 0
+        """Whether it predicts: its intervals are above 0, among equally many experts too."""
+        return self.left_out.low > 0 and (self.equal is None or self.equal.low > 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a record holds of it."""
+        return {
+            **asdict(self.left_out),
+            "equal": None if self.equal is None else asdict(self.equal),
+            "higher": self.higher,
+            "earned": self.earned,
+            "worlds": self.worlds,
+        }
 
 
 def rank_correlation(one: Sequence[float], two: Sequence[float]) -> float:
@@ -112,11 +136,15 @@ def _within(samples: Sequence[Sample], name: str, equal: bool) -> dict[str, floa
     return found
 
 
-def _signed(by_world: Mapping[str, float]) -> np.ndarray:
-    """Give each world's correlation the sign of the mean over the others."""
+def _judged(by_world: Mapping[str, float], seed: int) -> Correlation | None:
+    """Give each world's correlation the sign of the mean over the others; None for one world."""
+    if len(by_world) < 2:
+        return None
     values = np.array(list(by_world.values()))
-    others = values.sum() - values
-    return values * np.where(others >= 0, 1.0, -1.0)
+    signed = values * np.where(values.sum() - values >= 0, 1.0, -1.0)
+    draws = np.random.default_rng(seed).integers(0, len(signed), (_DRAWS, len(signed)))
+    low, high = np.quantile(signed[draws].mean(axis=1), (0.025, 0.975))
+    return Correlation(float(signed.mean()), float(low), float(high))
 
 
 def worths(samples: Sequence[Sample], seed: int = 0) -> list[Worth]:
@@ -129,27 +157,15 @@ def worths(samples: Sequence[Sample], seed: int = 0) -> list[Worth]:
     Returns:
         A worth for each measure that at least two worlds have.
     """
-    names = dict.fromkeys(name for sample in samples for name in sample.measures)
-    generator, found = np.random.default_rng(seed), []
-    for name in names:
+    found = []
+    for name in dict.fromkeys(name for sample in samples for name in sample.measures):
         within = _within(samples, name, equal=False)
-        if len(within) < 2:
+        judged = _judged(within, seed)
+        if judged is None:
             continue
-        signed = _signed(within)
-        drawn = signed[generator.integers(0, len(signed), (_DRAWS, len(signed)))].mean(axis=1)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        equal = _within(samples, name, equal=True)
         own = [sample for sample in samples if name in sample.measures]
-        found.append(
-            Worth(
-                name,
-                rank_correlation([s.measures[name] for s in own], [s.outcome for s in own]),
-                float(signed.mean()),
-                float(low),
-                float(high),
-                float(_signed(equal).mean()) if len(equal) > 1 else float("nan"),
-                len(within),
-                len(own),
-            )
-        )
-    return sorted(found, key=lambda worth: -worth.left_out)
+        pooled = rank_correlation([s.measures[name] for s in own], [s.outcome for s in own])
+        equal = _judged(_within(samples, name, equal=True), seed)
+        higher = sum(within.values()) > 0
+        found.append(Worth(name, higher, pooled, judged, equal, len(within), len(own)))
+    return sorted(found, key=lambda worth: -worth.left_out.rho)

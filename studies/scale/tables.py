@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,9 +16,9 @@ from report.findings import comparisons_grid, findings_grid
 from report.grid import MISSING, Cell, Grid, Row, number, signed
 from report.verdicts import Judgement
 from studies.scale import lens
-from studies.scale.law import Law, Point, Prediction
+from studies.scale.law import OFFSETS, POWERS, Law, Point, Prediction
 from studies.scale.load import Merge, Study, skill_score
-from studies.scale.predictors import COUNT, Worth
+from studies.scale.predictors import COUNT, Correlation, Worth
 from studies.scale.skills import BASE, MULTITASK, SKILLS
 
 AVERAGE = "average"  # the method whose losses the law is fitted to, unless there is none
@@ -182,11 +181,19 @@ def law_grid(
         "themselves. Error: root mean square over worlds, sizes and numbers. Predicted: mean "
         f"relative error of a fit that saw neither {unseen['size']} nor k = {unseen['count']}, on "
         "that size, on that k, and on both; in brackets that of the nearest loss that it saw. The "
-        "form is that of arXiv:2509.24244."
+        f"form is that of arXiv:2509.24244. Powers are sought from {POWERS[0]:g} to {POWERS[1]:g}, "
+        f"what is added to k from {OFFSETS[0]:g} to {OFFSETS[1]:g}: a number at an end says no "
+        "more than that the best one is there or beyond."
     )
     named = ("Base", "Method", "L(N, k)", "Error", "R²")
     header = (*named, "Predicted: size", "Predicted: k", "Predicted: both")
     return Grid("scale_law", "The scaling law of merging", caption, header, tuple(rows), texts=3)
+
+
+def _correlation(found: Correlation | None) -> Cell:
+    if found is None:
+        return Cell(MISSING)
+    return Cell(f"{signed(found.rho)} [{signed(found.low)}, {signed(found.high)}]")
 
 
 def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds: int) -> Grid:
@@ -197,33 +204,28 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
         default: By measure, its rank correlation over the worlds of the experiment's own run.
         worlds: How many these are.
     """
-    # Those that earned their place come first: they are sorted.
     rows = []
     for worth in found:
-        interval = f"[{signed(worth.low)}, {signed(worth.high)}]"
-        equal = MISSING if math.isnan(worth.equal) else signed(worth.equal)
-        rows.append(
-            Row(
-                (
-                    Cell(worth.name),
-                    Cell(OWN_MEASURES.get(worth.name, "")),
-                    Cell(f"{signed(worth.left_out)} {interval}"),
-                    Cell(equal),
-                    Cell(signed(worth.pooled)),
-                    Cell(signed(default[worth.name]) if worth.name in default else MISSING),
-                    Cell("yes" if worth.earned else "no"),
-                )
-            )
-        )
+        cells = [
+            Cell(worth.name),
+            Cell(OWN_MEASURES.get(worth.name, "")),
+            Cell("higher" if worth.higher else "lower"),
+            _correlation(worth.left_out),
+            _correlation(worth.equal),
+            Cell(signed(worth.pooled)),
+            Cell(signed(default[worth.name]) if worth.name in default else MISSING),
+            Cell("yes" if worth.earned else "no"),
+        ]
+        rows.append(Row(tuple(cells)))
     caption = (
         "Spearman's rank correlation of a measure, the mean over every two of a set's experts, "
         "with the outcome of merging them: held-in score relative to the experts, the mean over "
-        "methods. A world is a base with its experts. Left out: the mean over worlds of the "
-        "correlation within one, with the sign that the measure has in all others [95 %: over "
-        "draws of worlds]. Equal k: the same among sets of equally many experts. Pooled: over all "
-        "sets of all worlds, with its own sign. Default run: over the "
-        f"{worlds} worlds of this experiment's own merges, one set of experts each, with its own "
-        "sign. Earned: the interval is above 0."
+        "methods. A world is a base with its experts. Better: which values come with better "
+        "merges. Left out: the mean over worlds of the correlation within one, with the sign that "
+        "the measure has in all others [95 %: over draws of worlds]. Equal k: the same among sets "
+        "of equally many experts. Pooled: over all sets of all worlds, with its own sign. Default "
+        f"run: over the {worlds} worlds of this experiment's own merges, one set of experts each, "
+        "with its own sign. Earned: both intervals are above 0."
     )
     notes = [
         "The loss half-way is that of the average of two experts on dev items: of sets of two it "
@@ -231,10 +233,10 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
     ]
     if not any(worth.name == lens.NAME for worth in found):
         notes.append("mergelens was not installed, so that its score is not among the measures.")
-    named = ("Measure", "What it is", "Left out [95 %]", "Equal k", "Pooled")
+    named = ("Measure", "What it is", "Better", "Left out [95 %]", "Equal k [95 %]", "Pooled")
     header = (*named, "Default run", "Earned")
     return Grid(
-        "scale_predictors", "What predicts a merge", caption, header, tuple(rows), tuple(notes), 2
+        "scale_predictors", "What predicts a merge", caption, header, tuple(rows), tuple(notes), 3
     )
 
 

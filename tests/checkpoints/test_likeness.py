@@ -128,18 +128,22 @@ def test_the_command_prints_all_measures_while_none_is_known_to_be_worth_anythin
 
 
 def test_the_command_prints_what_earned_its_place(top, tmp_path, capsys, monkeypatch):
+    equal = {"rho": 0.61, "low": 0.42, "high": 0.8}
+    known = {"rho": 0.3, "low": 0.2, "high": 0.4, "equal": equal, "worlds": 24, "higher": False}
     worth = {
-        "cosine": {"rho": 0.61, "low": 0.42, "high": 0.8, "worlds": 24},
-        "conflict": {"rho": 0.1, "low": -0.2, "high": 0.4, "worlds": 24},
-        "experts": {"rho": 0.9, "low": 0.8, "high": 1.0, "worlds": 24},
+        "cosine": known | {"earned": True},
+        "drift": known | {"earned": True, "equal": None, "higher": True},
+        "conflict": known | {"earned": False},
+        "experts": known | {"earned": True},
     }
     path = tmp_path / "worth.json"
     path.write_text(json.dumps(worth))
     monkeypatch.setattr(comparing, "WORTH", path)
     assert call("checkpoints.cli", given(top)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["cosine"]
-    assert "+0.61 [+0.42, +0.80]" in lines[1] and "24 worlds" in lines[-1]
+    assert [line.split()[0] for line in lines[1:-1]] == ["cosine", "drift"]
+    assert "   lower   +0.61 [+0.42, +0.80]" in lines[1] and "24 worlds" in lines[-1]
+    assert "   higher  +0.30 [+0.20, +0.40]" in lines[2]
 
 
 def test_bad_rows_and_another_model_are_refused(top, tmp_path, capsys, make_model):

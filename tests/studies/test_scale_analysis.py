@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,25 @@ def samples(measure: Callable[[int, int, float], float]) -> list[predictors.Samp
 def test_a_measure_that_orders_merges_earns_its_place_and_noise_does_not():
     # Falls with the outcome within every world, though worlds differ by more.
     (falls,) = predictors.worths(samples(lambda world, _, outcome: 10 * world - outcome))
-    assert falls.left_out == falls.equal == falls.low == pytest.approx(1.0) and falls.earned
+    assert falls.left_out == falls.equal == predictors.Correlation(*[pytest.approx(1.0)] * 3)
+    assert falls.earned and not falls.higher
     assert abs(falls.pooled) < 0.5 and (falls.worlds, falls.sets) == (12, 120)
     noise = np.random.default_rng(3)
     (nothing,) = predictors.worths(samples(lambda *_: float(noise.random())))
-    assert not nothing.earned and nothing.low < 0.1
+    assert not nothing.earned and nothing.left_out.low < 0.1
     # Up in one half of the worlds and down in the other: the others' sign says nothing.
     (turns,) = predictors.worths(samples(lambda w, _, outcome: outcome * (1 if w % 2 else -1)))
-    assert not turns.earned and turns.left_out < 0
+    assert not turns.earned and turns.left_out.rho < 0
+    # It says how many experts there are; among equally many it goes up and down by worlds.
+    turning = samples(lambda w, _, outcome: outcome * (1 if w % 2 else -1))
+    values = [({"m": 2 * s.count + s.measures["m"]}, 2 * s.count + s.outcome) for s in turning]
+    (counts,) = predictors.worths(
+        [
+            replace(s, measures=measures, outcome=outcome)
+            for s, (measures, outcome) in zip(turning, values, strict=True)
+        ]
+    )
+    assert counts.higher and counts.left_out.low > 0.5 and not counts.earned
 
 
 def test_the_experiment_s_own_worlds_are_samples_too(tmp_path):
@@ -192,6 +204,7 @@ def test_it_writes_tables_figures_and_the_record(tmp_path, capsys):
     assert "9 of 9 parts" in page and "| strong | TIES |" in page.replace("large | ", "")
     record = json.loads((out / "predictors.json").read_text())
     assert record["cosine"]["low"] == 1.0 and record["cosine"]["worlds"] == 18
+    assert not record["cosine"]["higher"]  # it is the number of experts, and merges get worse
     rows = (out / "scale.csv").read_text().splitlines()
     assert len(rows) == 1 + 9 * 2 * (2 * len(list(sets())) + 2)
     for name in ("scale_held_in", "scale_held_out", "scale_law"):
