@@ -3,6 +3,7 @@
     python benchmarks/dam.py --json docs/data/dam.json
     python benchmarks/dam.py --scaling --json docs/data/dam-scaling.json
     python benchmarks/dam.py --budget
+    python benchmarks/dam.py --against CHECKOUT --json docs/data/dam-earlier.json
 
 Makes its own models (Llama shape, random) and rows (samples of 291 tokens in the mean and
 as unequal as in the paper's data) in --work. One training row, a sample per expert, is one
@@ -10,7 +11,8 @@ optimiser step; each variant has its own process and one thread and sees the sam
 are those of the cheapest step but the first; memory is the process's peak, the import of torch
 included. First, in float32 and on a small model, all variants must give the
 authors' losses and gradients. `ratio` says how many times better than the other ours is; in the
-rows "without ..." the other is ours with that measure switched off.
+rows "without ..." the other is ours with that measure switched off. With --against, the other is
+an earlier build of this project, and losses must be the same.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class World:
     rows: int = 4  # training rows; the first is not measured
 
 
-def start(world: World, work: Path, variant: str, gradients: Path | None = None) -> dict[str, Any]:
+def start(
+    world: World, work: Path, variant: str, gradients: Path | None = None, root: Path = ROOT
+) -> dict[str, Any]:
     """Run one variant in its own process.
 
     Args:
@@ -69,11 +73,12 @@ def start(world: World, work: Path, variant: str, gradients: Path | None = None)
         work: Folder of both.
         variant: Of `AUTHORS` or `OURS`, or ``prepare`` to make models and data.
         gradients: File to write for the first step's gradients, None for none.
+        root: The checkout that runs it.
 
     Returns:
         What the process prints: losses and CPU seconds by step, and its peak MB.
     """
-    command = [sys.executable, ROOT / "benchmarks" / "dam_variants.py", variant, work]
+    command = [sys.executable, root / "benchmarks" / "dam_variants.py", variant, work]
     command += [json.dumps(dataclasses.asdict(world)), *([gradients] if gradients else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
@@ -153,6 +158,28 @@ def table(work: Path, repeats: int, records: Records, size: str, dtype: str) -> 
         records.add(name, "peak MB", peak, memory, goal)
 
 
+def earlier(work: Path, root: Path, repeats: int, records: Records, size: str, dtype: str) -> None:
+    """Measure ours against an earlier build's, in turns."""
+    world = World(size, dtype=dtype)
+    start(world, work, "prepare")
+    pairs = [
+        tuple(start(world, work, "ours", root=place) for place in (ROOT, root))
+        for _ in range(repeats)
+    ]
+    losses = np.array([run["losses"] for pair in pairs for run in pair])
+    apart = abs(losses / losses[0] - 1).max()
+    if not apart < (1e-3 if dtype == "bfloat16" else 1e-5):
+        sys.exit(f"losses differ from the earlier build's by {apart:.0e}")
+    ours, other = (
+        (min(min(run["seconds"][1:]) for run in own), min(run["peak"] for run in own))
+        for own in zip(*pairs, strict=True)
+    )
+    for place, (figure, goal) in enumerate((("CPU s", 1.25), ("peak MB", 1.25))):
+        records.add(
+            f"{size}, {dtype} (other: earlier build)", figure, ours[place], other[place], goal
+        )
+
+
 def scaling(work: Path, repeats: int, records: Records, dtype: str) -> None:
     """Measure how step time and memory grow, ours and the authors' without padding."""
     worlds = {
@@ -187,6 +214,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each but the slow")
     parser.add_argument("--scaling", action="store_true", help="measure growth instead")
     parser.add_argument("--budget", action="store_true", help="7B x 3: count, on a GPU measure too")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="an earlier checkout")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here")
     given = parser.parse_args()
     records = Records()
@@ -199,7 +227,10 @@ def main() -> None:
         print(f"{platform.platform()}, {os.cpu_count()} cores; {given.repeats} repeats")
         check(given.work)
         print(f"{'':<44} {'':<14} {'ours':>10}{'other':>10}")
-        if given.scaling:
+        if given.against:
+            place = given.against.resolve()
+            earlier(given.work, place, given.repeats, records, given.size, given.dtype)
+        elif given.scaling:
             scaling(given.work, given.repeats, records, given.dtype)
         else:
             table(given.work, given.repeats, records, given.size, given.dtype)
