@@ -26,12 +26,26 @@ _STEPS = re.compile(r"\d+ of \d+ steps")
 _NOISE = re.compile(
     r"Assuming unrestricted|Using shell|Provided cores|Rules claiming|Building DAG|Select jobs|"
     r"Execute \d+ jobs|Finished jobid|Complete log|Elapsed time|Waiting at most|"
-    r"RuleException|CalledProcessError|Command 'set -euo|\[\w{3} \w{3} [ \d]+[\d:]+ \d{4}\]$|\s*$"
+    r"RuleException|CalledProcessError|Command 'set -euo|\[\w{3} \w{3} [ \d]+[\d:]+ \d{4}\]|\s*$"
 )
+
+_SAID = re.compile(r"(?<!\^)\b(?:error|warning|note): .*", re.DOTALL)  # not where a command has it
 
 
 class _AskedToEnd(SystemExit):
     """Raised where a signal asks this process to end; holds its exit code."""
+
+
+def _shown(line: str) -> str:
+    """Return what matters of a line of Snakemake's and its steps' output.
+
+    Snakemake writes a message and the end of its last line separately. What a step says at that
+    moment continues the line.
+    """
+    if not _NOISE.match(line):
+        return line
+    said = _SAID.search(line)
+    return said.group() if said else ""
 
 
 def _snakemake(arguments: Sequence[str]) -> int:
@@ -50,10 +64,10 @@ def _snakemake(arguments: Sequence[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         try:
             for line in process.stdout:
-                if not _NOISE.match(line):
+                if shown := _shown(line):
                     minutes, seconds = divmod(int(time.monotonic() - start), 60)
-                    clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(line) else ""
-                    print(f"{clock}{line}", end="", flush=True)
+                    clock = f"[{minutes:02}:{seconds:02}] " if _STEPS.match(shown) else ""
+                    print(f"{clock}{shown}", end="", flush=True)
             return process.wait()
         except _AskedToEnd:
             process.kill()

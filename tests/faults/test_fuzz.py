@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -20,14 +21,16 @@ from tests.faults.laboratory import PART, PARTS, amount
 
 pytestmark = [pytest.mark.faults(short=True), pytest.mark.timeout(3600)]
 SLOWEST = 1.0  # CPU seconds of an input
+CORPUS = Path(__file__).parent / "corpus"  # of `guided.py`: a folder for each reader
 OF_OTHERS = ("configuration", "layer_rules", "header", "index", "gguf")
+OF_MODELS = ("mergekit", "adapter", "recipe")
 OF_RESULTS = ("scores", "manifest", "data_rows")
 # These have no refusal, or count what they refuse: nothing is raised at all.
 ALL_TAKEN = ("extraction", "comparison", "answered_texts", "stored", "results")
 
 
-def tried(reader, count):
-    """Give a reader so many inputs; return how many there were, were refused, and the slowest."""
+def trial(reader, count):
+    """Return a function that gives a reader so many inputs, and what it has counted."""
     found = {"inputs": 0, "refused": 0, "slowest ms": 0}
 
     @settings(
@@ -54,13 +57,19 @@ def tried(reader, count):
         found["slowest ms"] = max(found["slowest ms"], round(spent * 1000))
         assert spent < SLOWEST, f"{spent:.1f} CPU s"
 
-    each()
-    return found
+    return each, found
+
+
+def reader_of(name, folder, models=None):
+    """Return a reader by its name; those of models need a folder of `make_models`."""
+    module = readers_of_results if name in (*OF_RESULTS, "answers", *ALL_TAKEN) else readers
+    return getattr(module, name)(folder, *([models] if name in OF_MODELS else []))
 
 
 def counted(name, reader, record_property):
     count = amount(150, 10_000, 100_000) // PARTS
-    found = tried(reader, count)
+    each, found = trial(reader, count)
+    each()
     record_property(f"fuzz: {name}", found)
     # Hypothesis may end early where it has drawn all that there is, which is not so here.
     assert found["inputs"] >= count
@@ -70,29 +79,36 @@ def counted(name, reader, record_property):
 @pytest.mark.parametrize("name", (*OF_OTHERS, *OF_RESULTS, "answers", *ALL_TAKEN))
 def test_a_reader_refuses_odd_input_in_a_line(name, tmp_path, record_property, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = readers if name in OF_OTHERS else readers_of_results
-    counted(name, getattr(module, name)(tmp_path), record_property)
+    counted(name, reader_of(name, tmp_path), record_property)
 
 
-@pytest.mark.parametrize("name", ["mergekit", "adapter"])
+@pytest.mark.parametrize("name", OF_MODELS)
 def test_a_reader_of_models_refuses_odd_input_in_a_line(
-    name, tmp_path, record_property, tiny_models
+    name, tmp_path, record_property, tiny_models, capsys
 ):
-    counted(name, getattr(readers, name)(tmp_path, tiny_models), record_property)
+    counted(name, reader_of(name, tmp_path, tiny_models), record_property)
 
 
-def test_a_recipe_of_a_merge_is_read_or_refused_in_a_line(
-    tmp_path, record_property, tiny_models, capsys
+@pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))
+def test_what_coverage_guided_runs_kept_is_read_or_refused_in_a_line(
+    name, tmp_path, tiny_models, capsys, monkeypatch
 ):
-    counted("recipe", readers.recipe(tmp_path, tiny_models), record_property)
+    monkeypatch.chdir(tmp_path)
+    each, found = trial(reader_of(name, tmp_path, tiny_models), 1)
+    kept = sorted((CORPUS / name).iterdir())
+    for path in kept:
+        each.hypothesis.fuzz_one_input(path.read_bytes())
+    assert 0 < found["inputs"] <= len(kept)  # bytes that are too few for a document are no input
 
 
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory):
-    """Tiny models with random weights, and a merge of them."""
-    import importlib
+    return make_models(tmp_path_factory.mktemp("models"))
 
-    top = tmp_path_factory.mktemp("models")
+
+def make_models(top):
+    """Make tiny models with random weights, and a merge of them; return their folder."""
+    import importlib
 
     def run(package, *words):
         assert not importlib.import_module(f"{package}.cli").main([str(word) for word in words])

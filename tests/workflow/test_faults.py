@@ -84,7 +84,13 @@ def first_case(project):
 
 def start(project, **options):
     command = ("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
-    return project.start(*command, start_new_session=True, **options)
+    return project.start(
+        *command,
+        start_new_session=True,
+        # A shell has what it starts in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 @pytest.mark.workflow
