@@ -46,7 +46,7 @@ STAGES = (
     "angle of the models",
     "widen, merge, round",
     "write: copies to the system's cache",
-    "hash, in a thread of its own",
+    "hash, in a separate thread",
     "other",
 )
 
@@ -68,14 +68,14 @@ def _watch(spent: dict[str, float], owner: Any, name: str, stage: str) -> None:
 
 
 def stages(method: str, models: dict[str, Path], out: Path) -> dict[str, float]:
-    """Merge in this process; return the CPU seconds of each stage, and of the whole."""
+    """Merge in this process; return the CPU seconds of each stage and of all."""
     from checkpoints import reading, writing
     from merges.arithmetic import kernels, masks, patterns, selection
     from merges.engine.config import MergeConfig
     from merges.engine.run import merge_to_disk
 
     spent: dict[str, float] = {}
-    hashing: dict[str, float] = {}  # counted apart: its thread runs beside the others
+    hashing: dict[str, float] = {}  # counted apart: its thread runs next to the others
     read, bound, compare, rank, mask, angle, merge, write, hashed = STAGES[1:-1]
     _watch(spent, reading.SafetensorsWeights, "_fill", read)
     _watch(spent, selection, "_sample", bound)

@@ -159,7 +159,7 @@ def lines(found: Mapping[str, float], worth: Mapping[str, Any] | None) -> list[s
         worlds = max(own["worlds"] for own in worth.values())
         made.append(
             "worth: rank correlation with the outcome of merging equally many experts, in small "
-            f"worlds that were left out [95 %, {worlds} worlds]; better: which values came with "
-            "better merges"
+            f"worlds that were left out [95 %, {worlds} worlds of several bases]; better: which "
+            "values came with better merges"
         )
     return made

@@ -76,7 +76,7 @@ def samples_of(config: Mapping[str, Any], results: Path) -> list[Sample]:
             }
             present = {key: value for key, value in measures.items() if value is not None}
             if outcomes:
-                found.append(Sample(world, len(domains), present, float(np.mean(outcomes))))
+                found.append(Sample(seed, world, len(domains), present, float(np.mean(outcomes))))
     return found
 
 

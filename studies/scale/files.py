@@ -38,6 +38,7 @@ def write(config: Mapping[str, Any], results: Path, out: Path) -> list[Path]:
     grids: list[Grid] = [*tables.claims_grids(judged), tables.models_grid(study)]
     for of, title, caption in _VALUES:
         grids.append(tables.merges_grid(study, of, title, f"{caption} {_SPREAD}"))
+    grids.append(tables.tasks_grid(study))
     if laws:
         grids.append(tables.law_grid(laws, study))
     if found:

@@ -45,6 +45,7 @@ class Merge(Origin):
         gain: The same of (score - base) / (expert - base).
         held_out: Mean score of the tasks in no skill, not divided: a base near 0 would inflate it.
         loss: Mean cross-entropy over the tasks of all eight skills, nats a token.
+        tasks: Score of each task in no skill.
     """
 
     members: tuple[str, ...]
@@ -53,6 +54,7 @@ class Merge(Origin):
     gain: float | None
     held_out: float
     loss: float
+    tasks: Mapping[str, float]
 
     @property
     def count(self) -> int:
@@ -169,6 +171,7 @@ def _merge(cell: Cell, members: tuple[str, ...], method: str, scores: Scores) ->
         gain=math.fsum(gains) / len(gains) if gains else None,
         held_out=held_out_score(scores),
         loss=math.fsum(scores[task]["loss"] for task in tasks) / len(tasks),
+        tasks={task: scores[task]["exact"] for task in HELD_OUT},
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from studies.scale.claims import over_worlds
 from studies.scale.load import Cell
 
 COUNT = "experts"  # the number of experts: what any measure has to beat
-_DRAWS = 2000  # of worlds, for an interval
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Sample:
     """A set of experts that was merged.
 
     Attributes:
-        world: Its base's.
+        seed: Of its world.
+        base: Its base's name; a world has several.
         count: Number of experts.
         measures: By name.
         outcome: Held-in score relative to the experts, the mean over methods.
     """
 
-    world: str
+    seed: int
+    base: str
     count: int
     measures: Mapping[str, float]
     outcome: float
@@ -34,11 +36,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation within a world, the mean over worlds, signed as in the other worlds.
+    """A rank correlation among sets of one base, signed as in the other worlds.
 
     Attributes:
-        rho: The mean.
-        low: Lower end of its 95 % interval, over draws of worlds.
+        rho: The mean over the bases of a world, then over worlds.
+        low: Lower end of its 95 % t interval over worlds.
         high: Upper end.
     """
 
@@ -53,12 +55,13 @@ class Worth:
 
     Attributes:
         name: The measure.
-        higher: Whether higher values came with better merges in most worlds.
+        higher: Whether higher values came with better merges in the mean.
         pooled: Rank correlation with the outcome over all sets of all worlds.
-        left_out: The correlation within a world.
+        left_out: The correlation among sets of one base.
         equal: The same among sets of equally many experts; None where there are no two worlds
             with three such sets.
         worlds: Number of worlds.
+        bases: Number of bases.
         sets: Number of sets.
     """
 
@@ -68,6 +71,7 @@ class Worth:
     left_out: Correlation
     equal: Correlation | None
     worlds: int
+    bases: int
     sets: int
 
     @property
@@ -83,6 +87,7 @@ class Worth:
             "higher": self.higher,
             "earned": self.earned,
             "worlds": self.worlds,
+            "bases": self.bases,
         }
 
 
@@ -113,18 +118,19 @@ def samples_of(cells: Sequence[Cell], method: str | None = None) -> list[Sample]
             own = cell.measures[members].items()
             measures = {name: value for name, value in own if value is not None}
             measures[COUNT] = float(len(members))
-            found.append(Sample(cell.world, len(members), measures, float(np.mean(values))))
+            outcome = float(np.mean(values))
+            found.append(Sample(cell.seed, cell.world, len(members), measures, outcome))
     return found
 
 
-def _within(samples: Sequence[Sample], name: str, equal: bool) -> dict[str, float]:
-    """Return the rank correlation in each world, or the mean over equal numbers of experts."""
-    groups: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+def _within(samples: Sequence[Sample], name: str, equal: bool) -> dict[tuple[int, str], float]:
+    """Return the rank correlation by seed and base, or its mean over equal numbers of experts."""
+    groups: dict[Any, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         if name in sample.measures:
-            groups[sample.world][sample.count if equal else 0].append(sample)
+            groups[sample.seed, sample.base][sample.count if equal else 0].append(sample)
     found = {}
-    for world, parts in groups.items():
+    for base, parts in groups.items():
         values = [
             rank_correlation([s.measures[name] for s in part], [s.outcome for s in part])
             for part in parts.values()
@@ -132,27 +138,31 @@ def _within(samples: Sequence[Sample], name: str, equal: bool) -> dict[str, floa
         ]
         known = [value for value in values if not np.isnan(value)]
         if known:
-            found[world] = float(np.mean(known))
+            found[base] = float(np.mean(known))
     return found
 
 
-def _judged(by_world: Mapping[str, float], seed: int) -> Correlation | None:
-    """Give each world's correlation the sign of the mean over the others; None for one world."""
-    if len(by_world) < 2:
+def _judged(by_base: Mapping[tuple[int, str], float]) -> Correlation | None:
+    """Give each world's mean the sign of the mean over the others; None for one world.
+
+    The bases of a world share its text and the sets of experts, so that they have no say either.
+    """
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for (seed, _), value in by_base.items():
+        by_seed[seed].append(value)
+    if len(by_seed) < 2:
         return None
-    values = np.array(list(by_world.values()))
+    values = np.array([np.mean(own) for own in by_seed.values()])
     signed = values * np.where(values.sum() - values >= 0, 1.0, -1.0)
-    draws = np.random.default_rng(seed).integers(0, len(signed), (_DRAWS, len(signed)))
-    low, high = np.quantile(signed[draws].mean(axis=1), (0.025, 0.975))
-    return Correlation(float(signed.mean()), float(low), float(high))
+    found = over_worlds(dict(enumerate(signed.tolist())))
+    return Correlation(found.value, found.low, found.high)
 
 
-def worths(samples: Sequence[Sample], seed: int = 0) -> list[Worth]:
+def worths(samples: Sequence[Sample]) -> list[Worth]:
     """Judge every measure, best first.
 
     Args:
         samples: The sets.
-        seed: Of the draws.
 
     Returns:
         A worth for each measure that at least two worlds have.
@@ -160,12 +170,12 @@ def worths(samples: Sequence[Sample], seed: int = 0) -> list[Worth]:
     found = []
     for name in dict.fromkeys(name for sample in samples for name in sample.measures):
         within = _within(samples, name, equal=False)
-        judged = _judged(within, seed)
+        judged = _judged(within)
         if judged is None:
             continue
         own = [sample for sample in samples if name in sample.measures]
         pooled = rank_correlation([s.measures[name] for s in own], [s.outcome for s in own])
-        equal = _judged(_within(samples, name, equal=True), seed)
-        higher = sum(within.values()) > 0
-        found.append(Worth(name, higher, pooled, judged, equal, len(within), len(own)))
+        equal = _judged(_within(samples, name, equal=True))
+        counts = len({seed for seed, _ in within}), len(within), len(own)
+        found.append(Worth(name, sum(within.values()) > 0, pooled, judged, equal, *counts))
     return sorted(found, key=lambda worth: -worth.left_out.rho)

@@ -1,4 +1,4 @@
-"""The world of the study: eight skills of the bottle in five languages, and tasks held out."""
+"""The world of the study: eight skills of the bottle in four languages and SQL; held-out tasks."""
 
 from __future__ import annotations
 

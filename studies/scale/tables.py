@@ -19,7 +19,7 @@ from studies.scale import lens
 from studies.scale.law import OFFSETS, POWERS, Law, Point, Prediction
 from studies.scale.load import Merge, Study, skill_score
 from studies.scale.predictors import COUNT, Correlation, Worth
-from studies.scale.skills import BASE, MULTITASK, SKILLS
+from studies.scale.skills import BASE, HELD_OUT, MULTITASK, SKILLS
 
 AVERAGE = "average"  # the method whose losses the law is fitted to, unless there is none
 OWN_MEASURES = {
@@ -78,6 +78,33 @@ def merges_grid(study: Study, of: str, title: str, caption: str) -> Grid:
                     rows.append(Row(tuple(cells), f"{quality} {size}"))
     header = ("Base", "Size", "Method", *(f"{count} experts" for count in counts))
     return Grid(f"scale_{of}", title, caption, header, tuple(rows), texts=3)
+
+
+def _score_of(task: str) -> Callable[[Merge], float]:
+    return lambda merge: merge.tasks[task]
+
+
+def tasks_grid(study: Study) -> Grid:
+    """Lay out the held-out tasks one by one, of merges of the most experts on the best base."""
+    quality, count = list(study.config["qualities"])[-1], max(study.config["counts"])
+    rows = []
+    for size in study.sizes:
+        cells = [c for c in study.cells if (c.quality, c.size) == (quality, size)]
+        shown = {"Base": [c.reference(BASE) for c in cells]}
+        for method, about in study.config["methods"].items():
+            own = _chosen(study, quality=quality, size=size, method=method, count=count)
+            shown[about["label"]] = own
+        shown["Multitask"] = [c.reference(MULTITASK) for c in cells]
+        for label, merges in shown.items():
+            made = [_cell(mean_by_seed(merges, _score_of(task))) for task in HELD_OUT]
+            rows.append(Row((Cell(size), Cell(label), *made), size))
+    caption = (
+        f"Share of exact answers of merges of {count} experts from the {quality} base, of that "
+        "base, and of the multitask model. Mean over worlds, ± sample standard deviation. "
+        "mgsm and sql_ko need two skills together."
+    )
+    header = ("Size", "Model", *HELD_OUT)
+    return Grid("scale_tasks", "Held-out tasks one by one", caption, header, tuple(rows), texts=2)
 
 
 def models_grid(study: Study) -> Grid:
@@ -160,6 +187,7 @@ def law_grid(
         study: The study.
     """
     rows = []
+    # The formula is written as the module `law` has it.
     for quality, label, law, _, predicted in found:
         v = law.values
         formula = (
@@ -205,7 +233,7 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
         worlds: How many these are.
     """
     rows = []
-    for worth in found:
+    for worth in found:  # sorted: the best first
         cells = [
             Cell(worth.name),
             Cell(OWN_MEASURES.get(worth.name, "")),
@@ -220,12 +248,12 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
     caption = (
         "Spearman's rank correlation of a measure, the mean over every two of a set's experts, "
         "with the outcome of merging them: held-in score relative to the experts, the mean over "
-        "methods. A world is a base with its experts. Better: which values come with better "
-        "merges. Left out: the mean over worlds of the correlation within one, with the sign that "
-        "the measure has in all others [95 %: over draws of worlds]. Equal k: the same among sets "
-        "of equally many experts. Pooled: over all sets of all worlds, with its own sign. Default "
-        f"run: over the {worlds} worlds of this experiment's own merges, one set of experts each, "
-        "with its own sign. Earned: both intervals are above 0."
+        "methods. Better: which values come with better merges. Left out: the correlation among "
+        "the sets of one base, the mean over the bases of a world and then over worlds, with the "
+        "sign that the measure has in the other worlds [95 %: t interval over worlds]. Equal k: "
+        "the same among sets of equally many experts. Pooled: over all sets of all bases, with "
+        f"its own sign. Default run: over the {worlds} worlds of this experiment's own merges, "
+        "one set of experts each, with its own sign. Earned: both intervals are above 0."
     )
     notes = [
         "The loss half-way is that of the average of two experts on dev items: of sets of two it "
@@ -243,13 +271,13 @@ def predictors_grid(found: Sequence[Worth], default: Mapping[str, float], worlds
 def csv(study: Study) -> str:
     """Write all merges for programs."""
     header = ["seed", "size", "parameters", "base", "method", "experts", "members"]
-    rows: list[list[Any]] = [[*header, "held_in", "gain", "held_out", "loss"]]
+    rows: list[list[Any]] = [[*header, "held_in", "gain", "held_out", "loss", *HELD_OUT]]
     references = [
         (cell.reference(role), role) for cell in study.cells for role in (BASE, MULTITASK)
     ]
     for merge, role in [*((m, "") for m in study.merges), *references]:
         own = [merge.seed, merge.size, merge.parameters, merge.quality, merge.method or role]
         own += [0 if role else merge.count, "" if role else " ".join(merge.members)]
-        values = (merge.held_in, merge.gain, merge.held_out, merge.loss)
+        values = (merge.held_in, merge.gain, merge.held_out, merge.loss, *merge.tasks.values())
         rows.append([*own, *map(fields.decimals, values)])
     return fields.text(rows)
