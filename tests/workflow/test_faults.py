@@ -84,13 +84,12 @@ def first_case(project):
 
 def start(project, **options):
     command = ("workflow", "reproduce", "--config", "tiny.yaml", "--cores", "2")
-    return project.start(
-        *command,
-        start_new_session=True,
-        # A shell has what it starts in the background ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
+
+    def heed():  # under nohup, or started in the background, the tests themselves ignore them
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    return project.start(*command, start_new_session=True, preexec_fn=heed, **options)
 
 
 @pytest.mark.workflow
@@ -155,8 +154,7 @@ def test_a_run_that_is_asked_to_end_ends_in_order(project, name):
     project.worker = None
     project.config["methods"]["soup"]["set"] = {"weights": [1.0, 2.0, 3.0]}
     project.write()
-    # Under nohup the tests themselves have it ignored.
-    process = start(project, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    process = start(project)
     wait_for(lambda: "common.warm" in commands_of(project.folder))
     process.send_signal(signal.Signals[name])
     output = process.communicate(timeout=300)[0]
