@@ -29,6 +29,20 @@ OF_RESULTS = ("scores", "manifest", "data_rows")
 ALL_TAKEN = ("extraction", "comparison", "answered_texts", "stored", "results")
 
 
+def given_to(reader, drawn):
+    """Read an input; return the CPU seconds, and whether it was refused, which must be a line."""
+    began, said, refused = time.thread_time(), io.StringIO(), False
+    try:
+        reader.read(drawn)
+    except UserError as error:
+        refused = True
+        with contextlib.redirect_stderr(said):
+            say(f"error: {error}")
+        line = said.getvalue()
+        assert line.count("\n") == 1 and line[:-1].isprintable() and len(line) < 5000
+    return time.thread_time() - began, refused
+
+
 def trial(reader, count):
     """Return a function that gives a reader so many inputs, and what it has counted."""
     found = {"inputs": 0, "refused": 0, "slowest ms": 0}
@@ -44,16 +58,10 @@ def trial(reader, count):
     @given(drawn=reader.inputs)
     def each(drawn):
         found["inputs"] += 1
-        began, said = time.thread_time(), io.StringIO()
-        try:
-            reader.read(drawn)
-        except UserError as error:
-            found["refused"] += 1
-            with contextlib.redirect_stderr(said):
-                say(f"error: {error}")
-            line = said.getvalue()
-            assert line.count("\n") == 1 and line[:-1].isprintable() and len(line) < 5000
-        spent = time.thread_time() - began
+        spent, refused = given_to(reader, drawn)
+        if spent >= SLOWEST:  # twice: Python collects garbage now and then
+            spent = min(spent, given_to(reader, drawn)[0])
+        found["refused"] += refused
         found["slowest ms"] = max(found["slowest ms"], round(spent * 1000))
         assert spent < SLOWEST, f"{spent:.1f} CPU s"
 
