@@ -161,9 +161,13 @@ def table(work: Path, repeats: int, records: Records, size: str, dtype: str) -> 
 def earlier(work: Path, root: Path, repeats: int, records: Records, size: str, dtype: str) -> None:
     """Measure ours against an earlier build's, in turns."""
     world = World(size, dtype=dtype)
-    start(world, work, "prepare")
+    # Each has its own models and teachers' signals, from the same seeds.
+    folders = {ROOT: work, root: work / "earlier"}
+    for place, folder in folders.items():
+        folder.mkdir(exist_ok=True)
+        start(world, folder, "prepare", root=place)
     pairs = [
-        tuple(start(world, work, "ours", root=place) for place in (ROOT, root))
+        tuple(start(world, folder, "ours", root=place) for place, folder in folders.items())
         for _ in range(repeats)
     ]
     losses = np.array([run["losses"] for pair in pairs for run in pair])
@@ -174,10 +178,9 @@ def earlier(work: Path, root: Path, repeats: int, records: Records, size: str, d
         (min(min(run["seconds"][1:]) for run in own), min(run["peak"] for run in own))
         for own in zip(*pairs, strict=True)
     )
-    for place, (figure, goal) in enumerate((("CPU s", 1.25), ("peak MB", 1.25))):
-        records.add(
-            f"{size}, {dtype} (other: earlier build)", figure, ours[place], other[place], goal
-        )
+    name = f"{size}, {dtype} (other: earlier build)"
+    for figure, own, before in zip(("CPU s", "peak MB"), ours, other, strict=True):
+        records.add(name, figure, own, before, 1.25)
 
 
 def scaling(work: Path, repeats: int, records: Records, dtype: str) -> None:
