@@ -5,14 +5,13 @@
 
 atheris changes bytes, from which Hypothesis draws documents as it does for `test_fuzz.py`, with the
 same checks. Bytes that reach new lines of ours are tried again with further changes. Small ones are
-kept in `corpus/READER`, and `test_fuzz.py` gives them to the reader in every run.
+kept in `corpus/READER.txt`, and `test_fuzz.py` gives them to the reader in every run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from tests.faults.test_fuzz import (
 
 READERS = (*OF_OTHERS, *OF_RESULTS, "answers", *ALL_TAKEN, *OF_MODELS)
 OURS = ("bottle", "checkpoints", "common", "evaluation", "merges", "report", "workflow")
-MOST, LARGEST = 20, 256  # files that are kept of a reader, and bytes of one
+MOST, LARGEST = 20, 256  # inputs that are kept of a reader, and bytes of one
 
 
 def child(reader: str, found: Path, seconds: int) -> None:
@@ -50,7 +49,7 @@ def child(reader: str, found: Path, seconds: int) -> None:
 
 
 def main() -> None:
-    """Fuzz readers, each in a separate process, and keep small files of what each found."""
+    """Fuzz readers, each in a separate process, and keep small inputs of what each found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"all: {', '.join(READERS)}")
     parser.add_argument("--seconds", type=int, default=60, metavar="N", help="of each (60)")
@@ -71,12 +70,12 @@ def main() -> None:
             print(f"{reader}: exit code {done.returncode}; {' '.join(stats[-2:])}", flush=True)
             if done.returncode:
                 sys.exit("\n".join(lines[-40:]))
-            kept = sorted(Path(folder).iterdir(), key=lambda path: (path.stat().st_size, path.name))
-            own = CORPUS / reader
-            shutil.rmtree(own, ignore_errors=True)
-            own.mkdir(parents=True)
-            for path in [path for path in kept if path.stat().st_size <= LARGEST][-MOST:]:
-                shutil.copy(path, own)
+            found = {path.read_bytes().hex() for path in Path(folder).iterdir()}
+            kept = sorted(
+                (one for one in found if len(one) <= 2 * LARGEST), key=lambda one: (len(one), one)
+            )
+            CORPUS.mkdir(exist_ok=True)
+            (CORPUS / f"{reader}.txt").write_text("\n".join(kept[-MOST:]) + "\n")
 
 
 if __name__ == "__main__":

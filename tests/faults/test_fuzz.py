@@ -21,7 +21,7 @@ from tests.faults.laboratory import PART, PARTS, amount
 
 pytestmark = [pytest.mark.faults(short=True), pytest.mark.timeout(3600)]
 SLOWEST = 1.0  # CPU seconds of an input
-CORPUS = Path(__file__).parent / "corpus"  # of `guided.py`: a folder for each reader
+CORPUS = Path(__file__).parent / "corpus"  # of `guided.py`: a file for each reader, bytes in hex
 OF_OTHERS = ("configuration", "layer_rules", "header", "index", "gguf")
 OF_MODELS = ("mergekit", "adapter", "recipe")
 OF_RESULTS = ("scores", "manifest", "data_rows")
@@ -97,15 +97,15 @@ def test_a_reader_of_models_refuses_odd_input_in_a_line(
     counted(name, reader_of(name, tmp_path, tiny_models), record_property)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))
+@pytest.mark.parametrize("name", sorted(path.stem for path in CORPUS.iterdir()))
 def test_what_coverage_guided_runs_kept_is_read_or_refused_in_a_line(
     name, tmp_path, tiny_models, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     each, found = trial(reader_of(name, tmp_path, tiny_models), 1)
-    kept = sorted((CORPUS / name).iterdir())
-    for path in kept:
-        each.hypothesis.fuzz_one_input(path.read_bytes())
+    kept = (CORPUS / f"{name}.txt").read_text(encoding="utf-8").split()
+    for drawn in kept:
+        each.hypothesis.fuzz_one_input(bytes.fromhex(drawn))
     assert 0 < found["inputs"] <= len(kept)  # bytes that are too few for a document are no input
 
 
