@@ -6,8 +6,6 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -114,8 +112,10 @@ def rendered(figure: Figure, form: str) -> bytes:
         own, canvas = figure.dpi, FigureCanvasAgg(figure)
         figure.dpi = _DPI
         canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        pixels = canvas.buffer_rgba()
         figure.dpi = own
+        high, wide, _ = pixels.shape
+        image = Image.frombuffer("RGBA", (wide, high), pixels).convert("RGB")
         image.save(stream, "png", dpi=(_DPI, _DPI), compress_level=3)
     else:
         figure.savefig(stream, format=form, dpi=_DPI, metadata=metadata[form])
