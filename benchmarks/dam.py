@@ -41,6 +41,7 @@ SIZES = {
     "8M": (4096, 256, 704, 8, 4, 2),
     "27M": (4096, 512, 1408, 8, 8, 2),
     "98M": (4096, 1024, 2816, 8, 16, 4),
+    "0.27B": (32000, 1024, 2816, 18, 16, 4),
 }
 CONTEXT = 2048
 # What each variant of the authors' procedure pads a sample to.

@@ -194,8 +194,8 @@ def switch_off(measure: str) -> None:
         setattr(*_PLAIN[measure])
 
 
-def ours(world: World, work: Path, variant: str) -> tuple[Step, Gradients]:
-    """Return the project's step, and its last gradients."""
+def trainer(world: World, work: Path, variant: str) -> training.Trainer:
+    """Return the project's trainer."""
     models: dict[str, Model] = {k: Checkpoint(path) for k, path in folders(world, work).items()}
     without = variant.removeprefix("without ")
     request = WholeModelRequest(
@@ -220,9 +220,14 @@ def ours(world: World, work: Path, variant: str) -> tuple[Step, Gradients]:
     )
     sources = load_sources(request.base, request.experts, request.calibration)
     switch_off(without)
-    trainer = training.Trainer(request, parameters, sources)
-    coefficients = trainer.coefficients
-    return lambda _: trainer.step(), lambda: coefficients.named(coefficients.flat.grad)
+    return training.Trainer(request, parameters, sources)
+
+
+def ours(world: World, work: Path, variant: str) -> tuple[Step, Gradients]:
+    """Return the project's step, and its last gradients."""
+    own = trainer(world, work, variant)
+    coefficients = own.coefficients
+    return lambda _: own.step(), lambda: coefficients.named(coefficients.flat.grad)
 
 
 def authors(world: World, work: Path, length: int) -> tuple[Step, Gradients]:

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from benchmarks.answers import (  # noqa: E402
     plain_answers,
     read_lines,
 )
+from benchmarks.clock import Clock  # noqa: E402
 from benchmarks.prefixes import count_common  # noqa: E402
 
 SHOTS = 8
@@ -227,22 +228,8 @@ def run_plain_at_once(
 
 def inside_where(data: str, models: str, out: str, device: str, backend: str) -> None:
     """Time the parts of our evaluation; runs in a separate process."""
-    clock = time.process_time if device == "cpu" else time.monotonic
-    spent: dict[str, float] = {}
-    begun = clock()
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*arguments: Any, **settings: Any) -> Any:
-            start, inner = clock(), sum(spent.values())
-            try:
-                return function(*arguments, **settings)
-            finally:
-                # What a part inside took is that part's.
-                own = clock() - start - (sum(spent.values()) - inner)
-                spent[name] = spent.get(name, 0.0) + own
-
-        return call
+    now = time.process_time if device == "cpu" else time.monotonic
+    clock, begun = Clock(now), now()
 
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
@@ -254,36 +241,40 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     # vLLM's module, or that of all models that hf serves without the quick class of small ones.
     module: Any = importlib.import_module(f"evaluation.backends.{backend}")
     kind: Any = class_of(backend, folders[0], "float32", device)
-    spent["imports"] = clock() - begun
+    clock.spent["imports"] = now() - begun
     parts = {"__init__": "reading models", "serve": "reading models"}
     parts |= {"_keep": "tokenising and arranging"}
     parts |= {"_score": "passes that score", "_write": "passes that write"}
     for watched in {kind, getattr(module, "HFBackend", kind)}:
         for method, name in parts.items():
-            setattr(watched, method, timed(name, getattr(watched, method)))
-    build = timed("building requests", LocalTask.build_all_requests)
-    LocalTask.build_all_requests = build  # type: ignore[method-assign]  # measured from outside
-    harness = timed("items and definitions", harnesses.Harness)(
-        Path(data), TASKS, "test", folders[0], batch_size=BATCH, device=device, backend=backend
-    )
+            clock.watch(watched, method, name)
+    clock.watch(LocalTask, "build_all_requests", "building requests")
+    build = clock.counted(harnesses.Harness, "items and definitions")
+
+    def harness() -> Any:
+        chosen = {"batch_size": BATCH, "device": device, "backend": backend}
+        return build(Path(data), TASKS, "test", folders[0], **chosen)
+
+    first = harness()
     for folder in folders:
-        harness.evaluate_folder(folder, folder.name)
-    spent["the rest"] = clock() - begun - sum(spent.values())
-    taken = dict(spent)
+        first.evaluate_folder(folder, folder.name)
+    clock.spent["the rest"] = now() - begun - sum(clock.spent.values())
+    taken = dict(clock.spent)
 
-    def again() -> tuple[int, float]:
-        spent["passes that score"] = 0.0
+    def again(harness: Any) -> tuple[int, float]:
+        harness.evaluate_folder(folders[0], "warm")
+        clock.spent["passes that score"] = 0.0
         scores, _ = harness.evaluate_folder(folders[0], "again")
-        return scores["counted"]["tokens"], spent["passes that score"]
+        return scores["counted"]["tokens"], clock.spent["passes that score"]
 
-    # Twice more, so that both are warm: the second time every choice reads its full context, on
-    # hf through transformers in lm_eval's batches; on vLLM without its prefix cache.
-    together = again()
+    # Once more, and then without shared beginnings: every choice reads its full context, on hf
+    # through transformers in batches ordered by length; on vLLM without its prefix cache.
+    together = again(first)
     plain.serves = lambda *_: False
     if backend == "hf":
-        module.HFBackend._grows_trees = lambda self: False
+        module.HFBackend._takes_trees = lambda self: False
     module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
-    alone = again()
+    alone = again(harness() if backend == "hf" else first)  # the first one kept its way
     pairs = {"tokens": (together[0], alone[0]), "seconds": (together[1], alone[1])}
     Path(out).write_text(json.dumps({"spent": taken, "together": pairs}))
 

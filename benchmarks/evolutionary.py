@@ -19,7 +19,6 @@ process with one thread, in turn; every item's score must be the same.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -28,43 +27,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.clock import Clock  # noqa: E402
 from benchmarks.merge import Records  # noqa: E402
 
 GOAL_RATIO = 5.0  # candidates a minute, in memory against on disk
 GOAL_SHARE = 10.0  # per cent of a candidate's time that is not its evaluation
 METHODS = ("task_arithmetic", "ties", "dare_ties")
-
-
-class Clock:
-    """CPU seconds of calls, by name.
-
-    Attributes:
-        spent: The sums.
-    """
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    def watch(self, owner: Any, name: str) -> None:
-        """Count a method's time from now on."""
-        function: Callable = getattr(owner, name)
-
-        @functools.wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.spent[name] = self.spent.get(name, 0) + time.process_time() - began
-
-        setattr(owner, name, counted)
 
 
 def _children() -> float:

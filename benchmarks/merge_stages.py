@@ -18,22 +18,21 @@ the sum of the task matrices.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 BEGUN = time.process_time()  # what Python itself took
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.clock import Clock  # noqa: E402
 from benchmarks.merge import METHODS, SIZES, Records, models_apart, run, settings  # noqa: E402
 
 STAGES = (
@@ -51,22 +50,6 @@ STAGES = (
 )
 
 
-def _watch(spent: dict[str, float], owner: Any, name: str, stage: str) -> None:
-    """Count a function's CPU seconds, without those of watched functions that it calls."""
-    function: Callable = getattr(owner, name)
-
-    @functools.wraps(function)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        before, began = sum(spent.values()), time.thread_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            whole = time.thread_time() - began
-            spent[stage] = spent.get(stage, 0) + whole - (sum(spent.values()) - before)
-
-    setattr(owner, name, counted)
-
-
 def stages(method: str, models: dict[str, Path], out: Path) -> dict[str, float]:
     """Merge in this process; return the CPU seconds of each stage and of all."""
     from checkpoints import reading, writing
@@ -74,20 +57,19 @@ def stages(method: str, models: dict[str, Path], out: Path) -> dict[str, float]:
     from merges.engine.config import MergeConfig
     from merges.engine.run import merge_to_disk
 
-    spent: dict[str, float] = {}
-    hashing: dict[str, float] = {}  # counted apart: its thread runs next to the others
+    work, hashing = Clock(time.thread_time), Clock(time.thread_time)  # hashing has its thread
     read, bound, compare, rank, mask, angle, merge, write, hashed = STAGES[1:-1]
-    _watch(spent, reading.SafetensorsWeights, "_fill", read)
-    _watch(spent, selection, "_sample", bound)
-    _watch(spent, selection._Search, "__init__", bound)
-    _watch(spent, patterns, "between", compare)
-    _watch(spent, selection._Search, "finish", rank)
-    _watch(spent, masks, "keep_array", mask)
-    _watch(spent, patterns, "gram", angle)
+    work.watch(reading.SafetensorsWeights, "_fill", read)
+    work.watch(selection, "_sample", bound)
+    work.watch(selection._Search, "__init__", bound)
+    work.watch(patterns, "between", compare)
+    work.watch(selection._Search, "finish", rank)
+    work.watch(masks, "keep_array", mask)
+    work.watch(patterns, "gram", angle)
     for kernel in ("mix", "agree"):
-        _watch(spent, patterns, kernel, merge)
-    _watch(spent, writing.StreamedWeights, "write", write)
-    _watch(hashing, writing.StreamedWeights, "_hash_shard", hashed)
+        work.watch(patterns, kernel, merge)
+    work.watch(writing.StreamedWeights, "write", write)
+    hashing.watch(writing.StreamedWeights, "_hash_shard", hashed)
     kernels.KERNELS.load()  # part of the start
     patterns.KERNELS.load()
     experts = {name: reading.Checkpoint(path) for name, path in models.items() if name != "base"}
@@ -99,8 +81,8 @@ def stages(method: str, models: dict[str, Path], out: Path) -> dict[str, float]:
     start = time.process_time()
     merge_to_disk(out, config)
     whole = time.process_time()
-    found = {STAGES[0]: start} | spent | hashing
-    return found | {STAGES[-1]: whole - sum(found.values()), "whole": whole}
+    found = {STAGES[0]: start} | work.spent | hashing.spent
+    return found | {STAGES[-1]: whole - sum(found.values()), "all": whole}
 
 
 def decompositions(method: str, models: dict[str, Path]) -> float:
@@ -158,8 +140,8 @@ def by_stage(work: Path, size: str, methods: Sequence[str], repeats: int, record
                 found = pool.submit(stages, method, models, out).result()
             if number:  # the first one compiles and hashes
                 runs.append(found)
-        best = min(runs, key=lambda found: found["whole"])
-        for stage in (*STAGES, "whole"):
+        best = min(runs, key=lambda found: found["all"])
+        for stage in (*STAGES, "all"):
             if stage in best:
                 records.add(f"{method}: {stage}", "CPU s", best[stage], None)
 

@@ -60,6 +60,15 @@ def _hash(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+def _places(rare: np.ndarray) -> np.ndarray:
+    """Return where a bool array [n] is True, as `np.flatnonzero`, quickly where it seldom is."""
+    whole = len(rare) - len(rare) % 8
+    words = np.flatnonzero(rare[:whole].view(np.uint64) != 0)
+    found = np.flatnonzero(rare[:whole].reshape(-1, 8)[words])
+    near = 8 * words[found >> 3] + (found & 7)
+    return np.concatenate([near, whole + np.flatnonzero(rare[whole:])])
+
+
 def keep_array(stream: Stream, start: int, count: int, density: float) -> np.ndarray:
     """Draw a Bernoulli mask that is a pure function of seed, expert, tensor name and position.
 
@@ -94,7 +103,7 @@ def keep_array(stream: Stream, start: int, count: int, density: float) -> np.nda
         np.less(draws, np.uint8(whole), out=part)
         # A byte resolves 1/256: where it equals the integer part, finer hashed bits decide.
         if fraction:
-            undecided = np.flatnonzero(draws == whole)
+            undecided = _places(draws == whole)
             bits = _hash((undecided + (start + low)).astype(np.uint64) ^ np.uint64(key >> 64))
             part[undecided] = (bits >> np.uint64(11)) < fraction
     return mask

@@ -98,6 +98,15 @@ def test_how_much_is_drawn_at_once_does_not_matter(monkeypatch: pytest.MonkeyPat
     assert torch.equal(keep_mask(STREAM, 3, 1000, 0.4), whole)
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000, 1003])
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.5, 1.0])
+def test_rare_places_are_those_that_numpy_finds(count: int, share: float) -> None:
+    rare = np.random.default_rng(count).random(count) < share
+    found = masks._places(rare)
+    np.testing.assert_array_equal(found, np.flatnonzero(rare))
+    assert found.dtype == np.int64
+
+
 def test_density_one_keeps_all() -> None:
     assert keep_mask(STREAM, 0, 1000, 1.0).all()
 

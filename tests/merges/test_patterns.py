@@ -124,6 +124,23 @@ def test_what_is_not_finite_is_named(method: str, bad: float, model: str) -> Non
         Merge(config, arrays=True).run(Patterns(), ["w"])
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_values_that_a_merge_drops_must_be_finite_too(bad: float, number: int) -> None:
+    draws = np.random.default_rng(0).standard_normal((3, 40), dtype=np.float32)
+    draws[number, 17] = bad
+    *experts, base = (torch.from_numpy(own).bfloat16() for own in draws)
+    *experts, base = (own.view(torch.int16).numpy().view(np.uint16) for own in (*experts, base))
+    assert patterns.mix(experts, [0.0, 0.0], base) is None
+    ways: list[dict[str, Any]] = [
+        {"masks": [np.full(40, kept)] * 2, "factors": [2.0, 2.0]} for kept in (False, True)
+    ]
+    ways += [{"limits": [(limit, limit, 20)] * 2} for limit in (0.0, np.inf)]
+    for way in ways:
+        for weights in ([0.5, 0.5], [0.0, 0.0]):
+            assert patterns.agree(experts, base, weights, "mean", 1.0, **way) is None
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
 def test_an_overflow_is_refused_as_elsewhere(method: str) -> None:
     with pytest.raises(UserError, match="overflows"):
