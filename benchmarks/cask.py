@@ -34,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.clock import least, product_speed  # noqa: E402
 from benchmarks.merge import Records  # noqa: E402
 
 RANK, RATE = 16, 5e-4
@@ -98,16 +99,6 @@ def part(name: str, base: Path, rows: Path, steps: int, batch: int) -> None:
     print(json.dumps([cpu, after.ru_maxrss * 1024 / 1e6, tokens, losses[-1]]))
 
 
-def fastest(work: Callable[[], object], repeats: int = 9) -> float:
-    """Return the least CPU seconds of some work."""
-    found = []
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        work()
-        found.append(time.process_time() - start)
-    return min(found[1:])
-
-
 def learned_step(case: Path, steps: int) -> None:
     """Train with DAM and print CPU seconds a step, peak MB, tokens a step and the floor."""
     import torch
@@ -146,12 +137,10 @@ def learned_step(case: Path, steps: int) -> None:
     products, size = 2 + len(names), head.element_size()
     moved: float = size * linear * (2 * len(names) + 3) + size * head.numel() * products
     moved += size * 2 * 3 * length * len(head)  # merged, teacher's, gradient
-    weight = torch.randn(2048, head.shape[1]).to(head.dtype)
-    inputs = torch.randn(round(length), head.shape[1]).to(head.dtype)
-    seconds = fastest(lambda: torch.nn.functional.linear(inputs, weight))
-    speed = 2 * weight.numel() * len(inputs) / seconds
+    dtype = str(head.dtype).removeprefix("torch.")
+    speed = product_speed(round(length), head.shape[1], 2048, dtype)
     one, other = torch.zeros(1 << 26), torch.zeros(1 << 26)
-    bandwidth = 2 * 4 * len(one) / fastest(lambda: other.copy_(one))
+    bandwidth = 2 * 4 * len(one) / least(lambda: other.copy_(one))
     floor = flops / speed + moved / bandwidth
     print(json.dumps([cpu, peak, length, floor, speed / 1e9, bandwidth / 1e9]))
 

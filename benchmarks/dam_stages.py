@@ -22,7 +22,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.dam import World  # noqa: E402
+from benchmarks.clock import least, product_speed  # noqa: E402
+from benchmarks.dam import SIZES, World  # noqa: E402
 from benchmarks.merge import Records  # noqa: E402
 
 WORLDS = (
@@ -43,16 +43,6 @@ MERGE, REDUCE, LOSS, UPDATE = "merge weights", "reduce to coefficients", "loss",
 BODY, HEAD, ATTENTION = "products of the body", "products of the heads", "attention"
 BETWEEN, REST = "norms, rotations, activations", "Python and autograd"
 PARTS = (BODY, HEAD, ATTENTION, MERGE, REDUCE, LOSS, BETWEEN, UPDATE, REST)
-
-
-def least(work: Callable[[], object], repeats: int = 9) -> float:
-    """Return the least CPU seconds of some work, the first time left out."""
-    found = []
-    for _ in range(repeats + 1):
-        began = time.process_time()
-        work()
-        found.append(time.process_time() - began)
-    return min(found[1:])
 
 
 def watch() -> Any:
@@ -109,7 +99,6 @@ def by_part(world: World, work: Path) -> dict[str, Any]:
     import torch
 
     from benchmarks import dam_variants
-    from benchmarks.dam import SIZES
 
     torch.set_num_threads(1)
     dam_variants.prepare(world, work)
@@ -131,16 +120,12 @@ def by_part(world: World, work: Path) -> dict[str, Any]:
         spent = time.process_time() - began
         found.append(parts.spent | {REST: spent - sum(parts.spent.values()), "all": spent})
     _, hidden, intermediate, *_ = SIZES[world.size]
-    dtype = getattr(torch, world.dtype)
-    left = torch.randn(3 * world.mean, hidden).to(dtype)
-    right = torch.randn(intermediate, hidden).to(dtype)
-    seconds = least(lambda: left @ right.t())
     return {
         "spent": min(found, key=lambda one: one["all"]),
         "alone": min(alone),
         "flops": parts.flops,
         "counted": flops,
-        "speed": 2 * left.numel() * intermediate / seconds,
+        "speed": product_speed(3 * world.mean, hidden, intermediate, world.dtype),
     }
 
 

@@ -21,6 +21,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import random
@@ -47,7 +48,7 @@ from benchmarks.answers import (  # noqa: E402
     plain_answers,
     read_lines,
 )
-from benchmarks.clock import Clock  # noqa: E402
+from benchmarks.clock import Clock, product_speed  # noqa: E402
 from benchmarks.prefixes import count_common  # noqa: E402
 
 SHOTS = 8
@@ -233,6 +234,7 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
 
     import transformers.models.mistral.modeling_mistral  # noqa: F401
 
+    from checkpoints.reading import Checkpoint
     from evaluation import harness as harnesses
     from evaluation.backends import class_of, plain
     from evaluation.lm_task import LocalTask
@@ -255,11 +257,17 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
         chosen = {"batch_size": BATCH, "device": device, "backend": backend}
         return build(Path(data), TASKS, "test", folders[0], **chosen)
 
-    first = harness()
+    first, tokens = harness(), 0
     for folder in folders:
-        first.evaluate_folder(folder, folder.name)
+        scores, _ = first.evaluate_folder(folder, folder.name)
+        tokens += scores["counted"]["tokens"]
     clock.spent["the rest"] = now() - begun - sum(clock.spent.values())
     taken = dict(clock.spent)
+    stored = Checkpoint(folders[0])
+    linear = [stored.shape(n) for n in stored.names() if ".layers." in n and "proj" in n]
+    outputs, columns = max(linear, key=math.prod)
+    speed = product_speed(2048, columns, outputs, device=device, now=now)
+    alone = 2 * tokens * sum(map(math.prod, linear)) / speed
 
     def again(harness: Any) -> tuple[int, float]:
         harness.evaluate_folder(folders[0], "warm")
@@ -274,9 +282,10 @@ def inside_where(data: str, models: str, out: str, device: str, backend: str) ->
     if backend == "hf":
         module.HFBackend._takes_trees = lambda self: False
     module._LOGLIKELIHOODS = getattr(module, "_ANEW", None)
-    alone = again(harness() if backend == "hf" else first)  # the first one kept its way
-    pairs = {"tokens": (together[0], alone[0]), "seconds": (together[1], alone[1])}
-    Path(out).write_text(json.dumps({"spent": taken, "together": pairs}))
+    apart = again(harness() if backend == "hf" else first)  # the first one kept its way
+    pairs = {"tokens": (together[0], apart[0]), "seconds": (together[1], apart[1])}
+    found = {"spent": taken, "together": pairs, "tokens": tokens, "products": alone}
+    Path(out).write_text(json.dumps(found))
 
 
 def pythons_with_vllm() -> Iterator[Path | str]:
@@ -324,6 +333,9 @@ def main() -> None:
         total = sum(found["spent"].values())
         for part, seconds in sorted(found["spent"].items(), key=lambda pair: -pair[1]):
             record(f"{backend}, {KINDS[kind]}: {part} (other: all)", unit, seconds, total, None)
+        passes = sum(found["spent"][f"passes that {what}"] for what in ("score", "write"))
+        label = f"{backend}, {KINDS[kind]}: passes (other: products of their tokens alone)"
+        record(label, unit, passes, found["products"], None)
         label = f"{backend}, {KINDS[kind]}: scoring one model (other: every choice alone)"
         for figure, kept in (("tokens read", "tokens"), (unit, "seconds")):
             together, alone = found["together"][kept]

@@ -126,7 +126,8 @@ class Laboratory(Project):
     def call(self, step: Step, **variables: str) -> tuple[int, str]:
         """Run a step in the warm worker; return its exit code and all that it printed."""
         path = [str(self.folder), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
-        environment = step.environment | {"PYTHONPATH": str(self.folder)} | variables
+        # Only the run's own steps are noted, not those that tests call.
+        environment = step.environment | {LOG: "", "PYTHONPATH": str(self.folder)} | variables
         with tempfile.TemporaryFile("w+") as output, open(os.devnull) as nothing:
             streams = (nothing.fileno(), output.fileno(), output.fileno())
             code = ask(self.worker, step.module, step.arguments, str(self.folder), path,

@@ -125,7 +125,8 @@ def settle(project, run, victim, name):
     if victim == "worker":
         # Each further step would start anew, eight CPU seconds each: the user stops the run.
         wait_for(lambda: run.over() or "the warm worker was killed" in run.output(), 60)
-        run.driver.send_signal(signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):  # over in the meantime
+            run.driver.send_signal(signal.SIGTERM)
     wait_for(run.over, 300)
     wait_for(lambda: not processes_of(project.folder), 30)
     said = run.output()
