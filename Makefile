@@ -3,7 +3,7 @@
 # make check       lint, format, types and the fast tests, in under 5 minutes: before every commit
 # make test        fast and workflow tests, a short choice of fault tests
 # make test-faults the laboratory of kills, failed writes, damage and odd input, in 30 minutes; prints its figures
-# make test-faults-long  the same with larger numbers, in PARTS parts that are kept; it resumes
+# make test-faults-long  the same with larger numbers, in PARTS parts that are kept; it resumes, and adds them up
 # make docs        makes every generated page, table and schema again
 # make format      formats Python and Snakemake files
 # make test-all    every test whose parts are installed
@@ -74,6 +74,7 @@ test-faults-long: $(INSTALLED)
 	  echo "part $$part"; rm -f $$record.partial; \
 	  FAULTS=long PART=$$part FAULTS_RECORD=$$record.partial $(PYTEST) tests/faults && mv $$record.partial $$record || exit 1; \
 	done
+	@$(if $(PART),,$(BIN)/python -m tests.faults.added $(RECORDS)/*-$(PARTS).json | tee $(RECORDS)/faults-long.json)
 
 test-vllm: $(VLLM)/installed.lock
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -rs -m vllm $(VLLM_TESTS)

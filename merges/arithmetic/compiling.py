@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import ctypes
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -103,8 +102,8 @@ class Kernels:
 
         processor = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
         processor += [os.environ.get(f"NUMBA_CPU_{name}", "") for name in ("NAME", "FEATURES")]
-        sources = [inspect.getsource(entry[0]) for entry in self._functions.values()]
-        sources += [Path(__file__).read_text(encoding="utf-8")]
+        files = {entry[0].__code__.co_filename for entry in self._functions.values()}
+        sources = [Path(file).read_text(encoding="utf-8") for file in (*sorted(files), __file__)]
         signatures = [entry[1:] for entry in self._functions.values()]
         about = [metadata.version("numba"), sys.version, processor, sources, signatures]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

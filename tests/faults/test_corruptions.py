@@ -252,8 +252,8 @@ def plans(results, count):
         yield kind, chance.choice(paths), chance.choice(DAMAGES), chance.choice(uses), chance
 
 
-def test_damage_is_named_or_harmless_and_never_another_number(copied, record_property):
-    bench, wrong = Bench(copied), []
+def test_damage_is_named_or_harmless_and_never_another_number(copied, finished, record_property):
+    bench, wrong, noted = Bench(copied), [], finished.steps()
     counts = {kind: collections.Counter() for kind in KINDS}
     for kind, path, damage, use, chance in share(list(plans(copied.results, amount(12, 150, 500)))):
         verdict = judged(bench, kind, path, damage, use, chance)
@@ -266,3 +266,4 @@ def test_damage_is_named_or_harmless_and_never_another_number(copied, record_pro
     total = sum(counts.values(), collections.Counter())
     record_property("corruptions: all", {"tried": total.total(), **total})
     assert not wrong, "\n".join(wrong)
+    assert finished.steps() == noted  # what was called here is no step of the run

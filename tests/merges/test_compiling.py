@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,20 +73,36 @@ def test_without_a_folder_for_compiled_code_it_is_compiled_each_time(
     assert run(doubling()) == [2.5, 4.5, 3.0]
 
 
-def test_other_processors_and_sources_have_another_file(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_processor_has_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     key = doubling()._key()
     monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
     assert doubling()._key() != key
-    monkeypatch.undo()
-    other = Kernels()
 
-    @other.kernel("int64", "float32*", "float32", "int64")
-    def double(values, add, count):
-        return count
 
-    assert other._key() != key
+MODULE = """
+from merges.arithmetic.compiling import Kernels
+KERNELS, ADDED = Kernels(), 1
+@KERNELS.kernel("int64", "int64")
+def more(count):
+    return count + ADDED
+"""
+
+
+@pytest.mark.parametrize("edit", [("+ ADDED", "- ADDED"), ("(), 1", "(), 2"), ("int64", "float64")])
+def test_whatever_changes_in_a_module_its_kernels_have_another_file(
+    place: Path, edit: tuple[str, str]
+) -> None:
+    """A constant beside a kernel is compiled into it."""
+    keys, results = [], []
+    for text in (MODULE, MODULE.replace(*edit)):
+        path = place / "module.py"
+        path.write_text(text, encoding="utf-8")
+        names: dict[str, Any] = {}
+        exec(compile(text, path, "exec"), names)
+        keys.append(names["KERNELS"]._key())
+        results.append(names["more"](5))
+    assert keys[0] != keys[1]
+    assert results == [6, eval(MODULE.replace(*edit).rsplit("return")[1], names | {"count": 5})]
 
 
 def test_arrays_that_a_kernel_would_misread_are_refused(place: Path) -> None:
