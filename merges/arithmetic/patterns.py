@@ -1,7 +1,7 @@
 """Merges of bfloat16 from patterns to patterns, without the values between them in memory.
 
 What `merges.arithmetic.kernels` does in passes over float32 arrays, these kernels do in one pass
-over the stored patterns, a thousand values at a time: widen, merge, round. Each value goes through
+over the stored patterns, 512 values at a time: widen, merge, round. Each value goes through
 the same operations in the same order, so the bits are the same; only bfloat16 is read and written.
 """
 

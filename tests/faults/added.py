@@ -10,7 +10,11 @@ from typing import Any
 
 # Not sums: what every part measures as a whole, and what is the most of anything.
 MOST = ("slowest ms", "rows", "items", "CPU s", "MB")
-MOST_OF = ("kills: most of one point", "writes: calls that write, all steps")
+MOST_OF = (
+    "determinism: files of each that were compared",
+    "kills: most of one point",
+    "writes: calls that write, all steps",
+)
 
 
 def added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
