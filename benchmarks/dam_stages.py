@@ -5,9 +5,9 @@
 Takes the models and rows of `benchmarks/dam.py` (a row of 873 tokens for three experts), one
 thread. Every operation of a step, the backward's too, is timed as torch calls it and belongs to the
 part of the project that called it; products of matrices and attention are apart. The step with the
-least in all counts. The floor is what the counted products take at the speed of one product of a
-layer's shape, measured in the same process: a step that did nothing else. Timing each operation
-costs something, so that the step is also measured without it.
+least in all counts. The floor is what the layers' counted products take at the speed of one product
+of a layer's shape, measured in the same process: a step that did nothing else, attention left out.
+Timing each operation costs something, so that the step is also measured without it.
 
 The teachers' states are compared with a plain forward of transformers over the same rows, each row
 alone, so that nothing is padded.
@@ -49,7 +49,7 @@ def watch() -> Any:
     """Return a mode that times operations by part, with the FLOPs of its products."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from merges.dam import head, layers
+    from merges.dam import head, layers, strips
 
     class Parts(TorchDispatchMode):
         """Times operations by the part that calls them."""
@@ -76,12 +76,12 @@ def watch() -> Any:
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             name, part = function.__name__, self.within[-1] if self.within else BETWEEN
-            if name.split(".")[0] in ("mm", "addmm", "bmm"):
+            if "scaled_dot_product" in name:
+                part = ATTENTION
+            elif name.split(".")[0] in ("mm", "addmm") and part != ATTENTION:
                 left, right = args[-2:]
                 self.flops += 2 * left.numel() * right.shape[-1]
                 part = HEAD if part == LOSS else BODY
-            elif "scaled_dot_product" in name:
-                part = ATTENTION
             began = time.thread_time()
             result = function(*args, **(kwargs or {}))
             self.spent[part] += time.thread_time() - began
@@ -91,6 +91,8 @@ def watch() -> Any:
     parts.of(layers.MergedWeight, "forward", MERGE)
     parts.of(layers.MergedWeight, "backward", REDUCE)
     parts.of(head.OutputLoss, "forward", LOSS)
+    parts.of(strips.StripAttention, "forward", ATTENTION)
+    parts.of(strips.StripAttention, "backward", ATTENTION)
     return parts
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from merges.dam.strips import StripAttention, attend, attend_backward, serves
+
 ATTENTION = "packed_samples"
 # Up to this many tokens the scores of all heads are small, and plain matrix products beat the
 # blockwise kernel (measured on CPU: 1.5 times faster at 28 tokens); their memory grows with the
@@ -92,32 +94,6 @@ class Packing:
             mask = torch.zeros(length, length, dtype=dtype, device=self.device)
             self._visible[key] = mask.masked_fill_(hidden, float("-inf"))
         return self._visible[key]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attend in rectangles: softmax(scale q k^T + mask) v.
-
-    Args:
-        q: (rectangles, queries, width).
-        k: (rectangles, keys, width), as v.
-        v: What is averaged.
-        mask: (queries, keys).
-        scale: Factor of the scores.
-
-    Returns:
-        The output, shaped as q, and the softmax (rectangles, queries, keys).
-    """
-    p = torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
-    return torch.bmm(p, v), p
-
-
-def attend_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn the gradient of `attend`'s output into those of q, k and v; p is its softmax."""
-    scores = torch.bmm(gradient, v.mT)
-    scores.sub_(torch.linalg.vecdot(scores, p).unsqueeze(-1)).mul_(p).mul_(scale)
-    return torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(p.mT, gradient)
 
 
 class ShortAttention(torch.autograd.Function):
@@ -271,6 +247,11 @@ def packed_attention(
         if explicit:
             mask = packing.visible(length, sliding_window, query.dtype)
             output = _explicit_attention(own, keys, values, mask, scale, softcap, s_aux)
+            outputs.append(output.transpose(1, 2))
+            continue
+        if serves(own, values):
+            mask = packing.visible(length, sliding_window, query.dtype)
+            output = StripAttention.apply(own, keys, values, mask, scale)
             outputs.append(output.transpose(1, 2))
             continue
         # Without a mask the kernel takes its fast causal path.

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from merges.dam.layers import MergedLinear, MergedRMSNorm
 from merges.dam.norms import FrozenRMSNorm, normalise, normalise_backward
-from merges.dam.packing import SHORT, Packing, attend, attend_backward
+from merges.dam.packing import SHORT, Packing
+from merges.dam.strips import attend, attend_backward
 
 _CLASSES = ("LlamaModel", "MistralModel")
 
