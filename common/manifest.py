@@ -248,8 +248,12 @@ def _outputs(manifest: Path) -> dict[str, str]:
 
 
 def _claims(path: Path) -> Iterator[_Claim]:
-    """Find what manifests say of a folder's files, or of one file; nothing where there is none."""
-    if path.is_dir():
+    """Find what manifests say of a folder's files, or of one file; nothing where there is none.
+
+    A path may have a name from a damaged file in it, longer than any that a system has: Path's own
+    questions raise an error of it, those of os.path say that it is not there.
+    """
+    if os.path.isdir(path):
         manifest = path / NAME
         for name, recorded in _outputs(manifest).items() if manifest.is_file() else ():
             if not name.endswith(_UNREAD):
@@ -258,7 +262,7 @@ def _claims(path: Path) -> Iterator[_Claim]:
     for ending, role in _ROLES.items():
         if path.name.endswith(ending):
             manifest = beside(path)
-            outputs = _outputs(manifest) if manifest.is_file() else {}
+            outputs = _outputs(manifest) if os.path.isfile(manifest) else {}
             for name in {path.name, role} & outputs.keys():
                 yield _Claim(manifest, name, path, outputs[name], path)
                 return
@@ -271,7 +275,7 @@ def _claims(path: Path) -> Iterator[_Claim]:
         # Messages name a folder as the user named the file.
         folder = above if path.is_absolute() else Path(os.path.relpath(above))
         name = path.absolute().relative_to(above).as_posix()
-        outputs = _outputs(folder / NAME) if (folder / NAME).is_file() else {}
+        outputs = _outputs(folder / NAME) if os.path.isfile(folder / NAME) else {}
         if name in outputs:
             yield _Claim(folder / NAME, name, path, outputs[name], folder)
             return

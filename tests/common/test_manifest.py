@@ -4,9 +4,12 @@ import hashlib
 import importlib.metadata
 import time
 
+import pytest
+
 from common.cost import measure
 from common.files import read_json
-from common.manifest import read_manifest, write_manifest
+from common.manifest import check_recorded, read_manifest, recorded_hash, write_manifest
+from report.reading import Reader
 
 
 def test_a_manifest_hashes_files_and_stands_for_its_folder(tmp_path):
@@ -119,3 +122,14 @@ def test_a_manifest_of_another_file_vouches_for_nothing(tmp_path):
     shutil.copy(tmp_path / "smoke.manifest.json", tmp_path / "scores.manifest.json")
     with pytest.raises(UserError, match=r"scores\.manifest\.json: does not record"):
         check_recorded(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "a/" + "9" * 300 + "/b", "x\0y", "a" * 5000, "."])
+def test_a_name_that_no_file_can_have_is_recorded_nowhere(tmp_path, name):
+    """Names of tasks come from score files, which may be damaged."""
+    (tmp_path / "out.txt").write_text("out")
+    outputs = {"out.txt": tmp_path / "out.txt"}
+    write_manifest(tmp_path / "manifest.json", kind="data", parameters={}, outputs=outputs)
+    assert recorded_hash(tmp_path / f"{name}.jsonl") is None
+    check_recorded(tmp_path / f"{name}.jsonl")
+    assert Reader(tmp_path).recorded_items(tmp_path, name, f"{name}/{name}") is None
