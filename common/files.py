@@ -38,14 +38,28 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(encoded(text)).hexdigest()
 
 
-def read_json(path: Path | str) -> Any:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:50]!a} is there twice")
+    return found
+
+
+def read_json(path: Path | str, *, unique: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        unique: Whether an object that has a name twice is refused, of which readers take either.
 
     Raises:
         UserError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=_each_once if unique else None)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it first, or correct the path") from None
     except MALFORMED as error:

@@ -151,7 +151,7 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / NAME if path.is_dir() else path
-    record: dict[str, Any] = read_json(path)
+    record: dict[str, Any] = read_json(path, unique=True)
     if not _is_whole(record):
         made = path.parent if path.name == NAME else path
         raise UserError(

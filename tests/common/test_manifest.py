@@ -7,6 +7,7 @@ import time
 import pytest
 
 from common.cost import measure
+from common.errors import UserError
 from common.files import read_json
 from common.manifest import check_recorded, read_manifest, recorded_hash, write_manifest
 from report.reading import Reader
@@ -133,3 +134,23 @@ def test_a_name_that_no_file_can_have_is_recorded_nowhere(tmp_path, name):
     assert recorded_hash(tmp_path / f"{name}.jsonl") is None
     check_recorded(tmp_path / f"{name}.jsonl")
     assert Reader(tmp_path).recorded_items(tmp_path, name, f"{name}/{name}") is None
+
+
+def test_a_manifest_with_any_line_twice_is_refused(tmp_path):
+    path = tmp_path / "manifest.json"
+    about = {"set": {"density": 0.5, "weights": [1, 1]}, "layers": [], "name": "x"}
+    write_manifest(path, kind="merge", parameters=about, inputs={"a": "b"}, seed=0)
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) > 20
+    for number, line in enumerate(lines):
+        path.write_text("".join([*lines[:number], line, *lines[number:]]))
+        with pytest.raises(UserError, match=r"manifest\.json: (not valid JSON|was changed)"):
+            read_manifest(path)
+
+
+def test_a_name_twice_is_refused_where_it_is_asked(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [{"b": 1, "c": 2, "b": 1}]}')
+    assert read_json(path) == {"a": [{"b": 1, "c": 2}]}
+    with pytest.raises(UserError, match="'b' is there twice"):
+        read_json(path, unique=True)
