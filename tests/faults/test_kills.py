@@ -7,6 +7,7 @@ the same command until it ends. So every hit falls upon what earlier ones left.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -39,12 +40,19 @@ def planned(count):
     All pairs of a victim and a signal come before any comes again. Those that the worker gets come
     last in their chain, for a run without it starts each further step anew.
     """
-    hits = [(VICTIMS[n % 5], SIGNALS[(n + n // 5) % 4]) for n in range(count)]
+    hits = [(VICTIMS[n % 5], SIGNALS[n % 4]) for n in range(count)]
     chains = [hits[start : start + CHAIN] for start in range(0, count, CHAIN)]
     for number, chain in enumerate(chains):
         # Chains are shifted against each other, so that the points are spread over the whole way.
         shift = (number + 0.5) / len(chains)
         yield [((n + shift) / len(chain), *hit) for n, hit in enumerate(chain)]
+
+
+@pytest.mark.parametrize("count", [20, 100])
+def test_every_victim_gets_every_signal_equally_often(count):
+    pairs = [(victim, name) for hits in planned(count) for _, victim, name in hits]
+    counts = {pair: pairs.count(pair) for pair in itertools.product(VICTIMS, SIGNALS)}
+    assert set(counts.values()) == {count // 20}
 
 
 def made(project):
