@@ -47,6 +47,7 @@ PARTS = (BODY, HEAD, ATTENTION, MERGE, REDUCE, LOSS, BETWEEN, UPDATE, REST)
 
 def watch() -> Any:
     """Return a mode that times operations by part, with the FLOPs of its products."""
+    # Only the processes that measure import torch; the class needs it to be defined.
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from merges.dam import head, layers, strips
@@ -106,6 +107,7 @@ def by_part(world: World, work: Path) -> dict[str, Any]:
     dam_variants.prepare(world, work)
     trainer = dam_variants.trainer(world, work, "ours")
     trainer.step()
+    # Half of the steps run untimed: their seconds are the step's, the others' tell the parts.
     counted, alone = trainer.counted["flops"], []
     for _ in range(1, world.rows // 2):
         began = time.process_time()
