@@ -107,7 +107,7 @@ def by_part(world: World, work: Path) -> dict[str, Any]:
     dam_variants.prepare(world, work)
     trainer = dam_variants.trainer(world, work, "ours")
     trainer.step()
-    # Half of the steps run untimed: their seconds are the step's, the others' tell the parts.
+    # Half of the steps run untimed and say what a step takes; the others say what its parts take.
     counted, alone = trainer.counted["flops"], []
     for _ in range(1, world.rows // 2):
         began = time.process_time()
