@@ -74,7 +74,7 @@ test-faults-long: $(INSTALLED)
 	  echo "part $$part"; rm -f $$record.partial; \
 	  FAULTS=long PART=$$part FAULTS_RECORD=$$record.partial $(PYTEST) tests/faults && mv $$record.partial $$record || exit 1; \
 	done
-	@$(if $(PART),,$(BIN)/python -m tests.faults.added $(RECORDS)/*-$(PARTS).json | tee $(RECORDS)/faults-long.json)
+	@$(if $(PART),,$(BIN)/python -m tests.faults.added $(RECORDS)/*-$(PARTS).json > $(RECORDS)/faults-long.json && cat $(RECORDS)/faults-long.json)
 
 test-vllm: $(VLLM)/installed.lock
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -rs -m vllm $(VLLM_TESTS)

@@ -11,16 +11,14 @@ from typing import Any
 class Clock:
     """Seconds by stage; what a counted call inside another takes counts for the inner one alone.
 
+    Args:
+        now: Returns seconds: of the process, its thread, or the wall.
+
     Attributes:
         spent: The sums.
     """
 
     def __init__(self, now: Callable[[], float] = time.process_time) -> None:
-        """Begin with no stage.
-
-        Args:
-            now: Returns seconds: of the process, its thread, or the wall.
-        """
         self.spent: dict[str, float] = {}
         self._now = now
 

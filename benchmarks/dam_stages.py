@@ -50,7 +50,7 @@ def watch() -> Any:
     # Only the processes that measure import torch; the class needs it to be defined.
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from merges.dam import head, layers, strips
+    from merges.dam import attention, head, layers
 
     class Parts(TorchDispatchMode):
         """Times operations by the part that calls them."""
@@ -92,8 +92,8 @@ def watch() -> Any:
     parts.of(layers.MergedWeight, "forward", MERGE)
     parts.of(layers.MergedWeight, "backward", REDUCE)
     parts.of(head.OutputLoss, "forward", LOSS)
-    parts.of(strips.StripAttention, "forward", ATTENTION)
-    parts.of(strips.StripAttention, "backward", ATTENTION)
+    parts.of(attention.StripAttention, "forward", ATTENTION)
+    parts.of(attention.StripAttention, "backward", ATTENTION)
     return parts
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from checkpoints.architecture import parsed, settings_of
 from checkpoints.names import text_part
 from common.errors import UserError, reason_of
-from merges.dam.packing import ATTENTION, packed_attention
+from merges.dam.attention import ATTENTION, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

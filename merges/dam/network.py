@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from checkpoints.names import kind
 from common.errors import UserError
 from merges.dam.architecture import Architecture, body_name, skeleton
+from merges.dam.attention import ATTENTION, SHORT
 from merges.dam.layers import (
     MergedEmbedding,
     MergedLayer,
@@ -21,7 +22,7 @@ from merges.dam.layers import (
     MergedRMSNorm,
 )
 from merges.dam.norms import FrozenRMSNorm
-from merges.dam.packing import ATTENTION, SHORT, Packing
+from merges.dam.packing import Packing
 from merges.dam.plain import PlainBody
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,

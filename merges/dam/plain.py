@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from merges.dam.attention import SHORT, attend, attend_backward
 from merges.dam.layers import MergedLinear, MergedRMSNorm
 from merges.dam.norms import FrozenRMSNorm, normalise, normalise_backward
-from merges.dam.packing import SHORT, Packing
-from merges.dam.strips import attend, attend_backward
+from merges.dam.packing import Packing
 
 _CLASSES = ("LlamaModel", "MistralModel")
 

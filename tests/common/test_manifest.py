@@ -10,7 +10,6 @@ from common.cost import measure
 from common.errors import UserError
 from common.files import read_json
 from common.manifest import check_recorded, read_manifest, recorded_hash, write_manifest
-from report.reading import Reader
 
 
 def test_a_manifest_hashes_files_and_stands_for_its_folder(tmp_path):
@@ -133,7 +132,6 @@ def test_a_name_that_no_file_can_have_is_recorded_nowhere(tmp_path, name):
     write_manifest(tmp_path / "manifest.json", kind="data", parameters={}, outputs=outputs)
     assert recorded_hash(tmp_path / f"{name}.jsonl") is None
     check_recorded(tmp_path / f"{name}.jsonl")
-    assert Reader(tmp_path).recorded_items(tmp_path, name, f"{name}/{name}") is None
 
 
 def test_a_manifest_with_any_line_twice_is_refused(tmp_path):

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from tests.faults.added import added
 from tests.test_docs_security import names_of_tests
 from tests.workflow.test_house import ROOT
 
@@ -32,17 +31,3 @@ def cell(value):
     if isinstance(value, dict):
         return ", ".join(f"{name} {number}" for name, number in value.items())
     return str(value)
-
-
-def test_parts_are_added_up_by_hand():
-    parts = [
-        {"fuzz: a": {"inputs": 10, "slowest ms": 7}, "kills: most of one point": 2, "kills": 5},
-        {"fuzz: a": {"inputs": 11, "refused": 4, "slowest ms": 3}, "kills: most of one point": 1},
-        {"kills": 1, "load: to plan": {"rows": 1000, "CPU s": 9.5}},
-    ]
-    assert added(parts) == {
-        "fuzz: a": {"inputs": 21, "refused": 4, "slowest ms": 7},
-        "kills": 6,
-        "kills: most of one point": 2,
-        "load: to plan": {"rows": 1000, "CPU s": 9.5},
-    }

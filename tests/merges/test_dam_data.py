@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.errors import UserError
+from merges.dam.attention import packed_attention
 from merges.dam.data import count_loss_tokens, draw, make_batch, read_calibration, split
-from merges.dam.packing import Packing, packed_attention
+from merges.dam.packing import Packing
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_packing_indices_undo_each_other(data):
 @pytest.mark.parametrize("short", [64, 0])
 @pytest.mark.parametrize("window", [None, 3])
 def test_packed_attention_is_attention_of_each_sample(short, window, monkeypatch):
-    monkeypatch.setattr("merges.dam.packing.SHORT", short)
+    monkeypatch.setattr("merges.dam.attention.SHORT", short)
     packing = Packing([4, 1, 6])
     generator = torch.Generator().manual_seed(0)
     query, key, value = (

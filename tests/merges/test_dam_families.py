@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from checkpoints.reading import Checkpoint
 from common.errors import UserError
 from common.files import read_json
-from merges.dam import checking, head, packing
+from merges.dam import attention, checking, head
 from merges.dam.architecture import skeleton
 from merges.dam.data import make_batch
 from merges.dam.method import training_parameters
@@ -182,14 +182,14 @@ def loaded(request, monkeypatch):
 
 
 def test_attention_that_forgets_a_cap_or_a_window_is_noticed(gemma, monkeypatch, capsys):
-    right = packing._explicit_attention
+    right = attention._explicit_attention
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_explicit_attention", lambda *a: right(*a[:5], None, *a[6:]))
+        patch.setattr(attention, "_explicit_attention", lambda *a: right(*a[:5], None, *a[6:]))
         assert not loaded(gemma, patch).packed
     assert "note: DAM reads the samples of a 'gemma2' model one by one" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        seen = packing.Packing.visible
-        patch.setattr(packing.Packing, "visible", lambda s, n, w, t: seen(s, n, w and w + 1, t))
+        seen = Packing.visible
+        patch.setattr(Packing, "visible", lambda s, n, w, t: seen(s, n, w and w + 1, t))
         assert not loaded(gemma, patch).packed
     assert loaded(gemma, monkeypatch).packed
 

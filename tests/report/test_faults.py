@@ -71,6 +71,27 @@ def test_a_bad_cell_is_empty_and_named_with_its_file(small, capsys, edit, said):
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["9" * 300, "s/" + "9" * 300, "x" * 5000, "a\0b"])
+@pytest.mark.parametrize("where", ["tasks", "split"])
+def test_a_name_that_no_file_can_have_costs_no_other_row(small, name, where):
+    assert made(small) == 0
+    before = rows(small)
+    task = {"tasks": {name: {"value": 0.5, "stderr": 0.1, "items": 2, "metric": "acc"}}}
+    change(
+        small[1] / SCORES,
+        lambda content: (
+            content["tasks"].update(task["tasks"])
+            if where == "tasks"
+            else content.update(split=name)
+        ),
+    )
+    made(small)
+    after = rows(small)
+    assert {id: row for id, row in after.items() if id != "soup"} == {
+        id: row for id, row in before.items() if id != "soup"
+    }
+
+
 @pytest.mark.parametrize("text", ["", '{"tasks": {', "[]", "{}", '{"tasks": 5}', '{"tasks": [1]}'])
 @pytest.mark.parametrize(
     "name",

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from merges.dam import strips
-from merges.dam.packing import Packing, packed_attention
+from merges.dam import attention
+from merges.dam.attention import StripAttention, packed_attention
+from merges.dam.packing import Packing
 
 HEADS, GROUPS, WIDTH = 6, 2, 16
 
@@ -40,7 +41,7 @@ def by_strips(given: list[torch.Tensor], window: int | None) -> list[torch.Tenso
     mask = Packing([length]).visible(length, window, outer.dtype)
     for tensor in inputs:
         tensor.requires_grad_()
-    output = strips.StripAttention.apply(*inputs, mask, WIDTH**-0.5)
+    output = StripAttention.apply(*inputs, mask, WIDTH**-0.5)
     return [output.detach(), *torch.autograd.grad(output, inputs, outer)]
 
 
@@ -76,16 +77,18 @@ def test_packed_samples_go_by_strips_where_these_are_faster(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice changes nothing but rounding, and a large sample goes by torch's kernel."""
-    monkeypatch.setattr(strips, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(strips, "MOST", HEADS * 100**2)
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(attention, "MOST_KEPT", HEADS * 100**2)
     taken: list[int] = []
-    original = strips.attend
-    monkeypatch.setattr(strips, "attend", lambda q, *r: taken.append(q.shape[1]) or original(q, *r))
+    original = attention.attend
+    monkeypatch.setattr(
+        attention, "attend", lambda q, *r: taken.append(q.shape[1]) or original(q, *r)
+    )
     given = drawn(sum(lengths), torch.bfloat16)[:3]
     packing = Packing(lengths)
     found, _ = packed_attention(torch.nn.Identity(), *given, None, packing=packing)
     by_kernel = [length for length in lengths if length > 100]
     assert sum(taken) == (sum(lengths) - sum(by_kernel)) * HEADS // GROUPS
-    monkeypatch.setattr(strips, "MOST", 0)
+    monkeypatch.setattr(attention, "MOST_KEPT", 0)
     other, _ = packed_attention(torch.nn.Identity(), *given, None, packing=packing)
     torch.testing.assert_close(found, other, rtol=0, atol=0.03)
