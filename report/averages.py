@@ -17,6 +17,8 @@ class Score:
     stderr: float  # its standard error over items
     items: int  # number of test items behind it
     chance: float = 0.0  # expected score of a uniform random choice
+    # Of the squared error, the part of items that all worlds share: more worlds do not lessen it.
+    shared: float = 0.0
 
 
 def mean(scores: Sequence[Score | None]) -> Score | None:
@@ -34,6 +36,7 @@ def mean(scores: Sequence[Score | None]) -> Score | None:
         stderr=math.sqrt(math.fsum(score.stderr**2 for score in known)) / count,
         items=sum(score.items for score in known),
         chance=math.fsum(score.chance for score in known) / count,
+        shared=math.fsum(score.shared for score in known) / count**2,
     )
 
 

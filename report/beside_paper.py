@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from report.averages import Score
 from report.case_table import has_own_tasks, table_title
-from report.experiment import Case, Experiment
+from report.experiment import Case, Experiment, is_generated
 from report.grid import MISSING, Cell, Grid, Row, score_cell, signed
 from report.published import Published
 from report.verdicts import Judgement, sentences
@@ -33,7 +33,7 @@ def _obstacle(experiment: Experiment, case: Case, column: str) -> str:
     tasks = {task for one in columns for task in one.tasks}
     limit = (config.get("evaluation") or {}).get("limit")
     reasons = {
-        "generated tasks": any(task.startswith("bottle_") for task in tasks),
+        "generated tasks": any(map(is_generated, tasks)),
         "rows that stand in for the benchmark's": bool(tasks & case.stand_ins().keys()),
         # The rehearsal's are stand-ins too.
         "other models": not base.get("hub") or hub.get("table") != _TABLE or "stand_ins" in hub,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from report import fields
 from report.averages import Score
-from report.experiment import Case, Model
+from report.experiment import Case, Model, is_generated
 from report.footnotes import footnotes
 from report.grid import Cell, Grid, Row, number, score_cell
 from report.pairs import LEVEL, compared, groups, not_separated, resolution, separated, weights_of
@@ -135,9 +135,14 @@ def where_from(case: Case, seed: int) -> str:
     count, seeds = len(case.worlds), ", ".join(map(str, case.worlds))
     of = f"of the {len(case.each)} " if case.left_out else ""
     mean = "Mean over" if case.several else "Scores of"
+    shared = [] if case.own_base else ["the base"]
+    if not all(map(is_generated, (task for column in case.columns for task in column.tasks))):
+        shared.append("benchmarks' items")
+    anew = "experts, merges and generated items" if shared else "data, base, experts and merges"
+    same = f", not {' and '.join(shared)}" if shared else ""
     return (
-        f"{mean} {count} {of}worlds, of seed{'s' * case.several} {seeds}: data, base, "
-        "experts and merges are made anew in each."
+        f"{mean} {count} {of}worlds, of seed{'s' * case.several} {seeds}: {anew} are made anew in "
+        f"each{same}."
     )
 
 
@@ -171,12 +176,12 @@ def _bold(case: Case, whose: str) -> str:
 def has_own_tasks(case: Case) -> bool:
     """Return whether all tasks of the case's average are the bottle's own."""
     averaged = [task for column in case.averaged for task in column.tasks]
-    return all(task.startswith("bottle_") for task in averaged)
+    return all(map(is_generated, averaged))
 
 
 def what_is_shown(case: Case) -> str:
     """Say what the tasks of a case are and how many items they have."""
-    generated = [column.label for column in case.columns if column.tasks[0].startswith("bottle_")]
+    generated = [column.label for column in case.columns if is_generated(column.tasks[0])]
     if has_own_tasks(case):
         tasks = (
             "the bottle's own generated tasks, shaped after the named benchmarks and not those "

@@ -22,6 +22,11 @@ def searched(row: Mapping[str, Any]) -> bool:
     return any(kind in row for kind in SEARCHES)
 
 
+def is_generated(task: str) -> bool:
+    """Return whether each world draws a task's items anew; those of benchmarks are the same."""
+    return task.startswith("bottle_")
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table: the mean over its tasks."""
@@ -149,6 +154,7 @@ class Case:
     # How far experts moved and what merges kept of them: what `python -m merges inspect` wrote;
     # empty where it has not run
     inspection: Mapping[str, Any] = field(default_factory=dict)
+    own_base: bool = True  # whether each world trains its base; a cask's is the same in all
     # Lines on files that are damaged or are not what they should be
     faults: tuple[str, ...] = ()
     # Of several worlds: the case in each, by seed; the models above are then means over them

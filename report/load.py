@@ -178,6 +178,7 @@ def load_case(
         inspection=inspection,
         notes=tuple(entry.get("notes", ())),
         more=tuple(model for model in models if model.id in beyond),
+        own_base="package" not in entry.get("base", {}),
         faults=tuple(reader.faults),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from report.averages import Score
-from report.experiment import Column, Model
+from report.experiment import Column, Model, is_generated
 from report.worlds import moderated
 
 if TYPE_CHECKING:
@@ -93,6 +93,42 @@ def variance(strata: Sequence[Stratum]) -> float:
         spread = float((centred**2).sum()) * groups / (groups - 1)
         total += stratum.weight**2 * max(spread, 1.0) / items**2
     return total
+
+
+def _over_runs(pairs: Sequence[Sequence[Stratum]]) -> list[Stratum]:
+    """Average differences over runs that answer the same items."""
+    return [
+        dataclasses.replace(parts[0], differences=sum(p.differences for p in parts) / len(parts))
+        for parts in zip(*pairs, strict=True)
+    ]
+
+
+def _items(
+    pairs: Sequence[tuple[Model, Model]], of: Of, weights: Mapping[str, float]
+) -> tuple[float, float]:
+    """Return what items add to the variance of a mean difference over worlds.
+
+    Args:
+        pairs: Two rows in each world.
+        of: The score that is compared.
+        weights: Of the tasks in that score.
+
+    Returns:
+        The mean variance, in one world, of items that each world draws for itself, 0 where they
+        cannot be paired; and that of items that all worlds share, on their mean over worlds.
+    """
+    own = {task: weight for task, weight in weights.items() if is_generated(task)}
+    shared = {task: weight for task, weight in weights.items() if task not in own}
+    drawn = [lined(one, two, own) for one, two in pairs]
+    known = [variance(strata) for strata in drawn if strata is not None]
+    separate = math.fsum(known) / len(known) if len(known) == len(pairs) else 0.0
+    same = [lined(one, two, shared) for one, two in pairs]
+    paired = [strata for strata in same if strata is not None]
+    asked = {tuple(map(one.answers.ids.get, shared)) for one, _ in pairs if one.answers}
+    if shared and len(paired) == len(pairs) and len(asked) == 1:
+        return separate, variance(_over_runs(paired))
+    scores = [score for pair in pairs for model in pair if (score := of(model))]
+    return separate, math.fsum(score.shared for score in scores) / len(pairs)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -195,7 +231,8 @@ def compared(
     interval with the variance between clusters of items. Without items, the rows' errors count as
     independent. Of several worlds, each is a cluster: three allow no test by resampling, so that
     the test is a t test of the differences in each, whose variance is moderated by the other rows'
-    and is never below what the paired items alone make.
+    and is never below what the paired items alone make. Items that all worlds share add their
+    variance undivided, with infinite degrees of freedom (Welch and Satterthwaite).
 
     Args:
         models: The rows.
@@ -242,11 +279,12 @@ def _compared(
         for (id, values), drawn in zip(alike.items(), between, strict=True):
             if only not in (None, id):
                 continue
-            pairs = [lined(first.worlds[s], rows[id].worlds[s], weights) for s in values]
-            known = [variance(strata) for strata in pairs if strata is not None]
-            items = math.fsum(known) / len(known) if len(known) == count else 0.0
+            pairs = [(first.worlds[seed], rows[id].worlds[seed]) for seed in values]
+            own, shared = _items(pairs, of, weights)
+            worlds = max(drawn, own) / count
+            freer = freedom * ((worlds + shared) / worlds) ** 2 if worlds else math.inf
             gap = math.fsum(values.values()) / count
-            found[id] = _t(gap, max(drawn, items) / count, freedom)
+            found[id] = _t(gap, worlds + shared, freer)
     return found
 
 
@@ -330,13 +368,7 @@ def over_runs(
     strata = [lined(one, two, weights) for one, two in zip(first, second, strict=True)]
     known = [each for each in strata if each is not None]
     if len(known) == len(strata):
-        joined = [
-            dataclasses.replace(
-                parts[0], differences=sum(p.differences for p in parts) / len(parts)
-            )
-            for parts in zip(*known, strict=True)
-        ]
-        items = variance(joined)
+        items = variance(_over_runs(known))
     else:
         items = math.fsum(one.stderr**2 + two.stderr**2 for one, two in pairs if one and two)
         items /= len(pairs)

@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError
 from common.manifest import beside, has_fingerprint
 from report.averages import Score
-from report.experiment import Model
+from report.experiment import Model, is_generated
 from report.reading import MANIFEST, SCORES, Reader, read
 
 NOT_RUN = "not run"
@@ -70,7 +70,9 @@ def cells(content: Mapping[str, Any]) -> tuple[dict[str, Score], dict[str, str]]
     tasks, wrong = {}, {}
     for name, entry in content["tasks"].items():
         try:
-            tasks[name] = _cell(entry)
+            found = _cell(entry)
+            shared = 0.0 if is_generated(name) else found.stderr**2
+            tasks[name] = dataclasses.replace(found, shared=shared)
         except ValueError as error:
             wrong[name] = str(error)
     return tasks, wrong

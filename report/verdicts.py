@@ -125,6 +125,19 @@ def spread_difference(
     return gap, gaps[round(0.025 * (_DRAWS - 1))], gaps[round(0.975 * (_DRAWS - 1))]
 
 
+def _spread(scores: Sequence[Score]) -> Score:
+    """Return the deviation over columns; of its error, the part of items that all worlds share.
+
+    Source: the delta method, with the deviation's derivative (score - mean) / (n deviation).
+    """
+    values = [score.value for score in scores]
+    found, centre, count = deviation(values), mean(values), len(values)
+    slopes = [(value - centre) / (count * found) if found else 1 / count for value in values]
+    parts = zip(slopes, scores, strict=True)
+    shared = math.fsum(slope**2 * score.shared for slope, score in parts)
+    return Score(found, math.sqrt(shared), 1, shared=shared)
+
+
 def _over_columns(case: Case, model: Model) -> list[Score]:
     return [score for column in case.averaged if (score := model.column(column))]
 
@@ -142,8 +155,7 @@ class _Side:
         """Return what the test compares of a row."""
         if self.test.get("spread"):
             scores = _over_columns(self.case, model)
-            full = len(scores) == len(self.case.averaged)
-            return Score(deviation([s.value for s in scores]), 0.0, 1) if full else None
+            return _spread(scores) if len(scores) == len(self.case.averaged) else None
         return self.case.score(model, self.test.get("column", "Avg"))
 
     def weights(self) -> dict[str, float]:

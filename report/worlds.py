@@ -12,7 +12,7 @@ from typing import Any
 
 from report.answers import is_an_expert
 from report.averages import Score
-from report.experiment import Case, Column, Model
+from report.experiment import Case, Column, Model, is_generated
 
 _ROWS = 3  # of which a common variance can be learned
 
@@ -84,9 +84,10 @@ def moderated(variances: Sequence[float], freedom: int) -> tuple[list[float], fl
 def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
     """Average rows over worlds, with the standard error between worlds and items together.
 
-    The variance of a row's scores over worlds holds that of worlds and that of items. It is
-    moderated by the rows that were run in as many worlds, and never below what the items alone
-    make. Divided by the number of worlds it is the variance of the mean.
+    The variance of a row's scores over worlds holds that of worlds and that of the items that each
+    world draws. It is moderated by the rows that were run in as many worlds, and never below what
+    these items alone make. Divided by the number of worlds it is the variance of the mean. The
+    variance of items that all worlds share is added undivided.
 
     Args:
         table: A row's scores, one a world; of one column or average.
@@ -106,15 +107,55 @@ def over_worlds(table: Sequence[Sequence[Score]]) -> list[Score | None]:
             found.append(None)
             continue
         count = len(scores)
-        items = math.fsum(score.stderr**2 for score in scores) / count
+        shared = math.fsum(score.shared for score in scores) / count
+        own = math.fsum(score.stderr**2 - score.shared for score in scores) / count
         found.append(
             Score(
                 value=math.fsum(score.value for score in scores) / count,
-                stderr=math.sqrt(max(drawn.get(place, 0.0), items) / count),
+                stderr=math.sqrt(max(drawn.get(place, 0.0), own) / count + shared),
                 items=sum(score.items for score in scores),
                 chance=math.fsum(score.chance for score in scores) / count,
+                shared=shared,
             )
         )
+    return found
+
+
+def _shared_parts(models: Sequence[Model]) -> dict[str, float]:
+    """Estimate by task how much of a score's squared error is common to a row's worlds.
+
+    It is the mean covariance between worlds of the items' scores over the number of items, which
+    leaves out what an item adds in one world only. Tasks whose answers are not known, or not of
+    the same items in all worlds, are left out.
+    """
+    import numpy as np
+
+    parts: dict[str, float] = {}
+    for task in models[0].tasks if len(models) > 1 else ():
+        answers = [model.answers for model in models if model.answers and task in model.tasks]
+        asked = {one.ids.get(task, "") for one in answers}
+        if is_generated(task) or len(answers) < len(models) or len(asked) > 1:
+            continue
+        scores = np.array([one.scores[task] for one in answers])
+        worlds, items = scores.shape
+        if items > 1:
+            apart = np.cov(scores)
+            parts[task] = (apart.sum() - np.trace(apart)) / (worlds * (worlds - 1) * items)
+    return parts
+
+
+def _sharing(rows: Mapping[int, Model]) -> Mapping[int, Model]:
+    """Give a row's scores the shared part of their errors, as far as its answers show it."""
+    parts = _shared_parts([model for model in rows.values() if model.status == "ok"])
+    if not parts:
+        return rows
+    found = {}
+    for seed, model in rows.items():
+        tasks = dict(model.tasks)
+        for task in parts.keys() & tasks.keys():
+            shared = min(max(parts[task], 0.0), tasks[task].stderr ** 2)
+            tasks[task] = dataclasses.replace(tasks[task], shared=shared)
+        found[seed] = dataclasses.replace(model, tasks=tasks)
     return found
 
 
@@ -192,7 +233,7 @@ def pooled(worlds: Mapping[int, Case], name: str, stop: bool) -> Case:
 
     def rows(table: str) -> list[Model]:
         columns = zip(*(getattr(world, table) for world in kept.values()), strict=True)
-        return [_row(dict(zip(kept, models, strict=True))) for models in columns]
+        return [_row(_sharing(dict(zip(kept, models, strict=True)))) for models in columns]
 
     def placed(models: Sequence[Model]) -> tuple[Model, ...]:
         return tuple(filled[model.id] for model in models)

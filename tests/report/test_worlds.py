@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from report import kept, tables
-from report.averages import Score
+from report import kept, tables, worlds
+from report.answers import Answers
+from report.averages import Score, mean
 from report.case_table import case_csv, case_grid
 from report.experiment import Model
 from report.load import load
@@ -134,6 +135,67 @@ def test_paired_intervals_hold_the_true_difference_as_often_as_they_say():
     assert np.mean(widths) < 0.85 * np.mean(plain)  # 2 degrees of freedom alone are wider
 
 
+def benchmark(generator, task, rows=10, count=2, items=100):
+    """Rows in worlds that all answer one set of items, of which some are hard; and the truth."""
+    truth = generator.uniform(0.4, 0.6, size=rows)
+    hard = generator.choice((-0.3, 0.3), size=items)
+    trained = 0.03 * generator.normal(size=(rows, count))
+    chances = truth[:, None, None] + trained[:, :, None] + hard
+    right = (generator.random(chances.shape) < chances).astype(float)
+    made = []
+    for place, answered in enumerate(right):
+        row = {}
+        for seed, values in enumerate(answered):
+            stderr = values.std(ddof=1) / math.sqrt(items)
+            shared = 0.0 if task.startswith("bottle_") else stderr**2
+            row[seed] = Model(
+                f"row{place}",
+                "",
+                "merge",
+                tasks={task: Score(values.mean(), stderr, items, shared=shared)},
+                answers=Answers({task: "same"}, {task: tuple(values)}),
+            )
+        made.append(Model(f"row{place}", "", "merge", worlds=row))
+    return made, truth
+
+
+def test_more_worlds_do_not_lessen_the_error_of_items_that_they_share():
+    def errors_and_coverage(task):
+        generator = np.random.default_rng(4)
+        errors, squares, held = [], [], []
+        for _ in range(120):
+            rows, truth = benchmark(generator, task)
+            known = [worlds._sharing(row.worlds) for row in rows]
+            table = [[world.tasks[task] for world in row.values()] for row in known]
+            for found, true in zip(over_worlds(table), truth, strict=True):
+                errors.append((found.value - true) ** 2)
+                squares.append(found.stderr**2)
+            apart = compared(rows, rows[0], lambda row: row.tasks.get(task), {task: 1.0})
+            for place, row in enumerate(rows[1:], 1):
+                gap = apart[row.id]
+                held.append(gap.low <= truth[0] - truth[place] <= gap.high)
+        return np.mean(squares) / np.mean(errors), np.mean(held)
+
+    ratio, held = errors_and_coverage("ja8/xwinograd_ja")
+    assert 0.85 <= ratio <= 1.2
+    assert 0.94 <= held <= 0.995
+    # The same numbers taken for items of each world's own are too sure of a row's score.
+    ratio, _ = errors_and_coverage("bottle_ja8/xwino")
+    assert ratio < 0.75
+
+
+def test_shared_items_by_hand():
+    # Two worlds that agree: the items' variance is that of one, not half of it.
+    one = Score(0.5, 0.05, 100, shared=0.05**2)
+    (found,) = over_worlds([[one, one]])
+    assert found.stderr == pytest.approx(0.05)
+    # A mean of a shared column and a generated one: half of the squared error is shared.
+    both = mean([one, Score(0.7, 0.05, 100)])
+    assert both.shared == pytest.approx(both.stderr**2 / 2)
+    (found,) = over_worlds([[both, both]])
+    assert found.stderr**2 == pytest.approx(both.stderr**2 * (1 / 2 + 1 / 4))
+
+
 def test_rows_are_compared_in_the_worlds_that_both_have():
     table = [[binomial(180), binomial(100)], [binomial(160), binomial(80)]]
     rows = models(table)
@@ -155,6 +217,21 @@ def test_groups_are_near_ties():
 
     found = [{model.id for model, _ in group} for group in groups(rows, mean_of, {})]
     assert found == [{"row0", "row1", "row2"}, {"row3", "row4"}]
+
+
+def test_a_table_says_what_its_worlds_share(several):
+    path, results, config = several
+    (case, *_) = load(path, results).cases
+    assert "data, base, experts and merges are made anew in each." in case_grid(case, 7).caption
+    config["cases"]["case1"]["base"] = {"package": "gemma3-270m"}
+    path.write_text(json.dumps(config))
+    (case, *_) = load(path, results).cases
+    anew = "experts, merges and generated items are made anew in each, not the base."
+    assert anew in case_grid(case, 7).caption
+    config["cases"]["case1"]["columns"][0]["tasks"] = ["kobest/copa"]
+    path.write_text(json.dumps(config))
+    (case, *_) = load(path, results).cases
+    assert "in each, not the base and benchmarks' items." in case_grid(case, 7).caption
 
 
 @pytest.fixture

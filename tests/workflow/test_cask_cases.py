@@ -33,6 +33,14 @@ def test_the_casks_configuration_is_in_order():
     assert case.most_rows == 200 * 16
 
 
+def test_several_seeds_are_worlds_each_with_a_folder():
+    def both(config):
+        del config["seed"]
+        config["seeds"] = [1, 2]
+
+    assert list(configuration.resolve(changed(both), "cask.yaml").worlds) == ["cask", "cask-seed2"]
+
+
 def test_its_models_fit_a_cpu():
     case = configuration.resolve(CASK, "cask.yaml").worlds["cask"]
     for kind in resources.WORK:
