@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from merges.dam import narrow
 from merges.dam.norms import NormFunction
 
 # Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
@@ -97,7 +98,7 @@ class MergedWeight(torch.autograd.Function):
     With one coefficient per input column this is W = sum_i W_i diag(c_i). Plain autograd would
     keep the M products. Here the graph keeps nothing but the models' own weights, and the
     gradient is reduced model by model: dL/dc_ij = sum_m (dL/dW)_mj (W_i)_mj. Both go by blocks of
-    rows, so that no model's weight is ever widened at once.
+    rows, so that no model's weight is ever widened at once; see also `merges.dam.narrow`.
 
     Source:
         Gauthier-Caron et al., arXiv:2410.08371, section 3.1.
@@ -117,6 +118,9 @@ class MergedWeight(torch.autograd.Function):
         """
         ctx.save_for_backward(*weights)
         ctx.dtype, ctx.shape = coefficients.dtype, coefficients.shape
+        ctx.narrow = narrow.serves(weights, coefficients)
+        if ctx.narrow:
+            return narrow.merge(weights, coefficients)
         merged = torch.empty_like(weights[0])
         rows = _rows(_matrix(merged))
         results = _matrix(merged).split(rows)
@@ -136,6 +140,8 @@ class MergedWeight(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Reduce dL/dW (a weight's shape) to dL/dc (M, ...)."""
         weights = ctx.saved_tensors
+        if ctx.narrow:
+            return narrow.reduce(gradient, weights, ctx.shape), *(None for _ in weights)
         gradient = _matrix(gradient)
         reduced = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
         rows = _rows(gradient)
