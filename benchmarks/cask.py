@@ -42,13 +42,12 @@ RANK, RATE = 16, 5e-4
 
 def ours(model: Any, optimizer: Any, texts: list[Any], pad: int) -> float:
     """Train one step on packed rows with the head on answers alone."""
-    from cask.training import answers_loss, pack
+    from cask.training import MOST, learn, parts
 
-    loss = answers_loss(model, pack(texts))
     optimizer.zero_grad()
-    loss.backward()
+    loss = learn(model, parts(texts, MOST))
     optimizer.step()
-    return loss.item()
+    return loss
 
 
 def plain(model: Any, optimizer: Any, texts: list[Any], pad: int) -> float:
@@ -77,19 +76,25 @@ def part(name: str, base: Path, rows: Path, steps: int, batch: int) -> None:
     """Train in one way and print CPU seconds, peak MB, tokens and the last loss."""
     import torch
 
-    from cask.training import tokenise, with_lora
+    from cask.training import load_base, read_texts, tokenise, with_lora
     from checkpoints.loading import load_causal, load_tokenizer
+    from checkpoints.reading import Checkpoint
     from common.files import read_jsonl
 
     torch.set_num_threads(1)
-    tokenizer = load_tokenizer(base)
-    texts = tokenise(read_jsonl(rows)[: (steps + 1) * batch], tokenizer, 512)
+    if name == "ours":
+        texts, pad = read_texts(rows, base, 512)[0], 0
+        model = load_base(Checkpoint(base))
+    else:
+        tokenizer = load_tokenizer(base)
+        texts, pad = tokenise(read_jsonl(rows), tokenizer, 512), tokenizer.pad_token_id or 0
+        model = load_causal(base, dtype=torch.float32)
+    texts = texts[: (steps + 1) * batch]
     torch.manual_seed(0)
-    model = with_lora(load_causal(base, dtype=torch.float32), RANK)
+    model = with_lora(model, RANK)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=RATE)
     groups = [texts[start : start + batch] for start in range(0, len(texts), batch)]
-    pad = tokenizer.pad_token_id or 0
     STEPS[name](model, optimizer, groups[0], pad)
     before = resource.getrusage(resource.RUSAGE_SELF)
     losses = [STEPS[name](model, optimizer, group, pad) for group in groups[1:]]

@@ -1,7 +1,9 @@
 """Fine-tuning of an expert from a pretrained base: LoRA, or all weights of the linear layers.
 
 Several rows are one sequence without padding, and the head is computed where an answer is learned,
-and nowhere else: on a vocabulary of 262,144 tokens it costs more than all layers below it.
+and nowhere else: on a vocabulary of 262,144 tokens it costs more than all layers below it. A step's
+rows go through the model in parts, whose gradients are added up, so that memory does not grow with
+them; `cask.memory` says what else keeps it small.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _WARM_UP = 0.05  # share of the steps
 _FINAL_RATE = 0.1  # of the peak, at the end of the cosine
 _CLIP = 1.0
+MOST = 256  # tokens that go through the model at once; on Gemma 3 270M each takes 1.2 MB to learn
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def tokenise(
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a step as one sequence.
+    """Rows as one sequence: a step's, or a part of them.
 
     Attributes:
         ids: Token ids, (1, tokens), int64.
@@ -142,19 +145,37 @@ def pack(texts: Sequence[Text]) -> Batch:
     )
 
 
-def batches(texts: Sequence[Text], size: int, seed: int) -> Iterator[Batch]:
-    """Yield batches for ever, epoch after epoch, each in its own random order."""
+def parts(texts: Sequence[Text], most: int) -> list[Batch]:
+    """Pack a step's rows into sequences of at most so many tokens, but of one row at least."""
+    found, part, tokens = list[Batch](), list[Text](), 0
+    for text in texts:
+        if part and tokens + len(text.ids) - 1 > most:
+            found.append(pack(part))
+            part, tokens = [], 0
+        part.append(text)
+        tokens += len(text.ids) - 1
+    return [*found, pack(part)]
+
+
+def batches(texts: Sequence[Text], size: int, seed: int) -> Iterator[list[Batch]]:
+    """Yield each step's parts for ever, epoch after epoch, each in its own random order."""
     order, pending = random.Random(seed), list[Text]()
     while True:
         while len(pending) < size:
             pending += order.sample(texts, len(texts))
-        yield pack(pending[:size])
+        yield parts(pending[:size], MOST)
         pending = pending[size:]
 
 
-def answers_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy of the answers' tokens, a scalar in float32."""
-    from torch.nn.functional import cross_entropy
+def answers_loss(model: PreTrainedModel, batch: Batch, count: int) -> torch.Tensor:
+    """Return the cross-entropy of the answers' tokens over a count, a scalar in float32.
+
+    Args:
+        model: The model.
+        batch: The rows.
+        count: Tokens of answers in the step.
+    """
+    from cask.memory import cross_entropy
 
     device = next(model.parameters()).device
     logits = model(
@@ -163,7 +184,17 @@ def answers_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         logits_to_keep=batch.predicting.to(device),
         use_cache=False,
     ).logits[0]
-    return cross_entropy(logits.float(), batch.targets.to(device))
+    return cross_entropy(logits.float(), batch.targets.to(device), count)
+
+
+def learn(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """Add the gradient of a step's mean loss, one part after another; return the loss."""
+    count, loss = sum(len(batch.targets) for batch in batches), 0.0
+    for batch in batches:
+        part = answers_loss(model, batch, count)
+        part.backward()
+        loss += part.item()
+    return loss
 
 
 def _rate(step: int, steps: int) -> float:
@@ -251,17 +282,15 @@ def fit(
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _rate(step, recipe.steps)
-        batch = next(stream)
-        loss = answers_loss(trained, batch)
+        step_parts = next(stream)
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(learn(trained, step_parts))
         torch.nn.utils.clip_grad_norm_(learned, _CLIP)
         optimizer.step()
-        losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise UserError(f"{what}: the loss at step {step} is {losses[-1]}; lower the rate")
-        tokens += batch.ids.numel()
-        flops += size.flops(batch)
+        tokens += sum(batch.ids.numel() for batch in step_parts)
+        flops += sum(map(size.flops, step_parts))
         progress.step(note=f"loss {losses[-1]:.3f}")
     folded = trained.merge_and_unload() if recipe.rank else model
     tenth = max(1, recipe.steps // 10)  # a single step's loss is mostly its batch's
@@ -272,6 +301,42 @@ def fit(
         "backward_tokens": tokens,
         "flops": flops,
     }
+
+
+def read_texts(rows: Path, base: Path, most: int) -> tuple[list[Text], int]:
+    """Encode a file of rows by a base's tokenizer, whose memory is then given back.
+
+    Args:
+        rows: JSON lines, as for `tokenise`.
+        base: The base's folder.
+        most: Tokens of the longest text.
+
+    Returns:
+        The texts, and how many rows there were.
+
+    Raises:
+        UserError: As `tokenise`.
+    """
+    from cask.memory import give_back
+
+    content = read_jsonl(rows)
+    texts = tokenise(content, load_tokenizer(base), most)
+    give_back()
+    return texts, len(content)
+
+
+def load_base(base: Checkpoint) -> PreTrainedModel:
+    """Load a base for training: float32 but for embeddings and head, which stay as stored."""
+    import torch
+
+    from cask.memory import narrow_tables
+
+    model = load_causal(base.path, dtype=torch.float32)
+    names = [name for name in base.names() if kind(name) == "embedding" or is_head(name)]
+    types = {torch_type(base.stored(name)) for name in names}
+    if len(types) == 1:
+        narrow_tables(model, *types)
+    return model
 
 
 def _as_stored(model: PreTrainedModel, base: Checkpoint) -> dict[str, torch.Tensor]:
@@ -314,10 +379,9 @@ def train_expert(
     recipe.check()
     torch.set_num_threads(threads)
     check_recorded(rows)
-    content = read_jsonl(rows)
-    texts = tokenise(content, load_tokenizer(base), recipe.max_tokens)
+    texts, count = read_texts(rows, base, recipe.max_tokens)
     stored = Checkpoint(base)
-    model = load_causal(base, dtype=torch.float32).to(device)
+    model = load_base(stored).to(device)
     # One folder that appears whole: weights, what they cost, and what they were made from.
     with staged_directory(out) as folder:
         with measure(folder / "cost.json") as cost:
@@ -335,7 +399,7 @@ def train_expert(
             extra={
                 "first_loss": result["first_loss"],
                 "last_loss": result["last_loss"],
-                "left_out": len(content) - len(texts),
+                "left_out": count - len(texts),
             },
         )
     return result

@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cask import cli
+from cask import cli, memory
 from cask.training import (
     Recipe,
     Text,
     answers_loss,
     batches,
     fit,
+    learn,
     pack,
+    parts,
     tokenise,
     train_expert,
     with_lora,
@@ -68,13 +70,13 @@ def plain_loss(model, texts):
 
 
 def test_packed_rows_have_the_loss_of_single_ones(model):
-    found = answers_loss(model, pack(TEXTS)).double()
+    found = answers_loss(model, pack(TEXTS), 6).double()
     torch.testing.assert_close(found, plain_loss(model, TEXTS), rtol=1e-5, atol=1e-6)
 
 
 def test_their_gradients_too(model):
     wanted = [p for name, p in model.named_parameters() if "proj" in name]
-    found = torch.autograd.grad(answers_loss(model, pack(TEXTS)), wanted)
+    found = torch.autograd.grad(answers_loss(model, pack(TEXTS), 6), wanted)
     expected = torch.autograd.grad(plain_loss(model, TEXTS), wanted)
     for ours, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
@@ -109,10 +111,70 @@ def test_the_folded_model_is_the_base_and_its_adapter(tmp_path):
     torch.testing.assert_close(folded.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_step_in_parts_has_the_gradient_of_its_mean_loss(model):
+    found = parts(TEXTS, 7)
+    # 5, 2 and 8 tokens that predict: the first two fit together, the last is longer than a part.
+    assert [batch.ids.numel() for batch in found] == [7, 8]
+    assert [batch.ids.numel() for batch in parts(TEXTS, 100)] == [15]
+    assert len(parts(TEXTS, 1)) == 3
+    wanted = [p for name, p in model.named_parameters() if "proj" in name]
+    expected = torch.autograd.grad(plain_loss(model, TEXTS), wanted)
+    loss = learn(model, found)
+    assert loss == pytest.approx(plain_loss(model, TEXTS).item(), rel=1e-5)
+    for parameter, plain in zip(wanted, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, plain, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_kept_as_stored_change_no_result(tied):
+    model = gemma(tie_word_embeddings=tied)
+    tables = [p for name, p in model.named_parameters() if "embed" in name or "lm_head" in name]
+    assert len(tables) == 2 - tied
+    for table in tables:
+        table.data = table.data.bfloat16().float()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wanted = [p for name, p in model.named_parameters() if "proj" in name]
+    expected = answers_loss(model, pack(TEXTS), 6)
+    gradients = torch.autograd.grad(expected, wanted)
+    memory.narrow_tables(model, torch.bfloat16)
+    assert all(table.dtype == torch.bfloat16 and not table.requires_grad for table in tables)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(now.float(), state[n]) for n, now in model.state_dict().items())
+    found = answers_loss(model, pack(TEXTS), 6)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    for ours, plain in zip(torch.autograd.grad(found, wanted), gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_a_widened_product_is_that_of_the_wide_matrix(monkeypatch):
+    monkeypatch.setattr(memory, "_BLOCK", 20)  # 4 of 11 rows at a time
+    weight, inputs = torch.randn(11, 5).bfloat16(), torch.randn(2, 3, 5, requires_grad=True)
+    outputs = memory._Widened.apply(inputs, weight)
+    expected = inputs.double() @ weight.double().T
+    torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(2, 3, 11)
+    outputs.backward(upstream)
+    expected = upstream.double() @ weight.double()
+    torch.testing.assert_close(inputs.grad.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_is_torch_s_in_float64_and_takes_the_logits_place(monkeypatch):
+    monkeypatch.setattr(memory, "_ROWS", 60)  # 2 of 5 rows at a time
+    logits, targets = 4 * torch.randn(5, 30), torch.tensor([3, 0, 29, 3, 7])
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum") / 8
+    expected.backward()
+    given = logits.clone().requires_grad_()
+    loss = memory.cross_entropy(given * 1.0, targets, 8)
+    (2 * loss).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(given.grad.double(), 2 * exact.grad, rtol=1e-5, atol=1e-7)
+
+
 def test_every_row_is_seen_once_an_epoch():
     texts = [Text([1, number, 2], 1) for number in range(3, 15)]
     stream = batches(texts, 4, 0)
-    epochs = [sorted(next(stream).targets.tolist()[::2] for _ in range(3)) for _ in range(2)]
+    epochs = [sorted(next(stream)[0].targets.tolist()[::2] for _ in range(3)) for _ in range(2)]
     for epoch in epochs:
         assert sorted(number for part in epoch for number in part) == list(range(3, 15))
     assert epochs[0] != epochs[1]
