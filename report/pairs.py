@@ -200,6 +200,8 @@ def _in_one_world(first: Model, second: Model, of: Of, weights: Mapping[str, flo
     strata = lined(first, second, weights)
     if strata is None:
         return _t(one.value - two.value, one.stderr**2 + two.stderr**2, math.inf)
+    if not strata:  # a quantity that is no mean over items, whose error one world does not show
+        return _t(one.value - two.value, math.inf, math.inf)
     freedom = min(int(stratum.clusters.max()) for stratum in strata)
     found = _t(one.value - two.value, variance(strata), max(freedom, 1))
     return dataclasses.replace(found, p=sign_flips(strata))
@@ -269,6 +271,8 @@ def _compared(
         alike = {id: values for id, values in gaps.items() if len(values) == count}
         if count == 1:
             for id, values in alike.items():
+                if only not in (None, id):
+                    continue
                 ((seed, _),) = values.items()
                 one = _in_one_world(first.worlds[seed], rows[id].worlds[seed], of, weights)
                 found |= {id: one} if one else {}

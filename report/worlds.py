@@ -63,7 +63,8 @@ def moderated(variances: Sequence[float], freedom: int) -> tuple[list[float], fl
     """Draw each row's variance towards what the rows have in common.
 
     Three worlds give a row two degrees of freedom, so that its own variance is often much too small
-    or too large by chance.
+    or too large by chance. Two give it one, with which rows cannot be seen to differ: there, none
+    has less than its own.
 
     Args:
         variances: Sample variances, one a row.
@@ -75,9 +76,12 @@ def moderated(variances: Sequence[float], freedom: int) -> tuple[list[float], fl
     """
     common, scale = prior(variances, freedom)
     if math.isinf(common):
-        return [scale] * len(variances), 2.0 * freedom
-    total = common + freedom
-    drawn = [(common * scale + freedom * value) / total for value in variances]
+        drawn = [scale] * len(variances)
+    else:
+        total = common + freedom
+        drawn = [(common * scale + freedom * value) / total for value in variances]
+    if freedom < 2:
+        drawn = [max(pair) for pair in zip(drawn, variances, strict=True)]
     return drawn, freedom + min(common, freedom)
 
 

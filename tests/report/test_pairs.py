@@ -137,6 +137,17 @@ def test_worlds_are_clusters_and_a_missing_one_is_left_out():
     assert compared(alike, alike[0], of, WEIGHTS)["two"].p > 0.05
 
 
+def test_what_is_no_mean_over_items_stays_open_where_a_row_has_one_world():
+    one = worlds([[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1]])
+    lone = worlds([[], [], [0, 0, 1, 1]], "lone")
+    third = worlds([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]], "third")
+    rows = [one, lone, third]
+    found = compared(rows, one, lambda row: Score(row.tasks["t"].value / 2, 0.0, 1), {})
+    assert found["lone"].value == 0.125 and found["lone"].p == 1.0
+    assert (found["lone"].low, found["lone"].high) == (-math.inf, math.inf)
+    assert math.isfinite(found["third"].low)
+
+
 def test_a_row_that_is_compared_alone_has_the_test_that_it_has_among_all():
     draw = np.random.default_rng(3)
     models = [worlds(draw.integers(0, 2, (3, 50)), f"m{number}") for number in range(6)]

@@ -52,6 +52,17 @@ def test_the_prior_is_that_from_which_variances_were_drawn():
     assert moderated([1.0, 2.0], 2) == ([1.0, 2.0], 2.0)  # two rows teach nothing
 
 
+def test_of_two_worlds_no_row_is_surer_than_its_own_scores():
+    """One degree of freedom hides a row that a seed fails, which a common variance would cover."""
+    steady = [(0.90, 0.91), (0.88, 0.90), (0.93, 0.92), (0.86, 0.87), (0.91, 0.93)]
+    table = [[Score(value, 0.01, ITEMS) for value in row] for row in [*steady, (0.5, 0.9)]]
+    found = over_worlds(table)
+    assert found[-1].stderr >= 0.4 / 2  # of 2 values, the error of the mean is half the distance
+    variances = [0.5 * (a - b) ** 2 for a, b in [*steady, (0.5, 0.9)]]
+    drawn, _ = moderated(variances, 1)
+    assert all(one >= own for one, own in zip(drawn, variances, strict=True))
+
+
 def simulated(generator, rows=12):
     """Scores of rows in worlds whose true deviations differ, and the true standard errors."""
     between = 0.03 * np.exp(0.5 * generator.normal(size=rows))
@@ -135,7 +146,7 @@ def test_paired_intervals_hold_the_true_difference_as_often_as_they_say():
     assert np.mean(widths) < 0.85 * np.mean(plain)  # 2 degrees of freedom alone are wider
 
 
-def benchmark(generator, task, rows=10, count=2, items=100):
+def benchmark(generator, task, rows=10, count=3, items=100):
     """Rows in worlds that all answer one set of items, of which some are hard; and the truth."""
     truth = generator.uniform(0.4, 0.6, size=rows)
     hard = generator.choice((-0.3, 0.3), size=items)
