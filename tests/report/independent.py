@@ -58,6 +58,9 @@ def cells(config_path: Path, results: Path, name: str) -> dict:
     """
     config = json.loads(config_path.read_text(encoding="utf-8"))
     found: dict[tuple[str, str], tuple[float, float | None]] = {}
+    tables = [case["table"] for case in config["cases"].values()]
+    if name not in [*tables, "table3" if config.get("ablation") else ""]:
+        return found
     if name == "table3":
         ablation = config["ablation"]
         case = config["cases"][ablation["case"]]
