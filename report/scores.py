@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,8 +57,8 @@ def _cell(entry: Mapping[str, Any]) -> Score:
     lowest = -1.0 if entry.get("metric") == "mcc" else 0.0
     if not lowest <= value <= 1:  # NaN neither
         raise ValueError(f"has the score {value:g}, which is not between {lowest:g} and 1")
-    if not (math.isfinite(stderr) and stderr >= 0):
-        raise ValueError(f"has the standard error {stderr:g}")
+    if not 0 <= stderr <= 1:  # no mean of values from -1 to 1 has a larger one
+        raise ValueError(f"has the standard error {stderr:g}, which is not between 0 and 1")
     if items < 1:
         raise ValueError("has no items")
     return Score(value, stderr, items, chance)

@@ -47,6 +47,7 @@ def entry(**values):
         (entry(value=-0.5), "has the score -0.5"),
         (entry(stderr=float("nan")), "has the standard error nan"),
         (entry(stderr=-1), "has the standard error -1"),
+        (entry(stderr=1e308), "has the standard error 1e+308"),
         (entry(items="many"), "is not a score"),
         (entry(value=None), "is not a score"),
         (entry(items=7), "has 7 items in"),
