@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from merges.dam.layers import multiplies_bfloat16
 from merges.dam.packing import Packing
+from merges.dam.products import multiplies
 
 ATTENTION = "packed_samples"
 # Up to this many tokens the scores of all heads are small, and plain matrix products beat the
@@ -109,7 +109,7 @@ def _goes_by_strips(query: Tensor, value: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
-        and multiplies_bfloat16()
+        and multiplies(query)
         and value.shape[-1] == width
         and heads * length**2 <= MOST_KEPT
     )
@@ -251,6 +251,20 @@ def packed_attention(
     ]
     if unknown or attention_mask is not None:
         raise ValueError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
+    if not multiplies(query):
+        output, _ = packed_attention(
+            module,
+            query.float(),
+            key.float(),
+            value.float(),
+            None,
+            packing=packing,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            s_aux=s_aux,
+        )
+        return output.to(query.dtype), None
     longest = packing.shape[1]
     explicit = softcap is not None or s_aux is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from merges.dam.layers import times
 from merges.dam.objective import Objective
+from merges.dam.products import linear, multiplies, times
 
 # Tokens whose logits exist at a time: few enough that those of merged model and teacher take 300 MB
 # of bfloat16 at a vocabulary of 262k, many enough that a matrix product is at full speed and a step
@@ -38,7 +37,7 @@ class OutputHead:
 
     def product(self, hidden: Tensor) -> Tensor:
         """Return what `finish` makes logits of, for hidden states (tokens, hidden)."""
-        return F.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
     def finished(self, product: Tensor) -> Tensor:
         """Return the logits (tokens, vocabulary) of a product, in float32 or wider."""
@@ -110,9 +109,10 @@ def _terms(
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left^T right to total (rows, columns) by blocks of rows, whose products stay in cache."""
-    rows = max(WIDE // total.shape[1], 1)
+    rows, wide = max(WIDE // total.shape[1], 1), not multiplies(right)
+    right = right.float() if wide else right
     for own, block in zip(left.split(rows, 1), total.split(rows), strict=True):
-        block += own.T @ right
+        block += (own.float() if wide else own).T @ right
 
 
 class OutputLoss(torch.autograd.Function):

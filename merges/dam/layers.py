@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,12 +12,12 @@ from torch.nn import functional as F
 
 from merges.dam import narrow
 from merges.dam.norms import NormFunction
+from merges.dam.products import linear, times
 
 # Values of a block of rows. On a CPU it stays in the cache while it is widened, multiplied and
 # added; elsewhere it bounds the memory of the widened copies, and kernels stay large.
 # Two bytes a value leave room for more.
 CPU_BLOCK, CPU_NARROW_BLOCK, DEVICE_BLOCK = 1 << 16, 1 << 18, 1 << 25
-WIDENED = 1 << 22  # values of a block that is widened for a product
 # Weights of at most so many values are kept as one tensor: there, operations cost more than bytes.
 SMALL = 1 << 16
 # FLOPs of a matrix product in the time of one byte to and from memory: where `backward_by_model`
@@ -44,34 +42,6 @@ def backward_by_model(models: int, tokens: int, outputs: int, device: str) -> bo
     intensity = CPU_INTENSITY if device == "cpu" else DEVICE_INTENSITY
     by_model = tokens * (2 * (models - 2) * outputs / intensity + 34 * models)
     return by_model <= (14 * models + 6) * outputs
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether matrix products of bfloat16 run at the processor's full speed.
-
-    Not where the environment holds instructions back, so that such a run has the same bytes on
-    processors with and without them.
-    """
-    held_back = {"ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"} & set(os.environ)
-    return torch.cpu._is_avx512_bf16_supported() and not held_back
-
-
-def times(left: Tensor, matrix: Tensor) -> Tensor:
-    """Compute left (..., rows) times matrix (rows, columns), in the type of left.
-
-    On a CPU, bfloat16 and float16 go in float32 by blocks of rows: their own product took 20 to 35
-    times as long at 2,048 and 20,000 rows by 640 columns. It takes half as long where the processor
-    has products of bfloat16.
-    """
-    own = matrix.dtype == torch.bfloat16 and multiplies_bfloat16()
-    if matrix.device.type != "cpu" or matrix.element_size() > 2 or own:
-        return left @ matrix
-    rows = max(WIDENED // matrix.shape[1], 1)
-    total = left.new_zeros(*left.shape[:-1], matrix.shape[1], dtype=torch.float32)
-    for own, block in zip(left.split(rows, -1), matrix.split(rows), strict=True):
-        total += own.float() @ block.float()
-    return total.to(left.dtype)
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -177,7 +147,7 @@ class MergedProduct(torch.autograd.Function):
         """
         merged = MergedWeight.forward(ctx, coefficients, *weights)
         ctx.save_for_backward(inputs, coefficients, *weights)
-        return F.linear(inputs, merged)
+        return linear(inputs, merged)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -293,7 +263,7 @@ class MergedLinear(MergedLayer):
         """Apply the merged layer to (..., in_features), giving (..., out_features)."""
         flat, bias = _matrix(inputs), self.merged_bias()
         if not self.goes_by_model(len(flat)):
-            return F.linear(inputs, self.merged_weight(), bias)
+            return linear(inputs, self.merged_weight(), bias)
         outputs = MergedProduct.apply(flat, self.coefficients, *self.weights)
         outputs = outputs.view(*inputs.shape[:-1], -1)
         return outputs if bias is None else outputs + bias

@@ -24,6 +24,7 @@ from merges.dam.layers import (
 from merges.dam.norms import FrozenRMSNorm
 from merges.dam.packing import Packing
 from merges.dam.plain import PlainBody
+from merges.dam.products import widen_products
 
 # Modules that compute gain * x / sqrt(mean(x^2) + epsilon); Gemma's, which adds 1 to the gain,
 # is not among them.
@@ -82,6 +83,7 @@ class Decoder:
         self.device = weights[0].device
         self.body.to(self.device)  # the rotary frequencies
         freeze_norms(self.body)
+        widen_products(self.body)
         self._plain = PlainBody.of(self.body) if packed and not recompute else None
         if recompute:
             for layer in self.body.modules():

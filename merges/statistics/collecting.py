@@ -18,6 +18,7 @@ from common.progress import Progress
 from merges.dam.data import Calibration
 from merges.dam.network import head_name
 from merges.dam.packing import Packing
+from merges.dam.products import linear, times
 from merges.statistics.decoder import LayeredDecoder, batches
 from merges.statistics.inputs import Gradients, Inputs, linear_modules, sampled
 from merges.statistics.kinds import BACKWARD
@@ -184,7 +185,7 @@ class Pass:
                 for first in range(0, stop - start, _HEAD_TOKENS):
                     part = slice(first, min(first + _HEAD_TOKENS, stop - start))
                     whole = slice(start + part.start, start + part.stop)
-                    logits = (final[part].detach() @ head.T).float()
+                    logits = linear(final[part].detach(), head).float()
                     own = labels[whole].to(logits.device)
                     if order.kind == "fisher":
                         own = torch.where(own < 0, own, sampled(logits, generator))
@@ -238,4 +239,4 @@ def _to_hidden(logits: Tensor, labels: Tensor, scales: Tensor, head: Tensor) -> 
     places = counted.nonzero().squeeze(1)
     gradient[places, labels[places]] += 1
     gradient *= (counted * scales.to(logits.device))[:, None]
-    return gradient.to(head.dtype) @ head
+    return times(gradient.to(head.dtype), head)

@@ -14,6 +14,7 @@ from common.errors import UserError
 from merges.dam.architecture import skeleton
 from merges.dam.network import freeze_norms
 from merges.dam.packing import Packing
+from merges.dam.products import widen_products
 
 # Their layers read hidden states, positions and nothing else, and their embedding is no more than
 # a row of the table; tests compare each with the model of transformers.
@@ -86,6 +87,7 @@ class LayeredDecoder:
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
         plain = freeze_norms(module)
+        widen_products(module)
         self._body.layers = nn.ModuleList([module])
         try:
             yield module

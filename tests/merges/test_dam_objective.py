@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 from merges.dam import head, layers, objective
 from merges.dam.head import OutputHead, Segment, output_loss
-from merges.dam.layers import MergedLinear, times
+from merges.dam.layers import MergedLinear
 from merges.dam.objective import Objective
 
 T = 2.0
@@ -237,25 +237,3 @@ def test_minimum_of_a_quadratic_objective_is_the_least_squares_solution():
 def test_bad_objectives_are_refused(weights, changes, message):
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
         Objective(weights, **changes)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("own", [True, False])  # whether the processor has such products
-def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, own, monkeypatch):
-    monkeypatch.setattr("merges.dam.layers.multiplies_bfloat16", lambda: own)
-    monkeypatch.setattr("merges.dam.layers.WIDENED", 40)  # blocks of five rows, the last of two
-    left, matrix = normal(6, 17).to(dtype), normal(17, 8, seed=1).to(dtype)
-    exact = left.double() @ matrix.double()
-    actual = times(left, matrix)
-    assert actual.dtype == dtype
-    torch.testing.assert_close(actual.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    assert torch.equal(times(left.double(), matrix.double()), exact)
-
-
-def test_instructions_that_are_held_back_are_not_counted_on(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
-        monkeypatch.delenv(name, raising=False)
-    assert layers.multiplies_bfloat16.__wrapped__()
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not layers.multiplies_bfloat16.__wrapped__()
