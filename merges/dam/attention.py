@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from merges.dam.packing import Packing
-from merges.dam.products import multiplies
+from merges.dam.products import widened
 
 ATTENTION = "packed_samples"
 # Up to this many tokens the scores of all heads are small, and plain matrix products beat the
@@ -104,12 +104,14 @@ class ShortAttention(torch.autograd.Function):
 
 
 def _goes_by_strips(query: Tensor, value: Tensor) -> bool:
-    """Say whether strips beat torch's kernel, and are small; arguments as for `StripAttention`."""
+    """Say whether strips beat torch's kernel, and are small; arguments as for `StripAttention`.
+
+    Bfloat16 comes here on a CPU only where it has such products, see `widened`.
+    """
     _, heads, length, width = query.shape
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
-        and multiplies(query)
         and value.shape[-1] == width
         and heads * length**2 <= MOST_KEPT
     )
@@ -251,26 +253,15 @@ def packed_attention(
     ]
     if unknown or attention_mask is not None:
         raise ValueError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
-    if not multiplies(query):
-        output, _ = packed_attention(
-            module,
-            query.float(),
-            key.float(),
-            value.float(),
-            None,
-            packing=packing,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-        )
-        return output.to(query.dtype), None
+    dtype = query.dtype
+    query, key, value = (widened(own) for own in (query, key, value))
     longest = packing.shape[1]
     explicit = softcap is not None or s_aux is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if longest <= SHORT and not explicit and query.shape[-1] == value.shape[-1]:
         mask = packing.visible(longest, sliding_window, query.dtype)
-        return ShortAttention.apply(query, key, value, packing, scale, mask), None
+        output = ShortAttention.apply(query, key, value, packing, scale, mask)
+        return output.to(dtype), None
     outputs = []
     samples = zip(
         *(row.split(list(packing.lengths), 2) for row in (query, key, value)), strict=True
@@ -300,4 +291,4 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(output.transpose(1, 2))
-    return torch.cat(outputs, 1), None
+    return torch.cat(outputs, 1).to(dtype), None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merges.dam.objective import Objective
-from merges.dam.products import linear, multiplies, times
+from merges.dam.products import linear, times, widened
 
 # Tokens whose logits exist at a time: few enough that those of merged model and teacher take 300 MB
 # of bfloat16 at a vocabulary of 262k, many enough that a matrix product is at full speed and a step
@@ -109,10 +109,9 @@ def _terms(
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left^T right to total (rows, columns) by blocks of rows, whose products stay in cache."""
-    rows, wide = max(WIDE // total.shape[1], 1), not multiplies(right)
-    right = right.float() if wide else right
+    rows, right = max(WIDE // total.shape[1], 1), widened(right)
     for own, block in zip(left.split(rows, 1), total.split(rows), strict=True):
-        block += (own.float() if wide else own).T @ right
+        block += widened(own).T @ right
 
 
 class OutputLoss(torch.autograd.Function):

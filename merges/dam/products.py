@@ -36,6 +36,11 @@ def multiplies(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16 and multiplies_bfloat16()
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 where `multiplies` says no, else as it is."""
+    return tensor if multiplies(tensor) else tensor.float()
+
+
 def times(left: Tensor, matrix: Tensor) -> Tensor:
     """Compute left (..., rows) times matrix (rows, columns), in the type of left.
 

@@ -77,7 +77,7 @@ def test_packed_samples_go_by_strips_where_these_are_faster(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice changes nothing but rounding, and a large sample goes by torch's kernel."""
-    monkeypatch.setattr(attention, "multiplies", lambda tensor: True)
+    monkeypatch.setattr(attention, "widened", lambda tensor: tensor)
     monkeypatch.setattr(attention, "MOST_KEPT", HEADS * 100**2)
     taken: list[int] = []
     original = attention.attend

@@ -15,7 +15,6 @@ from merges.dam import products
 from merges.dam.data import make_batch
 from merges.dam.method import training_parameters
 from merges.dam.packing import Packing
-from merges.dam.products import times
 from merges.dam.sources import load_sources
 from merges.dam.training import Trainer
 from merges.statistics.decoder import LayeredDecoder
@@ -29,6 +28,22 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Products(TorchDispatchMode):
+    """Notes the products and attentions with an argument of a type."""
+
+    def __init__(self, dtype=torch.bfloat16):
+        super().__init__()
+        self._dtype, self.found = dtype, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        product = any(part in name for part in ("mm", "matmul", "attention", "linear"))
+        tensors = [own for own in args if isinstance(own, torch.Tensor)]
+        if product and any(own.dtype == self._dtype for own in tensors):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("own", [True, False])  # whether the processor has such products
 def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, own, monkeypatch):
@@ -36,10 +51,10 @@ def test_a_narrow_product_is_exact_but_for_one_rounding(dtype, own, monkeypatch)
     monkeypatch.setattr("merges.dam.products.WIDENED", 40)  # blocks of five rows, the last of two
     left, matrix = normal(6, 17).to(dtype), normal(17, 8, seed=1).to(dtype)
     exact = left.double() @ matrix.double()
-    actual = times(left, matrix)
+    actual = products.times(left, matrix)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    assert torch.equal(times(left.double(), matrix.double()), exact)
+    assert torch.equal(products.times(left.double(), matrix.double()), exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -69,12 +84,19 @@ def test_a_wide_linear_layer_and_its_gradients_are_rounded_once(dtype, biased, m
         torch.testing.assert_close(one.double(), other, rtol=eps, atol=2e-6)
 
 
-def test_a_wide_linear_layer_computes_what_is_asked_for(monkeypatch):
+@pytest.mark.parametrize("asked", ["inputs", "weight"])
+def test_a_wide_linear_layer_computes_what_is_asked_for(asked, monkeypatch):
     monkeypatch.setattr("merges.dam.products.multiplies_bfloat16", lambda: False)
-    x, weight = normal(3, 8).bfloat16(), normal(5, 8, seed=1).bfloat16()
-    assert not products.linear(x, weight).requires_grad
-    assert torch.autograd.grad(products.linear(x, weight.requires_grad_()).sum(), weight)
-    assert torch.autograd.grad(products.linear(x.requires_grad_(), weight.detach()).sum(), x)
+    given = {"inputs": normal(3, 8).bfloat16(), "weight": normal(5, 8, seed=1).bfloat16()}
+    assert not products.linear(**given).requires_grad
+    whole = [own.clone().requires_grad_() for own in given.values()]
+    both = torch.autograd.grad(products.linear(*whole).sum(), whole)
+    given[asked].requires_grad_()
+    total = products.linear(**given).sum()
+    with Products(torch.float32) as counted:
+        (found,) = torch.autograd.grad(total, given[asked])
+    assert len(counted.found) == 1
+    assert torch.equal(found, both[list(given).index(asked)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,22 +115,6 @@ def test_instructions_that_are_held_back_are_not_counted_on(monkeypatch):
     assert not products.multiplies_bfloat16.__wrapped__()
 
 
-class NarrowProducts(TorchDispatchMode):
-    """Counts the products and attentions whose arguments are bfloat16."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name()
-        product = any(part in name for part in ("mm", "matmul", "attention", "linear"))
-        tensors = [own for own in args if isinstance(own, torch.Tensor)]
-        if product and any(own.dtype == torch.bfloat16 for own in tensors):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 def in_float32(world, folder):
     """Copy a world, its bfloat16 weights widened."""
     models = {"base": world.base, **world.experts}
@@ -125,7 +131,7 @@ def trained(world, **given):
     """Return the narrow products of a step's loss and gradient, the loss, and the gradient."""
     own = load_sources(world.base, world.experts, world.calibration)
     trainer = Trainer(world, training_parameters(samples=4, **given), own)
-    with NarrowProducts() as counted:
+    with Products() as counted:
         rows = ROWS[: len(trainer.sources.calibrations)]
         total, _ = trainer.loss(make_batch(trainer.sources.calibrations, rows, "all", False), rows)
         total.backward()
@@ -162,7 +168,7 @@ def test_no_product_of_a_decoder_by_layers_is_narrow(make_model, tmp_path, monke
     for own in (True, False):
         monkeypatch.setattr("merges.dam.products.multiplies_bfloat16", lambda own=own: own)
         decoder = LayeredDecoder(Checkpoint(world.base.path))
-        with NarrowProducts() as counted, torch.no_grad():
+        with Products() as counted, torch.no_grad():
             hidden = decoder.embed(ids)
             for number in range(decoder.layers):
                 with decoder.layer(number):
