@@ -43,8 +43,10 @@ def _bars(
     known = [(at, score) for at, score in enumerate(scores) if score is not None]
     for place, known_score in known:  # not `barh`, which looks for limits that are set below
         paint = palette.colour(models[place], config)
-        size = known_score.value, _BAR
-        axes.add_artist(Rectangle((0, place - _BAR / 2), *size, facecolor=paint, linewidth=0))
+        fill = (0, place - _BAR / 2), known_score.value, _BAR
+        hollow = palette.hollow(models[place])
+        style = {"fill": False, "edgecolor": paint} if hollow else {"facecolor": paint}
+        axes.add_artist(Rectangle(*fill, **style, linewidth=1 if hollow else 0))
     ends = [[(s.value - s.stderr, at), (s.value + s.stderr, at)] for at, s in known]
     # A white line below each: else it is lost on DAM's dark bar.
     for width, colour in ((2.9, "white"), (0.9, palette.EDGE)):
@@ -136,7 +138,7 @@ def averages_figure(experiment: Experiment) -> Figure:
 
     cases = [(case, shown(case, case.models)) for case in experiment.cases]
     longest = max(len(models) for _, models in cases)
-    across = max(len(cases), 2)
+    across = len(cases)
     figure = Figure(figsize=(5 * across, 0.8 + _BAR_IN * 1.15 * longest))
     # Each panel has its labels at its left.
     room = [

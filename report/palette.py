@@ -70,6 +70,11 @@ def pale(model: Model, config: Mapping[str, Any]) -> bool:
     return model.kind == "merge" and "hub" not in row and not searched(row)
 
 
+def hollow(model: Model) -> bool:
+    """Return whether a model's bar is an outline: the base's and experts', as pale DAM is grey."""
+    return model.kind != "merge"
+
+
 def paint(full: str, model: Model, config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return a colour (RGB in [0, 1]), pale for a model of which nothing was chosen on dev."""
     from matplotlib.colors import to_rgb

@@ -41,6 +41,7 @@ class Mark:
     high: float = 0.0
     fill: str = "currentColor"
     pale: bool = False
+    hollow: bool = False  # an outline of a bar
     square: bool = False
     text: str = ""  # at the right of a bar
     at: tuple[float, float] = (0.0, 0.0)  # of a point's label
@@ -102,6 +103,7 @@ def _bar(place: int, model: Model, score: Score | None, config: Mapping[str, Any
         _LEFT + _WIDTH * high,
         fill,
         pale,
+        hollow=palette.hollow(model),
         text=number(score.value),
     )
 
@@ -347,11 +349,9 @@ def _plot(
         about = f"{model.label}: {number(score.value)} ±{number(score.stderr)}, {cost:.3g}"
         place = axes.x(cost), axes.y(score.value)
         ends_at = axes.y(score.value - side), axes.y(score.value + side)
-        pale, square = palette.pale(model, config), not model.best_of
-        look = Mark(
-            _short(model.label), about, *place, *ends_at, _fill(model, config), pale, square
-        )
-        marks.append(look)
+        look = _fill(model, config), palette.pale(model, config)
+        square = not model.best_of
+        marks.append(Mark(_short(model.label), about, *place, *ends_at, *look, square=square))
     rivals = [place for place, point in enumerate(found) if point.model.best_of]
     values = [found[place].score.value for place in rivals]
     line = [rivals[place] for place in pareto([costs[place] for place in rivals], values)]

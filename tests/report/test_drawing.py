@@ -107,6 +107,21 @@ def test_bars_are_those_of_barh(small):
                 bar.remove()
             paints = [palette.colour(model, config) for model in case.models]
             values = [score.value for score in scores]
-            axes.barh(range(len(values)), values, height=0.78, color=paints, linewidth=0)
+            merge = [model.kind == "merge" for model in case.models]
+            assert set(merge) == {True, False}
+            style = {
+                "color": [
+                    paint if filled else "none" for paint, filled in zip(paints, merge, strict=True)
+                ],
+                "edgecolor": paints,
+                "linewidth": [0 if filled else 1 for filled in merge],
+            }
+            axes.barh(range(len(values)), values, height=0.78, **style)
         pictures.append(drawing.rendered(axes.figure, "png"))
     assert pictures[0] == pictures[1]
+
+
+def test_the_figure_of_averages_is_as_wide_as_its_cases(small):
+    experiment = load(small[0], small[1])
+    wide = figures.averages_figure(experiment).get_figwidth()
+    assert wide == 5 * len(experiment.cases)

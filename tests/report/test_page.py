@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from report import cost, figures, page, published
 from report.load import load
 from report.smoke_table import smoke_grid
@@ -210,6 +210,11 @@ def test_the_page_draws_its_figures_and_links_only_files_that_there_are(small, t
     )
     value = f"{case.average(best).value:.3f}".removeprefix("0")
     assert f"highest {best.label} {value}" in drawn[0]
+    # One bar is an outline for the base and each expert, in the panel of averages alone.
+    averages = re.findall(r"<svg viewBox.*?</svg>", text, re.S)[0]
+    parents = len(case.models) - len(merges)
+    assert averages.count('fill="none" stroke="#') == parents > 0
+    assert text.count('height="12" fill="none"') == parents
 
 
 def test_equal_scores_give_equal_bytes_wherever_they_are(small, tmp_path):
