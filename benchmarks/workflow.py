@@ -173,7 +173,7 @@ def main() -> None:
     step = [
         sys.executable,
         "-c",
-        "import sys; sys.argv[1:] = []; from common.cli import run; run('benchmarks.imports')",
+        "import sys; sys.argv[1:] = []; from common.client import run; run('benchmarks.imports')",
     ]
     cold = median_wall(step)
     with Worker():

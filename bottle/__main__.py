@@ -1,5 +1,5 @@
 """`python -m bottle`."""
 
-from common.cli import run
+from common.client import run
 
 run("bottle.cli")

@@ -1,5 +1,5 @@
 """`python -m cask`."""
 
-from common.cli import run
+from common.client import run
 
 run("cask.cli")

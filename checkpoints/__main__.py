@@ -1,5 +1,5 @@
 """`python -m checkpoints`."""
 
-from common.cli import run
+from common.client import run
 
 run("checkpoints.cli")

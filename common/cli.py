@@ -1,18 +1,14 @@
-"""What the command lines share: how they start, and options that several of them have."""
+"""What the command lines share: options that several of them have."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from common import warm
-from common.calling import call
 from common.errors import UserError
 
 
@@ -84,18 +80,3 @@ def json_list(text: str | None, option: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise UserError(f"{option}: give a list with at least one entry")
     return value
-
-
-def run(module: str) -> NoReturn:
-    """End the process with the exit code of a module's `main(arguments) -> int`.
-
-    Importing torch, transformers and lm-eval takes a process about eight seconds. Where a warm
-    worker is offered (`common.warm`), a fork of it does the work instead; result and output are
-    the same.
-    """
-    if os.environ.get(warm.VARIABLE):
-        code = warm.request(module, sys.argv[1:])
-        if code is not None:
-            sys.exit(code)
-    warm.end_with_the_workflow()
-    sys.exit(call(module, sys.argv[1:]))

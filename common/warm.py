@@ -20,18 +20,16 @@ import secrets
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.calling import call, say
+from common.calling import call
+from common.client import VARIABLE, WORKFLOW, address, same_user
 
-VARIABLE = "BOTTLE_WARM_WORKER"  # holds the name of the worker's socket
-WORKFLOW = "BOTTLE_WORKFLOW"  # holds the number of the process that runs the experiment
 PRELOAD = (
     "torch",
     "safetensors.torch",
@@ -43,6 +41,7 @@ PRELOAD = (
     "datasets",
     "pandas",
     "cmaes",
+    "pydantic.main",  # else each evaluation imports it anew, in .05 s
 )
 # Steps allocate and free tensors of megabytes all the time. By default glibc returns each to the
 # system, which clears its pages anew for the next; kept on the heap, in large pages, they are not.
@@ -79,100 +78,6 @@ def end_with_the_workflow() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _address(name: str) -> str:
-    # A name of Linux's abstract kind: no file, so a killed run leaves none behind.
-    return f"\0{name}"
-
-
-def _same_user(connection: socket.socket) -> bool:
-    """Say whether the other side belongs to this user: such names have no file's permissions."""
-    size = struct.calcsize("3i")
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    return struct.unpack("3i", found)[1] == os.getuid()
-
-
-def request(module: str, arguments: Sequence[str]) -> int | None:
-    """Have the warm worker run a module's `main(arguments) -> int`.
-
-    Returns:
-        The exit code, or None where no worker answers and the caller has to do it itself.
-    """
-    return ask(os.environ[VARIABLE], module, arguments, os.getcwd(), sys.path, os.environ)
-
-
-def ask(
-    worker: str,
-    module: str,
-    arguments: Sequence[str],
-    folder: str,
-    path: Sequence[str],
-    environment: Mapping[str, str],
-    streams: Sequence[int] = (0, 1, 2),
-) -> int | None:
-    """Have a warm worker run a module's `main(arguments) -> int` as another process would.
-
-    Args:
-        worker: The name of its socket.
-        module: What has the `main`.
-        arguments: Its arguments.
-        folder: Where it works.
-        path: Where it looks for modules.
-        environment: Its variables.
-        streams: File descriptors of its standard input, output and error.
-
-    Returns:
-        The exit code, or None where no worker answers and the caller has to do it itself.
-    """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(_address(worker))
-        answers = _same_user(connection)
-    except OSError:
-        answers = False
-    if not answers:
-        connection.close()
-        return None
-    message = {
-        "module": module,
-        "arguments": list(arguments),
-        "folder": folder,
-        "path": list(path),
-        "environment": dict(environment),
-    }
-    answer = b""
-    with connection, contextlib.suppress(OSError):  # the worker was killed
-        rights = array.array("i", streams)
-        connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        connection.sendall(json.dumps(message).encode() + b"\n")
-        while block := connection.recv(64):
-            answer += block
-    return _explained(int(answer) if answer else None)
-
-
-def _explained(code: int | None) -> int:
-    """Say of a step that could not speak for itself that it was killed, and return its code.
-
-    Args:
-        code: Its exit code, 128 and the signal's number where one killed it; None where the
-            worker was killed and the step with it.
-    """
-    # `call` itself returns the codes of the last two.
-    signals = set(signal.Signals) - {signal.SIGINT, signal.SIGPIPE}
-    if code is not None and code - 128 not in signals:
-        return code
-    what = "the warm worker was killed, and with it this step"
-    likely = "the system may have run out of memory"
-    if code is not None:
-        number = signal.Signals(code - 128)
-        what = f"the step was killed by signal {number.value} ({number.name})"
-        if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT):
-            likely = "a library crashed"
-        elif number != signal.SIGKILL:
-            likely = "somebody or a scheduler ended it"
-    say(f"error: {what}; {likely}: run the same command again")
-    return 1 if code is None else code
-
-
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * 4))
     descriptors = array.array("i")
@@ -189,7 +94,7 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 def _serve_one(connection: socket.socket) -> None:
     """In a child: fork the step, and kill it if its caller goes away first."""
-    if not _same_user(connection):
+    if not same_user(connection):
         return
     message, descriptors = _receive(connection)
     parent = os.getpid()
@@ -281,7 +186,7 @@ class Worker:
     def __enter__(self) -> Worker:
         name = f"merging-in-a-bottle-{os.getpid()}-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(_address(name))
+        self._listener.bind(address(name))
         self._listener.listen(64)
         self._end, self._ended = os.pipe()
         self._process: subprocess.Popen | None = None

@@ -1,5 +1,5 @@
 """Entry point of `python -m evaluation`."""
 
-from common.cli import run
+from common.client import run
 
 run("evaluation.cli")

@@ -1,5 +1,5 @@
 """`python -m merges`."""
 
-from common.cli import run
+from common.client import run
 
 run("merges.cli")

@@ -1,5 +1,5 @@
 """Entry point of `python -m paper`."""
 
-from common.cli import run
+from common.client import run
 
 run("paper.cli")

@@ -1,5 +1,5 @@
 """`python -m search`: see `search.cli`."""
 
-from common.cli import run
+from common.client import run
 
 run("search.cli")

@@ -1,5 +1,5 @@
 """Entry point of `python -m studies`."""
 
-from common.cli import run
+from common.client import run
 
 run("studies.cli")

@@ -2,6 +2,6 @@
 
 import sys
 
-from common.cli import call
+from common.calling import call
 
 sys.exit(call("workflow.cli", sys.argv[1:]))

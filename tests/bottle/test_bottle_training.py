@@ -24,7 +24,7 @@ from bottle.training import (
     train_role,
 )
 from checkpoints.reading import Checkpoint
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 from common.files import read_json, sha256_file
 

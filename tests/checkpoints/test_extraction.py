@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints.adapters import Adapter
 from checkpoints.extraction import extract_lora
 from checkpoints.reading import Checkpoint
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 
 FILE = "model.safetensors"

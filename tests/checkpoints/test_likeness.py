@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import comparing
 from checkpoints.likeness import MEASURES, Likeness, effective_rank, linear_cka, over_pairs
-from common.cli import call
+from common.calling import call
 
 FILE = "model.safetensors"
 

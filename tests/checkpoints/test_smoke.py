@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints.cli import main
 from checkpoints.reading import SINGLE, Checkpoint
 from checkpoints.smoke import TEXT, lines, measure, smoke
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -72,7 +72,7 @@ def step(folder, before=(), **environment):
     kept = {k: v for k, v in os.environ.items() if k not in {*numerics.SETTINGS, warm.VARIABLE}}
     own = {"PYTHONPATH": f"{Path.cwd()}:{folder}", "NUMBA_CACHE_DIR": KERNELS.name}
     done = subprocess.run(
-        [*before, sys.executable, "-c", "from common.cli import run; run('program')"],
+        [*before, sys.executable, "-c", "from common.client import run; run('program')"],
         env=kept | own | {"OMP_NUM_THREADS": "1"} | environment,
         cwd=folder,
         capture_output=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import warm
+from common import client, warm
 
 PROGRAM = """
 import os, sys, time
@@ -68,7 +68,7 @@ def folder(tmp_path):
 
 
 def command(*arguments):
-    return [sys.executable, "-c", "from common.cli import run; run('program')", *arguments]
+    return [sys.executable, "-c", "from common.client import run; run('program')", *arguments]
 
 
 def environment(folder, warmly):
@@ -176,8 +176,17 @@ def test_a_worker_leaves_no_file_and_serves_its_user_alone(folder, monkeypatch):
         # Another user would see the name too: it says who is asked, and who asks.
         assert listens(name)
         monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-        assert warm.request("program", ["fine"]) is None
+        assert client.request("program", ["fine"]) is None
     wait_for(lambda: not listens(name))
+
+
+def test_a_client_imports_little():
+    """It starts for every step: what it has no use for would be most of its time."""
+    shown = "import sys, common.client; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "common.client" in imported
+    assert not {"argparse", "dataclasses", "subprocess", "typing", "common.warm"} & imported
 
 
 def test_a_fault_of_the_program_shows_its_traceback(worker, folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from evaluation.suites import load_suites
 from tests.evaluation.ja8_rows import ITEMS, write
 

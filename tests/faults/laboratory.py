@@ -21,7 +21,7 @@ from typing import NamedTuple
 import psutil
 import yaml
 
-from common.warm import ask
+from common.client import ask
 from tests.workflow.conftest import ROOT, Project, tiny
 
 AMOUNTS = ("short", "full", "long")

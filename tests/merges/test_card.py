@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from common.cli import call
+from common.calling import call
 from common.manifest import fingerprint, read_manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from common.cli import call
+from common.calling import call
 from common.files import read_json
 from common.manifest import check_recorded, write_manifest
 from merges import inspecting

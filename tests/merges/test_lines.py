@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from checkpoints.reading import Checkpoint
-from common.cli import call
+from common.calling import call
 from common.files import read_json
 from common.manifest import check_recorded
 from merges import lines

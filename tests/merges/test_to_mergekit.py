@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 from merges.cli import main
 from merges.engine import registry

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.cli import call
+from common.calling import call
 from common.worlds import folder_of, seeds_of
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from common.files import read_jsonl
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import SMALL, fill, write

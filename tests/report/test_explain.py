@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from common.manifest import beside, fingerprint, hash_of, write_manifest
 from report.explain import explain
 from report.load import load

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from report import inspection, panels, tables
 from report.load import load
 from tests.report.conftest import fill, inspected, write

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from report import lines
 from report.load import load
 from tests.report.conftest import fill, inspected, write

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.likeness import kinship
 from checkpoints.reading import Checkpoint
-from common.cli import call
+from common.calling import call
 from common.hashes import BLAKE3, SHA256
 from search.kinship import inner_products, next_merges
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 from report.averages import Score
 from report.intervals import difference

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.cli import call
+from common.calling import call
 from common.errors import UserError
 from studies.scale import claims, default_run, predictors
 from studies.scale.law import Point, fit, predictions

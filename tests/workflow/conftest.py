@@ -16,7 +16,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from common.warm import PRELOAD, VARIABLE, Worker, ask
+from common.client import VARIABLE, ask
+from common.warm import PRELOAD, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 # What Snakemake and the Snakefile import, apart from the project's own modules.
