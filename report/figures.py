@@ -43,10 +43,10 @@ def _bars(
     known = [(at, score) for at, score in enumerate(scores) if score is not None]
     for place, known_score in known:  # not `barh`, which looks for limits that are set below
         paint = palette.colour(models[place], config)
-        fill = (0, place - _BAR / 2), known_score.value, _BAR
         hollow = palette.hollow(models[place])
-        style = {"fill": False, "edgecolor": paint} if hollow else {"facecolor": paint}
-        axes.add_artist(Rectangle(*fill, **style, linewidth=1 if hollow else 0))
+        inside, edge = ("none", 1) if hollow else (paint, 0)
+        bar = (0, place - _BAR / 2), known_score.value, _BAR
+        axes.add_artist(Rectangle(*bar, facecolor=inside, edgecolor=paint, linewidth=edge))
     ends = [[(s.value - s.stderr, at), (s.value + s.stderr, at)] for at, s in known]
     # A white line below each: else it is lost on DAM's dark bar.
     for width, colour in ((2.9, "white"), (0.9, palette.EDGE)):
