@@ -123,9 +123,9 @@ class _Drawn:
         caption = self.captions[name]
         return render.figure(name, caption, shown, families, self._files(name))
 
-    def plots(self, case: Case, shown: list[panels.Panel]) -> Markup:
+    def plots(self, case: Case, shown: list[panels.Panel], models: tuple[Model, ...]) -> Markup:
         name = f"{case.table}_compute"
-        families = panels.legend(case.models, self.experiment.config)
+        families = panels.legend(models, self.experiment.config)
         caption, files = self.captions[name], self._files(name)
         return render.figure(name, caption, shown, families, files, True) if shown else Markup("")
 
@@ -148,8 +148,9 @@ def _case_section(drawn: _Drawn, case: Case, known: Mapping[str, Any], found: li
     experiment, seed = drawn.experiment, drawn.experiment.seed
     content = _scored(case_grid(case, seed), known)
     shown = panels.tasks(case, experiment.config)
-    content += drawn.bars(f"{case.table}_tasks", shown, case.models)
-    content += drawn.plots(case, panels.compute(case, found, experiment.config))
+    merges = tuple(model for model in case.models if model.kind == "merge")
+    content += drawn.bars(f"{case.table}_tasks", shown, merges)
+    content += drawn.plots(case, panels.compute(case, found, experiment.config), merges)
     if has_groups(case):
         content += _scored(tasks_grid(case, seed), known)
     if case.more:

@@ -384,7 +384,11 @@ def compute(case: Case, found: Sequence[Cost], config: Mapping[str, Any]) -> lis
     ]
 
 
-def legend(models: Sequence[Model], config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the families of models that have scores with their colours, for a legend."""
+def legend(models: Sequence[Model], config: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """Return families of models that have scores, their colours, and whether they are outlines."""
     shown = [model for model in models if model.tasks]
-    return list(dict.fromkeys((palette.family(m, config)[0], _fill(m, config)) for m in shown))
+    looks = (
+        (palette.family(model, config)[0], _fill(model, config), palette.hollow(model))
+        for model in shown
+    )
+    return list(dict.fromkeys(looks))

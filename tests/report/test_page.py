@@ -215,6 +215,7 @@ def test_the_page_draws_its_figures_and_links_only_files_that_there_are(small, t
     parents = len(case.models) - len(merges)
     assert averages.count('fill="none" stroke="#') == parents > 0
     assert text.count('height="12" fill="none"') == parents
+    assert re.findall(r'fill="none" stroke="#[^>]*></svg> ([^<]*)', text) == ["Base and experts"]
 
 
 def test_equal_scores_give_equal_bytes_wherever_they_are(small, tmp_path):
