@@ -34,10 +34,29 @@ def run(module: str) -> NoReturn:
         if code is not None:
             sys.exit(code)
     from common.calling import call
-    from common.warm import end_with_the_workflow
 
-    end_with_the_workflow()
+    _end_with_the_workflow()
     sys.exit(call(module, sys.argv[1:]))
+
+
+def _end_with_the_workflow() -> None:
+    """Have this process end when the workflow that started it is gone, as a fork would.
+
+    Its parent is a shell, which outlives a killed workflow for as long as its command runs.
+    """
+    import threading
+    import time
+
+    workflow = os.environ.get(WORKFLOW)
+    if workflow is None:
+        return
+
+    def watch() -> None:
+        while os.path.exists(f"/proc/{workflow}"):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def address(name: str) -> str:

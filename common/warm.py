@@ -23,12 +23,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.calling import call
-from common.client import VARIABLE, WORKFLOW, address, same_user
+from common.client import VARIABLE, address, same_user
 
 PRELOAD = (
     "torch",
@@ -59,23 +58,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
-
-
-def end_with_the_workflow() -> None:
-    """Have this process end when the workflow that started it is gone, as a fork would.
-
-    Its parent is a shell, which outlives a killed workflow for as long as its command runs.
-    """
-    workflow = os.environ.get(WORKFLOW)
-    if workflow is None:
-        return
-
-    def watch() -> None:
-        while Path("/proc", workflow).exists():
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:

@@ -1,7 +1,7 @@
 # Published checkpoints and data sets: fetched once, at a recorded revision, proved by hash.
 
 # These steps use the network; the warm worker was started without it.
-ONLINE = f"env -u {warm.VARIABLE} -u TRANSFORMERS_OFFLINE HF_HUB_OFFLINE=0 python -m"
+ONLINE = f"env -u {client.VARIABLE} -u TRANSFORMERS_OFFLINE HF_HUB_OFFLINE=0 python -m"
 FETCH = (
     f"{ONLINE} paper fetch {{params.reference}} {{params.options}} --out {{params.folder}}"
     " > {log} 2> >(tee -a {log} >&2)"

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common import machine, numerics
+from common.client import VARIABLE, WORKFLOW
 from common.errors import UserError
-from common.warm import VARIABLE, WORKFLOW, Worker, die_with_parent
+from common.warm import Worker, die_with_parent
 from studies import NAMES, about
 from workflow.lock import take
 

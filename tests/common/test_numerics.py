@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import machine, numerics, warm
+from common import client, machine, numerics, warm
 from common.errors import UserError
 from common.manifest import write_manifest
 
@@ -69,7 +69,7 @@ def portable(tmp_path_factory):
 def step(folder, before=(), **environment):
     """Run PROGRAM as the workflow runs a step; return what it printed."""
     (folder / "program.py").write_text(PROGRAM)
-    kept = {k: v for k, v in os.environ.items() if k not in {*numerics.SETTINGS, warm.VARIABLE}}
+    kept = {k: v for k, v in os.environ.items() if k not in {*numerics.SETTINGS, client.VARIABLE}}
     own = {"PYTHONPATH": f"{Path.cwd()}:{folder}", "NUMBA_CACHE_DIR": KERNELS.name}
     done = subprocess.run(
         [*before, sys.executable, "-c", "from common.client import run; run('program')"],
@@ -103,7 +103,7 @@ def test_a_warm_step_is_that_of_a_worker_with_the_settings(portable, tmp_path, m
     for name, value in numerics.environment("portable").items():
         monkeypatch.setenv(name, value)
     with warm.Worker(preload=["torch"]):
-        socket = {warm.VARIABLE: os.environ[warm.VARIABLE]}
+        socket = {client.VARIABLE: os.environ[client.VARIABLE]}
         assert step(tmp_path, **numerics.environment("portable"), **socket) == portable
 
 

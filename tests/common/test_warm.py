@@ -73,7 +73,7 @@ def command(*arguments):
 
 def environment(folder, warmly):
     env = {**os.environ, "MARK": "m", "PYTHONPATH": f"{Path.cwd()}:{folder}"}
-    return env if warmly else {k: v for k, v in env.items() if k != warm.VARIABLE}
+    return env if warmly else {k: v for k, v in env.items() if k != client.VARIABLE}
 
 
 def run(folder, warmly, *arguments):
@@ -171,7 +171,7 @@ def listens(name):
 
 def test_a_worker_leaves_no_file_and_serves_its_user_alone(folder, monkeypatch):
     with warm.Worker(preload=["json"]):
-        name = os.environ[warm.VARIABLE]
+        name = os.environ[client.VARIABLE]
         assert run(folder, True, "fine")[0] == 3
         # Another user would see the name too: it says who is asked, and who asks.
         assert listens(name)
@@ -229,6 +229,6 @@ def test_a_step_dies_with_its_caller(worker, folder):
 
 
 def test_without_a_worker_the_command_runs_cold(folder):
-    env = {**environment(folder, False), warm.VARIABLE: str(folder / "nothing")}
+    env = {**environment(folder, False), client.VARIABLE: str(folder / "nothing")}
     done = subprocess.run(command("fine"), cwd=folder, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, f"{folder} m fine\n")

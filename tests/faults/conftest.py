@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from common.warm import PRELOAD, VARIABLE, Worker
+from common.client import VARIABLE
+from common.warm import PRELOAD, Worker
 from tests.faults import laboratory
 from tests.workflow.conftest import shared_folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common import warm
+from common import client
 
 pytestmark = pytest.mark.slurm
 TARGETS = [f"results/tiny/case1/scores/test/{row}.json" for row in ("soup", "ties")]
@@ -149,6 +149,6 @@ def test_a_node_without_the_environment_is_told(project, cluster):
         cluster.start_node()
     # Mended, the same command goes on; a step that took this process for the workflow's would end.
     nobody = str(1 + int(Path("/proc/sys/kernel/pid_max").read_text()))
-    code, output = run(project, cluster, target, **{warm.WORKFLOW: nobody})
+    code, output = run(project, cluster, target, **{client.WORKFLOW: nobody})
     assert code == 0, output[-3000:]
     assert (project.folder / target).is_file()

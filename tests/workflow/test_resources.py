@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import warm
+from common import client
 from common.errors import UserError
 from workflow import capacity, cli, configuration, resources
 from workflow.capacity import Ask
@@ -267,7 +267,7 @@ def test_retries_and_limits_stand_in_the_profiles():
 def test_another_machine_s_profile_takes_no_warm_worker_and_no_number_of_cores_from_here(
     monkeypatch, tmp_path, extra
 ):
-    for name in (warm.WORKFLOW, warm.VARIABLE, "HF_HUB_DISABLE_PROGRESS_BARS"):
+    for name in (client.WORKFLOW, client.VARIABLE, "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "before")
         monkeypatch.delenv(name)
     monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
@@ -275,7 +275,7 @@ def test_another_machine_s_profile_takes_no_warm_worker_and_no_number_of_cores_f
     called = []
 
     def snakemake(arguments):
-        called.append(("--cores" in arguments, warm.VARIABLE in os.environ))
+        called.append(("--cores" in arguments, client.VARIABLE in os.environ))
         return 1
 
     monkeypatch.setattr(cli, "_snakemake", snakemake)

@@ -11,7 +11,7 @@ if ROOT.name == "workflow":
     ROOT = ROOT.parent
 sys.path.insert(0, str(ROOT))
 
-from common import machine, numerics, sources, warm
+from common import client, machine, numerics, sources
 from common.errors import UserError
 from common.manifest import library_versions
 from evaluation import own_data
@@ -35,7 +35,7 @@ except UserError as error:
 
 # `python -m workflow` holds the lock for the Snakemake that it starts; one started by hand takes it
 # itself, unless it only looks.
-if warm.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--lint"} & set(
+if client.WORKFLOW not in os.environ and not {"-n", "--dry-run", "--dryrun", "--lint"} & set(
     sys.argv
 ):
     if workflow.is_main_process:
@@ -77,7 +77,7 @@ shell.prefix(
     f"set -euo pipefail; STORE={shlex.quote(STORE)}; "
     f"PARALLEL_hf=''; PARALLEL_vllm={shlex.quote(PARALLEL)}; "
     # A cluster's job inherits the submitting machine's environment, not its processes.
-    + (f"unset {warm.VARIABLE} {warm.WORKFLOW}; " if workflow.remote_exec else "")
+    + (f"unset {client.VARIABLE} {client.WORKFLOW}; " if workflow.remote_exec else "")
     + f"export PYTHONPATH={shlex.quote(str(ROOT))} "
     f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH" '
     "PYTHONHASHSEED=0 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 OMP_NUM_THREADS=1 "

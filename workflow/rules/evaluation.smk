@@ -21,7 +21,7 @@ def backend_of(wildcards):
 def python_of(wildcards):
     """The Python of a backend's environment; another than this one has no warm worker to ask."""
     python = CONFIG.evaluation.interpreter(backend_of(wildcards))
-    return f"env -u {warm.VARIABLE} {shlex.quote(str(python))}" if python else "python"
+    return f"env -u {client.VARIABLE} {shlex.quote(str(python))}" if python else "python"
 
 
 def gate_options(wildcards):
