@@ -12,6 +12,7 @@ import ast
 import contextlib
 import functools
 import hashlib
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatch
@@ -151,13 +152,19 @@ def _keep() -> None:
 
 
 @functools.cache
+def _folders() -> frozenset[str]:
+    return frozenset(entry.name for entry in os.scandir(ROOT) if entry.is_dir())
+
+
+@functools.cache
 def _files_of(module: str) -> tuple[str, ...]:
     """Find the files that importing a module runs: its own and those of the packages above."""
     parts = module.split(".")
-    if not (ROOT / parts[0]).is_dir():
+    if parts[0] not in _folders():
         return ()
     packages = ["/".join([*parts[:count], "__init__.py"]) for count in range(1, len(parts) + 1)]
-    return tuple(name for name in ["/".join(parts) + ".py", *packages] if (ROOT / name).is_file())
+    names = ["/".join(parts) + ".py", *packages]
+    return tuple(name for name in names if os.path.isfile(f"{ROOT}/{name}"))
 
 
 def no_number(path: str) -> bool:

@@ -23,7 +23,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.calling import call
@@ -40,8 +41,28 @@ PRELOAD = (
     "datasets",
     "pandas",
     "cmaes",
-    "pydantic.main",  # else each evaluation imports it anew, in .05 s
+    "transformers.models.auto.tokenization_auto",
+    "pydantic.types",  # else each evaluation imports it anew, in .05 s
+    "blake3",
+    "llvmlite.binding",
+    "llvmlite.ir",
 )
+# This project's modules that most steps need: their import takes an evaluation a tenth of a second,
+# and two where Python may not keep what it compiles.
+STEPS = (
+    "evaluation.backends.plain",
+    "evaluation.cli",
+    "evaluation.harness",
+    "evaluation.items",
+    "merges.arithmetic.kernels",
+    "merges.dam.method",
+    "merges.dam.states",
+    "merges.running",
+    "search.searches",
+    "search.strategies",
+    "search.workbench",
+)
+ROOT = Path(__file__).resolve().parent.parent
 # Steps allocate and free tensors of megabytes all the time. By default glibc returns each to the
 # system, which clears its pages anew for the next; kept on the heap, in large pages, they are not.
 # Read when a process starts; a user's settings win.
@@ -74,64 +95,152 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     return json.loads(line), list(descriptors)
 
 
-def _serve_one(connection: socket.socket) -> None:
-    """In a child: fork the step, and kill it if its caller goes away first."""
+def _step(connection: socket.socket, kept: _Kept) -> int:
+    """In a fork: do what the caller asks for, as the caller would; returns the exit code."""
     if not same_user(connection):
-        return
+        return 1
     message, descriptors = _receive(connection)
-    parent = os.getpid()
-    step = os.fork()
-    if step == 0:
-        die_with_parent(parent)
-        os.setsid()
-        connection.close()
-        for target, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, target)
-        for descriptor in descriptors:
-            if descriptor > 2:
-                os.close(descriptor)
-        os.chdir(message["folder"])
-        os.environ.clear()
-        os.environ.update(message["environment"])
-        sys.path[:] = message["path"]
-        # Python's standard streams still hold what the worker's start printed.
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = call(message["module"], message["arguments"])
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    connection.close()  # else a process that it leaves behind would hold it
+    os.setsid()
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
     for descriptor in descriptors:
-        os.close(descriptor)
-    process = os.pidfd_open(step)
-    poller = select.poll()
-    poller.register(process, select.POLLIN)
-    poller.register(connection, select.POLLIN | select.POLLHUP | select.POLLRDHUP)
-    while True:
-        ready = {descriptor for descriptor, _ in poller.poll()}
-        if process in ready:
-            break
-        os.kill(step, signal.SIGKILL)
-    _, status = os.waitpid(step, 0)
-    code = os.waitstatus_to_exitcode(status)
-    with contextlib.suppress(OSError):  # the caller was killed meanwhile
-        connection.sendall(str(code if code >= 0 else 128 - code).encode())
+        if descriptor > 2:
+            os.close(descriptor)
+    os.chdir(message["folder"])
+    os.environ.clear()
+    os.environ.update(message["environment"])
+    sys.path[:] = message["path"]
+    # Python's standard streams still hold what the worker's start printed.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    kept.forget_if_changed()
+    code = call(message["module"], message["arguments"])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
 
 
-def serve(listener: socket.socket, preload: Sequence[str]) -> None:
-    """Import the heavy libraries, then fork a child for every request until killed.
+class _Steps:
+    """The steps that run: each is killed once its caller goes away, or its exit code goes there.
 
     Args:
-        listener: A listening Unix socket; callers queue there while the imports last.
-        preload: The modules to import.
+        listener: Where callers come.
+        kept: What steps find imported.
     """
-    for module in preload:
+
+    def __init__(self, listener: socket.socket, kept: _Kept) -> None:
+        self._listener, self._kept, self._worker = listener, kept, os.getpid()
+        self._poller = select.poll()
+        self._poller.register(listener, select.POLLIN)
+        # By descriptor, of its process and of its connection: the step's process and connection.
+        self._running: dict[int, tuple[int, int, socket.socket]] = {}
+
+    def wait(self) -> None:
+        """Wait for a caller, or for the end of a step or of its caller."""
+        ready = [descriptor for descriptor, _ in self._poller.poll()]
+        for descriptor in ready:
+            if descriptor in self._running:  # not one of a step that has just ended
+                self._end(descriptor)
+        # Last: it may be given a descriptor that was closed just now.
+        if self._listener.fileno() in ready:
+            self._begin(self._listener.accept()[0])
+
+    def _begin(self, connection: socket.socket) -> None:
+        step = os.fork()
+        if step == 0:
+            code = 1
+            try:
+                die_with_parent(self._worker)
+                self._listener.close()
+                for _, _, other in self._running.values():
+                    other.close()  # else its caller would wait for this step too
+                code = _step(connection, self._kept)
+            except ConnectionError:
+                pass  # the caller has gone
+            except Exception:  # such as a folder that is gone
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        process = os.pidfd_open(step)
+        self._running[process] = self._running[connection.fileno()] = step, process, connection
+        self._poller.register(process, select.POLLIN)
+        self._poller.register(connection, select.POLLHUP | select.POLLRDHUP)
+
+    def _end(self, descriptor: int) -> None:
+        step, process, connection = self._running[descriptor]
+        if descriptor != process:
+            os.kill(step, signal.SIGKILL)
+        _, status = os.waitpid(step, 0)
+        code = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):  # the caller was killed
+            connection.sendall(str(code if code >= 0 else 128 - code).encode())
+        for one in (process, connection.fileno()):
+            self._poller.unregister(one)
+            del self._running[one]
+        os.close(process)
+        connection.close()
+
+
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
             print(f"warm worker: {module} cannot be imported ({error})", file=sys.stderr)
+
+
+class _Kept:
+    """Modules of this project that steps find imported, for as long as their files are the same.
+
+    Args:
+        modules: The modules to import; what they import is kept with them.
+    """
+
+    def __init__(self, modules: Iterable[str]) -> None:
+        before = set(sys.modules)
+        _import(modules)
+        self._files: dict[str, str] = {}
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            # Not a library's in an environment inside the project's folder.
+            if file and (ROOT / name.partition(".")[0]).is_dir():
+                self._files[name] = file
+        self._states = self._found()
+
+    def _found(self) -> list[tuple[int, int, int] | None]:
+        return [_state(file) for file in self._files.values()]
+
+    def forget_if_changed(self) -> None:
+        """Have a step import all anew once one of the files is another.
+
+        It would otherwise run half of an edit, for what it imports itself is read then.
+        """
+        if self._found() != self._states:
+            for name in self._files:
+                sys.modules.pop(name, None)
+
+
+def _state(file: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def serve(listener: socket.socket, preload: Sequence[str], steps: Sequence[str] = ()) -> None:
+    """Import the heavy libraries, then fork a child for every request until killed.
+
+    Args:
+        listener: A listening Unix socket; callers queue there while the imports last.
+        preload: The libraries' modules to import.
+        steps: Those of this project, which are imported again once their files change.
+    """
+    _import(preload)
+    kept = _Kept(steps)
     if "torch" in preload:
         import torch
 
@@ -139,31 +248,24 @@ def serve(listener: socket.socket, preload: Sequence[str]) -> None:
     # A collection in a fork would go through, and so copy, all that the libraries have made.
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    worker = os.getpid()
+    steps_running = _Steps(listener, kept)
     while True:
-        connection, _ = listener.accept()
-        child = os.fork()
-        if child == 0:
-            die_with_parent(worker)
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            try:
-                _serve_one(connection)
-            finally:
-                os._exit(0)
-        connection.close()
+        steps_running.wait()
 
 
 class Worker:
     """Offers a warm worker to every `python -m PACKAGE` started inside a `with` block.
 
-    The worker imports the modules of `preload` at the first request, so that a run that has nothing
-    to do does not pay for it.
+    The worker imports the modules of `preload` and `steps` at the first request, so that a run that
+    has nothing to do does not pay for it.
+
+    Args:
+        preload: Modules of libraries.
+        steps: Modules of this project.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
-        self._preload = preload
+    def __init__(self, preload: Sequence[str] = PRELOAD, steps: Sequence[str] = ()) -> None:
+        self._preload, self._steps = preload, steps
 
     def __enter__(self) -> Worker:
         name = f"merging-in-a-bottle-{os.getpid()}-{secrets.token_hex(8)}"
@@ -184,13 +286,14 @@ class Worker:
             return
         parent = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "common.warm", str(self._listener.fileno()), *self._preload],
+            [sys.executable, "-m", "common.warm", str(self._listener.fileno())]
+            + [json.dumps(modules) for modules in (self._preload, self._steps)],
             # The worker must not look for a worker. Hashing and OpenMP read their settings only
             # when a process starts, so it starts with those that the workflow's jobs have.
             env=MEMORY
             | {k: v for k, v in os.environ.items() if k != VARIABLE}
             | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=ROOT,
             pass_fds=[self._listener.fileno()],
             preexec_fn=lambda: die_with_parent(parent),
             start_new_session=True,
@@ -211,4 +314,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    serve(socket.socket(fileno=int(sys.argv[1])), *map(json.loads, sys.argv[2:]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import machine, numerics
 from common.client import VARIABLE, WORKFLOW
 from common.errors import UserError
-from common.warm import Worker, die_with_parent
+from common.warm import STEPS, Worker, die_with_parent
 from studies import NAMES, about
 from workflow.lock import take
 
@@ -172,7 +172,8 @@ def reproduce(
             _snakemake([*common, "--cores", "1", "--unlock", "--quiet", "all"])
         # The steps of a cluster run elsewhere, and large models have no use for a warm start.
         # Who starts many runs, as the tests do, may offer one worker to all of them.
-        with contextlib.nullcontext() if profiled or VARIABLE in os.environ else Worker():
+        cold = profiled or VARIABLE in os.environ
+        with contextlib.nullcontext() if cold else Worker(steps=STEPS):
             code = _snakemake(
                 [
                     *(*common, "--rerun-incomplete", *([f"study_{study}"] if study else [])),

@@ -38,7 +38,13 @@ def key(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.setattr(sources, "_KEPT", tmp_path / "kept.json")
     (tmp_path / "room").mkdir()
-    cached = (sources._known, sources._read, sources._files_of, sources.reachable)
+    cached = (
+        sources._known,
+        sources._read,
+        sources._folders,
+        sources._files_of,
+        sources.reachable,
+    )
 
     def forget():
         for function in cached:

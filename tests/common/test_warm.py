@@ -1,5 +1,7 @@
 """A command gives the same output and exit code cold and warm, and dies with its caller."""
 
+import importlib
+import importlib.util
 import os
 import signal
 import socket
@@ -232,3 +234,32 @@ def test_without_a_worker_the_command_runs_cold(folder):
     env = {**environment(folder, False), client.VARIABLE: str(folder / "nothing")}
     done = subprocess.run(command("fine"), cwd=folder, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, f"{folder} m fine\n")
+
+
+@pytest.mark.parametrize("module", [*warm.PRELOAD, *warm.STEPS])
+def test_what_a_worker_imports_is_there(module):
+    """One that were gone would be a line in a log, and a slower run."""
+    assert importlib.util.find_spec(module) is not None
+
+
+def test_a_step_has_the_worker_s_modules_until_one_of_their_files_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brewery").mkdir()
+    (tmp_path / "brewery/__init__.py").touch()
+    (tmp_path / "brewery/mash.py").write_text("from brewery import malt\nTASTE = malt.TASTE\n")
+    (tmp_path / "brewery/malt.py").write_text("import colorsys\nTASTE = 'sweet'\n")
+    sys.modules.pop("colorsys", None)
+    kept = warm._Kept(["brewery.mash"])
+    held = sys.modules["brewery.mash"]
+    kept.forget_if_changed()
+    assert sys.modules["brewery.mash"] is held
+    (tmp_path / "brewery/malt.py").write_text("TASTE = 'smoky'\n")
+    kept.forget_if_changed()
+    assert not {"brewery", "brewery.mash", "brewery.malt"} & sys.modules.keys()
+    assert importlib.import_module("brewery.mash").TASTE == "smoky"
+    assert "colorsys" in sys.modules  # a library's, which nobody edits
+    kept.forget_if_changed()
+    (tmp_path / "brewery/mash.py").unlink()
+    kept.forget_if_changed()
+    assert "brewery.mash" not in sys.modules
