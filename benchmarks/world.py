@@ -6,7 +6,8 @@
 For each case and world it records: whether the base is between chance and the expert on every task
 that an expert is trained for, how far the experts are from the base, whether the loss rises on the
 straight lines between models, what Model Soups keep of the experts, which untuned merges exceed the
-best expert, and the composed held-out task. Nothing is trained; it takes about three minutes.
+best expert, and the composed held-out task; of all worlds together, how far merges are above
+experts. Nothing is trained; it takes about three minutes.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from checkpoints.names import kind  # noqa: E402
 from checkpoints.reading import Checkpoint  # noqa: E402
 from common.files import write_text  # noqa: E402
 from common.worlds import folder_of, seeds_of  # noqa: E402
-from report.experiment import Case, searched  # noqa: E402
+from report.experiment import Case, Model, searched  # noqa: E402
 from report.lines import barrier  # noqa: E402
 from report.load import load  # noqa: E402
+from report.pairs import Of, Test, compared, weights_of  # noqa: E402
 
 ROWS = 256  # calibration rows of each expert behind a loss
 CLEAR = 3.0  # standard errors
@@ -77,6 +79,46 @@ def composed(case: Case) -> dict[str, Any]:
     shown = ("base", *case.experts, "soup", "dam_paper", "dam_tuned")
     scores = {m.id: m.tasks[task] for m in case.models if m.id in shown}
     return {id: [score.value, score.stderr] for id, score in scores.items()}
+
+
+def _tested(case: Case, row: Model, other: Model, of: Of, tasks: Mapping[str, float]) -> list:
+    """Return how far a row is above another over all worlds, and the error, as tables test it."""
+    merges = [model for model in case.all_models if model.kind == "merge" and model.id != row.id]
+    found: Test = compared([row, *merges, other], row, of, tasks, other.id)[other.id]
+    return [found.value, found.error]
+
+
+def together(case: Case, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare rows over all worlds of a case: on the held-out task, and by the averages.
+
+    Each is the difference and its standard error between worlds and items together.
+    """
+    models = {model.id: model for model in case.all_models}
+    (task,) = case.held_out()
+    averages = {id: score.value for id, model in models.items() if (score := case.average(model))}
+    best = max(case.experts, key=averages.__getitem__)
+    rows = [row for row in averages if row in methods and not searched(methods[row])]
+    rows = sorted(rows, key=averages.__getitem__, reverse=True)
+    above = [row for row in rows if averages[row] > averages[best]]
+    return {
+        "held out": {
+            merge: {
+                expert: _tested(
+                    case, models[merge], models[expert], lambda m: m.tasks.get(task), {task: 1.0}
+                )
+                for expert in case.experts
+            }
+            for merge in ("soup", "dam_paper", "dam_tuned")
+        },
+        "best expert": [best, averages[best]],
+        "untuned above it": {
+            row: [
+                averages[row],
+                *_tested(case, models[row], models[best], case.average, weights_of(case.averaged)),
+            ]
+            for row in above
+        },
+    }
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -144,7 +186,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE")
     given = parser.parse_args()
     experiment = load(given.results / "config.json", given.results)
-    seeds, records = seeds_of(experiment.config), {}
+    seeds, records, over = seeds_of(experiment.config), {}, {}
     for case in experiment.cases:
         for seed, world in zip(seeds, case.each.values(), strict=True):
             folder = given.results / folder_of(case.id, seed, seeds)
@@ -163,8 +205,13 @@ def main() -> None:
                 "largest barrier": max(barrier(path) for path in found.values()),
             }
             print(f"{case.id}, seed {seed}:", json.dumps(record, ensure_ascii=False), flush=True)
+        if case.several:
+            name = f"{case.id}, all worlds"
+            over[name] = together(case, experiment.config["methods"])
+            print(f"{name}:", json.dumps(over[name], ensure_ascii=False), flush=True)
     if given.json:
-        write_text(given.json, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(records | over, indent=1, ensure_ascii=False)
+        write_text(given.json, text + "\n")
     if given.figure:
         draw(records, {case.id: case.title for case in experiment.cases}, given.figure)
 
