@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.warm import Worker  # noqa: E402
+from common.warm import STEPS, Worker  # noqa: E402
 
 GOAL_CPU_S = 1440.0  # of a default run: 12 minutes on two cores
 REPEATS = 5  # the median of five withstands a disturbance or two
@@ -176,7 +176,7 @@ def main() -> None:
         "import sys; sys.argv[1:] = []; from common.client import run; run('benchmarks.imports')",
     ]
     cold = median_wall(step)
-    with Worker():
+    with Worker(steps=STEPS):
         seconds(step)  # the first request starts the worker
         warm = median_wall(step)
     record("start of an evaluation step, warm (other: cold)", warm, cold)
