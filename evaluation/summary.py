@@ -18,10 +18,13 @@ def _lines(name: str, task: Mapping[str, Any], width: int) -> Iterator[str]:
     scale = task.get("scale", 1)
 
     def shown(part: Mapping[str, Any]) -> str:
+        value, items = _number(part, scale, 6), part.get("items", task["items"])
         if part["value"] is None:
-            return f"{_number(part, scale, 6)}  n={task['items']}"
+            return f"{value}  n={task['items']}"
+        if items == 1:  # the recorded 0 says nothing of how sure this is
+            return f"{value}  n=1, which has no error"
         error = _number({"value": part["stderr"]}, scale)
-        return f"{_number(part, scale, 6)} ± {error}  n={part.get('items', task['items'])}"
+        return f"{value} ± {error}  n={items}"
 
     chance = f"  chance {task['chance']:.2f}" if task["chance"] else ""
     others = ", ".join(

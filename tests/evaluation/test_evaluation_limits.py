@@ -283,6 +283,23 @@ def test_the_summary_says_what_limits_the_scores():
     ]
 
 
+def test_a_single_item_has_no_error():
+    """A deviation needs two: ± 0 would say that the score is certain."""
+    task = {"metric": "acc", "value": 1.0, "stderr": 0.0, "items": 3, "chance": 0}
+    task["metrics"] = {"acc": {"value": 1.0, "stderr": 0.0}}
+    task["groups"] = {"easy": {"value": 1.0, "stderr": 0.0, "items": 1}}
+    mean = {"mean": 1.0, "weighted_mean": 1.0, "tasks": 1}
+    scores = {"model": "m", "split": "test", "backend": "hf", "dtype": "float32"}
+    scores |= {"tasks": {"own/a": task}, "suites": {"own": {"primary": mean}}}
+    assert [line.split() for line in summary(scores).splitlines()[1:]] == [
+        ["own/a", "acc", "1.000", "±", "0.000", "n=3"],
+        ["easy", "1.000", "n=1,", "which", "has", "no", "error"],
+    ]
+    del task["groups"]
+    task["items"] = 1
+    assert summary(scores).endswith("1.000  n=1, which has no error")
+
+
 def test_rows_that_stand_in_are_marked_in_the_scores(world, tmp_path):
     path = write_items(tmp_path, ROW)
     about = {"extra": {"tasks": {"jcomqa": {"stand_in": {"items": "another split"}}}}}
