@@ -82,6 +82,7 @@ def turn(build: Path, steps: dict[str, list[str]]) -> dict[str, float]:
 
 def main() -> None:
     """Measure in turns, print a table and write the records."""
+    # Long, because it also describes the command line and prints the table.
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", type=Path, required=True, metavar="DIR", help="of a finished run")
     parser.add_argument("--against", type=Path, required=True, metavar="DIR", help="a checkout")
